@@ -1,0 +1,55 @@
+//! Spawners: the drivers that make kernels exist.
+//!
+//! A [`Spawner`] turns a [`KernelSpec`] into a running [`Kernel`]. Two are here: [`UmlSpawner`] boots real Linux
+//! kernels as unprivileged processes (User-mode Linux), [`ProcessSpawner`] runs the agent as a process in its own
+//! namespaces (no kernel of its own, and says so).
+//!
+//! Neither holds a kernel's file descriptors in the daemon. Each kernel gets a **keeper** (see [`crate::keeper`]): a
+//! small process of its own session that owns the kernel's doorbell and console, reaps it and records how it ended.
+//! A daemon that dies therefore cuts no kernel off, and its successor finds it again with [`Spawner::adopt`].
+//!
+//! ```text
+//!   tombolod ──keeper.sock──▶ keeper ──doorbell, console, SIGCHLD──▶ kernel
+//!      │                                                               ▲
+//!      └──────── doorbell (a duplicate), freeze, thaw ─────────────────┘
+//! ```
+
+mod error;
+mod kernel;
+mod process;
+mod spec;
+mod uml;
+
+use std::future::Future;
+use std::path::Path;
+
+pub use error::SpawnError;
+pub use kernel::{Kernel, KernelStatus};
+pub use process::ProcessSpawner;
+pub use spec::{Availability, FileContent, InitrdFile, KernelSpec, PoolFile, SpawnerKind};
+pub use uml::UmlSpawner;
+
+/// A driver that makes kernels exist.
+pub trait Spawner {
+    /// Which driver this is.
+    fn kind(&self) -> SpawnerKind;
+
+    /// Whether this host can run it, and if not, what is missing and how to get it.
+    fn availability(&self) -> impl Future<Output = Availability> + Send;
+
+    /// Starts a kernel. Returns when its keeper holds it; the agent inside has yet to boot and dial in.
+    ///
+    /// # Errors
+    /// [`SpawnError`] says what was attempted. On any error nothing is left running and no file is left behind.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave a kernel running in `spec.runtime_dir`: adopt it, then kill and forget it.
+    fn spawn(&self, spec: &KernelSpec) -> impl Future<Output = Result<Kernel, SpawnError>> + Send;
+
+    /// Finds again the kernel whose keeper serves `runtime_dir`, after the daemon that spawned it has gone.
+    ///
+    /// # Errors
+    /// [`SpawnError::NotFound`] when no kernel was ever started there or it was forgotten. A kernel that ended in
+    /// the meantime is not an error: the [`Kernel`] says how it ended.
+    fn adopt(&self, runtime_dir: &Path) -> impl Future<Output = Result<Kernel, SpawnError>> + Send;
+}

@@ -1,0 +1,157 @@
+//! What a kernel is to be: the input of every spawner.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use tombolo_transport::Cid;
+
+/// Which driver makes a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SpawnerKind {
+    /// A real Linux kernel as an unprivileged process (User-mode Linux).
+    Uml,
+    /// The agent as a process in its own namespaces: **not** a kernel of its own.
+    Process,
+}
+
+impl SpawnerKind {
+    /// Whether what it makes are kernels, rather than processes of this one.
+    pub fn makes_kernels(self) -> bool {
+        match self {
+            Self::Uml => true,
+            Self::Process => false,
+        }
+    }
+
+    /// One line for people: what stands behind an instance of this kind.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Uml => "real Linux kernels, each an unprivileged process (User-mode Linux)",
+            Self::Process => {
+                "processes in their own namespaces, NOT kernels: they share the kernel of this host"
+            }
+        }
+    }
+}
+
+impl fmt::Display for SpawnerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Uml => "uml",
+            Self::Process => "process",
+        })
+    }
+}
+
+impl FromStr for SpawnerKind {
+    type Err = String;
+
+    fn from_str(input: &str) -> Result<Self, Self::Err> {
+        match input {
+            "uml" => Ok(Self::Uml),
+            "process" => Ok(Self::Process),
+            other => Err(format!("`{other}` is not a spawner: choose uml or process")),
+        }
+    }
+}
+
+/// Whether a spawner can work on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum Availability {
+    /// It can; `detail` says with what (kernel image and version, namespaces).
+    Ready {
+        /// One line for people.
+        detail: String,
+    },
+    /// It cannot.
+    Missing {
+        /// What is missing.
+        what: String,
+        /// What to do to get it.
+        remedy: String,
+    },
+}
+
+impl Availability {
+    /// Whether the spawner can be used now.
+    pub fn is_ready(&self) -> bool {
+        matches!(self, Self::Ready { .. })
+    }
+}
+
+/// A file that a kernel finds at boot.
+#[derive(Clone, Debug)]
+pub struct InitrdFile {
+    /// Absolute path inside the kernel. Missing folders are made (mode 0755).
+    pub guest_path: String,
+    /// Permission bits, such as `0o755`.
+    pub mode: u32,
+    /// What the file holds.
+    pub content: FileContent,
+}
+
+/// Where the bytes of an [`InitrdFile`] come from.
+#[derive(Clone, Debug)]
+pub enum FileContent {
+    /// A file of the host, read when the kernel is spawned.
+    Path(PathBuf),
+    /// These bytes.
+    Bytes(Vec<u8>),
+}
+
+/// The shared-memory pool a kernel maps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolFile {
+    /// The host's file. It must have its full size before the kernel starts.
+    pub path: PathBuf,
+    /// Its length, in bytes.
+    pub len: u64,
+}
+
+/// Everything a spawner needs to know to make one kernel.
+#[derive(Clone, Debug)]
+pub struct KernelSpec {
+    /// The instance's name: 1 to 32 of `a-z 0-9 - _`.
+    pub name: String,
+    /// The kernel's address.
+    pub cid: Cid,
+    /// Its member index in the pool.
+    pub member: u32,
+    /// The kernel image; `None` lets the spawner find one. Ignored by `process`.
+    pub image: Option<PathBuf>,
+    /// The kernel's memory, in bytes (at least 32 MiB, and twice the size of all initrd files). Ignored by `process`.
+    pub memory_bytes: u64,
+    /// The agent: a static binary, `/init` in a kernel.
+    pub agent_binary: PathBuf,
+    /// The agent's configuration as a JSON object. The spawner sets its `pool` and `doorbell`: only it knows
+    /// what they are called inside.
+    pub agent_config: serde_json::Value,
+    /// Further files. Ignored by `process`, whose agent sees the host's files.
+    pub initrd_files: Vec<InitrdFile>,
+    /// Kernel modules to put under `/lib/modules/tombolo/` in load order, with their names in `/etc/tombolo/modules`,
+    /// found beside the image. Ignored by `process`.
+    pub modules: Vec<String>,
+    /// The pool to map; `None` for a kernel without shared memory.
+    pub pool: Option<PoolFile>,
+    /// A folder of this kernel alone, made if missing (mode 0700): sockets, console log, exit record.
+    pub runtime_dir: PathBuf,
+    /// Further kernel command-line arguments. Ignored by `process`.
+    pub extra_args: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spawner_kind_survives_printing_and_parsing() {
+        for kind in [SpawnerKind::Uml, SpawnerKind::Process] {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        assert!("kvm".parse::<SpawnerKind>().is_err());
+    }
+}
