@@ -1,10 +1,25 @@
 //! vsock-shaped sockets between kernels: shared memory, AF_VSOCK, or a hybrid Unix socket, behind one API.
 
 pub mod addr;
+pub mod broker;
+pub mod endpoint;
 pub mod error;
 pub mod framed;
+pub mod incarnation;
+pub mod listener;
 pub mod messages;
+pub mod options;
+pub mod pool;
+mod shm;
+pub mod stream;
 
 pub use addr::{Addr, Cid, Port};
+pub use broker::{Broker, BrokerConfig, BrokerHandle};
+pub use endpoint::Endpoint;
 pub use error::{Error, ResetCause, Result};
-pub use messages::{MessageReceiver, MessageSender, Messages};
+pub use incarnation::Incarnation;
+pub use listener::{Listener, MessageListener};
+pub use messages::{MessageReceiver, MessageSender, Messages, TryRecv};
+pub use options::{ConnectOptions, ListenOptions, Sizes};
+pub use pool::{Member, Pool};
+pub use stream::{Stream, StreamReader, StreamWriter};

@@ -1,7 +1,8 @@
 //! [`Messages`]: a connection that keeps message boundaries, like SOCK_SEQPACKET, on every backend.
 
 use std::future::poll_fn;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -25,6 +26,17 @@ pub struct MessageSender(Tx);
 /// The receiving half of [`Messages`].
 #[derive(Debug)]
 pub struct MessageReceiver(Rx);
+
+/// What [`MessageReceiver::try_recv`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TryRecv {
+    /// A message; it is in the buffer.
+    Message,
+    /// Nothing yet.
+    Empty,
+    /// The peer has shut down; nothing will come.
+    End,
+}
 
 #[derive(Debug)]
 enum Tx {
@@ -53,6 +65,31 @@ impl Messages {
     /// Receives one message; `None` after the peer has shut down. See [`MessageReceiver::recv`].
     pub async fn recv(&mut self) -> Result<Option<Bytes>> {
         self.receiver.recv().await
+    }
+
+    /// Sends one message at once or not at all. See [`MessageSender::try_send`].
+    pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
+        self.sender.try_send(message)
+    }
+
+    /// Receives a message if there is one. See [`MessageReceiver::try_recv`].
+    pub fn try_recv(&mut self, message: &mut Vec<u8>) -> Result<TryRecv> {
+        self.receiver.try_recv(message)
+    }
+
+    /// Spins until a message is there. See [`MessageReceiver::recv_busy`].
+    pub fn recv_busy(&mut self, message: &mut Vec<u8>, deadline: Instant) -> Result<TryRecv> {
+        self.receiver.recv_busy(message, deadline)
+    }
+
+    /// Ends our direction. See [`MessageSender::shutdown`].
+    pub async fn shutdown(&mut self) -> Result<()> {
+        self.sender.shutdown().await
+    }
+
+    /// The longest message this connection carries, in bytes.
+    pub fn max_len(&self) -> usize {
+        self.sender.max_len()
     }
 
     /// The address of the other side.
@@ -104,6 +141,22 @@ impl MessageSender {
         poll_fn(|cx| self.poll_flush(cx)).await
     }
 
+    /// Sends one message and flushes it, at once or not at all: `false` while there is no room for it. Needs no
+    /// runtime on shared memory; on the other backends the runtime must be running for room to appear.
+    pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
+        let mut cx = Context::from_waker(Waker::noop());
+        if self.poll_send(&mut cx, message)?.is_pending() {
+            return Ok(false);
+        }
+        self.try_flush()?;
+        Ok(true)
+    }
+
+    /// Makes what was taken visible as far as possible without waiting; `true` if nothing is left over.
+    pub fn try_flush(&mut self) -> Result<bool> {
+        Ok(self.poll_flush(&mut Context::from_waker(Waker::noop()))?.is_ready())
+    }
+
     /// Ends this direction after what was sent: the peer receives everything, then `None`.
     pub async fn shutdown(&mut self) -> Result<()> {
         match &mut self.0 {
@@ -126,6 +179,55 @@ impl MessageReceiver {
     /// Dropping the future loses nothing.
     pub async fn recv(&mut self) -> Result<Option<Bytes>> {
         poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// Receives one message into `message`, whose former content is replaced; `false` after the peer has shut down.
+    /// Allocates only if `message` is too small.
+    pub fn poll_recv_into(&mut self, cx: &mut Context<'_>, message: &mut Vec<u8>) -> Poll<Result<bool>> {
+        match &mut self.0 {
+            Rx::Framed(rx) => rx.poll_recv(cx).map_ok(|received| {
+                message.clear();
+                message.extend_from_slice(received.as_deref().unwrap_or_default());
+                received.is_some()
+            }),
+        }
+    }
+
+    /// Receives one message into `message`; `false` after the peer has shut down. See [`MessageReceiver::poll_recv_into`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn recv_into(&mut self, message: &mut Vec<u8>) -> Result<bool> {
+        poll_fn(|cx| self.poll_recv_into(cx, message)).await
+    }
+
+    /// Receives a message if there is one, replacing the content of `message`. Needs no runtime on shared memory; on
+    /// the other backends the runtime must be running for messages to arrive.
+    pub fn try_recv(&mut self, message: &mut Vec<u8>) -> Result<TryRecv> {
+        let mut cx = Context::from_waker(Waker::noop());
+        Ok(match self.poll_recv_into(&mut cx, message)? {
+            Poll::Ready(true) => TryRecv::Message,
+            Poll::Ready(false) => TryRecv::End,
+            Poll::Pending => TryRecv::Empty,
+        })
+    }
+
+    /// Spins until a message is there, the peer has shut down, or `deadline` passes ([`TryRecv::Empty`]).
+    ///
+    /// Burns a CPU while it waits, for the shortest latency; needs no runtime on shared memory.
+    pub fn recv_busy(&mut self, message: &mut Vec<u8>, deadline: Instant) -> Result<TryRecv> {
+        loop {
+            // Reading the clock costs as much as several looks at the ring.
+            for _ in 0..32 {
+                match self.try_recv(message)? {
+                    TryRecv::Empty => std::hint::spin_loop(),
+                    found => return Ok(found),
+                }
+            }
+            if Instant::now() >= deadline {
+                return Ok(TryRecv::Empty);
+            }
+        }
     }
 
     /// The address of the other side.

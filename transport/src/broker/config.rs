@@ -1,0 +1,39 @@
+//! What a broker is started with.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::broker::Policy;
+use crate::pool::{Member, PoolSource};
+
+/// How to start a broker.
+#[derive(Debug)]
+pub struct BrokerConfig {
+    /// The pool, already formatted (see [`Pool::create`](crate::pool::Pool::create)).
+    pub pool: PoolSource,
+    /// Which member of it this kernel is.
+    pub member: Member,
+    /// Unix socket on which applications attach; `None`: only [`BrokerHandle::endpoint`](crate::broker::BrokerHandle::endpoint).
+    /// A stale file of a dead broker is replaced.
+    pub socket: Option<PathBuf>,
+    /// Group that may attach beside root and our own user. Default none.
+    pub allowed_gid: Option<u32>,
+    /// Who may connect to us. Default [`Policy::default`].
+    pub policy: Policy,
+    /// How often to look for bells that were lost. Default 100 ms.
+    pub recheck: Duration,
+}
+
+impl BrokerConfig {
+    /// Defaults for `member` of `pool`.
+    pub fn new(pool: PoolSource, member: Member) -> Self {
+        Self {
+            pool,
+            member,
+            socket: None,
+            allowed_gid: None,
+            policy: Policy::default(),
+            recheck: Duration::from_millis(100),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! [`Endpoint`]: a process's attachment to the fabric, whatever carries it.
+
+use std::path::Path;
+
+use crate::addr::{Addr, Cid, Port};
+use crate::error::Result;
+use crate::listener::{Listener, MessageListener};
+use crate::messages::Messages;
+use crate::options::{ConnectOptions, ListenOptions};
+use crate::shm;
+use crate::stream::Stream;
+
+/// A process's attachment: what it connects and listens through. Clones share it.
+///
+/// Connections outlive the endpoint they came from.
+#[derive(Clone, Debug)]
+pub struct Endpoint(Backend);
+
+#[derive(Clone, Debug)]
+enum Backend {
+    Shm(shm::ShmEndpoint),
+}
+
+impl Endpoint {
+    /// Attaches to the shared-memory fabric through this kernel's broker, which listens on the Unix socket
+    /// `broker_socket` (`/run/tombolo/broker.sock` inside a spawned kernel).
+    ///
+    /// Must be called within a Tokio runtime, on which a task of the endpoint then runs.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) if the broker is not there or refuses our credentials;
+    /// [`Error::BadPool`](crate::Error::BadPool) if the pool it hands out is not one we can use.
+    pub async fn attach(broker_socket: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self(Backend::Shm(shm::ShmEndpoint::attach(broker_socket.as_ref()).await?)))
+    }
+
+    /// The CID of this kernel.
+    pub fn local_cid(&self) -> Cid {
+        match &self.0 {
+            Backend::Shm(shm) => shm.local_cid(),
+        }
+    }
+
+    /// Finds the address of a service by `KERNEL/SERVICE`, or by `SERVICE` alone in this kernel.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound) says which of the two names is unknown.
+    pub async fn resolve(&self, name: &str) -> Result<Addr> {
+        match &self.0 {
+            Backend::Shm(shm) => shm.resolve(name).await,
+        }
+    }
+
+    /// Connects a byte stream. See [`Endpoint::connect_with`].
+    pub async fn connect(&self, addr: Addr) -> Result<Stream> {
+        self.connect_with(addr, &ConnectOptions::default()).await
+    }
+
+    /// Connects a byte stream.
+    ///
+    /// # Errors
+    /// [`Error::Refused`](crate::Error::Refused) if nobody listens there, its backlog is full or its kernel is not
+    /// there, [`Error::Denied`](crate::Error::Denied) if a policy forbids it, [`Error::TimedOut`](crate::Error::TimedOut)
+    /// after `options.timeout`, [`Error::NoMemory`](crate::Error::NoMemory) if either extent is full.
+    ///
+    /// # Cancel safety
+    /// Dropping the future abandons the attempt; a connection that was made meanwhile is closed.
+    pub async fn connect_with(&self, addr: Addr, options: &ConnectOptions) -> Result<Stream> {
+        match &self.0 {
+            Backend::Shm(shm) => shm.connect(addr, options).await,
+        }
+    }
+
+    /// Connects a message connection. See [`Endpoint::connect_messages_with`].
+    pub async fn connect_messages(&self, addr: Addr) -> Result<Messages> {
+        self.connect_messages_with(addr, &ConnectOptions::default()).await
+    }
+
+    /// Connects a message connection. Errors and cancel safety as [`Endpoint::connect_with`].
+    pub async fn connect_messages_with(&self, addr: Addr, options: &ConnectOptions) -> Result<Messages> {
+        match &self.0 {
+            Backend::Shm(shm) => shm.connect_messages(addr, options).await,
+        }
+    }
+
+    /// Listens for byte streams on `port`; [`Port::ANY`] takes a free one (see [`Listener::local_addr`]).
+    ///
+    /// # Errors
+    /// [`Error::AddrInUse`](crate::Error::AddrInUse) if the port is taken (or the name),
+    /// [`Error::Denied`](crate::Error::Denied) for a port below 1024 without privilege.
+    pub async fn listen(&self, port: Port, options: ListenOptions) -> Result<Listener> {
+        match &self.0 {
+            Backend::Shm(shm) => Ok(Listener::shm(shm.listen(port, options).await?)),
+        }
+    }
+
+    /// Listens for message connections on `port`. As [`Endpoint::listen`].
+    pub async fn listen_messages(&self, port: Port, options: ListenOptions) -> Result<MessageListener> {
+        match &self.0 {
+            Backend::Shm(shm) => Ok(MessageListener::shm(shm.listen_messages(port, options).await?)),
+        }
+    }
+}

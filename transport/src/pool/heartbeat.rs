@@ -1,0 +1,101 @@
+//! The heartbeat of a member: a counter and a time that only its own kernel writes.
+
+use crate::incarnation::Incarnation;
+use crate::pool::{Member, Pool};
+
+/// What a kernel says it is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Phase {
+    /// Nothing said yet.
+    #[default]
+    None = 0,
+    /// User space is starting.
+    Booting = 1,
+    /// At work.
+    Running = 2,
+    /// Finishing what it has, taking nothing new.
+    Draining = 3,
+    /// About to power off.
+    Stopped = 4,
+}
+
+impl Phase {
+    /// The phase of that number; [`Phase::None`] for one that we do not know.
+    pub fn from_number(number: u64) -> Self {
+        match number {
+            1 => Self::Booting,
+            2 => Self::Running,
+            3 => Self::Draining,
+            4 => Self::Stopped,
+            _ => Self::None,
+        }
+    }
+}
+
+/// One look at a member's status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Beats since its kernel attached. It moves or the kernel's heartbeat thread does not run.
+    pub count: u64,
+    /// The beating kernel's monotonic clock at the last beat, in nanoseconds. Not comparable between kernels.
+    pub monotonic_ns: u64,
+    /// Its broker's generation; 0: none has run.
+    pub generation: u64,
+    /// Which boot of that kernel beats.
+    pub incarnation: Incarnation,
+    /// What it says it is doing.
+    pub phase: Phase,
+}
+
+/// Writes the heartbeat of one's own member, from a thread of its own.
+#[derive(Debug)]
+pub struct HeartbeatWriter {
+    pool: Pool,
+    count: u64,
+}
+
+/// Reads the heartbeat of one member.
+#[derive(Clone, Debug)]
+pub struct HeartbeatReader {
+    pool: Pool,
+    member: Member,
+}
+
+impl HeartbeatWriter {
+    pub(crate) fn new(pool: Pool) -> Self {
+        Self { pool, count: 0 }
+    }
+
+    /// Says which boot this is. Do so once, before the first beat.
+    pub fn set_incarnation(&mut self, incarnation: Incarnation) {
+        self.pool.store_incarnation(incarnation);
+    }
+
+    /// Says what the kernel is doing.
+    pub fn set_phase(&mut self, phase: Phase) {
+        self.pool.store_phase(phase);
+    }
+
+    /// One beat. No system call but reading the clock.
+    pub fn beat(&mut self) {
+        self.count += 1;
+        self.pool.store_beat(self.count);
+    }
+}
+
+impl HeartbeatReader {
+    pub(crate) fn new(pool: Pool, member: Member) -> Self {
+        Self { pool, member }
+    }
+
+    /// Whose it is.
+    pub fn member(&self) -> Member {
+        self.member
+    }
+
+    /// A look at it. Never blocks.
+    pub fn read(&self) -> Heartbeat {
+        self.pool.heartbeat(self.member)
+    }
+}
