@@ -1,0 +1,384 @@
+//! Is a kernel well? Fuses what independent witnesses say; decides only, with time as an argument.
+//!
+//! | witness | says |
+//! |---|---|
+//! | pool heartbeat | a thread of the agent's own runs (phi-accrual over its gaps) |
+//! | agent probe | the agent answers a call, and how ready its programs are |
+//! | spawner | the kernel exists, or how it ended: certain, for the keeper is its parent |
+//! | kernel probe | the kernel itself answers, whatever its user space does (where the spawner can ask) |
+//!
+//! No single silence condemns: a kernel counts as hung only when heartbeat *and* probe are silent. The detector
+//! distrusts itself too: after its own timer came late (a busy or suspended host) it waits out that lag anew.
+//! Times are ns on one monotonic clock.
+
+use std::fmt;
+use std::time::Duration;
+
+use postcard_schema::Schema;
+use serde::{Deserialize, Serialize};
+
+use super::lifecycle::End;
+use super::phi::Phi;
+
+/// What the witnesses amount to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// There is no kernel.
+    Absent,
+    /// It was started and has not reported yet.
+    Booting,
+    /// It answers; its programs are not ready, or do not say.
+    Live,
+    /// It answers and its programs are ready.
+    Ready,
+    /// It answers on one way only, or says itself that something is wrong.
+    Degraded,
+    /// The kernel runs but nothing of its user space does.
+    UserSpaceDead,
+    /// It exists but answers on no way.
+    Hung,
+    /// It panicked.
+    Panicked,
+    /// It switched itself off.
+    PoweredOff,
+    /// It was killed, or ended in a way it did not choose.
+    Killed,
+}
+
+/// How well its programs are, as the agent sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wellness {
+    /// No readiness probe fails.
+    Ready,
+    /// Startup or readiness probes have not passed.
+    NotReady,
+    /// A liveness probe fails.
+    Unwell,
+}
+
+/// Thresholds.
+#[derive(Clone, Copy, Debug)]
+pub struct HealthConfig {
+    /// Expected gap between heartbeats. Default 100 ms.
+    pub heartbeat: Duration,
+    /// Silence beyond the usual that arouses no suspicion: a busy host. Default 300 ms.
+    pub pause: Duration,
+    /// Suspicion at which the heartbeat counts as stopped. Default 8 (wrong once in 10^8 gaps).
+    pub phi_max: f64,
+    /// Failed probes in a row that count as silence. Default 2.
+    pub probe_failures_max: u32,
+    /// A tick this much later than planned means that we were not running. Default 200 ms.
+    pub own_lag_max: Duration,
+}
+
+impl Default for HealthConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(100),
+            pause: Duration::from_millis(300),
+            phi_max: 8.0,
+            probe_failures_max: 2,
+            own_lag_max: Duration::from_millis(200),
+        }
+    }
+}
+
+/// Watches one boot of one kernel.
+#[derive(Clone, Debug)]
+pub struct Monitor {
+    config: HealthConfig,
+    phi: Phi,
+    /// Last counter seen, and when it was seen to have moved.
+    beat: Option<(u64, u64)>,
+    /// When the last probe was answered.
+    answered_ns: Option<u64>,
+    wellness: Wellness,
+    probe_failures: u32,
+    kernel_answers: Option<bool>,
+    end: Option<End>,
+    /// When the next tick was due.
+    tick_due_ns: Option<u64>,
+    /// Until when silences are excused because we ourselves were not running.
+    excused_until_ns: u64,
+}
+
+impl Monitor {
+    /// A monitor for a kernel that has just been started or found.
+    pub fn new(config: HealthConfig) -> Self {
+        Self {
+            phi: Phi::new(config.heartbeat, config.pause),
+            config,
+            beat: None,
+            answered_ns: None,
+            wellness: Wellness::NotReady,
+            probe_failures: 0,
+            kernel_answers: None,
+            end: None,
+            tick_due_ns: None,
+            excused_until_ns: 0,
+        }
+    }
+
+    /// Notes the heartbeat counter as it stands in the pool now.
+    pub fn heartbeat(&mut self, now_ns: u64, counter: u64) {
+        match self.beat {
+            Some((last, _)) if last == counter => {}
+            Some((_, at)) => {
+                self.phi.observe(Duration::from_nanos(now_ns.saturating_sub(at)).min(self.config.pause * 4));
+                self.beat = Some((counter, now_ns));
+            }
+            None if counter == 0 => {}
+            None => self.beat = Some((counter, now_ns)),
+        }
+    }
+
+    /// Notes that the agent answered a probe (or reported by itself).
+    pub fn probe_answered(&mut self, now_ns: u64, wellness: Wellness) {
+        self.answered_ns = Some(now_ns);
+        self.wellness = wellness;
+        self.probe_failures = 0;
+    }
+
+    /// Notes that a probe got no answer in time, or that there is no link to the agent.
+    pub fn probe_failed(&mut self) {
+        self.probe_failures = self.probe_failures.saturating_add(1);
+    }
+
+    /// Notes whether the kernel itself answers its spawner; `None` when the spawner cannot ask.
+    pub fn kernel_probed(&mut self, answers: Option<bool>) {
+        self.kernel_answers = answers;
+    }
+
+    /// Notes how the kernel ended, as its keeper saw it.
+    pub fn ended(&mut self, end: End) {
+        self.end = Some(end);
+    }
+
+    /// Notes that this code runs now and means to run again in `next`: finds out when it was kept from running.
+    pub fn tick(&mut self, now_ns: u64, next: Duration) {
+        if let Some(due_ns) = self.tick_due_ns {
+            let lag_ns = now_ns.saturating_sub(due_ns);
+            if lag_ns > self.config.own_lag_max.as_nanos() as u64 {
+                // Others on this machine were kept waiting as well: give them as long as we lost, once.
+                self.excused_until_ns = now_ns + lag_ns.min(MAX_EXCUSE_NS);
+            }
+        }
+        self.tick_due_ns = Some(now_ns + next.as_nanos() as u64);
+    }
+
+    /// When the heartbeat last moved.
+    pub fn last_beat_ns(&self) -> Option<u64> {
+        self.beat.map(|(_, at)| at)
+    }
+
+    /// How suspicious the heartbeat's silence is.
+    pub fn suspicion(&self, now_ns: u64) -> f64 {
+        match self.beat {
+            Some((_, at)) => self.phi.suspicion(Duration::from_nanos(now_ns.saturating_sub(at))),
+            None => 0.0,
+        }
+    }
+
+    /// Whether the heartbeat's silence makes an early probe worth while.
+    pub fn wants_probe(&self, now_ns: u64) -> bool {
+        self.suspicion(now_ns) > self.config.phi_max / 2.0
+    }
+
+    /// What all of it amounts to now.
+    pub fn verdict(&self, now_ns: u64) -> Verdict {
+        if let Some(end) = self.end {
+            return match end {
+                End::PoweredOff | End::Exited(0) => Verdict::PoweredOff,
+                End::Panicked => Verdict::Panicked,
+                End::Signaled(_) | End::Exited(_) | End::Vanished => Verdict::Killed,
+            };
+        }
+        if self.answered_ns.is_none() {
+            return Verdict::Booting;
+        }
+        let excused = now_ns < self.excused_until_ns;
+        let beat_silent = !excused && self.beat.is_some() && self.suspicion(now_ns) >= self.config.phi_max;
+        let probe_silent = !excused && self.probe_failures >= self.config.probe_failures_max;
+        match (beat_silent, probe_silent) {
+            (true, true) if self.kernel_answers == Some(true) => Verdict::UserSpaceDead,
+            (true, true) => Verdict::Hung,
+            // Without a heartbeat to ask, the probe alone proves nothing more than this.
+            (true, false) | (false, true) => Verdict::Degraded,
+            (false, false) => match self.wellness {
+                Wellness::Ready => Verdict::Ready,
+                Wellness::NotReady => Verdict::Live,
+                Wellness::Unwell => Verdict::Degraded,
+            },
+        }
+    }
+}
+
+/// Longest excuse, in ns: a suspend of hours must not silence the detector for hours.
+const MAX_EXCUSE_NS: u64 = 2_000_000_000;
+
+impl Verdict {
+    /// Whether both ways to the kernel's user space are silent.
+    pub fn is_silent(self) -> bool {
+        matches!(self, Self::Hung | Self::UserSpaceDead)
+    }
+
+    /// Whether the kernel answers.
+    pub fn answers(self) -> bool {
+        matches!(self, Self::Live | Self::Ready | Self::Degraded)
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self {
+            Self::Absent => "-",
+            Self::Booting => "booting",
+            Self::Live => "live",
+            Self::Ready => "ready",
+            Self::Degraded => "degraded",
+            Self::UserSpaceDead => "user-space-dead",
+            Self::Hung => "hung",
+            Self::Panicked => "panicked",
+            Self::PoweredOff => "powered-off",
+            Self::Killed => "killed",
+        };
+        f.pad(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TICK_MS: u64 = 50;
+
+    /// A kernel under watch, on a clock of its own.
+    struct Scene {
+        monitor: Monitor,
+        now_ms: u64,
+        beats: bool,
+        answers: bool,
+    }
+
+    impl Scene {
+        fn well() -> Self {
+            let mut scene = Self {
+                monitor: Monitor::new(HealthConfig::default()),
+                now_ms: 0,
+                beats: true,
+                answers: true,
+            };
+            scene.run(3_000);
+            assert_eq!(scene.verdict(), Verdict::Ready);
+            scene
+        }
+
+        fn run(&mut self, ms: u64) {
+            let until_ms = self.now_ms + ms;
+            while self.now_ms < until_ms {
+                self.now_ms += TICK_MS;
+                let now_ns = self.now_ms * 1_000_000;
+                self.monitor.tick(now_ns, Duration::from_millis(TICK_MS));
+                if self.beats {
+                    self.monitor.heartbeat(now_ns, self.now_ms / 100 + 1);
+                }
+                if self.now_ms.is_multiple_of(500) {
+                    if self.answers {
+                        self.monitor.probe_answered(now_ns, Wellness::Ready);
+                    } else {
+                        self.monitor.probe_failed();
+                    }
+                }
+            }
+        }
+
+        fn verdict(&self) -> Verdict {
+            self.monitor.verdict(self.now_ms * 1_000_000)
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_has_not_reported_is_booting() {
+        let mut monitor = Monitor::new(HealthConfig::default());
+        monitor.heartbeat(1, 5);
+        assert_eq!(monitor.verdict(u64::MAX / 2), Verdict::Booting);
+    }
+
+    #[test]
+    fn silence_on_both_ways_is_a_hang_and_it_heals() {
+        let mut scene = Scene::well();
+        (scene.beats, scene.answers) = (false, false);
+        scene.run(3_000);
+        assert_eq!(scene.verdict(), Verdict::Hung);
+        (scene.beats, scene.answers) = (true, true);
+        scene.run(1_000);
+        assert_eq!(scene.verdict(), Verdict::Ready);
+    }
+
+    #[test]
+    fn silence_on_one_way_only_degrades() {
+        for (beats, answers) in [(true, false), (false, true)] {
+            let mut scene = Scene::well();
+            (scene.beats, scene.answers) = (beats, answers);
+            scene.run(5_000);
+            assert_eq!(scene.verdict(), Verdict::Degraded, "beats {beats}, answers {answers}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_answers_its_spawner_while_its_agent_is_silent_has_a_dead_user_space() {
+        let mut scene = Scene::well();
+        (scene.beats, scene.answers) = (false, false);
+        scene.monitor.kernel_probed(Some(true));
+        scene.run(3_000);
+        assert_eq!(scene.verdict(), Verdict::UserSpaceDead);
+    }
+
+    #[test]
+    fn one_slow_probe_and_one_late_beat_change_nothing() {
+        let mut scene = Scene::well();
+        scene.monitor.probe_failed();
+        assert_eq!(scene.verdict(), Verdict::Ready);
+        scene.beats = false;
+        scene.run(250);
+        assert_eq!(scene.verdict(), Verdict::Ready);
+    }
+
+    #[test]
+    fn the_keepers_word_is_final() {
+        for (end, verdict) in [
+            (End::PoweredOff, Verdict::PoweredOff),
+            (End::Panicked, Verdict::Panicked),
+            (End::Signaled(9), Verdict::Killed),
+            (End::Vanished, Verdict::Killed),
+        ] {
+            let mut scene = Scene::well();
+            scene.monitor.ended(end);
+            assert_eq!(scene.verdict(), verdict);
+        }
+    }
+
+    #[test]
+    fn a_suspended_host_accuses_nobody_when_it_wakes() {
+        let mut scene = Scene::well();
+        // Everything stops for a minute: we, the kernel and the link.
+        scene.now_ms += 60_000;
+        let now_ns = scene.now_ms * 1_000_000;
+        scene.monitor.probe_failed();
+        scene.monitor.probe_failed();
+        scene.monitor.tick(now_ns, Duration::from_millis(TICK_MS));
+        assert_eq!(scene.verdict(), Verdict::Ready);
+        scene.run(1_000);
+        assert_eq!(scene.verdict(), Verdict::Ready);
+    }
+
+    #[test]
+    fn a_suspended_host_still_finds_the_kernel_that_did_not_wake() {
+        let mut scene = Scene::well();
+        (scene.beats, scene.answers) = (false, false);
+        scene.now_ms += 60_000;
+        scene.run(5_000);
+        assert_eq!(scene.verdict(), Verdict::Hung);
+    }
+}

@@ -1,0 +1,219 @@
+//! What an instance is to be: the document people write (TOML or JSON) and the daemon stores.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::backoff::{BackoffConfig, RestartPolicy};
+use super::lifecycle::{OnHang, Rules};
+use super::name::InstanceName;
+use tombolo_agent::config::{Entrypoint, ProbeConfig};
+
+use crate::spawner::SpawnerKind;
+
+/// What one instance is to be.
+///
+/// ```toml
+/// [instance.db]
+/// memory_mib = 64
+/// restart = "on-failure"
+/// entrypoint = { argv = ["/usr/bin/kv-server"] }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct InstanceSpec {
+    /// Which driver makes its kernel. Default: `uml` if this host can, else `process`.
+    pub spawner: Option<SpawnerKind>,
+    /// Memory of the kernel, in MiB, at least 32. Default 64.
+    pub memory_mib: u64,
+    /// The kernel image. Default: the one the spawner finds.
+    pub image: Option<PathBuf>,
+    /// What runs in it. Default: nothing but the agent.
+    pub entrypoint: Option<Entrypoint>,
+    /// Checks that the agent makes inside. Default none.
+    pub probes: Vec<ProbeConfig>,
+    /// Whether its kernel is started again after it ended. Default `on-failure`.
+    pub restart: RestartPolicy,
+    /// How long to wait between restarts.
+    pub backoff: BackoffConfig,
+    /// What to do when it hangs. Default `report`.
+    pub on_hang: OnHang,
+    /// How long its agent may take to report, in milliseconds. Default 60 000.
+    pub boot_timeout_ms: u64,
+    /// How long it may take to stop in good order, in milliseconds. Default 10 000.
+    pub grace_ms: u64,
+    /// Files of the host that the kernel finds at boot.
+    pub files: Vec<FileSpec>,
+    /// Kernel modules to load at boot, in order.
+    pub modules: Vec<String>,
+    /// Further arguments for the kernel's command line. Never put a secret here: the primary prints it.
+    pub extra_args: Vec<String>,
+    /// How much the agent logs (a `tracing` filter). Default `info`.
+    pub log_level: String,
+}
+
+/// A file of the host that the kernel finds at boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSpec {
+    /// Absolute path inside the kernel.
+    pub guest: String,
+    /// Path on the host, read at each start.
+    pub source: PathBuf,
+    /// Permission bits. Default 0755 (octal, as a number: 493).
+    #[serde(default = "default_mode")]
+    pub mode: u32,
+}
+
+/// Several instances and the policy between them: the file of `tombolo up`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FleetSpec {
+    /// The instances, by name.
+    pub instance: BTreeMap<InstanceName, InstanceSpec>,
+    /// Connections to allow, as in `tombolo policy allow`: `["web db:6379"]`.
+    pub allow: Vec<String>,
+}
+
+/// A specification cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the specification of `{name}` cannot be: {reason}")]
+pub struct SpecError {
+    name: InstanceName,
+    reason: String,
+}
+
+fn default_mode() -> u32 {
+    0o755
+}
+
+impl Default for InstanceSpec {
+    fn default() -> Self {
+        Self {
+            spawner: None,
+            memory_mib: 64,
+            image: None,
+            entrypoint: None,
+            probes: Vec::new(),
+            restart: RestartPolicy::default(),
+            backoff: BackoffConfig::default(),
+            on_hang: OnHang::default(),
+            boot_timeout_ms: 60_000,
+            grace_ms: 10_000,
+            files: Vec::new(),
+            modules: Vec::new(),
+            extra_args: Vec::new(),
+            log_level: "info".to_owned(),
+        }
+    }
+}
+
+impl InstanceSpec {
+    /// The part that the lifecycle obeys.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            restart: self.restart,
+            backoff: self.backoff,
+            on_hang: self.on_hang,
+            boot_timeout: Duration::from_millis(self.boot_timeout_ms),
+        }
+    }
+
+    /// How long it may take to stop in good order.
+    pub fn grace(&self) -> Duration {
+        Duration::from_millis(self.grace_ms)
+    }
+
+    /// Checks what can be checked without looking at the host.
+    ///
+    /// # Errors
+    /// [`SpecError`] names the first thing that is wrong.
+    pub fn validate(&self, name: &InstanceName) -> Result<(), SpecError> {
+        let refuse = |reason: String| Err(SpecError { name: name.clone(), reason });
+        if !(32..=1 << 20).contains(&self.memory_mib) {
+            return refuse(format!("memory_mib is {}; it must be 32 to 1048576", self.memory_mib));
+        }
+        if self.entrypoint.as_ref().is_some_and(|entry| entry.argv.is_empty()) {
+            return refuse("entrypoint.argv is empty; name a program, or leave the entrypoint out".into());
+        }
+        if self.boot_timeout_ms == 0 {
+            return refuse("boot_timeout_ms is 0; no kernel boots in no time".into());
+        }
+        if let Some(file) = self.files.iter().find(|file| !file.guest.starts_with('/')) {
+            return refuse(format!("files: `{}` is not an absolute path inside the kernel", file.guest));
+        }
+        if let Some(arg) = self.extra_args.iter().find(|arg| arg.contains(char::is_whitespace)) {
+            return refuse(format!("extra_args: `{arg}` contains white space; give each argument apart"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name() -> InstanceName {
+        "db".parse().unwrap()
+    }
+
+    #[test]
+    fn an_empty_document_is_a_valid_instance() {
+        let spec: InstanceSpec = toml::from_str("").unwrap();
+        assert_eq!(spec, InstanceSpec::default());
+        spec.validate(&name()).unwrap();
+    }
+
+    #[test]
+    fn a_fleet_is_read_from_toml() {
+        let fleet: FleetSpec = toml::from_str(
+            r#"
+            allow = ["web db:6379"]
+            [instance.db]
+            memory_mib = 96
+            restart = "always"
+            entrypoint = { argv = ["/bin/kv", "--port", "6379"] }
+            [instance.web]
+            spawner = "process"
+            backoff = { base_ms = 200 }
+            "#,
+        )
+        .unwrap();
+        assert_eq!(fleet.instance.len(), 2);
+        let web = &fleet.instance[&"web".parse().unwrap()];
+        assert_eq!(web.backoff.base_ms, 200);
+        assert_eq!(web.backoff.max_ms, BackoffConfig::default().max_ms);
+    }
+
+    #[test]
+    fn a_misspelt_field_is_refused_by_name() {
+        let error = toml::from_str::<InstanceSpec>("memory = 64").unwrap_err().to_string();
+        assert!(error.contains("memory") && error.contains("memory_mib"), "{error}");
+    }
+
+    #[test]
+    fn impossible_values_are_refused() {
+        for text in [
+            "memory_mib = 1",
+            "entrypoint = { argv = [] }",
+            "boot_timeout_ms = 0",
+            "files = [{ guest = 'etc/x', source = '/x' }]",
+            "extra_args = ['a b']",
+        ] {
+            let spec: InstanceSpec = toml::from_str(text).unwrap();
+            assert!(spec.validate(&name()).is_err(), "{text} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_spec_survives_the_json_it_is_stored_as() {
+        let spec: InstanceSpec =
+            toml::from_str("restart = 'never'\nentrypoint = { argv = ['/bin/true'] }").unwrap();
+        assert_eq!(
+            serde_json::from_str::<InstanceSpec>(&serde_json::to_string(&spec).unwrap()).unwrap(),
+            spec
+        );
+    }
+}

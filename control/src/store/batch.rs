@@ -1,0 +1,136 @@
+//! A set of changes that happen together or not at all.
+
+use redb::{Database, ReadableTable};
+use serde::Serialize;
+
+use super::{EVENTS, EVENTS_MAX, INSTANCES, InstanceRecord, META, POLICY, PRUNE_EVERY, RECEIPTS, StoreError};
+use crate::core::policy::Rule;
+use crate::core::{Event, EventKind, InstanceName};
+use crate::time::unix_ns;
+
+/// Changes to be made together.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    changes: Vec<Change>,
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Schema(u64),
+    NextCid(u32),
+    PutInstance(String, Vec<u8>),
+    DeleteInstance(String),
+    PutRule(String, Vec<u8>),
+    DeleteRule(String),
+    PutReceipt(String, Vec<u8>),
+    Event(Event),
+}
+
+impl Batch {
+    /// No changes yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub(super) fn schema(self, version: u64) -> Self {
+        self.with(Change::Schema(version))
+    }
+
+    /// Records which CID comes next.
+    pub fn next_cid(self, cid: u32) -> Self {
+        self.with(Change::NextCid(cid))
+    }
+
+    /// Writes an instance's record.
+    pub fn put_instance(self, record: &InstanceRecord) -> Self {
+        self.with(Change::PutInstance(record.name.to_string(), encode(record)))
+    }
+
+    /// Deletes an instance's record.
+    pub fn delete_instance(self, name: &InstanceName) -> Self {
+        self.with(Change::DeleteInstance(name.to_string()))
+    }
+
+    /// Adds a policy rule.
+    pub fn put_rule(self, rule: &Rule) -> Self {
+        self.with(Change::PutRule(rule.to_string(), encode(rule)))
+    }
+
+    /// Deletes a policy rule.
+    pub fn delete_rule(self, rule: &Rule) -> Self {
+        self.with(Change::DeleteRule(rule.to_string()))
+    }
+
+    /// Remembers the result of the mutation with this idempotency key.
+    pub fn put_receipt(self, key: &str, result: &impl Serialize) -> Self {
+        self.with(Change::PutReceipt(key.to_owned(), encode(result)))
+    }
+
+    /// Appends an event; its number is given at the commit.
+    pub fn event(
+        self,
+        instance: Option<&InstanceName>,
+        incarnation: Option<String>,
+        kind: EventKind,
+    ) -> Self {
+        let instance = instance.map(ToString::to_string);
+        self.with(Change::Event(Event { seq: 0, at_unix_ns: unix_ns(), instance, incarnation, kind }))
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    fn with(mut self, change: Change) -> Self {
+        self.changes.push(change);
+        self
+    }
+
+    /// Makes the changes; returns the number of the newest event.
+    pub(super) fn apply(&self, db: &Database) -> Result<u64, StoreError> {
+        self.write(db).map_err(|error| StoreError::Refused { reason: error.to_string() })
+    }
+
+    fn write(&self, db: &Database) -> Result<u64, redb::Error> {
+        let transaction = db.begin_write()?;
+        let last_seq;
+        {
+            let mut meta = transaction.open_table(META)?;
+            let mut instances = transaction.open_table(INSTANCES)?;
+            let mut policy = transaction.open_table(POLICY)?;
+            let mut receipts = transaction.open_table(RECEIPTS)?;
+            let mut events = transaction.open_table(EVENTS)?;
+            let mut seq = events.last()?.map_or(0, |(key, _)| key.value());
+            for change in &self.changes {
+                match change {
+                    Change::Schema(version) => drop(meta.insert("schema", version)?),
+                    Change::NextCid(cid) => drop(meta.insert("next_cid", u64::from(*cid))?),
+                    Change::PutInstance(name, value) => {
+                        drop(instances.insert(name.as_str(), value.as_slice())?);
+                    }
+                    Change::DeleteInstance(name) => drop(instances.remove(name.as_str())?),
+                    Change::PutRule(key, value) => drop(policy.insert(key.as_str(), value.as_slice())?),
+                    Change::DeleteRule(key) => drop(policy.remove(key.as_str())?),
+                    Change::PutReceipt(key, value) => drop(receipts.insert(key.as_str(), value.as_slice())?),
+                    Change::Event(event) => {
+                        seq += 1;
+                        let event = Event { seq, ..event.clone() };
+                        events.insert(seq, encode(&event).as_slice())?;
+                        if seq.is_multiple_of(PRUNE_EVERY) {
+                            events.retain_in(..seq.saturating_sub(EVENTS_MAX), |_, _| false)?;
+                        }
+                    }
+                }
+            }
+            last_seq = seq;
+        }
+        transaction.commit()?;
+        Ok(last_seq)
+    }
+}
+
+/// JSON of a value of ours. They hold no map with keys other than strings, the one thing JSON cannot express.
+fn encode(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_default()
+}
