@@ -3,12 +3,16 @@
 use std::path::Path;
 
 use crate::addr::{Addr, Cid, Port};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::hybrid::{GuestSide, HostSide, HybridConfig, HybridSide};
 use crate::listener::{Listener, MessageListener};
+use crate::memory::MemoryEndpoint;
 use crate::messages::Messages;
 use crate::options::{ConnectOptions, ListenOptions};
 use crate::shm;
+use crate::sockets::SocketEndpoint;
 use crate::stream::Stream;
+use crate::vsock::{VsockConfig, VsockEndpoint};
 
 /// A process's attachment: what it connects and listens through. Clones share it.
 ///
@@ -19,6 +23,7 @@ pub struct Endpoint(Backend);
 #[derive(Clone, Debug)]
 enum Backend {
     Shm(shm::ShmEndpoint),
+    Socket(SocketEndpoint),
 }
 
 impl Endpoint {
@@ -34,10 +39,38 @@ impl Endpoint {
         Ok(Self(Backend::Shm(shm::ShmEndpoint::attach(broker_socket.as_ref()).await?)))
     }
 
+    /// This kernel's own AF_VSOCK. See [`vsock`](crate::vsock).
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the kernel has none.
+    pub fn vsock(config: VsockConfig) -> Result<Self> {
+        Ok(Self(Backend::Socket(SocketEndpoint::Vsock(VsockEndpoint::new(config)?))))
+    }
+
+    /// The Unix-socket convention of Firecracker, Cloud Hypervisor and vhost-device-vsock. See
+    /// [`hybrid`](crate::hybrid).
+    ///
+    /// Must be called within a Tokio runtime, on which the monitor of [`HybridSide::Guest`] then runs.
+    ///
+    /// # Errors
+    /// [`Error::AddrInUse`] for a [`HybridSide::Guest`] whose path another process serves.
+    pub fn hybrid(config: HybridConfig) -> Result<Self> {
+        Ok(Self(Backend::Socket(match config.side {
+            HybridSide::Host => SocketEndpoint::HybridHost(HostSide::new(config)),
+            HybridSide::Guest => SocketEndpoint::HybridGuest(GuestSide::new(config)?),
+        })))
+    }
+
+    /// An attachment to a kernel that is only a table in this process. See [`memory`](crate::memory).
+    pub fn memory(endpoint: MemoryEndpoint) -> Self {
+        Self(Backend::Socket(SocketEndpoint::Memory(endpoint)))
+    }
+
     /// The CID of this kernel.
     pub fn local_cid(&self) -> Cid {
         match &self.0 {
             Backend::Shm(shm) => shm.local_cid(),
+            Backend::Socket(socket) => socket.local_cid(),
         }
     }
 
@@ -48,6 +81,10 @@ impl Endpoint {
     pub async fn resolve(&self, name: &str) -> Result<Addr> {
         match &self.0 {
             Backend::Shm(shm) => shm.resolve(name).await,
+            Backend::Socket(_) => Err(Error::NotFound {
+                name: name.into(),
+                reason: "this endpoint reaches kernels by CID:PORT only; names are known to a broker".into(),
+            }),
         }
     }
 
@@ -68,6 +105,7 @@ impl Endpoint {
     pub async fn connect_with(&self, addr: Addr, options: &ConnectOptions) -> Result<Stream> {
         match &self.0 {
             Backend::Shm(shm) => shm.connect(addr, options).await,
+            Backend::Socket(socket) => socket.connect(addr, options).await,
         }
     }
 
@@ -80,6 +118,7 @@ impl Endpoint {
     pub async fn connect_messages_with(&self, addr: Addr, options: &ConnectOptions) -> Result<Messages> {
         match &self.0 {
             Backend::Shm(shm) => shm.connect_messages(addr, options).await,
+            Backend::Socket(socket) => socket.connect_messages(addr, options).await,
         }
     }
 
@@ -91,6 +130,7 @@ impl Endpoint {
     pub async fn listen(&self, port: Port, options: ListenOptions) -> Result<Listener> {
         match &self.0 {
             Backend::Shm(shm) => Ok(Listener::shm(shm.listen(port, options).await?)),
+            Backend::Socket(socket) => Ok(Listener::socket(socket.listen(port, &options)?)),
         }
     }
 
@@ -98,6 +138,7 @@ impl Endpoint {
     pub async fn listen_messages(&self, port: Port, options: ListenOptions) -> Result<MessageListener> {
         match &self.0 {
             Backend::Shm(shm) => Ok(MessageListener::shm(shm.listen_messages(port, options).await?)),
+            Backend::Socket(socket) => Ok(MessageListener::socket(socket.listen(port, &options)?)),
         }
     }
 }

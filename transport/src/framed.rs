@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, ReadHalf, WriteHalf};
@@ -27,6 +27,7 @@ pub(crate) struct FramedSender {
     buffer: BytesMut,
     peer: Addr,
     max_len: usize,
+    shut: bool,
 }
 
 pub(crate) struct FramedReceiver {
@@ -46,7 +47,7 @@ impl Framed {
     ) -> (FramedSender, FramedReceiver) {
         let (read, write) = tokio::io::split(Box::new(io) as Box<dyn IoStream>);
         (
-            FramedSender { io: write, buffer: BytesMut::new(), peer, max_len },
+            FramedSender { io: write, buffer: BytesMut::new(), peer, max_len, shut: false },
             FramedReceiver { io: read, buffer: BytesMut::new(), local, peer, max_len },
         )
     }
@@ -60,6 +61,9 @@ impl FramedSender {
     pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>, message: &[u8]) -> Poll<Result<()>> {
         if message.len() > self.max_len {
             return Poll::Ready(Err(Error::TooLong { len: message.len(), max: self.max_len }));
+        }
+        if self.shut {
+            return Poll::Ready(Err(Error::Shutdown { peer: self.peer }));
         }
         while self.buffer.len() > WRITE_BUFFER_BYTES {
             ready!(self.poll_write_some(cx))?;
@@ -78,6 +82,7 @@ impl FramedSender {
     }
 
     pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.shut = true;
         ready!(self.poll_flush(cx))?;
         Pin::new(&mut self.io).poll_shutdown(cx).map_err(|source| self.lost(source))
     }
@@ -157,6 +162,13 @@ fn lost(peer: Addr, source: std::io::Error) -> Error {
             Error::Reset { peer, cause: ResetCause::PeerClosed }
         }
         _ => Error::io(format!("talking to {peer}"), source),
+    }
+}
+
+impl Drop for FramedSender {
+    fn drop(&mut self) {
+        // The receiving half keeps the socket open, so the end must be said; what does not fit now is lost with us.
+        let _ = self.poll_shutdown(&mut Context::from_waker(Waker::noop()));
     }
 }
 

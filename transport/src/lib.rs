@@ -2,16 +2,23 @@
 
 pub mod addr;
 pub mod broker;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod endpoint;
 pub mod error;
 pub mod framed;
+pub mod hybrid;
 pub mod incarnation;
 pub mod listener;
+pub mod memory;
 pub mod messages;
 pub mod options;
 pub mod pool;
+mod ports;
 mod shm;
+mod sockets;
 pub mod stream;
+pub mod vsock;
 
 pub use addr::{Addr, Cid, Port};
 pub use broker::{Broker, BrokerConfig, BrokerHandle};

@@ -4,6 +4,7 @@ use crate::addr::Addr;
 use crate::error::Result;
 use crate::messages::Messages;
 use crate::shm;
+use crate::sockets::SocketListener;
 use crate::stream::Stream;
 
 /// A port on which byte streams arrive. Dropping it frees the port and resets those not yet accepted.
@@ -13,6 +14,7 @@ pub struct Listener(ListenerKind);
 #[derive(Debug)]
 enum ListenerKind {
     Shm(shm::ShmListener),
+    Socket(SocketListener),
 }
 
 /// A port on which message connections arrive. Dropping it frees the port and resets those not yet accepted.
@@ -22,11 +24,16 @@ pub struct MessageListener(MessageListenerKind);
 #[derive(Debug)]
 enum MessageListenerKind {
     Shm(shm::ShmListener),
+    Socket(SocketListener),
 }
 
 impl Listener {
     pub(crate) fn shm(listener: shm::ShmListener) -> Self {
         Self(ListenerKind::Shm(listener))
+    }
+
+    pub(crate) fn socket(listener: SocketListener) -> Self {
+        Self(ListenerKind::Socket(listener))
     }
 
     /// The next connection and who made it.
@@ -39,6 +46,7 @@ impl Listener {
     pub async fn accept(&mut self) -> Result<(Stream, Addr)> {
         match &mut self.0 {
             ListenerKind::Shm(shm) => shm.accept_stream().await,
+            ListenerKind::Socket(socket) => socket.accept_stream().await,
         }
     }
 
@@ -46,6 +54,7 @@ impl Listener {
     pub fn local_addr(&self) -> Addr {
         match &self.0 {
             ListenerKind::Shm(shm) => shm.local_addr(),
+            ListenerKind::Socket(socket) => socket.local_addr(),
         }
     }
 }
@@ -55,10 +64,15 @@ impl MessageListener {
         Self(MessageListenerKind::Shm(listener))
     }
 
+    pub(crate) fn socket(listener: SocketListener) -> Self {
+        Self(MessageListenerKind::Socket(listener))
+    }
+
     /// The next connection and who made it. As [`Listener::accept`].
     pub async fn accept(&mut self) -> Result<(Messages, Addr)> {
         match &mut self.0 {
             MessageListenerKind::Shm(shm) => shm.accept_messages().await,
+            MessageListenerKind::Socket(socket) => socket.accept_messages().await,
         }
     }
 
@@ -66,6 +80,7 @@ impl MessageListener {
     pub fn local_addr(&self) -> Addr {
         match &self.0 {
             MessageListenerKind::Shm(shm) => shm.local_addr(),
+            MessageListenerKind::Socket(socket) => socket.local_addr(),
         }
     }
 }

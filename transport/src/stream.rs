@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, ReadHalf, WriteHalf};
 
@@ -148,6 +148,17 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.writer).poll_shutdown(cx)
+    }
+}
+
+impl Drop for StreamWriter {
+    fn drop(&mut self) {
+        match &mut self.kind {
+            // The other half keeps the socket open, so the end must be said. Sockets take it at once.
+            WriterKind::Io(io) => {
+                let _ = Pin::new(io).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+            }
+        }
     }
 }
 

@@ -1,0 +1,108 @@
+//! Opening and connecting AF_VSOCK sockets: raw, so that options can be set before connect, then wrapped.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use nix::libc;
+use nix::sys::socket::sockopt::SetStruct;
+use nix::sys::socket::{AddressFamily, SetSockOpt, SockFlag, SockType, socket};
+use nix::sys::time::{TimeVal, TimeValLike};
+use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
+use tokio_vsock::VsockStream;
+
+use super::VsockTransport;
+use crate::addr::Addr;
+use crate::error::{Error, Result};
+
+/// `SO_VM_SOCKETS_TRANSPORT` of Multikernel Linux.
+const SO_VM_SOCKETS_TRANSPORT: libc::c_int = 9;
+/// `VSOCK_TRANSPORT_MULTIKERNEL`.
+const TRANSPORT_MULTIKERNEL: libc::c_int = 1;
+/// `SO_VM_SOCKETS_CONNECT_TIMEOUT`, the form that takes a `struct timeval`.
+const SO_VM_SOCKETS_CONNECT_TIMEOUT: libc::c_int = 6;
+
+#[derive(Clone, Copy, Debug)]
+struct Transport;
+nix::setsockopt_impl!(
+    Transport,
+    libc::AF_VSOCK,
+    SO_VM_SOCKETS_TRANSPORT,
+    libc::c_int,
+    SetStruct<'_, libc::c_int>
+);
+
+#[derive(Clone, Copy, Debug)]
+struct ConnectTimeout;
+nix::setsockopt_impl!(
+    ConnectTimeout,
+    libc::AF_VSOCK,
+    SO_VM_SOCKETS_CONNECT_TIMEOUT,
+    TimeVal,
+    SetStruct<'_, TimeVal>
+);
+
+/// A non-blocking stream socket that uses `transport`.
+pub(super) fn open(transport: VsockTransport) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
+    if transport == VsockTransport::Multikernel {
+        Transport.set(&fd, &TRANSPORT_MULTIKERNEL)?;
+    }
+    Ok(fd)
+}
+
+/// Connects `socket` to `addr`.
+pub(super) async fn connect(socket: OwnedFd, addr: Addr, deadline: Duration) -> Result<VsockStream> {
+    // The kernel gives up after 2 s by itself: let the caller's deadline decide. Refused only by kernels without it.
+    let kernel_deadline = deadline.saturating_add(Duration::from_secs(1)).min(Duration::from_secs(3600));
+    let _ = ConnectTimeout.set(&socket, &TimeVal::milliseconds(kernel_deadline.as_millis() as i64));
+    let failed = |source: io::Error| explain(addr, deadline, source);
+    match nix::sys::socket::connect(socket.as_raw_fd(), &super::sockaddr(addr)) {
+        Err(nix::Error::EINPROGRESS) => {
+            #[expect(
+                deprecated,
+                reason = "an OwnedFd stays open and in place, which is all that its successor asks"
+            )]
+            let waiting = AsyncFd::new(socket).map_err(failed)?;
+            timeout(deadline, finished(&waiting))
+                .await
+                .map_err(|_| Error::TimedOut { addr, deadline_ms: deadline.as_millis() as u64 })?
+                .map_err(failed)?;
+            wrap(waiting.into_inner()).map_err(failed)
+        }
+        Ok(()) => wrap(socket).map_err(failed),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+fn wrap(socket: OwnedFd) -> io::Result<VsockStream> {
+    VsockStream::new(vsock::VsockStream::from(socket))
+}
+
+async fn finished(socket: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    loop {
+        let mut ready = socket.writable().await?;
+        rustix::net::sockopt::socket_error(socket.get_ref())??;
+        // Writable without an error and without a peer is a readiness that was not about us.
+        if rustix::net::getpeername(socket.get_ref()).is_ok() {
+            return Ok(());
+        }
+        ready.clear_ready();
+    }
+}
+
+fn explain(addr: Addr, deadline: Duration, source: io::Error) -> Error {
+    let refused = |reason: &str| Error::Refused { addr, reason: reason.into() };
+    match source.raw_os_error() {
+        Some(libc::ECONNRESET | libc::ECONNREFUSED) => {
+            refused("its kernel answers, but nobody listens there or the backlog is full")
+        }
+        Some(libc::ENODEV | libc::ENETUNREACH | libc::EADDRNOTAVAIL) => {
+            refused("this kernel has no vsock transport that leads to that cid")
+        }
+        Some(libc::ETIMEDOUT) => Error::TimedOut { addr, deadline_ms: deadline.as_millis() as u64 },
+        _ => Error::io(format!("connecting to {addr}"), source),
+    }
+}
