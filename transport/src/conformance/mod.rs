@@ -4,6 +4,7 @@
 //! behaviour to the test in both directions and reports one [`Verdict`] for each. Nothing here asserts that something
 //! is fast; a watchdog only turns silence into a failure.
 
+pub mod backends;
 mod connecting;
 mod crowds;
 mod messages;
