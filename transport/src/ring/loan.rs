@@ -1,0 +1,280 @@
+//! Very long messages without copying them through a ring: buffers in the sender's half, lent and returned.
+//!
+//! The sender [loans](super::MessageTx::loan) a buffer, writes it in place and sends its descriptor in a slot. The receiver gets a
+//! [`Received`] guard that reads it where it is; dropping the guard returns the buffer, by storing the loan's *sequence number* in the
+//! receiver's half. Each lending of a buffer has the next number, so a word says by itself whether the buffer is back: nothing has to
+//! arrive in order. Which buffers are free is known to the sender privately; a word that is
+//! neither the last accepted number nor the one now lent (a double or foreign return) ends the connection.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::half::{OwnHalf, PeerHalf};
+use super::layout::*;
+use super::message::Cross;
+use super::{Liveness, RingError};
+use crate::mem::{Memory, MemoryMut, Word};
+
+/// The sender's private account of its buffers.
+pub(super) struct LoanTable<W> {
+    /// Bit i: buffer i is neither lent nor being written. Shared with the [`LoanMut`]s, which put themselves back.
+    free: Arc<W>,
+    /// Bit i: buffer i is with the receiver.
+    lent: u64,
+    /// The number of the latest lending of each buffer; 0: never lent.
+    sequence: Box<[u64]>,
+}
+
+impl<W: Word> LoanTable<W> {
+    pub(super) fn new(layout: HalfLayout) -> Self {
+        let count = usize::from(layout.loan_count);
+        let all = if count == 64 { u64::MAX } else { (1 << count) - 1 };
+        Self { free: Arc::new(W::new(all)), lent: 0, sequence: vec![0; count].into() }
+    }
+
+    /// Takes the buffers back that the receiver has returned. The error says what the receiver did wrong.
+    pub(super) fn reclaim<P: Memory>(&mut self, peer: &P) -> Result<(), String> {
+        let mut rest = self.lent;
+        while rest != 0 {
+            let index = rest.trailing_zeros() as usize;
+            let bit = 1 << index;
+            rest &= !bit;
+            let returned = peer.load(AT_LOAN_RETURNS + 8 * index, Ordering::Acquire); // SYNC: loan
+            let lent = self.sequence[index];
+            if returned == lent {
+                self.lent &= !bit;
+                self.free.fetch_or(bit, Ordering::AcqRel);
+            } else if returned != lent - 1 {
+                return Err(format!("it returned lending {returned} of loan {index}, which is at {lent}"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn any_free(&self) -> bool {
+        self.free.load(Ordering::Acquire) != 0
+    }
+
+    /// A free buffer, now taken.
+    pub(super) fn take(&mut self) -> Option<usize> {
+        let free = self.free.load(Ordering::Acquire);
+        (free != 0).then(|| {
+            let index = free.trailing_zeros();
+            self.free.fetch_and(!(1 << index), Ordering::AcqRel);
+            index as usize
+        })
+    }
+
+    /// The number of the lending that begins now.
+    pub(super) fn lend(&mut self, index: usize) -> u64 {
+        self.lent |= 1 << index;
+        self.sequence[index] += 1;
+        self.sequence[index]
+    }
+
+    pub(super) fn owns<M: MemoryMut<Word = W>>(&self, loan: &LoanMut<M>) -> bool {
+        Arc::ptr_eq(&self.free, &loan.free)
+    }
+
+    pub(super) fn guard<M: MemoryMut<Word = W>>(
+        &self,
+        own: &OwnHalf<M>,
+        index: usize,
+        len: usize,
+    ) -> LoanMut<M> {
+        let (mem, at, free) = (own.mem.clone(), own.layout.loan_at(index), Arc::clone(&self.free));
+        LoanMut { mem, at, len, index, free, sent: false }
+    }
+}
+
+impl<W> fmt::Debug for LoanTable<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoanTable").field("lent", &self.lent).finish_non_exhaustive()
+    }
+}
+
+/// A buffer in our half, to be filled and sent. Dropping it unsent gives it back.
+pub struct LoanMut<M: MemoryMut> {
+    mem: M,
+    at: usize,
+    len: usize,
+    index: usize,
+    free: Arc<M::Word>,
+    sent: bool,
+}
+
+impl<M: MemoryMut> LoanMut<M> {
+    /// Length of the message, in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "an empty loan is a loan too")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Shortens the message to `len` bytes; longer than it is has no effect.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Copies `data` to `offset` in the message. What is not written holds whatever an earlier message left there.
+    ///
+    /// # Panics
+    /// If it does not fit.
+    pub fn write_at(&mut self, offset: usize, data: &[u8]) {
+        let fits = offset.checked_add(data.len()).is_some_and(|end| end <= self.len);
+        assert!(fits, "{} bytes at {offset} of a loan of {}", data.len(), self.len);
+        self.mem.write(self.at + offset, data);
+    }
+
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The buffer belongs to the receiver now.
+    pub(super) fn into_sent(mut self) {
+        self.sent = true;
+    }
+}
+
+impl<M: MemoryMut> Drop for LoanMut<M> {
+    fn drop(&mut self) {
+        if !self.sent {
+            self.free.fetch_or(1 << self.index, Ordering::AcqRel);
+        }
+    }
+}
+
+impl<M: MemoryMut> fmt::Debug for LoanMut<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoanMut").field("index", &self.index).field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+/// A loan was not sent; here it is again.
+#[derive(Debug, thiserror::Error)]
+#[error("loan not sent: {error}")]
+pub struct SendLoanError<M: MemoryMut> {
+    /// Why.
+    #[source]
+    pub error: RingError,
+    /// The loan, as it was.
+    pub loan: LoanMut<M>,
+}
+
+/// Called when dropping a [`Received`] must ring the peer: from any thread, so it must not block.
+pub type LoanBell = Arc<dyn Fn() + Send + Sync>;
+
+/// A message as it was received: copied already, or still lying in the sender's half.
+///
+/// The sender may misbehave and change a lent message while it is read: copy it, then parse the copy. Dropping it returns the loan.
+pub struct Received<M: MemoryMut, P: Memory, L: Liveness>(Body<M, P, L>);
+
+enum Body<M: MemoryMut, P: Memory, L: Liveness> {
+    Copied(Vec<u8>),
+    Lent(Lent<M, P, L>),
+}
+
+pub(super) struct Lent<M: MemoryMut, P: Memory, L: Liveness> {
+    pub(super) own: OwnHalf<M>,
+    pub(super) peer: PeerHalf<P>,
+    pub(super) live: L,
+    pub(super) cross: Arc<Cross<M::Word>>,
+    pub(super) bell: Option<LoanBell>,
+    pub(super) index: usize,
+    pub(super) len: usize,
+    pub(super) sequence: u64,
+}
+
+impl<M: MemoryMut, P: Memory, L: Liveness> Received<M, P, L> {
+    pub(super) fn copied(message: Vec<u8>) -> Self {
+        Self(Body::Copied(message))
+    }
+
+    pub(super) fn lent(lent: Lent<M, P, L>) -> Self {
+        Self(Body::Lent(lent))
+    }
+
+    /// Length of the message, in bytes.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Body::Copied(message) => message.len(),
+            Body::Lent(lent) => lent.len,
+        }
+    }
+
+    /// Whether the message is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether it lies in the sender's half, and keeps a buffer of the sender from being used again.
+    pub fn is_loan(&self) -> bool {
+        matches!(self.0, Body::Lent(_))
+    }
+
+    /// Copies `out.len()` bytes at `offset` of the message. Fails if the sender has died: the copy may then be of anything.
+    ///
+    /// # Panics
+    /// If the message does not have that many bytes there.
+    pub fn read_at(&self, offset: usize, out: &mut [u8]) -> Result<(), RingError> {
+        let fits = offset.checked_add(out.len()).is_some_and(|end| end <= self.len());
+        assert!(fits, "{} bytes at {offset} of a message of {}", out.len(), self.len());
+        match &self.0 {
+            Body::Copied(message) => {
+                out.copy_from_slice(&message[offset..offset + out.len()]);
+                Ok(())
+            }
+            Body::Lent(lent) => {
+                lent.peer.mem.read(lent.at() + offset, out);
+                lent.live.check().map_err(RingError::Reset)
+            }
+        }
+    }
+
+    /// The whole message, copied if it is not yet. Returns the loan. Fails as [`Received::read_at`].
+    pub fn into_vec(self) -> Result<Vec<u8>, RingError> {
+        match self.0 {
+            Body::Copied(message) => Ok(message),
+            Body::Lent(lent) => {
+                let mut message = Vec::new();
+                lent.peer.mem.append(lent.at(), lent.len, &mut message);
+                lent.live.check().map_err(RingError::Reset)?;
+                Ok(message)
+            }
+        }
+    }
+}
+
+impl<M: MemoryMut, P: Memory, L: Liveness> Lent<M, P, L> {
+    pub(super) fn at(&self) -> usize {
+        self.peer.layout.loan_at(self.index)
+    }
+}
+
+impl<M: MemoryMut, P: Memory, L: Liveness> Drop for Lent<M, P, L> {
+    fn drop(&mut self) {
+        // Before the return is visible: the sender may lend the buffer again at once.
+        self.cross.held.fetch_and(!(1 << self.index), Ordering::AcqRel);
+        self.own.mem.store(AT_LOAN_RETURNS + 8 * self.index, self.sequence, Ordering::Release); // SYNC: loan
+        M::fence(); // pairs with the fence in `Parker::arm`
+        let ticket = self.peer.mem.load(AT_SPACE_TICKET, Ordering::Acquire);
+        if ticket.is_multiple_of(2) || ticket == self.cross.rung_for_loan.load(Ordering::Relaxed) {
+            return;
+        }
+        self.cross.rung_for_loan.store(ticket, Ordering::Relaxed);
+        self.own.count_bell();
+        match &self.bell {
+            Some(bell) => bell(),
+            None => self.cross.bell_owed.store(1, Ordering::Release),
+        }
+    }
+}
+
+impl<M: MemoryMut, P: Memory, L: Liveness> fmt::Debug for Received<M, P, L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Received")
+            .field("len", &self.len())
+            .field("is_loan", &self.is_loan())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,288 @@
+//! Behaviour of the message rings.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+use proptest::prelude::*;
+
+use super::layout::*;
+use super::testing::*;
+use super::*;
+use crate::mem::Memory;
+
+const SMALL: HalfLayout = HalfLayout { slots_log2: 2, bytes_log2: 8, loan_count: 2, loan_log2: 12 };
+
+fn message(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 31 + seed * 7 + len) as u8).collect()
+}
+
+#[test]
+fn a_message_of_each_kind_arrives_whole() {
+    let (_, (mut tx, _), (_, mut rx)) = model_messages(SMALL);
+    let mut out = Vec::new();
+    assert_eq!(tx.max_len(), 4096);
+    for len in [0, 1, 8, 55, 56, 57, 128, 129, 256, 257, 4096] {
+        tx.try_send(&message(len, 1)).unwrap();
+        assert_eq!(rx.try_recv(&mut out), Ok(Some(len)));
+        assert_eq!(out, message(len, 1), "{len}");
+        tx.try_send(&message(len, 2)).unwrap();
+        assert_eq!(rx.try_recv_with(<[u8]>::to_vec), Ok(Some(message(len, 2))));
+        tx.try_send(&message(len, 3)).unwrap();
+        let received = rx.try_recv_loan().unwrap().unwrap();
+        assert_eq!(received.is_loan(), len > 128);
+        assert_eq!(received.into_vec(), Ok(message(len, 3)));
+    }
+    assert_eq!(rx.try_recv(&mut out), Err(RingError::WouldBlock));
+    assert_eq!(tx.try_send(&[0; 4097]), Err(RingError::TooLong { len: 4097, max: 4096 }));
+}
+
+#[test]
+fn a_full_ring_blocks_and_opens_after_a_quarter() {
+    let (_, (mut tx, _), (_, mut rx)) = model_messages(SMALL);
+    for i in 0..4 {
+        tx.try_send(&[i]).unwrap();
+    }
+    assert_eq!(tx.try_send(&[4]), Err(RingError::WouldBlock));
+    assert_eq!(tx.arm(), Arm::Sleep);
+    assert_eq!(rx.try_recv_with(|m| m[0]), Ok(Some(0)));
+    assert_eq!(rx.flush(), Wake::Ring);
+    assert_eq!(rx.flush(), Wake::NotNeeded);
+    tx.try_send(&[4]).unwrap();
+    for i in 1..5 {
+        assert_eq!(rx.try_recv_with(|m| m[0]), Ok(Some(i)));
+    }
+}
+
+#[test]
+fn request_and_reply_stay_in_the_first_slot() {
+    let layout = HalfLayout { slots_log2: 6, ..SMALL };
+    let (memory, (mut tx_a, mut rx_a), (mut tx_b, mut rx_b)) = model_messages(layout);
+    for i in 0..1000_u64 {
+        tx_a.try_send(&i.to_le_bytes()).unwrap();
+        assert_eq!(rx_b.try_recv_with(<[u8]>::to_vec), Ok(Some(i.to_le_bytes().to_vec())));
+        tx_b.try_send(b"reply").unwrap();
+        assert_eq!(rx_a.try_recv_with(|m| m == b"reply"), Ok(Some(true)));
+    }
+    assert_eq!(
+        memory[0].load(HalfLayout::slot_at(1), Ordering::Relaxed),
+        0,
+        "a's second slot was never used"
+    );
+}
+
+#[test]
+fn stamps_are_renewed_before_a_stale_one_could_look_new() {
+    let (_, (mut tx_a, mut rx_a), (mut tx_b, mut rx_b)) = model_messages(SMALL);
+    for _ in 0..3 {
+        tx_a.try_send(b"fill the first slots").unwrap();
+    }
+    for _ in 0..3 {
+        rx_b.try_recv_with(|_| ()).unwrap();
+    }
+    tx_b.try_send(b"").unwrap();
+    rx_a.try_recv_with(|_| ()).unwrap();
+    let skipped = u64::from(u32::MAX) - 2;
+    super::message::skip(&mut tx_a, &mut rx_b, &mut rx_a, skipped);
+    // The stamps start over: slots 1 and 2 would now show the second and third message, had they not been renewed.
+    tx_a.try_send(b"new").unwrap();
+    assert_eq!(rx_b.try_recv_with(<[u8]>::to_vec), Ok(Some(b"new".to_vec())));
+    assert_eq!(rx_b.try_recv_with(|_| ()), Err(RingError::WouldBlock));
+}
+
+#[test]
+fn a_sleeping_receiver_is_rung_once() {
+    let (_, (mut tx, _), (_, mut rx)) = model_messages(SMALL);
+    assert_eq!(rx.arm(), Arm::Sleep);
+    tx.try_send(b"one").unwrap();
+    assert_eq!(tx.flush(), Ok(Wake::Ring));
+    tx.try_send(b"two").unwrap();
+    assert_eq!(tx.flush(), Ok(Wake::NotNeeded));
+    assert_eq!(tx.own().bell_count(), 1);
+    assert_eq!(rx.arm(), Arm::Ready);
+    rx.try_recv_with(|_| ()).unwrap();
+    rx.try_recv_with(|_| ()).unwrap();
+    assert_eq!(rx.arm(), Arm::Sleep);
+}
+
+#[test]
+fn shutdown_ends_the_stream_after_what_was_sent() {
+    let (_, (mut tx, _), (_, mut rx)) = model_messages(SMALL);
+    tx.try_send(b"last").unwrap();
+    assert_eq!(rx.try_recv_with(|_| ()), Ok(Some(())));
+    assert_eq!(rx.arm(), Arm::Sleep);
+    tx.try_send(b"really").unwrap();
+    tx.shutdown();
+    assert_eq!(tx.flush(), Ok(Wake::Ring));
+    assert_eq!(tx.try_send(b"more"), Err(RingError::Shutdown));
+    assert_eq!(rx.try_recv_with(<[u8]>::to_vec), Ok(Some(b"really".to_vec())));
+    assert_eq!(rx.try_recv_with(|_| ()), Ok(None));
+    assert_eq!(rx.try_recv_with(|_| ()), Ok(None));
+}
+
+#[test]
+fn a_peer_that_closes_without_shutdown_resets() {
+    let (_, (mut tx, _), (mut tx_b, mut rx)) = model_messages(SMALL);
+    tx.try_send(b"x").unwrap();
+    tx.own().set_state(State::CLOSED);
+    assert_eq!(rx.try_recv_with(|_| ()), Ok(Some(())));
+    assert_eq!(rx.try_recv_with(|_| ()), Err(RingError::Reset(ResetCause::PeerClosed)));
+    tx_b.try_send(b"into the void").unwrap();
+    assert_eq!(tx_b.flush(), Err(RingError::Reset(ResetCause::PeerClosed)));
+}
+
+#[test]
+fn sending_to_who_reads_no_more_fails() {
+    let (_, (mut tx, _), (_, mut rx)) = model_messages(SMALL);
+    while tx.try_send(b"x").is_ok() {}
+    assert_eq!(tx.arm(), Arm::Sleep);
+    rx.shutdown();
+    assert_eq!(rx.flush(), Wake::Ring);
+    assert_eq!(tx.arm(), Arm::Ready);
+    assert_eq!(tx.try_send(b"x"), Err(RingError::Reset(ResetCause::PeerClosed)));
+}
+
+#[test]
+fn loans_run_out_and_come_back_in_any_order() {
+    let (_, (mut tx, _), (_, mut rx)) = model_messages(SMALL);
+    for round in 0..5_u8 {
+        for i in 0..2 {
+            let mut loan = tx.loan(4096).unwrap();
+            loan.write_at(4000, &[round * 2 + i; 96]);
+            tx.send_loan(loan).unwrap();
+        }
+        assert!(matches!(tx.loan(1), Err(RingError::WouldBlock)));
+        assert_eq!(tx.arm(), Arm::Sleep);
+        let first = rx.try_recv_loan().unwrap().unwrap();
+        let second = rx.try_recv_loan().unwrap().unwrap();
+        let mut byte = [0];
+        second.read_at(4095, &mut byte).unwrap();
+        assert_eq!(byte, [round * 2 + 1]);
+        let _ = rx.flush();
+        assert_eq!(tx.arm(), Arm::Sleep);
+        drop(second);
+        assert_eq!(tx.arm(), Arm::Ready);
+        drop(first);
+    }
+    drop(tx.loan(10).unwrap());
+    assert!(tx.loan(10).is_ok());
+}
+
+#[test]
+fn a_returned_loan_rings_the_sender_that_waits_for_it() {
+    let (_, (mut tx, _), (_, mut rx)) = model_messages(SMALL);
+    for _ in 0..2 {
+        let loan = tx.loan(100).unwrap();
+        tx.send_loan(loan).unwrap();
+    }
+    assert!(tx.loan(1).is_err());
+    let held = rx.try_recv_loan().unwrap().unwrap();
+    let _ = rx.flush();
+    assert_eq!(tx.arm(), Arm::Sleep);
+    drop(held);
+    assert_eq!(rx.flush(), Wake::Ring);
+    assert!(tx.loan(1).is_ok());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Send(usize),
+    SendLoan(usize),
+    Receive,
+    ReceiveLoan,
+    DropHeld,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..80_usize).prop_map(Step::Send),
+        2 => (0..260_usize).prop_map(Step::Send),
+        1 => (0..4097_usize).prop_map(Step::Send),
+        1 => (0..4097_usize).prop_map(Step::SendLoan),
+        6 => Just(Step::Receive),
+        2 => Just(Step::ReceiveLoan),
+        1 => Just(Step::DropHeld),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Two ends, both directions, every kind of message, against two queues.
+    #[test]
+    fn messages_arrive_whole_in_order_and_once(steps in prop::collection::vec((any::<bool>(), step()), 1..300)) {
+        let (_, a, b) = model_messages(SMALL);
+        let mut ends = [a, b];
+        let mut oracle = [VecDeque::new(), VecDeque::new()]; // by sender
+        let mut held = Vec::new();
+        for (seed, (second, step)) in steps.into_iter().enumerate() {
+            let (me, other) = (usize::from(second), usize::from(!second));
+            match step {
+                Step::Send(len) => match ends[me].0.try_send(&message(len, seed)) {
+                    Ok(()) => oracle[me].push_back(message(len, seed)),
+                    Err(error) => prop_assert_eq!(error, RingError::WouldBlock),
+                },
+                Step::SendLoan(len) => {
+                    let Ok(mut loan) = ends[me].0.loan(len) else { continue };
+                    loan.write_at(0, &message(len, seed));
+                    match ends[me].0.send_loan(loan) {
+                        Ok(()) => oracle[me].push_back(message(len, seed)),
+                        Err(refused) => prop_assert_eq!(refused.error, RingError::WouldBlock),
+                    }
+                }
+                Step::Receive => {
+                    let mut out = vec![9; 5];
+                    match ends[me].1.try_recv(&mut out) {
+                        Ok(len) => {
+                            prop_assert_eq!(len, Some(out.len()));
+                            prop_assert_eq!(Some(out), oracle[other].pop_front());
+                        }
+                        Err(error) => {
+                            prop_assert_eq!(error, RingError::WouldBlock);
+                            prop_assert!(oracle[other].is_empty());
+                        }
+                    }
+                }
+                Step::ReceiveLoan => {
+                    if let Ok(Some(received)) = ends[me].1.try_recv_loan() {
+                        held.push((received, oracle[other].pop_front().unwrap()));
+                    }
+                }
+                Step::DropHeld => {
+                    if let Some((received, expected)) = held.pop() {
+                        prop_assert_eq!(received.into_vec(), Ok(expected));
+                    }
+                }
+            }
+        }
+        for (received, expected) in held {
+            prop_assert_eq!(received.into_vec(), Ok(expected));
+        }
+    }
+}
+
+#[test]
+fn two_threads_exchange_messages_over_real_mappings() {
+    let layout = HalfLayout { slots_log2: 4, bytes_log2: 12, loan_count: 3, loan_log2: 13 };
+    let ((mut tx, _keep_a), (_keep_b, mut rx)) = mapped_messages(layout);
+    let count = 20_000;
+    let len = |i: usize| if i.is_multiple_of(17) { i % 8000 } else { i % 70 };
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for i in 0..count {
+                let message = message(len(i), i);
+                while let Err(error) = tx.try_send(&message) {
+                    assert_eq!(error, RingError::WouldBlock);
+                    std::thread::yield_now();
+                }
+            }
+        });
+        let mut out = Vec::new();
+        for i in 0..count {
+            while let Err(error) = rx.try_recv(&mut out) {
+                assert_eq!(error, RingError::WouldBlock);
+                std::thread::yield_now();
+            }
+            assert_eq!(out, message(len(i), i), "message {i}");
+        }
+    });
+}
