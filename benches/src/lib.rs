@@ -1,1 +1,15 @@
-//! placeholder
+//! Measuring Tombolo as ratios: to the floor that the machine sets and to peers, in one run, interleaved.
+//!
+//! Absolute times on a machine whose cores are virtual and shared say little: the same binary differs by a factor of
+//! three from one placement of its cores to another. So every figure here is taken beside the raw cost of moving a
+//! cache line between the same two cores, in turns, and printed as a ratio to it.
+//!
+//! - [`floor`]: what the machine itself costs (a cache line there and back, a copy, a wake-up, a Unix socket).
+//! - [`duo`]: two processes pinned to two cores, the second being this binary again.
+//! - [`report`]: series of measurements as a table and as JSON.
+
+pub mod duo;
+pub mod floor;
+pub mod lines;
+pub mod pin;
+pub mod report;

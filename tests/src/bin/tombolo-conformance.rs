@@ -10,10 +10,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use rustix::mount::MountFlags;
-use tombolo_transport::conformance::backends::{Hybrid, Memory, VsockLoopback};
+use tombolo_transport::conformance::backends::{Hybrid, Memory, Shm, ShmKernels, VsockLoopback};
 use tombolo_transport::conformance::{self, Backend, Verdict};
 
-const USAGE: &str = "usage: tombolo-conformance [--backend memory|hybrid|vsock-loopback] [--filter NAME]";
+const USAGE: &str = "usage: tombolo-conformance [--backend memory|hybrid|shm|vsock-loopback] [--filter NAME]";
 
 struct Args {
     backend: String,
@@ -51,6 +51,15 @@ fn run(init: bool) -> anyhow::Result<bool> {
                 let dir = tempfile::tempdir()?;
                 Ok(verdicts(Hybrid::in_dir(dir.path()), &args.filter).await)
             }
+            "shm" => {
+                let mut all = Vec::new();
+                for kernels in [ShmKernels::Same, ShmKernels::PrimaryAndSpawned, ShmKernels::TwoSpawned] {
+                    println!("shm, kernels: {kernels:?}");
+                    let dir = tempfile::tempdir_in("/dev/shm")?;
+                    all.extend(verdicts(Shm::in_dir(dir.path(), kernels), &args.filter).await);
+                }
+                Ok(all)
+            }
             "vsock-loopback" => Ok(verdicts(VsockLoopback, &args.filter).await),
             other => bail!("no backend is called `{other}`\n{USAGE}"),
         }
@@ -80,7 +89,8 @@ fn parse(mut given: impl Iterator<Item = String>, init: bool) -> anyhow::Result<
 }
 
 fn prepare_kernel() -> anyhow::Result<()> {
-    for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("tmpfs", "/tmp")] {
+    for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("tmpfs", "/tmp"), ("tmpfs", "/dev/shm")]
+    {
         std::fs::create_dir_all(target)?;
         rustix::mount::mount(kind, target, kind, MountFlags::empty(), None)
             .with_context(|| format!("mounting {kind} on {target}"))?;

@@ -1,13 +1,18 @@
 //! The backends of this crate, set up for the suite within one process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{Backend, Failure, Limits, Pair};
 use crate::addr::Cid;
+use crate::broker::{
+    Broker, BrokerConfig, BrokerHandle, KernelMatch, Policy, PolicyAction, PolicyRule, PortMatch,
+};
 use crate::endpoint::Endpoint;
 use crate::hybrid::HybridConfig;
+use crate::incarnation::Incarnation;
 use crate::memory::MemoryFabric;
+use crate::pool::{Geometry, Member, Pool, PoolSource};
 use crate::vsock::VsockConfig;
 
 /// [`memory`](crate::memory).
@@ -68,5 +73,96 @@ impl Backend for VsockLoopback {
     fn limits(&self) -> Limits {
         // The kernel's listening socket answers from a worker: a caller or two may slip in.
         Limits { backlog_slack: 2, ..Limits::default() }
+    }
+}
+
+/// Shared memory: two kernels of one pool, each with its broker, whose doorbell line is a socket pair; applications
+/// attach through the brokers' Unix sockets.
+#[derive(Debug)]
+pub struct Shm {
+    dir: PathBuf,
+    kernels: ShmKernels,
+    pairs: AtomicU32,
+}
+
+/// Which kernels the two endpoints of a [`Shm`] pair are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShmKernels {
+    /// Both in the primary: doorbells are eventfds.
+    Same,
+    /// One in the primary, one in a spawned kernel.
+    PrimaryAndSpawned,
+    /// In two spawned kernels: the primary passes their doorbells on.
+    TwoSpawned,
+}
+
+impl Shm {
+    /// Puts pools and sockets into `dir`, an empty directory with a path of at most 80 bytes.
+    pub fn in_dir(dir: impl Into<PathBuf>, kernels: ShmKernels) -> Self {
+        Self { dir: dir.into(), kernels, pairs: AtomicU32::new(0) }
+    }
+
+    fn config(&self, pool: &Path, pair: u32, member: Member) -> BrokerConfig {
+        let mut config = BrokerConfig::new(PoolSource::path(pool), member);
+        config.socket = Some(self.dir.join(format!("b{pair}-{member}")));
+        config.policy = Policy {
+            rules: vec![PolicyRule {
+                from: KernelMatch::Any,
+                to: KernelMatch::Any,
+                port: PortMatch::Any,
+                action: PolicyAction::Allow,
+            }],
+        };
+        config
+    }
+}
+
+/// What keeps a [`Shm`] pair alive; removes the pool with it.
+#[derive(Debug)]
+struct ShmParts {
+    _brokers: Vec<BrokerHandle>,
+    pool: PathBuf,
+}
+
+impl Drop for ShmParts {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.pool);
+    }
+}
+
+impl Backend for Shm {
+    async fn pair(&self) -> Result<Pair, Failure> {
+        let pair = self.pairs.fetch_add(1, Ordering::Relaxed);
+        let pool = self.dir.join(format!("p{pair}"));
+        let _pool = Pool::create(&pool, Geometry { members_max: 4, ..Geometry::default() })?;
+        let primary = Broker::start(self.config(&pool, pair, Member::PRIMARY)).await?;
+        let mut brokers = vec![primary];
+        let spawned = match self.kernels {
+            ShmKernels::Same => 0,
+            ShmKernels::PrimaryAndSpawned => 1,
+            ShmKernels::TwoSpawned => 2,
+        };
+        for number in 1..=spawned {
+            let member = Member(number);
+            let cid = Cid(2 + u32::from(number));
+            brokers[0].admit(member, cid, &format!("kernel{number}"), Incarnation::random()?).await?;
+            let broker = Broker::start(self.config(&pool, pair, member)).await?;
+            let (near, far) = std::os::unix::net::UnixStream::pair()?;
+            brokers[0].add_line(member, near.into())?;
+            broker.add_line(Member::PRIMARY, far.into())?;
+            brokers.push(broker);
+        }
+        let last = brokers.len() - 1;
+        let caller = if self.kernels == ShmKernels::TwoSpawned { last - 1 } else { 0 };
+        let attach = |member: usize| Endpoint::attach(self.dir.join(format!("b{pair}-{member}")));
+        Ok(Pair {
+            caller: attach(caller).await?,
+            callee: attach(last).await?,
+            keep: Box::new(ShmParts { _brokers: brokers, pool }),
+        })
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { backlog_slack: 0, ..Limits::default() }
     }
 }
