@@ -1,1 +1,4 @@
-//! placeholder
+//! End-to-end tests on real kernels, and what they share.
+
+pub mod prerequisites;
+pub mod wait;

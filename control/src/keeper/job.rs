@@ -4,12 +4,52 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::spawner::SpawnerKind;
+
+/// What a keeper is to do: written to `job.json` before it is started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// The instance's name, for messages.
+    pub name: String,
+    /// The driver this kernel belongs to.
+    pub kind: SpawnerKind,
+    /// The program and its arguments, run in the runtime folder. `{doorbell}` in an argument becomes the number of the
+    /// inherited doorbell descriptor.
+    pub argv: Vec<String>,
+    /// Its whole environment.
+    pub env: Vec<(String, String)>,
+    /// Size at which `console.log` becomes `console.log.1`, in bytes.
+    pub console_bytes_max: u64,
+}
+
+impl Job {
+    /// The kernel's doorbell descriptor is this number, so that it can be written into files beforehand.
+    ///
+    /// High enough that neither the keeper nor what it inherited uses it.
+    pub const DOORBELL_FD: i32 = 100;
+    /// Default of [`Job::console_bytes_max`]: 4 MiB, twice that on disk.
+    pub const CONSOLE_BYTES_MAX: u64 = 4 << 20;
+}
+
+/// Which process is the kernel: enough to find it, and never another that was given its number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelRecord {
+    /// The driver it belongs to.
+    pub kind: SpawnerKind,
+    /// Process id, which is also its process group.
+    pub pid: u32,
+    /// When that process started, in clock ticks since the host's boot (field 22 of `/proc/PID/stat`).
+    pub start_ticks: u64,
+    /// When it was started: nanoseconds since the Unix epoch.
+    pub started_at_unix_ns: u64,
+}
+
 /// How a kernel ended, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     /// How it ended.
     pub how: ExitHow,
-    /// When the keeper reaped it: nanoseconds since the Unix epoch.
+    /// When the keeper saw it: nanoseconds since the Unix epoch.
     pub at_unix_ns: u64,
 }
 
@@ -31,6 +71,26 @@ pub enum ExitHow {
     Lost,
 }
 
+/// What every panic of Linux prints on its console.
+const PANIC_MARK: &[u8] = b"Kernel panic - not syncing";
+
+impl ExitHow {
+    /// Tells from the exit status of the kernel's process and the end of its console how it ended.
+    ///
+    /// The console decides before the status: a panicked kernel may then have exited, aborted or been killed.
+    pub fn classify(code: Option<i32>, signal: Option<i32>, console_tail: &[u8]) -> Self {
+        if console_tail.windows(PANIC_MARK.len()).any(|window| window == PANIC_MARK) {
+            return Self::Panicked;
+        }
+        match (code, signal) {
+            (_, Some(signal)) => Self::Signaled(signal),
+            (Some(0), None) => Self::PoweredOff,
+            (Some(code), None) => Self::Code(code),
+            (None, None) => Self::Lost,
+        }
+    }
+}
+
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.how.fmt(f)
@@ -46,6 +106,22 @@ impl fmt::Display for ExitHow {
             Self::Code(code) => write!(f, "exited with status {code}"),
             Self::NeverRan(reason) => write!(f, "never ran: {reason}"),
             Self::Lost => f.write_str("lost: its keeper died, and the kernel with it"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_is_classified_by_console_before_status() {
+        let panicked = b"... Kernel panic - not syncing: sysrq triggered crash\n...";
+        assert_eq!(ExitHow::classify(Some(0), None, b"reboot: System halted"), ExitHow::PoweredOff);
+        assert_eq!(ExitHow::classify(Some(1), None, b""), ExitHow::Code(1));
+        assert_eq!(ExitHow::classify(None, Some(9), b""), ExitHow::Signaled(9));
+        for (code, signal) in [(Some(0), None), (Some(1), None), (None, Some(6))] {
+            assert_eq!(ExitHow::classify(code, signal, panicked), ExitHow::Panicked);
         }
     }
 }

@@ -3,16 +3,33 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::{SpawnError, SpawnerKind};
-use crate::keeper::Exit;
+use tokio::time::timeout;
+
+use super::keeper_link::{KeeperLink, LinkError};
+use super::{SpawnError, SpawnerKind, process, uml};
+use crate::keeper::{
+    Exit, ExitHow, KernelRecord, Request, Status, kill_group_of, names, remove_all, write_atomically,
+};
+
+/// How long the keeper may take to answer what it answers at once. It is one poll(2) loop: this is for a loaded host.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// How long a kernel may take to die of SIGKILL, helpers included (the keeper itself gives up after 10 s).
+const KILL_MAX: Duration = Duration::from_secs(15);
 
 /// A kernel that was spawned, running or ended. Clones control the same kernel; dropping them all changes nothing.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    kind: SpawnerKind,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
     runtime_dir: PathBuf,
-    pid: u32,
+    record: KernelRecord,
 }
 
 /// Whether a kernel runs.
@@ -25,74 +42,237 @@ pub enum KernelStatus {
 }
 
 impl Kernel {
-    /// The driver that made it.
-    pub fn kind(&self) -> SpawnerKind {
-        self.kind
+    /// Finds the kernel of `runtime_dir`, running or ended.
+    pub(super) async fn find(runtime_dir: &Path) -> Result<Self, SpawnError> {
+        if let Ok(status) = ask(runtime_dir, Request::Status).await {
+            return Ok(Self::new(runtime_dir, status.kernel));
+        }
+        match read_json::<KernelRecord>(runtime_dir, names::KERNEL) {
+            Some(record) => Ok(Self::new(runtime_dir, record)),
+            None => Err(SpawnError::NotFound { runtime_dir: runtime_dir.to_owned() }),
+        }
     }
 
-    /// The process that is the kernel, on this host.
+    fn new(runtime_dir: &Path, record: KernelRecord) -> Self {
+        Self { inner: Arc::new(Inner { runtime_dir: runtime_dir.to_owned(), record }) }
+    }
+
+    /// The driver that made it.
+    pub fn kind(&self) -> SpawnerKind {
+        self.inner.record.kind
+    }
+
+    /// The process that is the kernel, on this host. After its end the number may be another's.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.inner.record.pid
+    }
+
+    /// When its process was started: nanoseconds since the Unix epoch.
+    pub fn started_at_unix_ns(&self) -> u64 {
+        self.inner.record.started_at_unix_ns
     }
 
     /// Its folder: sockets, console log, exit record.
     pub fn runtime_dir(&self) -> &Path {
-        &self.runtime_dir
+        &self.inner.runtime_dir
     }
 
-    /// Where its console is recorded, from the first line. Earlier output is in `console.log.1`.
+    /// Where its console is recorded, from the first line. Earlier output (and the boot before) is in `console.log.1`.
     pub fn console_log(&self) -> PathBuf {
-        self.runtime_dir.join("console.log")
+        self.runtime_dir().join(names::CONSOLE)
     }
 
-    /// The host's end of its doorbell line (a duplicate, non-blocking Unix stream socket).
+    /// The host's end of its doorbell line: a duplicate of a non-blocking Unix stream socket. Bytes read through one
+    /// duplicate are gone for the others, so only one process should read.
+    ///
+    /// # Errors
+    /// [`SpawnError::Ended`] when it has ended.
     pub async fn doorbell(&self) -> Result<OwnedFd, SpawnError> {
-        Err(self.not_yet("fetch the doorbell of"))
+        let action = "fetch the doorbell of";
+        let (_, fd) = timeout(ANSWER_MAX, async {
+            let link = KeeperLink::connect(self.runtime_dir()).await?;
+            link.request(Request::Doorbell).await
+        })
+        .await
+        .unwrap_or_else(|_| Err(LinkError::Silent(ANSWER_MAX)))
+        .map_err(|error| self.link_failed(action, error))?;
+        fd.ok_or_else(|| self.link_failed(action, LinkError::NoDescriptor))
     }
 
     /// Whether it runs.
+    ///
+    /// # Errors
+    /// [`SpawnError::Keeper`] when its keeper lives but does not answer.
     pub async fn status(&self) -> Result<KernelStatus, SpawnError> {
-        Err(self.not_yet("ask about"))
+        match ask(self.runtime_dir(), Request::Status).await {
+            Ok(Status { exit: None, .. }) => Ok(KernelStatus::Running),
+            Ok(Status { exit: Some(exit), .. }) => Ok(KernelStatus::Exited(exit)),
+            Err(LinkError::NoKeeper(_)) => self.exit_without_keeper().await.map(KernelStatus::Exited),
+            Err(error) => Err(self.link_failed("ask about", error)),
+        }
     }
 
-    /// Waits until it has ended. Cancel safe.
+    /// Waits until it has ended, however long that takes.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the end is recorded, and a later call returns it.
     pub async fn exited(&self) -> Result<Exit, SpawnError> {
-        Err(self.not_yet("wait for"))
+        let waited = async {
+            let link = KeeperLink::connect(self.runtime_dir()).await?;
+            link.request(Request::Wait).await
+        };
+        match waited.await {
+            Ok((Status { exit: Some(exit), .. }, _)) => Ok(exit),
+            // The connection ended without an answer: the keeper has gone, with or without a record.
+            _ => self.exit_without_keeper().await,
+        }
     }
 
     /// Kills it and all its helper processes; returns when none is left. Killing one that has ended is no error.
-    pub async fn kill(&self) -> Result<Exit, SpawnError> {
-        Err(self.not_yet("kill"))
-    }
-
-    /// Stops it in its tracks: no instruction of it runs until [`Kernel::thaw`].
-    pub async fn freeze(&self) -> Result<(), SpawnError> {
-        Err(self.not_yet("freeze"))
-    }
-
-    /// Lets it run on after [`Kernel::freeze`].
-    pub async fn thaw(&self) -> Result<(), SpawnError> {
-        Err(self.not_yet("thaw"))
-    }
-
-    /// Its live console, raw bytes both ways. One client at a time: a second is refused.
-    pub async fn console(&self) -> Result<UnixStream, SpawnError> {
-        Err(self.not_yet("open the console of"))
-    }
-
-    /// Dismisses the keeper of a kernel that has ended and removes every file the spawner made but the console log.
     ///
     /// # Errors
-    /// [`SpawnError::Refused`] while it still runs.
-    pub async fn forget(self) -> Result<(), SpawnError> {
-        Err(self.not_yet("forget"))
-    }
-
-    fn not_yet(&self, action: &'static str) -> SpawnError {
-        SpawnError::Control {
-            action,
-            runtime_dir: self.runtime_dir.clone(),
-            reason: "the keeper is not built yet".into(),
+    /// [`SpawnError::Keeper`] when that did not happen within 15 s; it may still.
+    pub async fn kill(&self) -> Result<Exit, SpawnError> {
+        let killed = timeout(KILL_MAX, async {
+            let link = KeeperLink::connect(self.runtime_dir()).await?;
+            link.request(Request::Kill).await
+        });
+        match killed.await {
+            Ok(Ok((Status { exit: Some(exit), .. }, _))) => Ok(exit),
+            Ok(_) => self.exit_without_keeper().await,
+            Err(_) => Err(self.link_failed("kill", LinkError::Silent(KILL_MAX))),
         }
     }
+
+    /// Stops it in its tracks: no instruction of it runs until [`Kernel::thaw`]. Freezing a frozen one is no error.
+    ///
+    /// # Errors
+    /// [`SpawnError::Control`] says what was seen; [`SpawnError::Ended`] when it has ended.
+    pub async fn freeze(&self) -> Result<(), SpawnError> {
+        self.set_frozen(true).await
+    }
+
+    /// Lets it run on after [`Kernel::freeze`]. Thawing one that runs is no error.
+    ///
+    /// # Errors
+    /// As [`Kernel::freeze`].
+    pub async fn thaw(&self) -> Result<(), SpawnError> {
+        self.set_frozen(false).await
+    }
+
+    async fn set_frozen(&self, frozen: bool) -> Result<(), SpawnError> {
+        let action = if frozen { "freeze" } else { "thaw" };
+        self.must_run(action).await?;
+        let result = match self.kind() {
+            SpawnerKind::Uml => uml::set_frozen(self.runtime_dir(), frozen).await,
+            SpawnerKind::Process => process::set_frozen(self.pid(), frozen).await,
+        };
+        result.map_err(|reason| SpawnError::Control {
+            action,
+            runtime_dir: self.runtime_dir().to_owned(),
+            reason,
+        })
+    }
+
+    /// Its live console: raw bytes both ways, a non-blocking socket. One client at a time.
+    ///
+    /// # Errors
+    /// [`SpawnError::Refused`] while another has it, [`SpawnError::Ended`] when it has ended.
+    pub async fn console(&self) -> Result<UnixStream, SpawnError> {
+        let action = "open the console of";
+        timeout(ANSWER_MAX, async {
+            let mut link = KeeperLink::connect(self.runtime_dir()).await?;
+            link.request_on(Request::Console).await?;
+            link.into_std()
+        })
+        .await
+        .unwrap_or_else(|_| Err(LinkError::Silent(ANSWER_MAX)))
+        .map_err(|error| self.link_failed(action, error))
+    }
+
+    /// Removes every file the spawner made for it but the console logs. Its keeper left when it ended.
+    ///
+    /// # Errors
+    /// [`SpawnError::Refused`] while it runs.
+    pub async fn forget(self) -> Result<(), SpawnError> {
+        if self.status().await? == KernelStatus::Running {
+            let (action, runtime_dir) = ("forget", self.runtime_dir().to_owned());
+            return Err(SpawnError::Refused {
+                action,
+                runtime_dir,
+                reason: "the kernel still runs; kill it first".into(),
+            });
+        }
+        remove_spawned_files(self.runtime_dir())
+    }
+
+    async fn must_run(&self, action: &'static str) -> Result<(), SpawnError> {
+        match self.status().await? {
+            KernelStatus::Running => Ok(()),
+            KernelStatus::Exited(exit) => {
+                Err(SpawnError::Ended { action, runtime_dir: self.runtime_dir().to_owned(), exit })
+            }
+        }
+    }
+
+    /// How it ended, when its keeper has gone. Without a record the keeper was killed, and the kernel with it: sweep
+    /// what is left of it, and record that.
+    async fn exit_without_keeper(&self) -> Result<Exit, SpawnError> {
+        let (inner, dir) = (self.inner.clone(), self.runtime_dir().to_owned());
+        let swept = tokio::task::spawn_blocking(move || {
+            if let Some(exit) = read_json::<Exit>(&inner.runtime_dir, names::EXIT) {
+                return Ok(exit);
+            }
+            let pid = i32::try_from(inner.record.pid).map_err(std::io::Error::other)?;
+            // A keeper that was just killed still holds its kernel for an instant.
+            kill_group_of(pid, inner.record.start_ticks, Instant::now() + KILL_MAX)?;
+            let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            let exit =
+                Exit { how: ExitHow::Lost, at_unix_ns: u64::try_from(at.as_nanos()).unwrap_or(u64::MAX) };
+            write_atomically(&inner.runtime_dir.join(names::EXIT), &serde_json::to_vec(&exit)?)?;
+            Ok(exit)
+        });
+        let swept = swept.await.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
+        swept.map_err(|source| SpawnError::Keeper {
+            action: "find out how the kernel ended",
+            runtime_dir: dir,
+            source,
+        })
+    }
+
+    fn link_failed(&self, action: &'static str, error: LinkError) -> SpawnError {
+        let runtime_dir = self.runtime_dir().to_owned();
+        match error {
+            LinkError::Refused(reason) => SpawnError::Refused { action, runtime_dir, reason },
+            error => match read_json::<Exit>(&runtime_dir, names::EXIT) {
+                Some(exit) => SpawnError::Ended { action, runtime_dir, exit },
+                None => SpawnError::Keeper { action, runtime_dir, source: error.into() },
+            },
+        }
+    }
+}
+
+/// Asks the keeper of `dir` something it answers at once.
+pub(super) async fn ask(dir: &Path, request: Request) -> Result<Status, LinkError> {
+    let answered = timeout(ANSWER_MAX, async {
+        let link = KeeperLink::connect(dir).await?;
+        link.request(request).await
+    });
+    answered.await.unwrap_or(Err(LinkError::Silent(ANSWER_MAX))).map(|(status, _)| status)
+}
+
+/// Removes everything a spawner and a keeper put into `dir`, but for the console logs.
+pub(super) fn remove_spawned_files(dir: &Path) -> Result<(), SpawnError> {
+    let of_keeper = [names::SOCKET, names::JOB, names::KERNEL, names::EXIT, names::EXEC_ERROR, names::LOG];
+    let of_spawners = uml::FILES.iter().chain(process::FILES);
+    let paths: Vec<PathBuf> = of_keeper.iter().chain(of_spawners).map(|name| dir.join(name)).collect();
+    remove_all(&paths).map_err(|source| SpawnError::File {
+        action: "remove the files of",
+        path: dir.to_owned(),
+        source,
+    })
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(dir: &Path, name: &str) -> Option<T> {
+    serde_json::from_slice(&std::fs::read(dir.join(name)).ok()?).ok()
 }

@@ -14,8 +14,13 @@
 //!      └──────── doorbell (a duplicate), freeze, thaw ─────────────────┘
 //! ```
 
+mod cpio;
 mod error;
+mod image;
+mod keeper_link;
 mod kernel;
+mod launch;
+mod mconsole;
 mod process;
 mod spec;
 mod uml;
@@ -52,4 +57,37 @@ pub trait Spawner {
     /// [`SpawnError::NotFound`] when no kernel was ever started there or it was forgotten. A kernel that ended in
     /// the meantime is not an error: the [`Kernel`] says how it ended.
     fn adopt(&self, runtime_dir: &Path) -> impl Future<Output = Result<Kernel, SpawnError>> + Send;
+}
+
+/// What both spawners do to adopt: find the keeper, and make sure that the kernel is of this kind.
+async fn adopt(kind: SpawnerKind, runtime_dir: &Path) -> Result<Kernel, SpawnError> {
+    let kernel = Kernel::find(runtime_dir).await?;
+    if kernel.kind() == kind {
+        return Ok(kernel);
+    }
+    let reason = format!("the kernel there was made by the `{}` spawner, not by `{kind}`", kernel.kind());
+    Err(SpawnError::Refused { action: "adopt", runtime_dir: runtime_dir.to_owned(), reason })
+}
+
+/// The pool must be there in full before a kernel maps it.
+fn check_pool(spec: &KernelSpec) -> Result<(), String> {
+    let Some(pool) = &spec.pool else { return Ok(()) };
+    match std::fs::metadata(&pool.path) {
+        Ok(meta) if meta.len() >= pool.len => Ok(()),
+        Ok(meta) => {
+            Err(format!("its pool {} has {} bytes, {} are needed", pool.path.display(), meta.len(), pool.len))
+        }
+        Err(error) => Err(format!("its pool {} cannot be used: {error}", pool.path.display())),
+    }
+}
+
+/// The agent's program must be there.
+fn check_agent(spec: &KernelSpec) -> Result<(), SpawnError> {
+    let path = &spec.agent_binary;
+    let opened = std::fs::File::open(path);
+    opened.map(drop).map_err(|source| SpawnError::File {
+        action: "read the agent's program",
+        path: path.clone(),
+        source,
+    })
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use tombolo_transport::Cid;
+use tombolo_agent::config::AgentConfig;
 
 /// Which driver makes a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -115,25 +115,18 @@ pub struct PoolFile {
 /// Everything a spawner needs to know to make one kernel.
 #[derive(Clone, Debug)]
 pub struct KernelSpec {
-    /// The instance's name: 1 to 32 of `a-z 0-9 - _`.
-    pub name: String,
-    /// The kernel's address.
-    pub cid: Cid,
-    /// Its member index in the pool.
-    pub member: u32,
     /// The kernel image; `None` lets the spawner find one. Ignored by `process`.
     pub image: Option<PathBuf>,
     /// The kernel's memory, in bytes (at least 32 MiB, and twice the size of all initrd files). Ignored by `process`.
     pub memory_bytes: u64,
     /// The agent: a static binary, `/init` in a kernel.
     pub agent_binary: PathBuf,
-    /// The agent's configuration as a JSON object. The spawner sets its `pool` and `doorbell`: only it knows
-    /// what they are called inside.
-    pub agent_config: serde_json::Value,
+    /// The agent's configuration: who this kernel is, whom it trusts. The spawner overwrites `pool`, `doorbell` and
+    /// `modules` (and for `process` the `broker_socket`): only it knows what they are called inside.
+    pub agent_config: AgentConfig,
     /// Further files. Ignored by `process`, whose agent sees the host's files.
     pub initrd_files: Vec<InitrdFile>,
-    /// Kernel modules to put under `/lib/modules/tombolo/` in load order, with their names in `/etc/tombolo/modules`,
-    /// found beside the image. Ignored by `process`.
+    /// Kernel modules to load at boot, by name and in order (such as `vsock`), found beside the image. Ignored by `process`.
     pub modules: Vec<String>,
     /// The pool to map; `None` for a kernel without shared memory.
     pub pool: Option<PoolFile>,

@@ -1,12 +1,67 @@
-//! The `uml` spawner.
+//! The `uml` spawner: real Linux kernels as unprivileged processes (User-mode Linux).
+//!
+//! The kernel's process runs in its runtime folder, where all names are short and relative: socket addresses have little
+//! room. It gets its memory from `/dev/shm` or wherever else a file may be mapped executable, the pool as `/dev/mmapper`,
+//! the doorbell as its serial line `/dev/ttyS0`, the console as its stdio, and everything else (agent, configuration, secret,
+//! modules) in one initial archive.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, BufWriter, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::{Availability, Kernel, KernelSpec, SpawnError, Spawner, SpawnerKind};
+use nix::sys::statvfs::{FsFlags, statvfs};
+use tombolo_agent::config::{Doorbell, PoolConfig};
 
-/// The `uml` spawner.
-#[derive(Clone, Debug, Default)]
-pub struct UmlSpawner {}
+use super::image::{self, Image};
+use super::launch::Claim;
+use super::{
+    Availability, FileContent, InitrdFile, Kernel, KernelSpec, SpawnError, Spawner, SpawnerKind, cpio,
+    mconsole,
+};
+use crate::keeper::Job;
+
+/// What this spawner adds to a runtime folder.
+pub(super) const FILES: &[&str] = &[INITRD, UML_DIR, EMPTY_DIR];
+const INITRD: &str = "initrd.cpio";
+const UML_DIR: &str = "uml";
+/// All of the host's file system that the kernel can see through hostfs: nothing.
+const EMPTY_DIR: &str = "empty";
+/// The management console, relative to the runtime folder.
+const MCONSOLE: &str = "uml/k/mconsole";
+
+/// Least memory a kernel can boot with, besides twice its initial archive (packed and unpacked), in bytes.
+const MEMORY_BYTES_MIN: u64 = 24 << 20;
+
+/// How long the management console may take to appear: the kernel makes it within the first half second of its boot.
+const MCONSOLE_MAX: Duration = Duration::from_secs(5);
+
+/// Boots real Linux kernels as unprivileged processes.
+#[derive(Clone, Debug)]
+pub struct UmlSpawner {
+    keeper_binary: PathBuf,
+    image: Option<PathBuf>,
+}
+
+impl UmlSpawner {
+    /// A spawner that runs `keeper_binary keeper ...` (normally `tombolod` itself) for each kernel.
+    pub fn new(keeper_binary: impl Into<PathBuf>) -> Self {
+        Self { keeper_binary: keeper_binary.into(), image: None }
+    }
+
+    /// Uses this kernel image where a spec names none. Default: the first found of `$TOMBOLO_UML_KERNEL`, `linux.uml` or
+    /// `linux` on `$PATH`, and what `cargo xtask` unpacked into the user's cache folder.
+    #[must_use]
+    pub fn with_image(mut self, image: Option<PathBuf>) -> Self {
+        self.image = image;
+        self
+    }
+
+    fn image(&self, spec: &KernelSpec) -> Result<Image, SpawnError> {
+        image::find(spec.image.as_deref().or(self.image.as_deref()))
+    }
+}
 
 impl Spawner for UmlSpawner {
     fn kind(&self) -> SpawnerKind {
@@ -14,14 +69,172 @@ impl Spawner for UmlSpawner {
     }
 
     async fn availability(&self) -> Availability {
-        Availability::Missing { what: "the keeper is not built yet".into(), remedy: "wait".into() }
+        match image::find(self.image.as_deref()) {
+            Ok(image) => Availability::Ready {
+                detail: format!("{} ({})", image.path.display(), image.version().await),
+            },
+            Err(SpawnError::Unavailable { what, remedy, .. }) => Availability::Missing { what, remedy },
+            Err(error) => Availability::Missing { what: error.to_string(), remedy: image::REMEDY.into() },
+        }
     }
 
     async fn spawn(&self, spec: &KernelSpec) -> Result<Kernel, SpawnError> {
-        Err(SpawnError::BadSpec { name: spec.name.clone(), reason: "the keeper is not built yet".into() })
+        let image = self.image(spec)?;
+        let modules = image.modules(&spec.modules).await?;
+        let name = &spec.agent_config.name;
+        let bad_spec = |reason: String| SpawnError::BadSpec { name: name.clone(), reason };
+        super::check_pool(spec).map_err(bad_spec)?;
+        super::check_agent(spec)?;
+        let claim = Claim::take(&spec.runtime_dir).await?;
+
+        let files = boot_files(spec, &modules);
+        let path = spec.runtime_dir.join(INITRD);
+        let written = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || write_initrd(&path, &files)
+        });
+        let written = written.await.unwrap_or_else(|panicked| Err(io::Error::other(panicked)));
+        let initrd_bytes = written.map_err(|source| SpawnError::File { action: "write", path, source })?;
+        let needed = MEMORY_BYTES_MIN + 2 * initrd_bytes;
+        if spec.memory_bytes < needed {
+            let (have, mib) = (spec.memory_bytes >> 20, needed.div_ceil(1 << 20));
+            return Err(bad_spec(format!(
+                "{have} MiB of memory are too little for its {} MiB of initial files: give it {mib} MiB or more",
+                initrd_bytes.div_ceil(1 << 20)
+            )));
+        }
+        for dir in [UML_DIR, EMPTY_DIR] {
+            let path = spec.runtime_dir.join(dir);
+            std::fs::create_dir(&path).map_err(|source| SpawnError::File {
+                action: "create the folder",
+                path,
+                source,
+            })?;
+        }
+        let job = Job {
+            name: name.clone(),
+            kind: SpawnerKind::Uml,
+            argv: arguments(spec, &image.path).map_err(bad_spec)?,
+            env: vec![("TMPDIR".into(), memory_folder(&spec.runtime_dir, spec.memory_bytes))],
+            console_bytes_max: Job::CONSOLE_BYTES_MAX,
+        };
+        claim.launch(&self.keeper_binary, &job).await
     }
 
     async fn adopt(&self, runtime_dir: &Path) -> Result<Kernel, SpawnError> {
-        Err(SpawnError::NotFound { runtime_dir: runtime_dir.to_owned() })
+        super::adopt(SpawnerKind::Uml, runtime_dir).await
     }
+}
+
+/// Everything the kernel finds at boot.
+fn boot_files(spec: &KernelSpec, modules: &[PathBuf]) -> Vec<InitrdFile> {
+    let mut config = spec.agent_config.clone();
+    config.pool = spec.pool.as_ref().map(|pool| PoolConfig { path: "/dev/mmapper".into(), len: pool.len });
+    config.doorbell = Some(Doorbell::Path("/dev/ttyS0".into()));
+    let module_path =
+        |module: &PathBuf| Path::new("/lib/modules/tombolo").join(module.file_name().unwrap_or_default());
+    config.modules = modules.iter().map(module_path).collect();
+
+    let mut files = vec![
+        InitrdFile {
+            guest_path: "/init".into(),
+            mode: 0o755,
+            content: FileContent::Path(spec.agent_binary.clone()),
+        },
+        InitrdFile {
+            guest_path: tombolo_agent::config::DEFAULT_PATH.into(),
+            mode: 0o600,
+            content: FileContent::Bytes(config.to_json().into_bytes()),
+        },
+    ];
+    files.extend(modules.iter().map(|module| InitrdFile {
+        guest_path: module_path(module).display().to_string(),
+        mode: 0o644,
+        content: FileContent::Path(module.clone()),
+    }));
+    files.extend(spec.initrd_files.iter().cloned());
+    files
+}
+
+/// Writes the initial archive, readable by its owner alone (it holds the secret); returns its length in bytes.
+fn write_initrd(path: &Path, files: &[InitrdFile]) -> io::Result<u64> {
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    cpio::write_archive(&mut out, files)?;
+    out.flush()?;
+    out.get_ref().metadata().map(|meta| meta.len())
+}
+
+fn arguments(spec: &KernelSpec, image: &Path) -> Result<Vec<String>, String> {
+    let text = |path: &Path| {
+        // The kernel splits its command line at blanks, and `iomem` at the comma.
+        let text = path.to_str().filter(|text| !text.contains([' ', ',', '\t', '\n', '"']));
+        text.map(str::to_owned).ok_or_else(|| format!("the path {} has blanks or commas", path.display()))
+    };
+    let image =
+        image.to_str().ok_or_else(|| format!("the path {} is not UTF-8", image.display()))?.to_owned();
+    let mut argv = vec![
+        image,
+        format!("mem={}K", spec.memory_bytes / 1024),
+        format!("initrd={INITRD}"),
+        "rdinit=/init".into(),
+        "quiet".into(),
+        // A panic ends the process at once, so that the keeper sees it.
+        "panic=-1".into(),
+        "con=null".into(),
+        "con0=fd:0,fd:1".into(),
+        "ssl=null".into(),
+        "ssl0=fd:{doorbell}".into(),
+        format!("uml_dir={UML_DIR}/"),
+        "umid=k".into(),
+        format!("hostfs={}", text(&spec.runtime_dir.join(EMPTY_DIR))?),
+        // For people who look at the process table; the kernel ignores parameters with a dot that no module claims.
+        format!("tombolo.name={}", spec.agent_config.name),
+    ];
+    if let Some(pool) = &spec.pool {
+        argv.push(format!("iomem=mmapper,{}", text(&pool.path)?));
+    }
+    argv.extend(spec.extra_args.iter().cloned());
+    Ok(argv)
+}
+
+/// Where the kernel's memory file goes (unlinked as soon as it is made): somewhere it may be mapped executable, with
+/// room, and in memory if that can be had.
+fn memory_folder(runtime_dir: &Path, bytes: u64) -> String {
+    let fits = |dir: &Path| {
+        statvfs(dir).is_ok_and(|fs| {
+            let free = fs.blocks_available() * fs.fragment_size();
+            !fs.flags().contains(FsFlags::ST_NOEXEC) && free > bytes
+        })
+    };
+    let temporary = std::env::temp_dir();
+    let candidates = [Path::new("/dev/shm"), temporary.as_path(), runtime_dir];
+    let found = candidates.into_iter().find(|dir| fits(dir)).unwrap_or(runtime_dir);
+    found.display().to_string()
+}
+
+/// Freezes or thaws the kernel of `runtime_dir`. The error is for people.
+pub(super) async fn set_frozen(runtime_dir: &Path, frozen: bool) -> Result<(), String> {
+    let command = if frozen { "stop" } else { "go" };
+    let deadline = tokio::time::Instant::now() + MCONSOLE_MAX;
+    loop {
+        match mconsole::command(runtime_dir, MCONSOLE, command).await {
+            Ok(_) => return Ok(()),
+            // What the kernel says when it is already as wanted.
+            Err(error) if error.kind() == io::ErrorKind::Other => {
+                let said = error.to_string().to_lowercase();
+                let already =
+                    if frozen { said.contains("already stopped") } else { said.contains("not stopped") };
+                return if already { Ok(()) } else { Err(format!("it answered `{command}` with: {error}")) };
+            }
+            Err(error) if is_absent(&error) && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await; // it boots
+            }
+            Err(error) => return Err(format!("its management console does not take `{command}`: {error}")),
+        }
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }

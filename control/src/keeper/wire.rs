@@ -1,0 +1,56 @@
+//! The keeper's requests and answers: one line of JSON each way, over a Unix stream socket.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Exit, KernelRecord};
+
+/// What one can ask a keeper. One line of JSON, such as `{"op":"status"}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    /// How things are.
+    Status,
+    /// A duplicate of the host's end of the doorbell: a descriptor rides with the answer.
+    Doorbell,
+    /// After the answer, this connection is the console: raw bytes both ways. Refused while another has it.
+    Console,
+    /// Kill the kernel and all its helpers. Answered when none is left.
+    Kill,
+    /// Answered when the kernel has ended.
+    Wait,
+}
+
+/// Every answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The keeper's process id.
+    pub keeper_pid: u32,
+    /// The kernel's process.
+    pub kernel: KernelRecord,
+    /// How it ended, if it has.
+    pub exit: Option<Exit>,
+    /// Why the request was refused, if it was.
+    pub refused: Option<String>,
+}
+
+/// The longest line either side accepts, in bytes: more than any [`Status`] needs.
+pub(crate) const LINE_BYTES_MAX: usize = 4096;
+
+/// One line, ready to send.
+pub(crate) fn line(message: &impl Serialize) -> Vec<u8> {
+    // These types hold numbers, strings and options only: they always have a JSON form.
+    let mut line = serde_json::to_vec(message).unwrap_or_else(|_| b"{}".to_vec());
+    line.push(b'\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_one_short_line() {
+        assert_eq!(line(&Request::Kill), b"{\"op\":\"kill\"}\n");
+        assert!(serde_json::from_str::<Request>("{\"op\":\"dance\"}").is_err());
+    }
+}

@@ -1,0 +1,47 @@
+//! What tests on real kernels need besides the crates: a kernel image and statically linked programs.
+//!
+//! `cargo xtask test` prepares them and says where they are. A test that finds them missing says so loudly and does nothing;
+//! where [`REQUIRE`] is set (by `cargo xtask test`) it fails instead, so that nothing is skipped unseen.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use tombolo_control::spawner::{Availability, Spawner as _, UmlSpawner};
+
+/// Environment variable: set to make missing prerequisites a failure.
+pub const REQUIRE: &str = "TOMBOLO_REQUIRE_KERNELS";
+/// Environment variable: the folder of the statically linked programs.
+pub const STATIC_BIN: &str = "TOMBOLO_STATIC_BIN";
+
+/// The statically linked program `name`, if it was built.
+///
+/// # Panics
+/// When it is missing and [`REQUIRE`] is set.
+pub fn static_program(name: &str) -> Option<PathBuf> {
+    let Some(dir) = std::env::var_os(STATIC_BIN) else {
+        return missing(&format!(
+            "{STATIC_BIN} is not set: run `cargo xtask test`, which builds `{name}` statically"
+        ));
+    };
+    let path = PathBuf::from(dir).join(name);
+    if path.is_file() { Some(path) } else { missing(&format!("{} does not exist", path.display())) }
+}
+
+/// Whether there is a kernel image.
+///
+/// # Panics
+/// When there is none and [`REQUIRE`] is set.
+pub async fn kernel_image() -> Option<()> {
+    match UmlSpawner::new("/nonexistent").availability().await {
+        Availability::Ready { .. } => Some(()),
+        Availability::Missing { what, remedy } => missing(&format!("{what}; {remedy}")),
+    }
+}
+
+fn missing<T>(what: &str) -> Option<T> {
+    assert!(std::env::var_os(REQUIRE).is_none(), "a prerequisite is missing: {what}");
+    let test = std::thread::current().name().unwrap_or("test").to_owned();
+    // Not `eprintln!`: the test harness would swallow it.
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {what}");
+    None
+}

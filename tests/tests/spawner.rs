@@ -1,0 +1,337 @@
+//! What every spawner must do: one suite, run on each of them.
+//!
+//! The kernels run `tombolo-test-init` instead of the agent: it ticks on the console and obeys bytes on the doorbell.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tombolo_agent::config::AgentConfig;
+use tombolo_control::keeper::{Exit, ExitHow};
+use tombolo_control::spawner::{
+    Kernel, KernelSpec, KernelStatus, PoolFile, ProcessSpawner, SpawnError, Spawner, UmlSpawner,
+};
+use tombolo_tests::prerequisites;
+use tombolo_tests::wait::{LONG, until};
+use tombolo_transport::{Cid, Incarnation, Member};
+
+const KEEPER: &str = env!("CARGO_BIN_EXE_tombolo-test-keeper");
+
+/// A spawner, and a kernel specification in a folder of its own.
+struct Bed<S> {
+    spawner: S,
+    spec: KernelSpec,
+    _dir: TempDir,
+}
+
+async fn uml() -> Option<Bed<UmlSpawner>> {
+    let init = prerequisites::static_program("tombolo-test-init")?;
+    prerequisites::kernel_image().await?;
+    Some(bed(UmlSpawner::new(KEEPER), init))
+}
+
+async fn process() -> Option<Bed<ProcessSpawner>> {
+    Some(bed(ProcessSpawner::new(KEEPER), env!("CARGO_BIN_EXE_tombolo-test-init").into()))
+}
+
+fn bed<S>(spawner: S, init: PathBuf) -> Bed<S> {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = PoolFile { path: dir.path().join("pool"), len: 1 << 20 };
+    fs::File::create(&pool.path).unwrap().set_len(pool.len).unwrap();
+    let incarnation = Incarnation::random().unwrap();
+    let spec = KernelSpec {
+        image: None,
+        memory_bytes: 96 << 20,
+        agent_binary: init,
+        agent_config: AgentConfig::new("web", Cid(3), Member(1), incarnation, [9; 32]),
+        initrd_files: Vec::new(),
+        modules: Vec::new(),
+        pool: Some(pool),
+        runtime_dir: dir.path().join("instances/web"),
+        extra_args: Vec::new(),
+    };
+    Bed { spawner, spec, _dir: dir }
+}
+
+fn console_of(kernel: &Kernel) -> String {
+    String::from_utf8_lossy(&fs::read(kernel.console_log()).unwrap_or_default()).into_owned()
+}
+
+async fn console_says(kernel: &Kernel, text: &str) {
+    until(&format!("`{text}` on the console"), || async { console_of(kernel).contains(text).then_some(()) })
+        .await;
+}
+
+async fn last_tick(kernel: &Kernel) -> usize {
+    console_of(kernel).matches("tick").count()
+}
+
+async fn doorbell_of(kernel: &Kernel) -> UnixStream {
+    let fd: OwnedFd = kernel.doorbell().await.unwrap();
+    UnixStream::from_std(std::os::unix::net::UnixStream::from(fd)).unwrap()
+}
+
+async fn ring(kernel: &Kernel, byte: u8) -> u8 {
+    let mut doorbell = doorbell_of(kernel).await;
+    doorbell.write_all(&[byte]).await.unwrap();
+    timeout(LONG, doorbell.read_u8()).await.expect("no answer on the doorbell").unwrap()
+}
+
+async fn booted<S: Spawner>(bed: &Bed<S>) -> Kernel {
+    let kernel = bed.spawner.spawn(&bed.spec).await.unwrap();
+    console_says(&kernel, "ready: web cid 3").await;
+    kernel
+}
+
+async fn exit_of(kernel: &Kernel) -> Exit {
+    timeout(LONG, kernel.exited()).await.expect("the kernel does not end").unwrap()
+}
+
+/// All processes whose working folder is that of the kernel: the kernel, its helpers, its keeper.
+fn processes_in(dir: &Path) -> Vec<String> {
+    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
+    let inside = all.filter(|path| fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd == dir));
+    inside
+        .map(|path| fs::read_to_string(path.join("cmdline")).unwrap_or_default().replace('\0', " "))
+        .collect()
+}
+
+async fn nothing_is_left_of(kernel: Kernel) {
+    let dir = kernel.runtime_dir().to_owned();
+    kernel.forget().await.unwrap();
+    let files: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(files.iter().all(|name| name.to_string_lossy().starts_with("console.log")), "left: {files:?}");
+    until("the end of all its processes", || async { processes_in(&dir).is_empty().then_some(()) }).await;
+}
+
+async fn boots_answers_its_doorbell_and_powers_off<S: Spawner>(bed: Bed<S>) {
+    let kernel = booted(&bed).await;
+    assert_eq!(kernel.status().await.unwrap(), KernelStatus::Running);
+    assert_eq!(ring(&kernel, b'a').await, b'b');
+    let refused = kernel.clone().forget().await.unwrap_err();
+    assert!(matches!(refused, SpawnError::Refused { .. }), "{refused}");
+
+    assert_eq!(ring(&kernel, b'q').await, b'r');
+    let exit = exit_of(&kernel).await;
+    assert_eq!(exit.how, ExitHow::PoweredOff);
+    assert_eq!(kernel.status().await.unwrap(), KernelStatus::Exited(exit));
+    nothing_is_left_of(kernel).await;
+}
+
+async fn kill_takes_all_its_processes<S: Spawner>(bed: Bed<S>) {
+    let kernel = booted(&bed).await;
+    let waiting = tokio::spawn({
+        let kernel = kernel.clone();
+        async move { exit_of(&kernel).await }
+    });
+    let exit = kernel.kill().await.unwrap();
+    assert_eq!(exit.how, ExitHow::Signaled(9));
+    assert_eq!(waiting.await.unwrap(), exit);
+    assert_eq!(kernel.kill().await.unwrap(), exit, "killing a dead kernel is no error");
+    nothing_is_left_of(kernel).await;
+}
+
+async fn death_by_a_foreign_hand_is_seen<S: Spawner>(bed: Bed<S>) {
+    let kernel = booted(&bed).await;
+    signal(kernel.pid(), "KILL");
+    assert_eq!(exit_of(&kernel).await.how, ExitHow::Signaled(9));
+    assert!(matches!(kernel.doorbell().await.unwrap_err(), SpawnError::Ended { .. }));
+    assert!(matches!(kernel.freeze().await.unwrap_err(), SpawnError::Ended { .. }));
+    nothing_is_left_of(kernel).await;
+}
+
+async fn freeze_stops_it_and_thaw_lets_it_run_on<S: Spawner>(bed: Bed<S>) {
+    let kernel = booted(&bed).await;
+    kernel.freeze().await.unwrap();
+    kernel.freeze().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await; // what was written before is on its way
+    let frozen_at = last_tick(&kernel).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(last_tick(&kernel).await, frozen_at, "it ticked on while frozen");
+    assert_eq!(kernel.status().await.unwrap(), KernelStatus::Running);
+    kernel.thaw().await.unwrap();
+    kernel.thaw().await.unwrap();
+    until("more ticks", || async { (last_tick(&kernel).await > frozen_at + 3).then_some(()) }).await;
+    assert_eq!(ring(&kernel, 1).await, 2);
+    kernel.freeze().await.unwrap();
+    assert_eq!(kernel.kill().await.unwrap().how, ExitHow::Signaled(9), "a frozen kernel can be killed");
+    nothing_is_left_of(kernel).await;
+}
+
+async fn adopted_kernel_is_the_same<S: Spawner>(bed: Bed<S>) {
+    let kernel = booted(&bed).await;
+    let pid = kernel.pid();
+    drop(kernel);
+    let adopted = bed.spawner.adopt(&bed.spec.runtime_dir).await.unwrap();
+    assert_eq!(adopted.pid(), pid);
+    assert_eq!(ring(&adopted, 10).await, 11);
+
+    let second = bed.spawner.spawn(&bed.spec).await.unwrap_err();
+    assert!(matches!(second, SpawnError::Occupied { keeper_pid: 1.., .. }), "{second}");
+    assert_eq!(ring(&adopted, 20).await, 21, "the refused second one did no harm");
+
+    adopted.kill().await.unwrap();
+    let dead = bed.spawner.adopt(&bed.spec.runtime_dir).await.unwrap();
+    assert_eq!(
+        exit_of(&dead).await.how,
+        ExitHow::Signaled(9),
+        "how it ended is known to whoever comes later"
+    );
+    nothing_is_left_of(dead).await;
+    let gone = bed.spawner.adopt(&bed.spec.runtime_dir).await.unwrap_err();
+    assert!(matches!(gone, SpawnError::NotFound { .. }), "{gone}");
+}
+
+async fn killed_keeper_takes_its_kernel_along<S: Spawner>(bed: Bed<S>) {
+    let kernel = booted(&bed).await;
+    let keeper = processes_in(kernel.runtime_dir()).len();
+    assert!(keeper >= 2, "keeper and kernel run in the folder");
+    signal(parent_of(kernel.pid()), "KILL");
+    assert_eq!(exit_of(&kernel).await.how, ExitHow::Lost);
+    nothing_is_left_of(kernel).await;
+    let again = booted(&bed).await;
+    again.kill().await.unwrap();
+    nothing_is_left_of(again).await;
+}
+
+async fn terminated_keeper_kills_its_kernel_and_records_it<S: Spawner>(bed: Bed<S>) {
+    let kernel = booted(&bed).await;
+    signal(parent_of(kernel.pid()), "TERM");
+    assert_eq!(exit_of(&kernel).await.how, ExitHow::Signaled(9));
+    nothing_is_left_of(kernel).await;
+}
+
+async fn console_serves_one_client_at_a_time<S: Spawner>(bed: Bed<S>) {
+    let kernel = booted(&bed).await;
+    let live = kernel.console().await.unwrap();
+    let refused = kernel.console().await.unwrap_err();
+    assert!(matches!(refused, SpawnError::Refused { .. }), "{refused}");
+    let mut live = UnixStream::from_std(live).unwrap();
+    let mut output = vec![0; 64];
+    timeout(LONG, live.read_exact(&mut output)).await.expect("no live output").unwrap();
+    assert!(String::from_utf8_lossy(&output).contains("tick"));
+    drop(live);
+    until("the console to be free again", || async { kernel.console().await.ok() }).await;
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+}
+
+async fn exit_status_is_told_apart<S: Spawner>(bed: Bed<S>, byte: u8, expected: ExitHow) {
+    let kernel = booted(&bed).await;
+    // The answer may or may not get out before the end.
+    doorbell_of(&kernel).await.write_all(&[byte]).await.unwrap();
+    let exit = exit_of(&kernel).await;
+    assert_eq!(exit.how, expected, "console:\n{}", console_of(&kernel));
+    nothing_is_left_of(kernel).await;
+}
+
+async fn what_cannot_be_spawned_leaves_nothing<S: Spawner>(mut bed: Bed<S>) {
+    let agent = std::mem::replace(&mut bed.spec.agent_binary, "/no/such/agent".into());
+    let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
+    assert!(error.to_string().contains("/no/such/agent"), "{error}");
+    bed.spec.agent_binary = agent;
+
+    let pool = bed.spec.pool.replace(PoolFile { path: "/no/such/pool".into(), len: 4096 });
+    let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
+    assert!(
+        matches!(&error, SpawnError::BadSpec { reason, .. } if reason.contains("/no/such/pool")),
+        "{error}"
+    );
+    bed.spec.pool = pool;
+
+    assert!(processes_in(&bed.spec.runtime_dir).is_empty());
+    let left = fs::read_dir(&bed.spec.runtime_dir).map_or(0, Iterator::count);
+    assert_eq!(left, 0, "files are left");
+}
+
+fn parent_of(pid: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok()).unwrap()
+}
+
+fn signal(pid: u32, name: &str) {
+    let status = std::process::Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+    assert!(status.unwrap().success());
+}
+
+macro_rules! suite {
+    ($spawner:ident: $($test:ident),* $(,)?) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                if let Some(bed) = super::$spawner().await {
+                    super::$test(bed).await;
+                }
+            }
+        )*
+    };
+}
+
+mod on_uml {
+    use super::{ExitHow, exit_status_is_told_apart, uml};
+
+    suite!(uml:
+        boots_answers_its_doorbell_and_powers_off, kill_takes_all_its_processes, death_by_a_foreign_hand_is_seen,
+        freeze_stops_it_and_thaw_lets_it_run_on, adopted_kernel_is_the_same, killed_keeper_takes_its_kernel_along,
+        terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
+        what_cannot_be_spawned_leaves_nothing,
+    );
+
+    #[tokio::test]
+    async fn panic_is_told_apart() {
+        let Some(bed) = uml().await else { return };
+        exit_status_is_told_apart(bed, b'p', ExitHow::Panicked).await;
+    }
+
+    #[tokio::test]
+    async fn end_of_init_is_a_panic() {
+        let Some(bed) = uml().await else { return };
+        exit_status_is_told_apart(bed, b'x', ExitHow::Panicked).await;
+    }
+
+    #[tokio::test]
+    async fn image_that_is_no_kernel_is_refused() {
+        use super::{SpawnError, Spawner as _};
+        let Some(mut bed) = uml().await else { return };
+        bed.spec.image = Some("/bin/true".into());
+        let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
+        assert!(matches!(error, SpawnError::NotAKernel { .. }), "{error}");
+        assert!(!bed.spec.runtime_dir.exists());
+    }
+
+    #[tokio::test]
+    async fn too_little_memory_is_refused_with_what_is_needed() {
+        use super::{SpawnError, Spawner as _};
+        let Some(mut bed) = uml().await else { return };
+        bed.spec.memory_bytes = 8 << 20;
+        let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
+        assert!(
+            matches!(&error, SpawnError::BadSpec { reason, .. } if reason.contains("MiB or more")),
+            "{error}"
+        );
+    }
+}
+
+mod on_process {
+    use super::{ExitHow, exit_status_is_told_apart, process};
+
+    suite!(process:
+        boots_answers_its_doorbell_and_powers_off, kill_takes_all_its_processes, death_by_a_foreign_hand_is_seen,
+        freeze_stops_it_and_thaw_lets_it_run_on, adopted_kernel_is_the_same, killed_keeper_takes_its_kernel_along,
+        terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
+        what_cannot_be_spawned_leaves_nothing,
+    );
+
+    #[tokio::test]
+    async fn exit_statuses_are_told_apart() {
+        for (byte, code) in [(b'p', 3), (b'x', 1)] {
+            let Some(bed) = process().await else { return };
+            exit_status_is_told_apart(bed, byte, ExitHow::Code(code)).await;
+        }
+    }
+}
