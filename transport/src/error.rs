@@ -11,9 +11,12 @@ pub enum ResetCause {
     /// The peer process closed or died with data still in flight.
     #[error("the peer process went away")]
     PeerClosed,
-    /// The peer's kernel was declared dead or has restarted.
-    #[error("the peer's kernel died or restarted")]
+    /// The peer's kernel was declared dead, or it or its broker has restarted.
+    #[error("the peer's kernel died, or it or its broker restarted")]
     PeerKernelDied,
+    /// The primary declared this kernel dead (while it was frozen, say); its peers have dropped the connection.
+    #[error("this kernel was declared dead by the primary")]
+    Fenced,
     /// The broker of this kernel, which brokered the connection, went away.
     #[error("the broker of this kernel went away")]
     BrokerDied,
@@ -61,6 +64,12 @@ pub enum Error {
     /// The port is taken.
     #[error("port {0} is already in use in this kernel")]
     AddrInUse(Addr),
+    /// Another service of this kernel has that name.
+    #[error("a service named `{name}` is already there in this kernel")]
+    NameInUse {
+        /// The name.
+        name: String,
+    },
     /// No kernel or service of that name.
     #[error("no service named `{name}`: {reason}")]
     NotFound {
@@ -127,7 +136,7 @@ impl Error {
             Self::Denied { .. } => K::PermissionDenied,
             Self::Reset { .. } => K::ConnectionReset,
             Self::TimedOut { .. } => K::TimedOut,
-            Self::AddrInUse(_) => K::AddrInUse,
+            Self::AddrInUse(_) | Self::NameInUse { .. } => K::AddrInUse,
             Self::NotFound { .. } => K::NotFound,
             Self::TooLong { .. } | Self::Invalid(_) => K::InvalidInput,
             Self::Shutdown { .. } => K::BrokenPipe,

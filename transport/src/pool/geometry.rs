@@ -36,6 +36,15 @@ pub struct Geometry {
     pub black_box_records: u32,
 }
 
+impl Geometry {
+    /// The most members a pool can have: a doorbell names one in a byte, and tables are walked whole.
+    pub const MEMBERS_MAX: u32 = 64;
+    /// The largest extent, in bytes (64 GiB): keeps every offset well inside 64 bits.
+    pub const EXTENT_BYTES_MAX: u64 = 64 << 30;
+    /// The largest black box, in records (16 MiB).
+    pub const BLACK_BOX_RECORDS_MAX: u32 = 1 << 16;
+}
+
 impl Default for Geometry {
     fn default() -> Self {
         Self { members_max: 16, extent_bytes: 32 << 20, black_box_records: 1024 }

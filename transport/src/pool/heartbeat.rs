@@ -1,6 +1,10 @@
 //! The heartbeat of a member: a counter and a time that only its own kernel writes.
 
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
 use crate::incarnation::Incarnation;
+use crate::mem::{Memory, MemoryMut, OwnSpan, PeerSpan};
+use crate::pool::layout::status as at;
 use crate::pool::{Member, Pool};
 
 /// What a kernel says it is doing.
@@ -51,7 +55,7 @@ pub struct Heartbeat {
 /// Writes the heartbeat of one's own member, from a thread of its own.
 #[derive(Debug)]
 pub struct HeartbeatWriter {
-    pool: Pool,
+    status: OwnSpan,
     count: u64,
 }
 
@@ -63,24 +67,28 @@ pub struct HeartbeatReader {
 }
 
 impl HeartbeatWriter {
-    pub(crate) fn new(pool: Pool) -> Self {
-        Self { pool, count: 0 }
+    pub(crate) fn new(status: OwnSpan) -> Self {
+        let count = status.load(at::BEAT_COUNT, Relaxed);
+        Self { status, count }
     }
 
     /// Says which boot this is. Do so once, before the first beat.
     pub fn set_incarnation(&mut self, incarnation: Incarnation) {
-        self.pool.store_incarnation(incarnation);
+        self.status.write(at::INCARNATION, incarnation.as_bytes());
     }
 
     /// Says what the kernel is doing.
     pub fn set_phase(&mut self, phase: Phase) {
-        self.pool.store_phase(phase);
+        self.status.store(at::PHASE, phase as u64, Release);
     }
 
     /// One beat. No system call but reading the clock.
     pub fn beat(&mut self) {
-        self.count += 1;
-        self.pool.store_beat(self.count);
+        self.count = self.count.wrapping_add(1);
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let now_ns = (now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64);
+        self.status.store(at::BEAT_MONOTONIC_NS, now_ns, Relaxed);
+        self.status.store(at::BEAT_COUNT, self.count, Release);
     }
 }
 
@@ -97,5 +105,18 @@ impl HeartbeatReader {
     /// A look at it. Never blocks.
     pub fn read(&self) -> Heartbeat {
         self.pool.heartbeat(self.member)
+    }
+}
+
+pub(crate) fn read(pool: &PeerSpan, extent: usize) -> Heartbeat {
+    let mut incarnation = [0; 16];
+    let count = pool.load(extent + at::BEAT_COUNT, Acquire);
+    pool.read(extent + at::INCARNATION, &mut incarnation);
+    Heartbeat {
+        count,
+        monotonic_ns: pool.load(extent + at::BEAT_MONOTONIC_NS, Relaxed),
+        generation: pool.load(extent + at::GENERATION, Acquire),
+        incarnation: Incarnation(incarnation),
+        phase: Phase::from_number(pool.load(extent + at::PHASE, Acquire)),
     }
 }

@@ -1,15 +1,22 @@
 //! The pool: a span of memory that several kernels map, each writing only its own extent.
 //!
 //! `docs/pool-format.md` has every offset.
+#![allow(dead_code, unused_imports)] // the broker's shell, which uses the rest, is not in yet
 
 mod black_box;
 mod geometry;
 mod heartbeat;
+pub(crate) mod layout;
 mod source;
+mod superblock;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub use black_box::{BlackBoxLevel, BlackBoxRecord, BlackBoxWriter};
 pub use geometry::{Geometry, Member};
 pub use heartbeat::{Heartbeat, HeartbeatReader, HeartbeatWriter, Phase};
 pub use source::PoolSource;
+pub(crate) use superblock::RowContent;
 pub use view::{MemberRow, Pool};
+pub(crate) use view::{RowWriter, open as open_source};

@@ -1,19 +1,33 @@
 //! [`Pool`]: a mapped pool.
 
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::addr::Cid;
 use crate::error::{Error, Result};
 use crate::incarnation::Incarnation;
+use crate::mem::{Mapping, Memory, MemoryMut, OwnSpan, PeerSpan};
+use crate::pool::layout::{Layout, row, superblock};
+use crate::pool::superblock::{RowContent, Superblock};
 use crate::pool::{
-    BlackBoxLevel, BlackBoxRecord, BlackBoxWriter, Geometry, Heartbeat, HeartbeatReader, HeartbeatWriter,
-    Member, Phase, PoolSource,
+    BlackBoxRecord, BlackBoxWriter, Geometry, Heartbeat, HeartbeatReader, HeartbeatWriter, Member,
+    PoolSource, black_box, heartbeat,
 };
 
-/// A mapped pool, seen by one member. Clones share the mapping.
+/// A mapped pool, seen by one member: read-only but for what the writers taken from it make writable. Clones share the
+/// mapping.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    geometry: Geometry,
+    pub(crate) mapping: Arc<Mapping>,
+    pub(crate) layout: Layout,
+    whole: PeerSpan,
+    id: [u8; 16],
+    member: Member,
+    name: Arc<str>,
 }
 
 /// What the primary says about a member.
@@ -32,15 +46,33 @@ pub struct MemberRow {
 }
 
 impl Pool {
-    /// Creates and formats a pool in a new sparse file (replacing one that is there), and attaches as the primary.
+    /// Creates and formats a pool in a new sparse file of mode 0600, and attaches as the primary.
+    ///
+    /// A file that is there is replaced, not overwritten: whoever has it mapped keeps the old one.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a geometry out of its limits, [`Error::Io`] if the file cannot be made.
     pub fn create(path: &Path, geometry: Geometry) -> Result<Self> {
-        Err(Error::io(
-            format!("creating {} {geometry:?}", path.display()),
-            std::io::ErrorKind::Unsupported.into(),
-        ))
+        let layout = Layout::of(geometry)?;
+        let pool_id = Incarnation::random()?.0;
+        let attempt = || format!("creating the pool {}", path.display());
+        let draft = path.with_extension(format!("draft-{}", std::process::id()));
+        let write = || -> std::io::Result<()> {
+            let _ = std::fs::remove_file(&draft);
+            let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&draft)?;
+            file.set_len(layout.pool_len)?;
+            // The static part last: a pool is one only when the rest of it is there.
+            for member in layout.members() {
+                file.write_all_at(&RowContent::EMPTY.encode(), layout.row(member) as u64)?;
+            }
+            file.write_all_at(&Superblock { pool_id, layout }.encode(), 0)?;
+            std::fs::rename(&draft, path)
+        };
+        write().map_err(|e| {
+            let _ = std::fs::remove_file(&draft);
+            Error::io(attempt(), e)
+        })?;
+        Self::attach(PoolSource::path(path), Member::PRIMARY)
     }
 
     /// Maps a pool as `member` after checking everything its superblock says.
@@ -48,35 +80,105 @@ impl Pool {
     /// # Errors
     /// [`Error::BadPool`] says what is wrong with it; [`Error::Io`] if it cannot be opened or mapped.
     pub fn attach(source: PoolSource, member: Member) -> Result<Self> {
-        Err(Error::io(format!("attaching to {source} as {member}"), std::io::ErrorKind::Unsupported.into()))
+        let name = source.to_string();
+        let (fd, len) = open(source)?;
+        Self::map(fd.as_fd(), len, member, &name)
+    }
+
+    /// As [`Pool::attach`], from an open descriptor that stays with the caller. `len` 0: that of the file.
+    pub(crate) fn map(fd: impl AsFd, len: u64, member: Member, name: &str) -> Result<Self> {
+        let bad = |reason: String| Error::BadPool { path: name.to_owned(), reason };
+        let len = if len == 0 { length(fd.as_fd(), name)? } else { len };
+        let map_len =
+            usize::try_from(len).map_err(|_| bad(format!("{len} bytes do not fit this machine")))?;
+        if map_len < superblock::LEN {
+            return Err(bad(format!("it has {len} bytes: not even a superblock")));
+        }
+        let mapping = Mapping::map(fd, 0, map_len).map_err(|e| bad(explain(&e)))?;
+        let whole = mapping.peer(0, map_len).map_err(|e| bad(e.to_string()))?;
+        let mut head = [0; superblock::LEN];
+        whole.read(0, &mut head);
+        let Superblock { pool_id, layout } = Superblock::decode(&head, len).map_err(bad)?;
+        if !layout.has(member) {
+            return Err(bad(format!(
+                "it has {} members, so none of index {member}",
+                layout.geometry.members_max
+            )));
+        }
+        Ok(Self { mapping, layout, whole, id: pool_id, member, name: name.into() })
     }
 
     /// How it is cut up.
     pub fn geometry(&self) -> Geometry {
-        self.geometry
+        self.layout.geometry
     }
 
-    /// What the primary says about a member; `None` if there is none of that index.
+    /// Its length in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.layout.pool_len
+    }
+
+    /// What tells it from every other pool.
+    pub fn id(&self) -> [u8; 16] {
+        self.id
+    }
+
+    /// As which member it was attached.
+    pub fn member(&self) -> Member {
+        self.member
+    }
+
+    /// What the primary says about a member; `None` if there is none of that index, or its row makes no sense.
     pub fn row(&self, member: Member) -> Option<MemberRow> {
-        let _ = member;
+        if !self.layout.has(member) {
+            return None;
+        }
+        let at = self.layout.row(member);
+        // A writer in the midst of a row is done within microseconds, or dead.
+        const ATTEMPTS: usize = 1000;
+        for _ in 0..ATTEMPTS {
+            let before = self.whole.load(at + row::SEQUENCE, Acquire);
+            if before % 2 == 1 {
+                std::hint::spin_loop();
+                continue;
+            }
+            let mut bytes = [0; row::STRIDE];
+            self.whole.read(at, &mut bytes);
+            std::sync::atomic::fence(Acquire);
+            if self.whole.load(at + row::SEQUENCE, Relaxed) != before {
+                continue;
+            }
+            let content = RowContent::decode(&bytes).filter(|content| content.in_use)?;
+            return Some(MemberRow {
+                member,
+                cid: Cid(content.cid),
+                name: content.name,
+                incarnation: content.incarnation,
+                fenced_generation: self.fenced_generation(member),
+            });
+        }
         None
     }
 
-    /// All members.
+    /// All members there are.
     pub fn rows(&self) -> Vec<MemberRow> {
-        (0..self.geometry.members_max as u8).filter_map(|index| self.row(Member(index))).collect()
+        self.layout.members().filter_map(|member| self.row(member)).collect()
     }
 
-    /// Reads a member's black box, oldest record first. Works for the dead.
+    /// Reads a member's black box, oldest record first. Works for the dead; empty if there is no such member.
     pub fn black_box(&self, member: Member) -> Vec<BlackBoxRecord> {
-        let _ = member;
-        Vec::new()
+        if !self.layout.has(member) {
+            return Vec::new();
+        }
+        black_box::read(&self.whole, self.layout.black_box(member), self.layout.geometry.black_box_records)
     }
 
-    /// One look at a member's status.
+    /// One look at a member's status; all zero if there is no such member.
     pub fn heartbeat(&self, member: Member) -> Heartbeat {
-        let _ = member;
-        Heartbeat::default()
+        if !self.layout.has(member) {
+            return Heartbeat::default();
+        }
+        heartbeat::read(&self.whole, self.layout.extent(member))
     }
 
     /// To look at a member's status often.
@@ -85,20 +187,125 @@ impl Pool {
     }
 
     /// To write our own heartbeat. Take one only.
+    ///
+    /// # Errors
+    /// [`Error::BadPool`] if the pool was opened without the right to write.
     pub fn heartbeat_writer(&self) -> Result<HeartbeatWriter> {
-        Ok(HeartbeatWriter::new(self.clone()))
+        let start = self.layout.extent(self.member);
+        Ok(HeartbeatWriter::new(self.writable(start, crate::mem::PAGE)?))
     }
 
-    /// To write our own black box. Take one only.
+    /// To write our own black box, continuing what is there. Take one only.
+    ///
+    /// # Errors
+    /// [`Error::BadPool`] if the pool was opened without the right to write.
     pub fn black_box_writer(&self) -> Result<BlackBoxWriter> {
-        Ok(BlackBoxWriter::new(self.clone()))
+        let start = self.layout.black_box(self.member);
+        let len = self.layout.control_offset - self.layout.black_box_offset;
+        let last = self.black_box(self.member).last().map_or(0, |record| record.sequence);
+        Ok(BlackBoxWriter::new(self.writable(start, len)?, self.layout.geometry.black_box_records, last))
     }
 
-    pub(crate) fn store_incarnation(&self, _incarnation: Incarnation) {}
-    pub(crate) fn store_phase(&self, _phase: Phase) {}
-    pub(crate) fn store_beat(&self, _count: u64) {}
-    pub(crate) fn black_box_last_sequence(&self) -> u64 {
-        0
+    /// The generation a member publishes, if it can be believed and is not fenced; else 0.
+    pub(crate) fn live_generation(&self, member: Member) -> u64 {
+        use crate::pool::layout::{GENERATION_LEAD_MAX, status};
+        let generation = self.whole.load(self.layout.extent(member) + status::GENERATION, Acquire);
+        let fenced = self.fenced_generation(member);
+        if generation > fenced && generation - fenced <= GENERATION_LEAD_MAX { generation } else { 0 }
     }
-    pub(crate) fn store_black_box_record(&self, _sequence: u64, _level: BlackBoxLevel, _text: &str) {}
+
+    pub(crate) fn fenced_generation(&self, member: Member) -> u64 {
+        self.whole.load(self.layout.row(member) + row::FENCED_GENERATION, Acquire)
+    }
+
+    /// The whole pool, to be read.
+    pub(crate) fn whole(&self) -> &PeerSpan {
+        &self.whole
+    }
+
+    pub(crate) fn writable(&self, start: usize, len: usize) -> Result<OwnSpan> {
+        self.mapping
+            .make_writable(start..start + len)
+            .map_err(|e| Error::BadPool { path: self.name.to_string(), reason: explain(&e) })
+    }
+}
+
+/// Writes rows: the primary's broker only.
+#[derive(Debug)]
+pub(crate) struct RowWriter {
+    span: OwnSpan,
+    layout: Layout,
+}
+
+impl RowWriter {
+    pub(crate) fn new(pool: &Pool) -> Result<Self> {
+        let start = pool.layout.rows_offset;
+        let span = pool.writable(start, pool.layout.extents_offset - start)?;
+        let writer = Self { span, layout: pool.layout };
+        writer.mend();
+        Ok(writer)
+    }
+
+    /// Empties rows that a former primary left half written.
+    fn mend(&self) {
+        for member in self.layout.members() {
+            let mut bytes = [0; row::STRIDE];
+            self.span.read(self.at(member), &mut bytes);
+            let sequence = self.span.load(self.at(member) + row::SEQUENCE, Relaxed);
+            if sequence % 2 == 1 || RowContent::decode(&bytes).is_none() {
+                self.write(member, &RowContent::EMPTY);
+            }
+        }
+    }
+
+    pub(crate) fn write(&self, member: Member, content: &RowContent) {
+        let at = self.at(member);
+        let bytes = content.encode();
+        let sequence = self.span.load(at + row::SEQUENCE, Relaxed) | 1;
+        self.span.store(at + row::SEQUENCE, sequence, Relaxed);
+        std::sync::atomic::fence(Release);
+        let (before, after) = (row::CID_AND_STATE..row::FENCED_GENERATION, row::NAME_LEN..row::STRIDE);
+        self.span.write(at + before.start, &bytes[before]);
+        self.span.write(at + after.start, &bytes[after]);
+        self.span.store(at + row::SEQUENCE, sequence.wrapping_add(1), Release);
+    }
+
+    /// Raises the fence of `member` to `generation`; it never falls.
+    pub(crate) fn fence(&self, member: Member, generation: u64) {
+        let at = self.at(member) + row::FENCED_GENERATION;
+        if generation > self.span.load(at, Relaxed) {
+            self.span.store(at, generation, Release);
+        }
+    }
+
+    fn at(&self, member: Member) -> usize {
+        self.layout.row(member) - self.layout.rows_offset
+    }
+}
+
+pub(crate) fn open(source: PoolSource) -> Result<(OwnedFd, u64)> {
+    match source {
+        PoolSource::Fd { fd, len } => Ok((fd, len)),
+        PoolSource::Path { path, len } => {
+            let file: File = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .map_err(|e| Error::io(format!("opening the pool {}", path.display()), e))?;
+            Ok((file.into(), len))
+        }
+    }
+}
+
+fn length(fd: impl AsFd, name: &str) -> Result<u64> {
+    let stat =
+        rustix::fs::fstat(fd).map_err(|e| Error::io(format!("asking the length of {name}"), e.into()))?;
+    Ok(u64::try_from(stat.st_size).unwrap_or(0))
+}
+
+fn explain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
 }

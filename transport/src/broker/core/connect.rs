@@ -1,0 +1,369 @@
+//! Connections: from CONNECT to the last CLOSED.
+
+use std::time::{Duration, Instant};
+
+use super::{BrokerCore, ClientId, Conn, ConnState, Output, half_len};
+use crate::addr::{Addr, Cid, Port};
+use crate::broker::protocol::{Failure, Grant, Reply, ServerMessage};
+use crate::broker::record::{ConnKind, HalfRef, Record, RefuseCode};
+use crate::mem::PAGE;
+use crate::pool::Member;
+use crate::ring::HalfLayout;
+
+/// No connect waits longer than this, whatever its caller asks for.
+const TIMEOUT_MS_MAX: u64 = 24 * 60 * 60 * 1000;
+
+impl BrokerCore {
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
+    pub(super) fn connect(
+        &mut self,
+        now: Instant,
+        client: ClientId,
+        request: u64,
+        addr: Addr,
+        kind: ConnKind,
+        layout: u32,
+        timeout_ms: u64,
+    ) -> Result<(), Failure> {
+        let layout = checked_layout(layout, kind).map_err(|reason| Failure::Invalid { reason })?;
+        if addr.port == Port::ANY || addr.port.0 == 0 {
+            return Err(Failure::Invalid { reason: format!("one cannot connect to port {}", addr.port) });
+        }
+        let (peer, peer_generation) = self.find_kernel(addr.cid)?;
+        let half = self.allocate_half(layout)?;
+        let id = self.fresh_id();
+        let local = Addr::new(self.own_cid(), self.fresh_ephemeral());
+        let remote = Addr::new(if addr.cid == Cid::LOCAL { self.own_cid() } else { addr.cid }, addr.port);
+        let deadline = now + Duration::from_millis(timeout_ms.min(TIMEOUT_MS_MAX));
+        let state = ConnState::Connecting { client, request, deadline };
+        let conn = Conn {
+            state,
+            peer,
+            peer_generation,
+            peer_id: 0,
+            peer_closed: false,
+            half,
+            local,
+            remote,
+            kind,
+            waits_at: None,
+        };
+        self.conns.insert(id, conn);
+        let (src_port, dst_port) = (local.port.0, addr.port.0);
+        self.send(peer, Record::Connect { from: id, kind, half, src_port, dst_port });
+        Ok(())
+    }
+
+    /// The acceptor's side: answers at once.
+    pub(super) fn handle_connect(
+        &mut self,
+        peer: Member,
+        from: u64,
+        kind: ConnKind,
+        peer_half: HalfRef,
+        src: Port,
+        dst: Port,
+    ) {
+        if let Err(code) = self.admit(peer, from, kind, peer_half, src, dst) {
+            if code == RefuseCode::BadRequest {
+                self.bad_records += 1;
+            }
+            self.send(peer, Record::Refuse { to: from, code });
+        }
+    }
+
+    fn admit(
+        &mut self,
+        peer: Member,
+        from: u64,
+        kind: ConnKind,
+        peer_half: HalfRef,
+        src: Port,
+        dst: Port,
+    ) -> Result<(), RefuseCode> {
+        self.check_peer_half(peer, &peer_half, kind).map_err(|_| RefuseCode::BadRequest)?;
+        let (peer_cid, peer_generation) = self.members[peer.index()]
+            .as_ref()
+            .map(|m| (m.cid, m.generation))
+            .ok_or(RefuseCode::BadRequest)?;
+        // Denied comes before "nobody listens": who may not call does not learn what is there.
+        let service = self.listeners.get(&dst).and_then(|listener| listener.name.as_deref());
+        if !self.is_allowed(peer, dst, service) {
+            return Err(RefuseCode::Denied);
+        }
+        let listener = self.listeners.get(&dst).ok_or(RefuseCode::NoListener)?;
+        if listener.kind != kind {
+            return Err(RefuseCode::WrongKind);
+        }
+        if listener.waiting >= listener.backlog {
+            return Err(RefuseCode::BacklogFull);
+        }
+        let (client, layout, listener_id) = (listener.client, listener.layout, listener.id);
+        let half = self.allocate_half(layout).map_err(|_| RefuseCode::NoMemory)?;
+        let id = self.fresh_id();
+        let conn = Conn {
+            state: ConnState::Established { client },
+            peer,
+            peer_generation,
+            peer_id: from,
+            peer_closed: false,
+            half,
+            local: Addr::new(self.own_cid(), dst),
+            remote: Addr::new(peer_cid, src),
+            kind,
+            waits_at: Some(listener_id),
+        };
+        if let Some(listener) = self.listeners.get_mut(&dst) {
+            listener.waiting += 1;
+        }
+        let grant = self.grant(id, &conn, client, peer_half);
+        self.conns.insert(id, conn);
+        self.outputs.push_back(Output::ToClient(client, ServerMessage::Incoming { port: dst, grant }));
+        self.send(peer, Record::Accept { from: id, to: from, half });
+        Ok(())
+    }
+
+    pub(super) fn handle_accept(&mut self, peer: Member, from: u64, to: u64, peer_half: HalfRef) {
+        let Some(conn) = self.conn_of(peer, to) else { return };
+        let kind = conn.kind;
+        let state = conn.state.clone();
+        match state {
+            ConnState::Connecting { client, request, .. } => {
+                if let Err(reason) = self.check_peer_half(peer, &peer_half, kind) {
+                    // We hold no memory of theirs, they hold none that we would ever tell them to free: give ours up
+                    // only once they say CLOSED.
+                    self.bad_records += 1;
+                    self.leave(to, from);
+                    self.fail(client, request, Failure::Refused { reason });
+                    return;
+                }
+                let Some(conn) = self.conns.get_mut(&to) else { return };
+                conn.state = ConnState::Established { client };
+                conn.peer_id = from;
+                let conn = conn.clone();
+                let grant = self.grant(to, &conn, client, peer_half);
+                self.answer(client, request, Ok(Reply::Connected(grant)));
+            }
+            ConnState::Abandoned => self.leave(to, from),
+            ConnState::Established { .. } | ConnState::Leaving => self.bad_records += 1,
+        }
+    }
+
+    pub(super) fn handle_refuse(&mut self, peer: Member, to: u64, code: RefuseCode) {
+        let Some(conn) = self.conn_of(peer, to) else { return };
+        let (state, remote, half) = (conn.state.clone(), conn.remote, conn.half);
+        match state {
+            ConnState::Connecting { client, request, .. } => {
+                self.free(to);
+                self.fail(client, request, refusal(code, remote, half_len(&half)));
+            }
+            ConnState::Abandoned => self.free(to),
+            ConnState::Established { .. } | ConnState::Leaving => self.bad_records += 1,
+        }
+    }
+
+    pub(super) fn handle_closed(&mut self, peer: Member, to: u64) {
+        let Some(conn) = self.conn_of(peer, to) else { return };
+        match conn.state {
+            ConnState::Leaving => self.free(to),
+            ConnState::Established { client } => {
+                if let Some(conn) = self.conns.get_mut(&to) {
+                    conn.peer_closed = true;
+                }
+                // It finds the end, or the reset, in the half; its bell may have been lost.
+                self.outputs.push_back(Output::Wake(client));
+            }
+            ConnState::Connecting { .. } | ConnState::Abandoned => self.bad_records += 1,
+        }
+    }
+
+    /// The process has dropped the connection, and said in its half how.
+    pub(super) fn drop_conn(&mut self, client: ClientId, id: u64) {
+        if self.conns.get(&id).is_some_and(|conn| conn.state == ConnState::Established { client }) {
+            self.close(id);
+        }
+    }
+
+    /// The process is dead.
+    pub(super) fn reset_conn(&mut self, id: u64) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        match conn.state {
+            ConnState::Connecting { .. } => conn.state = ConnState::Abandoned,
+            ConnState::Established { .. } => {
+                let (half, peer) = (conn.half, conn.peer);
+                self.outputs.push_back(Output::ResetHalf(half));
+                self.close(id);
+                self.outputs.push_back(Output::Bell(peer));
+            }
+            ConnState::Abandoned | ConnState::Leaving => {}
+        }
+    }
+
+    pub(super) fn cancel(&mut self, client: ClientId, request: u64) {
+        let wanted = |conn: &Conn| matches!(conn.state, ConnState::Connecting { client: c, request: r, .. } if (c, r) == (client, request));
+        if let Some(conn) = self.conns.values_mut().find(|conn| wanted(conn)) {
+            conn.state = ConnState::Abandoned;
+        }
+        self.questions.retain(|_, question| (question.client, question.request) != (client, request));
+    }
+
+    pub(super) fn expire_connects(&mut self, now: Instant) {
+        let mut late = Vec::new();
+        for conn in self.conns.values_mut() {
+            if let ConnState::Connecting { client, request, deadline } = conn.state
+                && deadline <= now
+            {
+                conn.state = ConnState::Abandoned;
+                late.push((client, request));
+            }
+        }
+        for (client, request) in late {
+            self.fail(client, request, Failure::TimedOut);
+        }
+    }
+
+    /// The peer of that generation is dead: nobody reads our halves of its connections any more.
+    pub(super) fn lose_peer(&mut self, peer: Member, generation: u64) {
+        let lost: Vec<u64> = self
+            .conns
+            .iter()
+            .filter(|(_, conn)| conn.peer == peer && conn.peer_generation == generation)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in lost {
+            let Some(conn) = self.conns.get_mut(&id) else { continue };
+            match conn.state {
+                ConnState::Connecting { client, request, .. } => {
+                    self.free(id);
+                    let reason = "its kernel died, or it or its broker restarted".into();
+                    self.fail(client, request, Failure::Refused { reason });
+                }
+                ConnState::Established { client } => {
+                    conn.peer_closed = true;
+                    self.outputs.push_back(Output::Wake(client));
+                }
+                ConnState::Abandoned | ConnState::Leaving => self.free(id),
+            }
+        }
+    }
+
+    /// Tells the peer that our side is done, and waits for it to be done too unless it is.
+    fn close(&mut self, id: u64) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let (peer, peer_id, waits_at, client, own) =
+            (conn.peer, conn.peer_id, conn.waits_at.take(), conn.client(), conn.half);
+        let peer_is_alive = self.members[peer.index()]
+            .as_ref()
+            .is_some_and(|member| member.generation == conn.peer_generation);
+        conn.state = ConnState::Leaving;
+        let done = conn.peer_closed;
+        self.outputs.push_back(Output::Released { client, conn: id, own });
+        if let Some(listener) = waits_at {
+            self.leave_backlog(listener);
+        }
+        if peer_is_alive {
+            self.send(peer, Record::Closed { to: peer_id });
+        }
+        if done || !peer_is_alive {
+            self.free(id);
+        }
+    }
+
+    /// An ACCEPT came for a connection nobody wants (any more).
+    fn leave(&mut self, id: u64, peer_id: u64) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.peer_id = peer_id;
+        conn.state = ConnState::Leaving;
+        let (half, peer) = (conn.half, conn.peer);
+        self.outputs.push_back(Output::ResetHalf(half));
+        self.send(peer, Record::Closed { to: peer_id });
+        self.outputs.push_back(Output::Bell(peer));
+    }
+
+    fn free(&mut self, id: u64) {
+        let Some(conn) = self.conns.remove(&id) else { return };
+        if conn.client().is_some() {
+            self.outputs.push_back(Output::Released { client: conn.client(), conn: id, own: conn.half });
+        }
+        let (offset, len) = (conn.half.offset, half_len(&conn.half));
+        match self.quarantined.get_mut(&offset) {
+            Some(release) => *release = Some(len),
+            None => self.heap.release(offset, len),
+        }
+    }
+
+    fn allocate_half(&mut self, layout: HalfLayout) -> Result<HalfRef, Failure> {
+        let len = layout.total_len() as u64;
+        let no_memory = Failure::NoMemory { cid: self.own_cid(), needed: len };
+        let offset = self.heap.allocate(len).ok_or(no_memory)?;
+        // Unique in the life of this extent: a half is never taken for the one that was there before.
+        let nonce = self.generation << 40 ^ self.next_id;
+        let half = HalfRef { offset, layout: layout.to_word() as u32, nonce };
+        self.outputs.push_back(Output::InitHalf(half));
+        Ok(half)
+    }
+
+    fn grant(&mut self, id: u64, conn: &Conn, client: ClientId, peer_half: HalfRef) -> Grant {
+        self.outputs.push_back(Output::Granted {
+            client,
+            conn: id,
+            own: conn.half,
+            peer: conn.peer,
+            peer_half,
+        });
+        Grant {
+            conn: id,
+            kind: conn.kind,
+            local: conn.local,
+            remote: conn.remote,
+            own_half: conn.half,
+            peer_half,
+            peer: conn.peer,
+            own_generation: self.generation,
+            peer_generation: conn.peer_generation,
+        }
+    }
+
+    fn check_peer_half(&self, peer: Member, half: &HalfRef, kind: ConnKind) -> Result<(), String> {
+        let layout = checked_layout(half.layout, kind)?;
+        let len = layout.total_len() as u64;
+        if !half.offset.is_multiple_of(PAGE as u64) || !self.layout.heap_contains(peer, half.offset, len) {
+            return Err(format!(
+                "its broker offered {len} bytes at {:#x}, which is not in its heap",
+                half.offset
+            ));
+        }
+        Ok(())
+    }
+
+    /// The connection `id`, if it is one with `peer`. Else the peer is confused or lying.
+    fn conn_of(&mut self, peer: Member, id: u64) -> Option<&Conn> {
+        let found = self.conns.get(&id).filter(|conn| conn.peer == peer);
+        if found.is_none() {
+            self.bad_records += 1;
+        }
+        found
+    }
+}
+
+fn checked_layout(word: u32, kind: ConnKind) -> Result<HalfLayout, String> {
+    let layout = HalfLayout::from_word(u64::from(word)).map_err(|e| e.to_string())?;
+    match kind {
+        ConnKind::Stream if layout.bytes_log2 == 0 => Err("a stream needs a byte ring".into()),
+        ConnKind::Messages if layout.slots_log2 == 0 => Err("messages need slots".into()),
+        _ => Ok(layout),
+    }
+}
+
+fn refusal(code: RefuseCode, remote: Addr, needed: u64) -> Failure {
+    match code {
+        RefuseCode::Denied => Failure::Denied {
+            reason: format!(
+                "no rule of cid {} lets this kernel call port {}; `tombolo policy allow` makes one",
+                remote.cid, remote.port
+            ),
+        },
+        RefuseCode::NoMemory => Failure::NoMemory { cid: remote.cid, needed },
+        other => Failure::Refused { reason: other.to_string() },
+    }
+}
