@@ -88,6 +88,12 @@ impl<W: Word> MemoryMut for ModelMemory<W> {
         }
     }
 
+    fn zero(&self, offset: usize, len: usize) {
+        for word in self.words.range(offset..offset + len) {
+            word.1.store(0, Ordering::Relaxed); // only what exists, if it is sparse
+        }
+    }
+
     fn fetch_or(&self, offset: usize, bits: u64) -> u64 {
         self.word(offset).fetch_or(bits, Ordering::AcqRel)
     }

@@ -27,6 +27,11 @@
 //! Pairs of Release and Acquire carry the same label in comments: `SYNC: slot`, `SYNC: credit`, `SYNC: bytes`, `SYNC: loan`,
 //! `SYNC: state`. Parking uses a fence on each side, see [`park`].
 
+//! # Testing them
+//! Everything is generic over the [memory](crate::mem). `cargo test -p tombolo-transport --lib ring` runs behaviours, properties against
+//! queues, a hostile peer, two threads over real mappings, and loom's exhaustive search of interleavings (`loom_tests.rs`; a wider
+//! search: `LOOM_MAX_PREEMPTIONS=4 cargo test -p tombolo-transport --release --lib loom_`). No special cfg is needed.
+
 pub mod bytes;
 pub mod half;
 pub mod layout;
@@ -37,6 +42,10 @@ mod side;
 
 #[cfg(test)]
 mod bytes_tests;
+#[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
+mod loom_tests;
 #[cfg(test)]
 mod message_tests;
 #[cfg(test)]
