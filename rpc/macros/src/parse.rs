@@ -1,0 +1,199 @@
+//! From a trait to a [`Service`], with errors that say what a method must look like.
+
+use proc_macro2::{Span, TokenStream};
+use syn::spanned::Spanned;
+use syn::{
+    Attribute, Error, FnArg, GenericArgument, Ident, ItemTrait, LitStr, Pat, PathArguments, Result,
+    ReturnType, TraitItem, TraitItemFn, Type, TypePath, Visibility,
+};
+
+/// The shape every method must have, for error messages.
+const SHAPE: &str = "a method looks like `async fn name(&self, cx: &Ctx, arg: Type, .., [input: Receiver<Item>], \
+                     [out: Sender<Item>]) -> Result<Answer, Error>`";
+
+/// A trait that is a service.
+pub(crate) struct Service {
+    pub(crate) attributes: Vec<Attribute>,
+    pub(crate) visibility: Visibility,
+    pub(crate) ident: Ident,
+    pub(crate) name: String,
+    pub(crate) methods: Vec<Method>,
+}
+
+/// One method of it.
+pub(crate) struct Method {
+    pub(crate) attributes: Vec<Attribute>,
+    pub(crate) ident: Ident,
+    pub(crate) cx_type: Type,
+    pub(crate) arguments: Vec<Argument>,
+    pub(crate) items_in: Option<Type>,
+    pub(crate) items_out: Option<Type>,
+    pub(crate) answer: Type,
+    pub(crate) error: Type,
+}
+
+/// One argument that travels with the request.
+pub(crate) struct Argument {
+    pub(crate) ident: Ident,
+    pub(crate) ty: Type,
+}
+
+impl Service {
+    pub(crate) fn parse(attribute: TokenStream, item: TokenStream) -> Result<Self> {
+        let item: ItemTrait = syn::parse2(item).map_err(|error| {
+            Error::new(error.span(), "`#[service]` goes on a trait: its methods are the calls")
+        })?;
+        let mut name = None;
+        let options = syn::meta::parser(|meta| {
+            if !meta.path.is_ident("name") {
+                return Err(meta.error("the only option is `name = \"..\"`"));
+            }
+            name = Some(meta.value()?.parse::<LitStr>()?);
+            Ok(())
+        });
+        syn::parse::Parser::parse2(options, attribute)?;
+        let name = match name {
+            Some(literal) => check_name(&literal)?,
+            None => item.ident.to_string(),
+        };
+        if !item.generics.params.is_empty() {
+            return Err(Error::new(
+                item.generics.span(),
+                "a service has no type parameters: its types are fixed on the wire",
+            ));
+        }
+        let methods = item.items.into_iter().map(Method::parse).collect::<Result<Vec<_>>>()?;
+        if methods.is_empty() {
+            return Err(Error::new(item.ident.span(), format!("a service has at least one method; {SHAPE}")));
+        }
+        Ok(Self { attributes: item.attrs, visibility: item.vis, ident: item.ident, name, methods })
+    }
+}
+
+fn check_name(literal: &LitStr) -> Result<String> {
+    let name = literal.value();
+    let good = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if name.split('.').all(good) {
+        return Ok(name);
+    }
+    Err(Error::new(
+        literal.span(),
+        "a service's name is made of letters, digits and `_`, in parts joined by dots",
+    ))
+}
+
+impl Method {
+    fn parse(item: TraitItem) -> Result<Self> {
+        let TraitItem::Fn(TraitItemFn { attrs, sig, default, .. }) = item else {
+            return Err(Error::new(item.span(), format!("a service has only methods; {SHAPE}")));
+        };
+        if sig.asyncness.is_none() {
+            return Err(Error::new(sig.fn_token.span, format!("must be an `async fn`; {SHAPE}")));
+        }
+        if let Some(body) = default {
+            return Err(Error::new(
+                body.span(),
+                "a service's methods have no default body: peers could not know it",
+            ));
+        }
+        if !sig.generics.params.is_empty() {
+            return Err(Error::new(
+                sig.generics.span(),
+                "a method has no type parameters: its types are fixed on the wire",
+            ));
+        }
+        let mut inputs = sig.inputs.iter();
+        match inputs.next() {
+            Some(FnArg::Receiver(receiver))
+                if receiver.reference.is_some() && receiver.mutability.is_none() => {}
+            other => {
+                let span = other.map_or_else(|| sig.ident.span(), Spanned::span);
+                return Err(Error::new(span, format!("the first argument must be `&self`; {SHAPE}")));
+            }
+        }
+        let cx_type = match inputs.next() {
+            Some(FnArg::Typed(argument)) if matches!(&*argument.ty, Type::Reference(r) if r.mutability.is_none()) => {
+                (*argument.ty).clone()
+            }
+            other => {
+                let span = other.map_or_else(|| sig.ident.span(), Spanned::span);
+                return Err(Error::new(span, format!("the second argument must be `cx: &Ctx`; {SHAPE}")));
+            }
+        };
+        let mut method = Self {
+            attributes: attrs,
+            cx_type,
+            arguments: Vec::new(),
+            items_in: None,
+            items_out: None,
+            answer: syn::parse_quote!(()),
+            error: syn::parse_quote!(()),
+            ident: sig.ident.clone(),
+        };
+        for input in inputs {
+            method.argument(input)?;
+        }
+        (method.answer, method.error) = answer(&sig.output, sig.ident.span())?;
+        Ok(method)
+    }
+
+    fn argument(&mut self, input: &FnArg) -> Result<()> {
+        let FnArg::Typed(argument) = input else {
+            return Err(Error::new(input.span(), SHAPE));
+        };
+        let Pat::Ident(pattern) = &*argument.pat else {
+            return Err(Error::new(argument.pat.span(), "an argument is a plain name"));
+        };
+        let ty = (*argument.ty).clone();
+        if let Some(item) = generic(&ty, "Receiver") {
+            if self.items_in.is_some() || self.items_out.is_some() {
+                return Err(Error::new(ty.span(), "at most one `Receiver`, before the `Sender`"));
+            }
+            self.items_in = Some(item);
+        } else if let Some(item) = generic(&ty, "Sender") {
+            if self.items_out.is_some() {
+                return Err(Error::new(ty.span(), "at most one `Sender`"));
+            }
+            self.items_out = Some(item);
+        } else if self.items_in.is_some() || self.items_out.is_some() {
+            return Err(Error::new(ty.span(), "the streams come last, after the arguments"));
+        } else if matches!(ty, Type::Reference(_)) {
+            return Err(Error::new(
+                ty.span(),
+                "arguments travel: they are owned types, such as `String` for `&str` or `Blob` for `&[u8]`",
+            ));
+        } else {
+            self.arguments.push(Argument { ident: pattern.ident.clone(), ty });
+        }
+        Ok(())
+    }
+}
+
+/// `Item`, if `ty` is `..::name<Item>`.
+fn generic(ty: &Type, name: &str) -> Option<Type> {
+    let Type::Path(TypePath { path, .. }) = ty else { return None };
+    let last = path.segments.last().filter(|segment| segment.ident == name)?;
+    let PathArguments::AngleBracketed(arguments) = &last.arguments else { return None };
+    match arguments.args.first() {
+        Some(GenericArgument::Type(item)) if arguments.args.len() == 1 => Some(item.clone()),
+        _ => None,
+    }
+}
+
+fn answer(output: &ReturnType, at: Span) -> Result<(Type, Type)> {
+    let message =
+        "must return `Result<Answer, Error>` with both types named (`Never` if it has no error of its own)";
+    let ReturnType::Type(_, ty) = output else {
+        return Err(Error::new(at, message));
+    };
+    if let Type::Path(TypePath { path, .. }) = &**ty
+        && let Some(last) = path.segments.last().filter(|segment| segment.ident == "Result")
+        && let PathArguments::AngleBracketed(arguments) = &last.arguments
+    {
+        let types: Vec<_> = arguments.args.iter().collect();
+        if let [GenericArgument::Type(answer), GenericArgument::Type(error)] = types[..] {
+            return Ok((answer.clone(), error.clone()));
+        }
+    }
+    Err(Error::new(ty.span(), message))
+}

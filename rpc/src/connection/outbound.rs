@@ -1,0 +1,484 @@
+//! What goes out: calls, answers, items, and whose turn it is.
+
+use bytes::Bytes;
+
+use super::call::{Call, Outgoing, Partial};
+use super::{
+    Connection, Ended, Event, FRAGMENT_FRAME_BYTES, LANE_BYTES_MAX, Payload, Phase, SEND_BUFFER_BYTES,
+    SMALL_BYTES,
+};
+use crate::error::{Failure, REQUEST};
+use crate::schema::MethodInfo;
+use crate::wire::fault::{Code, Fault};
+use crate::wire::frame::{APP_ERROR, HEADER_BYTES, Header, Kind, MORE, OPEN_BYTES, Open};
+
+/// Small frames that may go before a fragment gets its turn, so that a flood of small calls does not starve bulk.
+const SMALL_IN_A_ROW: u32 = 32;
+/// What a caller is told to wait when this side itself is full.
+const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// Why an item was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// There is no room now; [`Event::Writable`] will say when to try again.
+    Full,
+    /// It can never be sent.
+    Failed(Failure),
+}
+
+impl Connection {
+    /// Calls a method of the peer. The call's id comes back in all events about it, until `Answered` or `Failed`.
+    ///
+    /// `deadline_ns` is a point in time; the peer is told how much is left when the OPEN is queued.
+    pub fn open(
+        &mut self,
+        now_ns: u64,
+        method: &'static MethodInfo,
+        deadline_ns: Option<u64>,
+        metadata: &[u8],
+        payload: Payload<'_>,
+    ) -> Result<u32, Failure> {
+        self.may_open(deadline_ns, now_ns, metadata.len(), payload.len())?;
+        let id = self.take_id();
+        let open = Open {
+            method: method.id,
+            fingerprint: method.fingerprint,
+            remaining_ns: deadline_ns.map(|at| at - now_ns),
+        };
+        let mut call = Call {
+            method: Some(method),
+            deadline_ns: deadline_ns.unwrap_or(u64::MAX),
+            credit: u64::from(self.peer_limits.window_bytes),
+            granted: u64::from(self.config.window_bytes),
+            ..Call::default()
+        };
+        let len = OPEN_BYTES + metadata.len() + payload.len();
+        if payload.len() <= SMALL_BYTES && len <= self.fragment_bytes() {
+            self.small.push(id, |out| {
+                open.put(out, id, metadata.len() as u16, false);
+                out.extend_from_slice(metadata);
+                out.extend_from_slice(&payload);
+            });
+        } else {
+            let payload = into_owned(payload);
+            let metadata = Bytes::copy_from_slice(metadata);
+            call.queue.push_back(Outgoing::Request { open, metadata, payload, sent: 0 });
+            call.scheduled = true;
+            self.bulk.push_back(id);
+        }
+        self.earliest_ns = self.earliest_ns.min(call.deadline_ns);
+        self.calls.insert(id, call);
+        self.calls_mine += 1;
+        Ok(id)
+    }
+
+    fn may_open(
+        &self,
+        deadline_ns: Option<u64>,
+        now_ns: u64,
+        metadata: usize,
+        payload: usize,
+    ) -> Result<(), Failure> {
+        match &self.phase {
+            Phase::Open => {}
+            Phase::Closed(error) => {
+                return Err(Failure::LinkLost { reason: error.to_string(), started: false });
+            }
+            _ => {
+                let reason = "the link is not established yet".to_owned();
+                return Err(Failure::LinkLost { reason, started: false });
+            }
+        }
+        if let Some(reason) = &self.peer_draining {
+            return Err(Failure::Draining(reason.clone()));
+        }
+        if deadline_ns.is_some_and(|at| at <= now_ns) {
+            return Err(Failure::DeadlineExceeded { started: false });
+        }
+        let too_large = |what: &str, len: usize, max: u64| Failure::TooLarge {
+            what: what.to_owned(),
+            len: len as u64,
+            max,
+        };
+        if payload as u64 > u64::from(self.peer_limits.message_bytes) {
+            return Err(too_large(REQUEST, payload, self.peer_limits.message_bytes.into()));
+        }
+        // Metadata travels whole in the first frame.
+        let room = self.fragment_bytes() - OPEN_BYTES;
+        let max = usize::from(self.peer_limits.metadata_bytes).min(room);
+        if metadata > max {
+            return Err(too_large("the metadata of a call", metadata, max as u64));
+        }
+        if self.calls_mine >= self.peer_limits.calls || self.small.len_bytes() > LANE_BYTES_MAX {
+            return Err(Failure::Overloaded { retry_after: RETRY_AFTER });
+        }
+        Ok(())
+    }
+
+    fn take_id(&mut self) -> u32 {
+        loop {
+            let id = self.next_id;
+            self.next_id = id.wrapping_add(2);
+            // After 2^31 calls the ids start again; those of calls still under way are passed over, and so is 0.
+            if id != 0 && !self.calls.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    /// Gives up a call of ours. Nothing more is reported about it. Returns whether the peer may have started it.
+    pub fn cancel(&mut self, call: u32) -> bool {
+        if self.calls.get(&call).is_none_or(|c| c.method.is_none()) {
+            return true;
+        }
+        let started = self.drop_call(call);
+        if started {
+            self.control.push(0, |out| out.extend_from_slice(&Header::new(Kind::Cancel, call).to_bytes()));
+        }
+        self.close_if_drained();
+        started
+    }
+
+    /// Forgets a call; returns whether its OPEN has gone out.
+    pub(super) fn drop_call(&mut self, id: u32) -> bool {
+        let Some(call) = self.calls.remove(&id) else { return true };
+        if call.method.is_some() {
+            self.calls_mine -= 1;
+        } else {
+            self.calls_theirs -= 1;
+            if !call.running {
+                self.assembling_bytes -= call.partial.len();
+            }
+        }
+        call.sent
+    }
+
+    pub(super) fn expire_call(&mut self, id: u32) {
+        let Some(call) = self.calls.get(&id) else { return };
+        if call.method.is_some() {
+            let started = self.cancel(id);
+            self.events.push_back(Event::Failed { call: id, failure: Failure::DeadlineExceeded { started } });
+        } else {
+            let started = call.running;
+            self.fail(id, Fault::new(Code::DeadlineExceeded, started, 0, ""));
+            if started {
+                self.events.push_back(Event::Cancelled { call: id, why: Ended::Deadline });
+            }
+        }
+    }
+
+    /// Answers a call of the peer's; it is over.
+    pub fn respond(&mut self, id: u32, app_error: bool, payload: Payload<'_>) {
+        let max = self.peer_limits.message_bytes;
+        let fragment = self.fragment_bytes();
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        if call.method.is_some() || call.answering {
+            return;
+        }
+        if payload.len() as u64 > u64::from(max) {
+            return self.fail(id, Fault::new(Code::TooLarge, true, max.into(), ""));
+        }
+        if call.queue.is_empty() && payload.len() <= SMALL_BYTES && HEADER_BYTES + payload.len() <= fragment {
+            let flags = if app_error { APP_ERROR } else { 0 };
+            self.small.push(0, |out| {
+                out.extend_from_slice(&Header { flags, ..Header::new(Kind::Response, id) }.to_bytes());
+                out.extend_from_slice(&payload);
+            });
+            self.drop_call(id);
+            return;
+        }
+        call.answering = true;
+        call.queue.push_back(Outgoing::Answer { app_error, payload: into_owned(payload), sent: 0 });
+        self.schedule(id);
+    }
+
+    /// Fails a call of the peer's; it is over.
+    pub(crate) fn fail(&mut self, id: u32, fault: Fault) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        if call.method.is_some() {
+            return;
+        }
+        let mut frame = Vec::with_capacity(64);
+        error_frame(&mut frame, id, &fault);
+        // Items in full go before; what is in the middle of a message cannot be cut without ending the call anyway.
+        let keep = fault.code != Code::DeadlineExceeded as u16 && !call.queue.is_empty() && !call.answering;
+        if keep {
+            call.answering = true;
+            call.queue.push_back(Outgoing::Frame(frame));
+            self.schedule(id);
+        } else {
+            self.small.push(0, |out| out.extend_from_slice(&frame));
+            self.drop_call(id);
+            self.close_if_drained();
+        }
+    }
+
+    /// Refuses a call that was never started here.
+    pub(super) fn refuse(&mut self, id: u32, fault: &Fault) {
+        self.replies_waiting += 1;
+        self.small.push(0, |out| error_frame(out, id, fault));
+    }
+
+    /// Sends an item on a call of either side.
+    pub fn send_item(&mut self, id: u32, payload: Payload<'_>) -> Result<(), SendError> {
+        let max = u64::from(self.peer_limits.message_bytes);
+        let fragment = self.fragment_bytes();
+        let Some(call) = self.calls.get_mut(&id) else {
+            return Err(SendError::Failed(Failure::StreamClosed));
+        };
+        if call.stopped || call.ended || call.answering {
+            return Err(SendError::Failed(Failure::StreamClosed));
+        }
+        if payload.len() as u64 > max {
+            let len = payload.len() as u64;
+            return Err(SendError::Failed(Failure::TooLarge { what: "an item".to_owned(), len, max }));
+        }
+        let frame = HEADER_BYTES + payload.len();
+        // Our own OPEN must go first: its lane is the small one unless it waits in the call's queue.
+        if call.queue.is_empty()
+            && payload.len() <= SMALL_BYTES
+            && frame <= fragment
+            && frame as u64 <= call.credit
+        {
+            call.credit -= frame as u64;
+            self.small.push(0, |out| {
+                out.extend_from_slice(&Header::new(Kind::Data, id).to_bytes());
+                out.extend_from_slice(&payload);
+            });
+            return Ok(());
+        }
+        if call.queued_bytes >= SEND_BUFFER_BYTES {
+            call.wants_room = true;
+            return Err(SendError::Full);
+        }
+        call.queued_bytes += payload.len().max(HEADER_BYTES);
+        call.queue.push_back(Outgoing::Item { payload: into_owned(payload), sent: 0 });
+        self.schedule(id);
+        Ok(())
+    }
+
+    /// Sends no more items on a call.
+    pub fn end_items(&mut self, id: u32) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        if call.ended || call.answering {
+            return;
+        }
+        call.ended = true;
+        if call.queue.is_empty() {
+            self.small.push(0, |out| out.extend_from_slice(&Header::new(Kind::End, id).to_bytes()));
+        } else {
+            call.queue.push_back(Outgoing::End);
+            self.schedule(id);
+        }
+    }
+
+    /// Wants no more items from the peer on a call; those on their way are dropped.
+    pub fn stop_items(&mut self, id: u32) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        if call.discarding || call.items_ended {
+            return;
+        }
+        call.discarding = true;
+        if matches!(call.partial_of, Partial::Item) {
+            call.partial_of = Partial::Nothing;
+            call.partial = Vec::new();
+        }
+        self.control.push(0, |out| out.extend_from_slice(&Header::new(Kind::Stop, id).to_bytes()));
+    }
+
+    /// An item that cost `cost` bytes has been read: lets the peer send as much again.
+    pub fn consumed(&mut self, id: u32, cost: u32) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        call.unread = call.unread.saturating_sub(1);
+        call.returnable += cost;
+        if call.unread == 0 {
+            // The item that is still coming in needs room to come in whole.
+            call.returnable += std::mem::take(&mut call.partial_cost);
+        }
+        self.grant(id);
+    }
+
+    /// Grants what has been read, once it is worth a frame.
+    pub(super) fn grant(&mut self, id: u32) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        if call.returnable < self.config.window_bytes / 4 || call.items_ended || call.discarding {
+            return;
+        }
+        let bytes = std::mem::take(&mut call.returnable);
+        call.granted += u64::from(bytes);
+        self.control.push(0, |out| {
+            out.extend_from_slice(&Header::new(Kind::Credit, id).to_bytes());
+            out.extend_from_slice(&bytes.to_le_bytes());
+        });
+    }
+
+    /// Gives the call its place among those that take turns, if it has something that it may send.
+    pub(super) fn schedule(&mut self, id: u32) {
+        let fragment = self.fragment_bytes();
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        if !call.scheduled && can_send(call, fragment) {
+            call.scheduled = true;
+            self.bulk.push_back(id);
+        }
+    }
+
+    /// The longest frame with a fragment, in bytes: 16 KiB unless the peer takes less.
+    pub(super) fn fragment_bytes(&self) -> usize {
+        self.peer_limits.frame_bytes.min(FRAGMENT_FRAME_BYTES) as usize
+    }
+
+    /// Whether there is something to transmit.
+    pub fn wants_transmit(&self) -> bool {
+        !self.control.is_empty() || !self.small.is_empty() || !self.bulk.is_empty() || self.farewell.is_some()
+    }
+
+    /// The next frame for the peer, to be sent whole and in order.
+    pub fn poll_transmit(&mut self) -> Option<&[u8]> {
+        if let Some(frame) = self.farewell.take() {
+            self.scratch = frame;
+            return Some(&self.scratch);
+        }
+        if let Some((range, _)) = self.control.pop() {
+            return Some(self.control.frame(range));
+        }
+        if self.small_in_a_row >= SMALL_IN_A_ROW && self.next_fragment() {
+            self.small_in_a_row = 0;
+            return Some(&self.scratch);
+        }
+        while let Some((range, opens)) = self.small.pop() {
+            if opens != 0 {
+                // The OPEN of a call that has been given up meanwhile stays here.
+                let Some(call) = self.calls.get_mut(&opens) else { continue };
+                call.sent = true;
+            }
+            self.small_in_a_row += 1;
+            if self.small.is_empty() {
+                self.replies_waiting = 0;
+            }
+            return Some(self.small.frame(range));
+        }
+        self.small_in_a_row = 0;
+        if self.next_fragment() {
+            return Some(&self.scratch);
+        }
+        if self.draining {
+            self.close_if_drained();
+            if let Some(frame) = self.farewell.take() {
+                self.scratch = frame;
+                return Some(&self.scratch);
+            }
+        }
+        None
+    }
+
+    /// Writes the next fragment into `scratch`, taking turns; false if no call has one.
+    fn next_fragment(&mut self) -> bool {
+        let fragment = self.fragment_bytes();
+        while let Some(id) = self.bulk.pop_front() {
+            let Some(call) = self.calls.get_mut(&id) else { continue };
+            call.scheduled = false;
+            if !can_send(call, fragment) {
+                continue;
+            }
+            self.scratch.clear();
+            let done = put_fragment(&mut self.scratch, id, call, fragment);
+            if call.wants_room && call.queued_bytes < SEND_BUFFER_BYTES / 2 {
+                call.wants_room = false;
+                self.events.push_back(Event::Writable { call: id });
+            }
+            if done {
+                self.drop_call(id);
+            } else {
+                self.schedule(id);
+            }
+            return true;
+        }
+        false
+    }
+}
+
+/// Whether the call's queue has something at its head that may be sent now.
+fn can_send(call: &Call, fragment: usize) -> bool {
+    match call.queue.front() {
+        None => false,
+        Some(Outgoing::Item { payload, sent }) => {
+            let frame = (HEADER_BYTES + payload.len() - sent).min(fragment);
+            call.credit >= frame as u64
+        }
+        Some(_) => true,
+    }
+}
+
+/// Writes one frame from the head of the call's queue; true if the call is over with it.
+fn put_fragment(out: &mut Vec<u8>, id: u32, call: &mut Call, fragment: usize) -> bool {
+    let Some(head) = call.queue.front_mut() else { return false };
+    let over = match head {
+        Outgoing::Request { open, metadata, payload, sent } => {
+            let first = *sent == 0 && !call.sent;
+            let room = if first { fragment - OPEN_BYTES - metadata.len() } else { fragment - HEADER_BYTES };
+            let (chunk, more) = cut(payload, sent, room);
+            if first {
+                open.put(out, id, metadata.len() as u16, more);
+                out.extend_from_slice(metadata);
+                call.sent = true;
+            } else {
+                put_header(out, Kind::Data, if more { MORE } else { 0 }, id);
+            }
+            out.extend_from_slice(&chunk);
+            (!more).then_some(false)
+        }
+        Outgoing::Item { payload, sent } => {
+            let (chunk, more) = cut(payload, sent, fragment - HEADER_BYTES);
+            put_header(out, Kind::Data, if more { MORE } else { 0 }, id);
+            out.extend_from_slice(&chunk);
+            call.credit = call.credit.saturating_sub(out.len() as u64);
+            if !more {
+                call.queued_bytes = call.queued_bytes.saturating_sub(payload.len().max(HEADER_BYTES));
+            }
+            (!more).then_some(false)
+        }
+        Outgoing::End => {
+            put_header(out, Kind::End, 0, id);
+            Some(false)
+        }
+        Outgoing::Answer { app_error, payload, sent } => {
+            let (chunk, more) = cut(payload, sent, fragment - HEADER_BYTES);
+            let flags = if *app_error { APP_ERROR } else { 0 } | if more { MORE } else { 0 };
+            put_header(out, Kind::Response, flags, id);
+            out.extend_from_slice(&chunk);
+            (!more).then_some(true)
+        }
+        Outgoing::Frame(frame) => {
+            out.extend_from_slice(frame);
+            Some(true)
+        }
+    };
+    if over.is_some() {
+        call.queue.pop_front();
+    }
+    over == Some(true)
+}
+
+/// The next `room` bytes of `payload` after `sent`, and whether more follow.
+fn cut(payload: &Bytes, sent: &mut usize, room: usize) -> (Bytes, bool) {
+    let end = payload.len().min(*sent + room);
+    let chunk = payload.slice(*sent..end);
+    *sent = end;
+    (chunk, end < payload.len())
+}
+
+fn put_header(out: &mut Vec<u8>, kind: Kind, flags: u8, call: u32) {
+    out.extend_from_slice(&Header { flags, ..Header::new(kind, call) }.to_bytes());
+}
+
+fn error_frame(out: &mut Vec<u8>, call: u32, fault: &Fault) {
+    out.extend_from_slice(&Header { aux: fault.code, ..Header::new(Kind::Error, call) }.to_bytes());
+    fault.put(out);
+}
+
+fn into_owned(payload: Payload<'_>) -> Bytes {
+    match payload {
+        Payload::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
+        Payload::Owned(bytes) => bytes,
+    }
+}

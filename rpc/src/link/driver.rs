@@ -1,0 +1,87 @@
+//! The driver: the one task of a link.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tombolo_transport::Messages;
+
+use super::shared::Inner;
+use super::{LinkConfig, LinkState};
+use crate::connection::{Connection, Side};
+use crate::error::LinkError;
+use crate::service::Router;
+use crate::wire::hello::FRAME_BYTES_MIN;
+
+/// How long the last words may take to go out.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Makes the shared state of a link and starts its driver.
+pub(super) fn spawn(
+    messages: Messages,
+    config: LinkConfig,
+    router: Router,
+    side: Side,
+) -> Result<Arc<Inner>, LinkError> {
+    let mut nonce = [0; 32];
+    getrandom::fill(&mut nonce)
+        .map_err(|error| LinkError::ClosedHere(format!("no random bytes for the handshake: {error}")))?;
+    let (sender, receiver) = messages.split();
+    let frame_bytes_max = u32::try_from(sender.max_len()).unwrap_or(u32::MAX);
+    if frame_bytes_max < FRAME_BYTES_MIN {
+        return Err(LinkError::Incompatible(format!(
+            "the connection carries messages of at most {frame_bytes_max} bytes; {FRAME_BYTES_MIN} are needed"
+        )));
+    }
+    let epoch = Instant::now();
+    let conn = Connection::new(config.core(side, nonce, frame_bytes_max), 0);
+    let runtime = tokio::runtime::Handle::current();
+    let inner = Inner::new(conn, epoch, (sender, receiver), config, router, runtime.clone());
+    runtime.spawn(drive(inner.clone()));
+    Ok(inner)
+}
+
+async fn drive(inner: Arc<Inner>) {
+    {
+        let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
+        poll_fn(|cx| {
+            inner.driver.0.register(cx.waker());
+            inner.pump_rx(true);
+            inner.pump_tx();
+            poll_timer(&inner, timer.as_mut(), cx);
+            match &*inner.state.borrow() {
+                LinkState::Closed(_) => Poll::Ready(()),
+                LinkState::Connecting | LinkState::Open => Poll::Pending,
+            }
+        })
+        .await;
+    }
+    // The CLOSE frame tells the peer why; a peer that does not read is not waited for.
+    inner.pump_tx();
+    let _ = tokio::time::timeout(FAREWELL, inner.shut_down()).await;
+    let reason = inner.core().conn.closed().cloned();
+    tracing::debug!(peer = ?inner.peer(), ?reason, "link over");
+}
+
+/// Fires what is due and arms the timer for what comes next. A timer that is armed too early is left as it is: it fires
+/// once for nothing, which is cheaper than moving it at every frame.
+fn poll_timer(inner: &Inner, mut timer: std::pin::Pin<&mut tokio::time::Sleep>, cx: &mut Context<'_>) {
+    loop {
+        let Some(due_ns) = inner.core().conn.poll_timeout() else { return };
+        let armed_ns = inner.armed_ns.load(Ordering::Relaxed);
+        if due_ns < armed_ns {
+            let Some(due) = inner.instant(due_ns) else { return };
+            timer.as_mut().reset(due.into());
+            inner.armed_ns.store(due_ns, Ordering::Relaxed);
+        }
+        if timer.as_mut().poll(cx).is_pending() {
+            return;
+        }
+        inner.armed_ns.store(u64::MAX, Ordering::Relaxed);
+        inner.handle_timeout();
+        inner.pump_tx();
+    }
+}
