@@ -6,3 +6,22 @@
 
 pub mod api;
 pub mod config;
+
+pub mod agent;
+pub mod blackbox;
+pub mod children;
+pub mod entrypoint;
+pub mod exec;
+pub mod files;
+pub mod forward;
+pub mod health;
+pub mod heartbeat;
+pub mod inventory;
+pub mod link;
+pub mod logs;
+pub mod pid1;
+pub mod run;
+pub mod state;
+mod sys;
+
+pub use sys::inherited_fd;

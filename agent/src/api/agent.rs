@@ -2,10 +2,10 @@
 
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
+use tombolo_rpc::Ctx;
 use tombolo_transport::broker;
 
 /// The kernel and its agent.
-#[cfg(any())]
 #[tombolo_rpc::service(name = "tombolo.agent.Agent")]
 pub trait Agent {
     /// Who this is: kernel, memory, CPUs, agent build and features.

@@ -10,10 +10,9 @@ use std::collections::BTreeMap;
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
-use super::Blob;
+use tombolo_rpc::{Blob, Ctx};
 
 /// Programs inside the kernel.
-#[cfg(any())]
 #[tombolo_rpc::service(name = "tombolo.agent.Exec")]
 pub trait Exec {
     /// Runs a program until it ends or the caller goes away, in which case its process group is killed.
@@ -167,7 +166,7 @@ impl ExitStatus {
 /// A signal, by number or by name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
 pub enum Signal {
-    /// 1 to 64.
+    /// 1 to 31.
     Number(i32),
     /// Such as `TERM` or `SIGTERM`, in any case.
     Name(String),

@@ -7,11 +7,9 @@
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
-#[allow(unused_imports, reason = "used by the trait, once the macro is there")]
-use super::Blob;
+use tombolo_rpc::{Blob, Ctx};
 
 /// Files inside the kernel.
-#[cfg(any())]
 #[tombolo_rpc::service(name = "tombolo.agent.Files")]
 pub trait Files {
     /// Writes a file. Chunks of up to 256 KiB serve best.

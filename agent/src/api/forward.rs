@@ -7,11 +7,9 @@
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
-#[allow(unused_imports, reason = "used by the trait, once the macro is there")]
-use super::Blob;
+use tombolo_rpc::{Blob, Ctx};
 
 /// Bridged sockets.
-#[cfg(any())]
 #[tombolo_rpc::service(name = "tombolo.agent.Forward")]
 pub trait Forward {
     /// Connects to `target` and bridges it: `input` goes there, `out` comes from there.

@@ -2,12 +2,12 @@
 
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
+use tombolo_rpc::Ctx;
 
 use super::exec::ExitStatus;
 pub use crate::config::ProbeKind;
 
 /// Health of this kernel.
-#[cfg(any())]
 #[tombolo_rpc::service(name = "tombolo.agent.Health")]
 pub trait Health {
     /// How everything is now.

@@ -5,9 +5,9 @@
 
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
+use tombolo_rpc::Ctx;
 
 /// Logs of this kernel.
-#[cfg(any())]
 #[tombolo_rpc::service(name = "tombolo.agent.Logs")]
 pub trait Logs {
     /// Sends what is there, then (with `follow`) what comes; the answer is the cursor after the last one sent.

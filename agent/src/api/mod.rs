@@ -10,5 +10,4 @@ pub mod forward;
 pub mod health;
 pub mod logs;
 
-mod blob;
-pub use blob::Blob;
+pub use tombolo_rpc::Blob;

@@ -1,0 +1,201 @@
+//! What a job wrote, kept in a bounded buffer. Pure: no I/O, no time.
+//!
+//! Offsets count every byte the job ever wrote, stdout and stderr together, in the order in which the agent read them.
+//! A detached job drops its oldest output when the buffer is full; an attached one drops nothing: it is made to wait,
+//! and what its caller has read is released.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+/// Which of the two a job wrote to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channel {
+    /// stdout, or the terminal.
+    Stdout,
+    /// stderr.
+    Stderr,
+}
+
+/// A piece of output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Offset of its first byte.
+    pub offset: u64,
+    /// Where it was written to.
+    pub channel: Channel,
+    /// What was written.
+    pub data: Bytes,
+}
+
+/// What there is to read at an offset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// This; go on at its end.
+    Chunk(Chunk),
+    /// So many bytes are gone; go on at `resume`.
+    Gap {
+        /// How many.
+        bytes: u64,
+        /// The oldest offset that is kept.
+        resume: u64,
+    },
+    /// Nothing yet.
+    Wait,
+    /// Nothing, ever again.
+    End,
+}
+
+/// The output of one job.
+#[derive(Debug)]
+pub struct OutputBuffer {
+    chunks: VecDeque<Chunk>,
+    from: u64,
+    to: u64,
+    capacity_bytes: u64,
+    closed: bool,
+}
+
+impl OutputBuffer {
+    /// An empty one that holds at most `capacity_bytes`.
+    pub fn new(capacity_bytes: u64) -> Self {
+        Self { chunks: VecDeque::new(), from: 0, to: 0, capacity_bytes, closed: false }
+    }
+
+    /// Offset of the oldest byte that is kept.
+    pub fn from(&self) -> u64 {
+        self.from
+    }
+
+    /// Offset after the newest byte.
+    pub fn to(&self) -> u64 {
+        self.to
+    }
+
+    /// Whether another chunk may come without dropping one. A closed buffer takes anything, and discards it.
+    pub fn has_room(&self) -> bool {
+        self.closed || self.to - self.from < self.capacity_bytes
+    }
+
+    /// Appends; drops the oldest chunks to stay within the capacity.
+    pub fn push(&mut self, channel: Channel, data: Bytes) {
+        if data.is_empty() || self.closed {
+            return;
+        }
+        let offset = self.to;
+        self.to += data.len() as u64;
+        self.chunks.push_back(Chunk { offset, channel, data });
+        let oldest = self.to.saturating_sub(self.capacity_bytes);
+        // Whole chunks go, except that the newest stays even if it is longer than the capacity.
+        while self.chunks.len() > 1 && self.from < oldest {
+            self.drop_oldest();
+        }
+    }
+
+    /// Forgets what lies wholly before `offset`: the only reader has it.
+    pub fn release(&mut self, offset: u64) {
+        while self.chunks.front().is_some_and(|chunk| chunk.end() <= offset) {
+            self.drop_oldest();
+        }
+    }
+
+    /// Nothing will be appended any more; what is pushed is discarded.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// What there is at `offset`.
+    pub fn next(&self, offset: u64) -> Next {
+        if offset < self.from {
+            return Next::Gap { bytes: self.from - offset, resume: self.from };
+        }
+        // Chunks are contiguous and sorted: the first that ends after `offset` holds it.
+        let index = self.chunks.partition_point(|chunk| chunk.end() <= offset);
+        match self.chunks.get(index) {
+            Some(chunk) => {
+                let skip = (offset - chunk.offset) as usize;
+                let data = chunk.data.slice(skip..);
+                Next::Chunk(Chunk { offset, channel: chunk.channel, data })
+            }
+            None if self.closed => Next::End,
+            None => Next::Wait,
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some(chunk) = self.chunks.pop_front() {
+            self.from = chunk.end();
+        }
+    }
+}
+
+impl Chunk {
+    /// Offset after its last byte.
+    pub fn end(&self) -> u64 {
+        self.offset + self.data.len() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(text: &'static str) -> Bytes {
+        Bytes::from_static(text.as_bytes())
+    }
+
+    fn chunk(offset: u64, text: &'static str) -> Next {
+        Next::Chunk(Chunk { offset, channel: Channel::Stdout, data: bytes(text) })
+    }
+
+    #[test]
+    fn reading_goes_on_where_it_stopped_even_inside_a_chunk() {
+        let mut output = OutputBuffer::new(100);
+        output.push(Channel::Stdout, bytes("hello "));
+        output.push(Channel::Stdout, bytes("world"));
+        assert_eq!(output.next(0), chunk(0, "hello "));
+        assert_eq!(output.next(2), chunk(2, "llo "));
+        assert_eq!(output.next(6), chunk(6, "world"));
+        assert_eq!(output.next(11), Next::Wait);
+        output.close();
+        assert_eq!(output.next(11), Next::End);
+    }
+
+    #[test]
+    fn oldest_output_is_dropped_and_the_gap_counted() {
+        let mut output = OutputBuffer::new(8);
+        for text in ["aaaa", "bbbb", "cccc"] {
+            output.push(Channel::Stdout, bytes(text));
+        }
+        assert_eq!((output.from(), output.to()), (4, 12));
+        assert_eq!(output.next(1), Next::Gap { bytes: 3, resume: 4 });
+        assert_eq!(output.next(4), chunk(4, "bbbb"));
+    }
+
+    #[test]
+    fn a_chunk_longer_than_the_buffer_is_kept_whole() {
+        let mut output = OutputBuffer::new(2);
+        output.push(Channel::Stdout, bytes("aaaa"));
+        assert_eq!(output.next(0), chunk(0, "aaaa"));
+        assert!(!output.has_room());
+    }
+
+    #[test]
+    fn what_was_released_makes_room() {
+        let mut output = OutputBuffer::new(4);
+        output.push(Channel::Stdout, bytes("aaaa"));
+        assert!(!output.has_room());
+        output.release(3);
+        assert!(!output.has_room(), "the chunk is not read whole");
+        output.release(4);
+        assert!(output.has_room());
+        assert_eq!(output.next(4), Next::Wait);
+    }
+
+    #[test]
+    fn an_offset_ahead_of_everything_waits() {
+        let mut output = OutputBuffer::new(4);
+        output.push(Channel::Stdout, bytes("aa"));
+        assert_eq!(output.next(9), Next::Wait);
+    }
+}

@@ -1,0 +1,244 @@
+//! Health as seen from inside: probes, the entrypoint, and the kernel's own figures.
+
+mod attempt;
+mod probe;
+mod service;
+mod system;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+pub use attempt::ProbeTools;
+pub use probe::ProbeCore;
+pub use service::HealthService;
+pub use system::{system_load, uptime_ms};
+
+use crate::api::health::{
+    AgentPhase, EntrypointState, EntrypointStatus, HealthReport, ProbeStatus, ProbeVerdict,
+};
+use crate::config::{ProbeConfig, ProbeKind};
+use crate::entrypoint::EntrypointHandle;
+use crate::state::Lifecycle;
+
+/// How often a probe that waits for the startup probes looks again.
+const GATED_RECHECK: Duration = Duration::from_millis(250);
+
+/// The health of this kernel. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Health(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    lifecycle: Lifecycle,
+    entrypoint: Option<EntrypointHandle>,
+    probes: Vec<Mutex<ProbeCore>>,
+    /// Counts changes; see [`HealthReport::revision`].
+    revision: watch::Sender<u64>,
+}
+
+impl Health {
+    /// Starts a task for each probe, and one that watches the entrypoint and the phase.
+    pub fn start(
+        probes: Vec<ProbeConfig>,
+        tools: ProbeTools,
+        lifecycle: Lifecycle,
+        entrypoint: Option<EntrypointHandle>,
+    ) -> Self {
+        let now = Instant::now();
+        let probes = probes.into_iter().map(|config| Mutex::new(ProbeCore::new(config, now))).collect();
+        let health = Self(Arc::new(Inner { lifecycle, entrypoint, probes, revision: watch::Sender::new(1) }));
+        for index in 0..health.0.probes.len() {
+            tokio::spawn(health.clone().run_probe(index, tools.clone()));
+        }
+        tokio::spawn(health.clone().watch_lifecycle(health.0.lifecycle.subscribe()));
+        tokio::spawn(health.clone().watch_entrypoint());
+        health
+    }
+
+    /// How everything is now.
+    pub fn report(&self) -> HealthReport {
+        // First, so that a change meanwhile is told again rather than missed.
+        let revision = *self.0.revision.borrow();
+        let probes: Vec<ProbeStatus> =
+            (0..self.0.probes.len()).map(|index| self.probe(index).status()).collect();
+        let phase = self.0.lifecycle.phase();
+        let entrypoint = self.0.entrypoint.as_ref().map(EntrypointHandle::status);
+        let started = all(&probes, ProbeKind::Startup, |verdict| verdict == ProbeVerdict::Passing);
+        let live = all(&probes, ProbeKind::Liveness, |verdict| verdict != ProbeVerdict::Failing);
+        let ready = started
+            && live
+            && phase == AgentPhase::Running
+            && entrypoint.as_ref().is_none_or(is_well)
+            && all(&probes, ProbeKind::Readiness, |verdict| verdict == ProbeVerdict::Passing);
+        HealthReport { revision, phase, started, live, ready, probes, entrypoint, load: system_load() }
+    }
+
+    /// Tells of every change from now on.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.0.revision.subscribe()
+    }
+
+    async fn run_probe(self, index: usize, tools: ProbeTools) {
+        loop {
+            let (due, config) = {
+                let core = self.probe(index);
+                (core.due(), core.config().clone())
+            };
+            let Some(due) = due else {
+                // A startup probe has done its work, until the entrypoint is started again.
+                tokio::time::sleep(GATED_RECHECK * 4).await;
+                continue;
+            };
+            tokio::time::sleep_until(due.into()).await;
+            if config.kind != ProbeKind::Startup && !self.started() {
+                tokio::time::sleep(GATED_RECHECK).await;
+                continue;
+            }
+            self.probe(index).handle_try(Instant::now());
+            let result = tools.attempt(&config).await;
+            self.handle_result(index, &config, result).await;
+        }
+    }
+
+    async fn handle_result(&self, index: usize, config: &ProbeConfig, result: Result<(), String>) {
+        let (changed, verdict) = {
+            let mut core = self.probe(index);
+            (core.handle_result(result.clone()), core.verdict())
+        };
+        if !changed {
+            return;
+        }
+        self.bump();
+        match (verdict, result) {
+            (ProbeVerdict::Failing, Err(reason)) => {
+                tracing::warn!(probe = config.name, kind = ?config.kind, "probe fails: {reason}");
+                if config.kind != ProbeKind::Readiness
+                    && let Some(entrypoint) = &self.0.entrypoint
+                {
+                    entrypoint.report_unhealthy().await;
+                }
+            }
+            _ => tracing::info!(probe = config.name, ?verdict, "probe changed its verdict"),
+        }
+    }
+
+    fn started(&self) -> bool {
+        (0..self.0.probes.len()).all(|index| {
+            let core = self.probe(index);
+            core.config().kind != ProbeKind::Startup || core.verdict() == ProbeVerdict::Passing
+        })
+    }
+
+    async fn watch_lifecycle(self, mut phase: watch::Receiver<AgentPhase>) {
+        while phase.changed().await.is_ok() {
+            self.bump();
+        }
+    }
+
+    async fn watch_entrypoint(self) {
+        let Some(entrypoint) = &self.0.entrypoint else { return };
+        let mut status = entrypoint.subscribe();
+        let mut restarts = status.borrow_and_update().restarts;
+        while status.changed().await.is_ok() {
+            let now_restarts = status.borrow_and_update().restarts;
+            if now_restarts != restarts {
+                restarts = now_restarts;
+                self.reset_probes();
+            }
+            self.bump();
+        }
+    }
+
+    fn reset_probes(&self) {
+        let now = Instant::now();
+        (0..self.0.probes.len()).for_each(|index| self.probe(index).reset(now));
+    }
+
+    fn bump(&self) {
+        self.0.revision.send_modify(|revision| *revision += 1);
+    }
+
+    fn probe(&self, index: usize) -> MutexGuard<'_, ProbeCore> {
+        self.0.probes[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn all(probes: &[ProbeStatus], kind: ProbeKind, good: impl Fn(ProbeVerdict) -> bool) -> bool {
+    probes.iter().filter(|probe| probe.kind == kind).all(|probe| good(probe.verdict))
+}
+
+fn is_well(entrypoint: &EntrypointStatus) -> bool {
+    match entrypoint.state {
+        EntrypointState::Running { .. } => true,
+        EntrypointState::Ended => entrypoint.last_exit.is_some_and(|exit| exit.success()),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::children::{Children, Scope};
+    use crate::exec::ExecEngine;
+
+    fn start(probes: &[&str]) -> (Health, Lifecycle) {
+        let children = Children::new(Scope::OwnChildren);
+        tokio::spawn(children.clone().run_reaper());
+        let lifecycle = Lifecycle::booting();
+        let exec = ExecEngine::new(children, lifecycle.clone(), "/proc/self/exe".into());
+        let probes = probes.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
+        let health = Health::start(probes, ProbeTools { exec, endpoint: None }, lifecycle.clone(), None);
+        (health, lifecycle)
+    }
+
+    async fn until(health: &Health, mut wanted: impl FnMut(&HealthReport) -> bool) -> HealthReport {
+        let wait = async {
+            let mut changes = health.subscribe();
+            loop {
+                changes.mark_unchanged();
+                let report = health.report();
+                if wanted(&report) {
+                    return report;
+                }
+                changes.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("in time")
+    }
+
+    #[tokio::test]
+    async fn a_kernel_without_probes_is_ready_once_it_runs() {
+        let (health, lifecycle) = start(&[]);
+        assert!(!health.report().ready && health.report().started);
+        lifecycle.enter(AgentPhase::Running);
+        assert!(health.report().ready);
+        lifecycle.enter(AgentPhase::Quiesced);
+        let report = until(&health, |report| report.revision >= 2).await;
+        assert!(!report.ready && report.live);
+    }
+
+    #[tokio::test]
+    async fn readiness_follows_a_file_and_waits_for_startup() {
+        let dir = tempfile::tempdir().unwrap();
+        let (up, fresh) = (dir.path().join("up"), dir.path().join("fresh"));
+        let probe = |name, kind, path: &std::path::Path| {
+            format!(
+                r#"{{"name":"{name}","kind":"{kind}","period_ms":20,"failure_threshold":1,
+                "file_age":{{"path":"{}","max_age_ms":3600000}}}}"#,
+                path.display()
+            )
+        };
+        std::fs::write(&fresh, "").unwrap();
+        let probes = [probe("up", "startup", &up), probe("fresh", "readiness", &fresh)];
+        let (health, lifecycle) = start(&[&probes[0], &probes[1]]);
+        lifecycle.enter(AgentPhase::Running);
+        let report = until(&health, |report| report.probes[0].verdict == ProbeVerdict::Failing).await;
+        assert_eq!(report.probes[1].verdict, ProbeVerdict::Pending);
+        std::fs::write(&up, "").unwrap();
+        until(&health, |report| report.ready).await;
+        std::fs::remove_file(&fresh).unwrap();
+        until(&health, |report| !report.ready && report.live).await;
+    }
+}

@@ -1,0 +1,77 @@
+//! What the first process of a kernel must do that nobody else does.
+
+mod loopback;
+mod mounts;
+mod poweroff;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+pub use mounts::mount_basics;
+pub use poweroff::{finish, stop_everyone};
+
+use crate::api::agent::AgentMode;
+use crate::config::AgentConfig;
+
+/// Inode of the initial PID namespace (`PROC_PID_INIT_INO`), which a container's differs from.
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// Finds out how the agent runs. As the first process, mounts /proc if it is not there: nothing can be found out
+/// without it.
+pub fn detect_mode() -> AgentMode {
+    if std::process::id() != 1 {
+        return AgentMode::Service;
+    }
+    if !Path::new("/proc/self/ns").exists() {
+        mounts::mount_proc();
+    }
+    match std::fs::read_link("/proc/self/ns/pid") {
+        Ok(namespace) if namespace != Path::new(INITIAL_PID_NAMESPACE) => AgentMode::NamespaceInit,
+        // A kernel built without PID namespaces has only the initial one.
+        _ => AgentMode::Init,
+    }
+}
+
+/// Sets up a fresh kernel: loopback, host name, modules. What fails is logged and skipped: a kernel that lacks a module
+/// is worth more than one that does not boot.
+pub fn set_up(config: &AgentConfig) {
+    if let Some(hostname) = &config.hostname
+        && let Err(error) = rustix::system::sethostname(hostname.as_bytes())
+    {
+        tracing::warn!(hostname, %error, "the host name could not be set");
+    }
+    if let Err(error) = loopback::bring_up() {
+        tracing::warn!(%error, "the loopback interface could not be brought up");
+    }
+    load_modules(&config.modules);
+}
+
+/// Makes orphans of the agent's children its own, so that it can reap and stop them. Init gets them anyway.
+pub fn adopt_orphans(mode: AgentMode) {
+    if mode == AgentMode::Service
+        && let Err(error) = rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
+    {
+        tracing::warn!(%error, "orphans will not be collected");
+    }
+}
+
+fn load_modules(modules: &[PathBuf]) {
+    for path in modules {
+        let loaded = File::open(path).and_then(|module| Ok(rustix::system::finit_module(&module, c"", 0)?));
+        match loaded {
+            Ok(()) => tracing::info!(module = %path.display(), "module loaded"),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => tracing::warn!(module = %path.display(), %error, "module could not be loaded"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_is_an_ordinary_program() {
+        assert_eq!(detect_mode(), AgentMode::Service);
+    }
+}

@@ -1,0 +1,250 @@
+//! One life of the agent, from its configuration to its end.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tombolo_rpc::Router;
+use tombolo_transport::pool::{Phase, PoolSource};
+use tombolo_transport::{Broker, BrokerConfig, BrokerHandle, Endpoint, Member, Pool};
+
+use crate::agent::{AgentParts, AgentService, ShutdownOrder};
+use crate::api::agent::{AgentMode, AgentServer};
+use crate::api::exec::ExecServer;
+use crate::api::files::FilesServer;
+use crate::api::forward::ForwardServer;
+use crate::api::health::{AgentPhase, HealthServer};
+use crate::api::logs::LogsServer;
+use crate::blackbox::BlackBox;
+use crate::children::{Children, Scope};
+use crate::config::{AgentConfig, Doorbell, PoolConfig};
+use crate::entrypoint::EntrypointHandle;
+use crate::exec::{ExecEngine, ExecService};
+use crate::files::FilesService;
+use crate::forward::{ForwardService, Forwards};
+use crate::health::{Health, HealthService, ProbeTools};
+use crate::heartbeat::Heartbeat;
+use crate::link::{Links, LocalSocket, keep_linked};
+use crate::logs::{Log, LogsService, follow_kernel_log};
+use crate::pid1;
+use crate::state::Lifecycle;
+
+/// Grace of a shutdown that SIGTERM asks for.
+const SIGTERM_GRACE: Duration = Duration::from_secs(10);
+/// How long links may take to end before the power goes off: what is under way then are follows.
+const DRAIN_LIMIT: Duration = Duration::from_millis(200);
+/// Left for other processes once the entrypoint has used up the grace.
+const GRACE_MIN: Duration = Duration::from_millis(100);
+
+/// What a life of the agent begins with.
+#[derive(Debug)]
+pub struct Boot {
+    /// What it was told.
+    pub config: AgentConfig,
+    /// How it runs.
+    pub mode: AgentMode,
+    /// Differs after each start.
+    pub epoch: u64,
+    /// Where all logs go.
+    pub log: Log,
+    /// Where the log's copy for the primary goes.
+    pub black_box: BlackBox,
+    /// The inherited doorbell, if there is one.
+    pub doorbell: Option<OwnedFd>,
+}
+
+/// Runs until something orders the shutdown, shuts down, and returns when nothing is left but to power off.
+///
+/// # Errors
+/// If the pool or a socket cannot be used: the agent would be of no use.
+pub async fn run(boot: Boot) -> anyhow::Result<()> {
+    let Boot { config, mode, epoch, log, black_box, doorbell } = boot;
+    let config = Arc::new(config);
+    let lifecycle = Lifecycle::booting();
+    let children = Children::new(Scope::AllChildren);
+    tokio::spawn(children.clone().run_reaper());
+    if mode == AgentMode::Init {
+        tokio::spawn(log_kernel(log.clone()));
+    }
+
+    let fabric = match &config.pool {
+        Some(pool) => Some(Fabric::join(pool, &config, &black_box, doorbell).await?),
+        None => None,
+    };
+    let endpoint = fabric.as_ref().map(|fabric| fabric.endpoint.clone());
+    let exec = ExecEngine::new(children.clone(), lifecycle.clone(), PathBuf::from("/proc/self/exe"));
+    let forwards = Forwards::new(lifecycle.clone(), endpoint.clone());
+    let entrypoint =
+        config.entrypoint.clone().map(|it| EntrypointHandle::start(it, children.clone(), log.clone()));
+    let tools = ProbeTools { exec: exec.clone(), endpoint: endpoint.clone() };
+    let health = Health::start(config.probes.clone(), tools, lifecycle.clone(), entrypoint.clone());
+    let shutdown = ShutdownOrder::default();
+    let parts = AgentParts {
+        config: (*config).clone(),
+        mode,
+        epoch,
+        lifecycle: lifecycle.clone(),
+        exec: exec.clone(),
+        forwards: forwards.clone(),
+        broker: fabric.as_ref().map(|fabric| fabric.broker.clone()),
+        shutdown: shutdown.clone(),
+    };
+    let router = router(AgentService::new(parts), exec, forwards, health, &lifecycle, log.clone());
+
+    let links = Links::default();
+    let mut serving = tokio::task::JoinSet::new();
+    if let Some(path) = &config.listen {
+        let socket = LocalSocket::bind(path).with_context(|| format!("listening on {}", path.display()))?;
+        serving.spawn(socket.serve(Arc::clone(&config), router.clone(), links.clone()));
+    }
+    if let Some(endpoint) = endpoint {
+        serving.spawn(keep_linked(endpoint, Arc::clone(&config), router, links.clone()));
+    }
+    lifecycle.enter(AgentPhase::Running);
+    if let Some(fabric) = &fabric {
+        fabric.heartbeat.set_phase(Phase::Running);
+    }
+    tracing::info!(name = config.name, cid = config.cid.0, incarnation = %config.incarnation, ?mode, "agent runs");
+
+    let kill_at = await_order(&shutdown).await?;
+    let ending = Ending { mode, lifecycle, children, entrypoint, shutdown, fabric: fabric.as_ref() };
+    ending.stop_everything(kill_at).await;
+    links.drain(DRAIN_LIMIT).await;
+    serving.shutdown().await;
+    if let Some(fabric) = fabric {
+        fabric.leave().await;
+    }
+    Ok(())
+}
+
+/// All services of an agent.
+pub fn router(
+    agent: AgentService,
+    exec: ExecEngine,
+    forwards: Forwards,
+    health: Health,
+    lifecycle: &Lifecycle,
+    log: Log,
+) -> Router {
+    Router::new()
+        .service(AgentServer::new(agent))
+        .service(HealthServer::new(HealthService::new(health)))
+        .service(ExecServer::new(ExecService::new(exec)))
+        .service(FilesServer::new(FilesService::new(lifecycle.clone())))
+        .service(LogsServer::new(LogsService::new(log)))
+        .service(ForwardServer::new(ForwardService::new(forwards)))
+}
+
+/// Waits for an order over RPC, SIGTERM or SIGINT.
+async fn await_order(shutdown: &ShutdownOrder) -> anyhow::Result<Instant> {
+    let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
+    tokio::select! {
+        kill_at = shutdown.given() => return Ok(kill_at),
+        _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
+    }
+    Ok(shutdown.give(Instant::now() + SIGTERM_GRACE))
+}
+
+async fn log_kernel(log: Log) {
+    if let Err(error) = follow_kernel_log(log).await {
+        tracing::warn!(%error, "the kernel's log cannot be read");
+    }
+}
+
+/// This kernel's part in the fabric.
+struct Fabric {
+    broker: BrokerHandle,
+    endpoint: Endpoint,
+    heartbeat: Heartbeat,
+}
+
+impl Fabric {
+    async fn join(
+        pool: &PoolConfig,
+        config: &AgentConfig,
+        black_box: &BlackBox,
+        doorbell: Option<OwnedFd>,
+    ) -> anyhow::Result<Self> {
+        let source = || PoolSource::Path { path: pool.path.clone(), len: pool.len };
+        let mapped = Pool::attach(source(), config.member).context("mapping the pool")?;
+        black_box.open(mapped.black_box_writer().context("opening the black box")?);
+        let writer = mapped.heartbeat_writer().context("opening the status line")?;
+        let interval = Duration::from_millis(config.heartbeat_ms);
+        let heartbeat =
+            Heartbeat::start(writer, config.incarnation, interval).context("starting the heartbeat")?;
+
+        if let Some(parent) = config.broker_socket.parent() {
+            std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+        }
+        let mut broker_config = BrokerConfig::new(source(), config.member);
+        broker_config.socket = Some(config.broker_socket.clone());
+        broker_config.policy = config.policy.clone();
+        let broker = Broker::start(broker_config).await.context("starting the broker")?;
+        let line = match (&config.doorbell, doorbell) {
+            (Some(Doorbell::Path(path)), _) => {
+                Some(open_line(path).with_context(|| format!("opening the doorbell {}", path.display()))?)
+            }
+            (Some(Doorbell::Fd(_)), fd) => fd,
+            (None, _) => None,
+        };
+        match line {
+            Some(fd) => broker.add_line(Member::PRIMARY, fd).context("adding the doorbell")?,
+            None => tracing::warn!("no doorbell: peers are noticed by the timer alone"),
+        }
+        let endpoint = broker.endpoint().await.context("attaching to the broker")?;
+        Ok(Self { broker, endpoint, heartbeat })
+    }
+
+    async fn leave(self) {
+        drop(self.endpoint);
+        self.heartbeat.set_phase(Phase::Stopped);
+        self.broker.stop().await;
+    }
+}
+
+/// Opens a terminal line so that bytes pass unchanged.
+fn open_line(path: &std::path::Path) -> anyhow::Result<OwnedFd> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::NONBLOCK;
+    let line = File::options().read(true).write(true).custom_flags(flags.bits() as i32).open(path)?;
+    let mut settings = rustix::termios::tcgetattr(&line)?;
+    settings.make_raw();
+    rustix::termios::tcsetattr(&line, rustix::termios::OptionalActions::Now, &settings)?;
+    Ok(line.into())
+}
+
+/// What has to end, in order.
+struct Ending<'a> {
+    mode: AgentMode,
+    lifecycle: Lifecycle,
+    children: Children,
+    entrypoint: Option<EntrypointHandle>,
+    shutdown: ShutdownOrder,
+    fabric: Option<&'a Fabric>,
+}
+
+impl Ending<'_> {
+    async fn stop_everything(&self, kill_at: Instant) {
+        self.lifecycle.enter(AgentPhase::ShuttingDown);
+        if let Some(fabric) = self.fabric {
+            fabric.heartbeat.set_phase(Phase::Draining);
+        }
+        if let Some(entrypoint) = &self.entrypoint {
+            let grace = kill_at.saturating_duration_since(Instant::now());
+            tokio::select! {
+                () = entrypoint.stop(grace) => {}
+                // A later order may have brought the moment nearer: what is left is killed below.
+                () = self.shutdown.kill_moment() => {}
+            }
+        }
+        let grace = kill_at.saturating_duration_since(Instant::now()).max(GRACE_MIN);
+        pid1::stop_everyone(self.mode, &self.children, grace).await;
+        tracing::info!("everything has stopped");
+    }
+}

@@ -1,0 +1,59 @@
+//! The agent's only `unsafe`: descriptors that the compiler cannot vouch for.
+#![allow(
+    unsafe_code,
+    reason = "an inherited descriptor is a number; watching one relies on what OwnedFd promises"
+)]
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Whether the inherited descriptor was taken already.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Takes over the descriptor `fd` that this process inherited. Can be done once in the life of the process; call it
+/// before anything else is opened.
+///
+/// # Errors
+/// If there is no such descriptor, or this was called before.
+pub fn inherited_fd(fd: RawFd) -> io::Result<OwnedFd> {
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Err(io::Error::other("the inherited descriptor was taken already"));
+    }
+    if fd < 3 || !std::path::Path::new(&format!("/proc/self/fd/{fd}")).exists() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, format!("descriptor {fd} was not inherited")));
+    }
+    // SAFETY:
+    // - it is open: it was found in /proc just now.
+    // - nobody else owns it: the parent opened it for us, and `TAKEN` makes this the only call; the program calls this
+    //   before it opens anything that could have been given the same number.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(fd)
+}
+
+/// Lets the runtime watch a descriptor, which is made non-blocking.
+///
+/// # Errors
+/// If it cannot be watched (a regular file, say).
+pub(crate) fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    rustix::io::ioctl_fionbio(&fd, true)?;
+    // SAFETY: `OwnedFd` gives the same number as long as it lives, and closes it only when dropped.
+    let watched = unsafe { AsyncFd::register_with_interest(fd, interest) };
+    watched.map_err(|error| error.into_parts().1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_inherited_is_refused() {
+        let error = inherited_fd(1_000_000).unwrap_err();
+        assert!(error.to_string().contains("1000000"), "{error}");
+        assert!(inherited_fd(1_000_000).unwrap_err().to_string().contains("already"));
+    }
+}

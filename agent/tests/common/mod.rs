@@ -1,0 +1,186 @@
+//! A real agent process, and a link to it over its Unix socket.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+use tombolo_agent::api::agent::AgentClient;
+use tombolo_agent::api::exec::{ExecClient, ExecOut, ExecSpec};
+use tombolo_agent::api::files::FilesClient;
+use tombolo_agent::api::forward::ForwardClient;
+use tombolo_agent::api::health::HealthClient;
+use tombolo_agent::api::logs::LogsClient;
+use tombolo_rpc::{Auth, Link, LinkConfig, LinkError, Receiver, Router};
+use tombolo_transport::{Addr, Cid, Messages, Port};
+
+/// What the agent binary is at.
+pub const AGENT: &str = env!("CARGO_BIN_EXE_tombolo-agent");
+/// Nothing in these tests takes so long unless it hangs.
+pub const LIMIT: Duration = Duration::from_secs(30);
+const SECRET: [u8; 32] = [7; 32];
+
+/// An agent process of its own. Dropped, it is killed.
+pub struct Agent {
+    pub dir: TempDir,
+    pub process: Child,
+}
+
+impl Agent {
+    /// Starts one with the defaults and `extra` fields.
+    pub fn start(extra: Value) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = json!({
+            "name": "web", "cid": 3, "member": 1, "incarnation": "01".repeat(16),
+            "secret": "07".repeat(32), "listen": dir.path().join("agent.sock"), "log_level": "debug",
+        });
+        let fields = config.as_object_mut().unwrap();
+        fields.extend(extra.as_object().unwrap().clone());
+        let path = dir.path().join("agent.json");
+        std::fs::write(&path, config.to_string()).unwrap();
+        let log = std::fs::File::create(dir.path().join("agent.log")).unwrap();
+        let mut command = Command::new(AGENT);
+        command.arg("--config").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        Self { dir, process: command.spawn().unwrap() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("agent.log")).unwrap()
+    }
+
+    /// Links with it as the control plane would.
+    pub async fn link(&self) -> Link {
+        self.try_link(SECRET).await.unwrap()
+    }
+
+    pub async fn try_link(&self, secret: [u8; 32]) -> Result<Link, LinkError> {
+        let socket = self.path("agent.sock");
+        let stream = loop {
+            match UnixStream::connect(&socket).await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        let messages = Messages::framed(stream, at(2), at(3), 256 * 1024);
+        let config = LinkConfig::new("test").auth(Auth::Secret(secret));
+        Link::connect(messages, config, Router::new()).await
+    }
+
+    pub async fn clients(&self) -> Clients {
+        let link = self.link().await;
+        Clients {
+            agent: AgentClient::new(link.clone()),
+            exec: ExecClient::new(link.clone()),
+            files: FilesClient::new(link.clone()),
+            forward: ForwardClient::new(link.clone()),
+            health: HealthClient::new(link.clone()),
+            logs: LogsClient::new(link.clone()),
+            link,
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the agent logged:\n{}", self.log());
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A client for each service.
+pub struct Clients {
+    pub link: Link,
+    pub agent: AgentClient,
+    pub exec: ExecClient,
+    pub files: FilesClient,
+    pub forward: ForwardClient,
+    pub health: HealthClient,
+    pub logs: LogsClient,
+}
+
+fn at(cid: u32) -> Addr {
+    Addr::new(Cid(cid), Port::CONTROL)
+}
+
+pub fn spec(argv: &[&str]) -> ExecSpec {
+    ExecSpec { argv: argv.iter().map(|argument| (*argument).to_owned()).collect(), ..ExecSpec::default() }
+}
+
+pub fn shell(script: &str) -> ExecSpec {
+    spec(&["/bin/sh", "-c", script])
+}
+
+/// What a job wrote, all of it.
+#[derive(Debug, Default)]
+pub struct Written {
+    pub job: u64,
+    pub pid: u32,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub gap: u64,
+    pub end: u64,
+}
+
+impl Written {
+    pub fn add(&mut self, item: ExecOut) {
+        match item {
+            ExecOut::Started { job, pid } => (self.job, self.pid) = (job, pid),
+            ExecOut::Stdout { offset, data } => {
+                self.end = offset + data.len() as u64;
+                self.stdout.extend_from_slice(&data);
+            }
+            ExecOut::Stderr { offset, data } => {
+                self.end = offset + data.len() as u64;
+                self.stderr.extend_from_slice(&data);
+            }
+            ExecOut::Gap { bytes } => self.gap += bytes,
+        }
+    }
+
+    pub async fn read_until(&mut self, out: &mut Receiver<ExecOut>, wanted: &str) {
+        while !self.stdout_text().contains(wanted) {
+            let item = within(out.recv()).await.unwrap();
+            self.add(item.unwrap_or_else(|| panic!("ended before `{wanted}`: {self:?}")));
+        }
+    }
+
+    pub async fn read_all(&mut self, out: &mut Receiver<ExecOut>) {
+        while let Some(item) = within(out.recv()).await.unwrap() {
+            self.add(item);
+        }
+    }
+
+    pub fn stdout_text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+}
+
+/// Fails a test that hangs.
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, future).await.expect("hangs")
+}
+
+/// Waits until `condition` holds.
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    for _ in 0..3000 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("never: {what}");
+}
+
+pub fn process_exists(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
