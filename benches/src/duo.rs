@@ -29,23 +29,30 @@ pub struct Leader {
 /// Which part this process plays.
 #[derive(Debug)]
 pub enum Role {
-    /// The process that the user started; pinned to the first core.
+    /// The process that the user started.
     Leads,
-    /// Started by [`Follower::start`] with these arguments; pinned to the second core.
+    /// Started by [`Follower::start`] with these arguments.
     Follows(Leader, Vec<String>),
 }
 
-/// Finds out which part this process plays, and pins its main thread.
+/// Finds out which part this process plays.
 pub fn role() -> Role {
-    let (near, far) = pin::two_cores();
     let mut args = std::env::args().skip(1);
     if args.next().as_deref() == Some(FOLLOWER) {
-        pin::to_core(far);
         Role::Follows(Leader { orders: std::io::stdin().lines() }, args.collect())
     } else {
-        pin::to_core(near);
         Role::Leads
     }
+}
+
+/// Pins the calling thread of the leader to the first core. Threads started before, and other processes, stay free.
+pub fn pin_leader() {
+    pin::to_core(pin::two_cores().0);
+}
+
+/// Pins the calling thread of the follower to the second core.
+pub fn pin_follower() {
+    pin::to_core(pin::two_cores().1);
 }
 
 impl Follower {

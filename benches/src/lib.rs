@@ -9,7 +9,9 @@
 //! - [`report`]: series of measurements as a table and as JSON.
 
 pub mod duo;
+pub mod fabric;
 pub mod floor;
 pub mod lines;
 pub mod pin;
 pub mod report;
+pub mod rings;

@@ -1,0 +1,119 @@
+//! Bare rings between two processes: two halves in one file, no broker, no doorbell, both sides polling.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+
+use anyhow::anyhow;
+use tombolo_transport::mem::{Mapping, OwnSpan, PeerSpan};
+use tombolo_transport::ring::{
+    ByteRx, ByteTx, HalfLayout, MessageRx, MessageTx, OwnHalf, PeerHalf, byte_pair, message_pair,
+};
+
+use crate::lines::Side;
+
+/// Sending end of a bare message ring.
+pub type Tx = MessageTx<OwnSpan, PeerSpan, ()>;
+/// Receiving end of a bare message ring.
+pub type Rx = MessageRx<OwnSpan, PeerSpan, ()>;
+/// Sending end of a bare byte ring.
+pub type BytesTx = ByteTx<OwnSpan, PeerSpan, ()>;
+/// Receiving end of a bare byte ring.
+pub type BytesRx = ByteRx<OwnSpan, PeerSpan, ()>;
+
+const NONCE: u64 = 0x746f_6d62_6f6c_6f21;
+
+/// A file in memory with room for `bytes`, and a path by which another process can open it while this one lives.
+pub fn shared_file(bytes: usize) -> anyhow::Result<(File, PathBuf)> {
+    let fd = rustix::fs::memfd_create("tombolo-bench", rustix::fs::MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&fd, bytes as u64)?;
+    let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()));
+    Ok((File::from(fd), path))
+}
+
+/// Opens a file of [`shared_file`] in the other process.
+pub fn open_shared(path: &str) -> anyhow::Result<File> {
+    Ok(File::options().read(true).write(true).open(path)?)
+}
+
+/// One side's half of a connection with both halves in `file` from `offset`; the other side makes its own.
+#[derive(Debug)]
+pub struct Halves {
+    own: OwnHalf<OwnSpan>,
+    other: PeerSpan,
+    layout: HalfLayout,
+}
+
+/// Bytes of a file that two halves of `layout` need.
+pub fn halves_bytes(layout: HalfLayout) -> usize {
+    2 * layout.total_len()
+}
+
+impl Halves {
+    /// Makes this side's half.
+    pub fn make(file: impl AsFd, offset: usize, layout: HalfLayout, side: Side) -> anyhow::Result<Self> {
+        let len = layout.total_len();
+        let mapping = Mapping::map(file, 0, offset + 2 * len)?;
+        let (own, other) = match side {
+            Side::Leader => (offset, offset + len),
+            Side::Follower => (offset + len, offset),
+        };
+        let span = mapping.make_writable(own..own + len)?;
+        mapping.populate(own..own + len, true);
+        mapping.populate(other..other + len, false);
+        let own = OwnHalf::init(span, layout, NONCE);
+        Ok(Self { own, other: mapping.peer(other, len)?, layout })
+    }
+
+    /// Both directions as messages, once the other side has made its half.
+    pub fn messages(self) -> anyhow::Result<(Tx, Rx)> {
+        let peer = self.peer()?;
+        Ok(message_pair(self.own, peer, (), None))
+    }
+
+    /// Both directions as byte streams, once the other side has made its half.
+    pub fn bytes(self) -> anyhow::Result<(BytesTx, BytesRx)> {
+        let peer = self.peer()?;
+        Ok(byte_pair(self.own, peer, ()))
+    }
+
+    fn peer(&self) -> anyhow::Result<PeerHalf<PeerSpan>> {
+        PeerHalf::open(self.other.clone(), self.layout, NONCE).map_err(|cause| anyhow!("{cause}"))
+    }
+}
+
+/// `rounds` times sends `message` and waits for an answer of the same length.
+pub fn lead(tx: &mut Tx, rx: &mut Rx, message: &[u8], rounds: u64) -> anyhow::Result<()> {
+    let mut answer = Vec::with_capacity(message.len());
+    for _ in 0..rounds {
+        tx.try_send(message)?;
+        let _nobody_sleeps = tx.flush()?;
+        await_message(rx, &mut answer)?;
+    }
+    anyhow::ensure!(answer == message, "the answer is not what was sent");
+    Ok(())
+}
+
+/// `rounds` times waits for a message and sends it back.
+pub fn follow(tx: &mut Tx, rx: &mut Rx, rounds: u64) -> anyhow::Result<()> {
+    let mut message = Vec::new();
+    for _ in 0..rounds {
+        await_message(rx, &mut message)?;
+        tx.try_send(&message)?;
+        let _nobody_sleeps = tx.flush()?;
+    }
+    Ok(())
+}
+
+#[inline]
+fn await_message(rx: &mut Rx, message: &mut Vec<u8>) -> anyhow::Result<()> {
+    message.clear();
+    loop {
+        match rx.try_recv(message) {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) => return Err(anyhow!("the other side has shut down")),
+            Err(tombolo_transport::ring::RingError::WouldBlock) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
