@@ -27,7 +27,9 @@ pub fn cache_line_round_trip(batches: usize) -> anyhow::Result<Series> {
         scope.spawn(move || {
             pin::to_core(far);
             for _ in 0..=batches {
-                Poll::ALL.map(|poll| follower.follow(LINE_ROUNDS, poll));
+                for poll in Poll::ALL {
+                    follower.follow(LINE_ROUNDS, poll);
+                }
             }
         });
         let leading = scope.spawn(move || {
@@ -49,8 +51,8 @@ pub fn cache_line_round_trip(batches: usize) -> anyhow::Result<Series> {
 pub fn memcpy_gb_per_s(bytes: usize, batches: usize) -> Series {
     let source = vec![0x5a_u8; bytes];
     let mut target = vec![0_u8; bytes];
-    // About 20 ms a batch.
-    let copies = (400_000_000 / bytes.max(1)).clamp(4, 1_000_000) as u64;
+    // About a millisecond a batch.
+    let copies = (20_000_000 / bytes.max(1)).clamp(4, 1_000_000) as u64;
     let mut batch = || {
         let ns = timed_ns(copies, || {
             for _ in 0..copies {
@@ -59,6 +61,7 @@ pub fn memcpy_gb_per_s(bytes: usize, batches: usize) -> Series {
         });
         bytes as f64 / ns
     };
+    // The first touches the memory.
     batch();
     (0..batches).map(|_| batch()).collect()
 }
