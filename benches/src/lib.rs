@@ -8,6 +8,7 @@
 //! - [`duo`]: two processes pinned to two cores, the second being this binary again.
 //! - [`report`]: series of measurements as a table and as JSON.
 
+pub mod calls;
 pub mod duo;
 pub mod fabric;
 pub mod floor;
