@@ -10,6 +10,7 @@ pub mod config;
 pub mod agent;
 pub mod blackbox;
 pub mod children;
+pub mod console;
 pub mod entrypoint;
 pub mod exec;
 pub mod files;

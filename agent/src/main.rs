@@ -4,18 +4,22 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tombolo_agent::api::agent::AgentMode;
 use tombolo_agent::blackbox::BlackBox;
 use tombolo_agent::config::{AgentConfig, DEFAULT_PATH, Doorbell};
+use tombolo_agent::console::Console;
 use tombolo_agent::logs::{Log, LogLayer};
 use tombolo_agent::run::{Boot, run};
 use tombolo_agent::{exec, inventory, pid1};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+/// How long the last lines may take to reach the console.
+const CONSOLE_FLUSH: Duration = Duration::from_millis(500);
 
 /// The agent that runs inside every spawned kernel of Tombolo.
 ///
@@ -120,19 +124,18 @@ fn live(path: &Path) -> anyhow::Result<AgentMode> {
     let doorbell = take_doorbell(&config)?;
     let epoch = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_nanos() as u64);
     let black_box = BlackBox::default();
-    let log = Log::new(epoch, black_box.clone());
-    start_tracing(&config.log_level, &log)?;
+    let console = Console::start(std::io::stderr()).context("starting the console's thread")?;
+    let log = Log::new(epoch, black_box.clone(), Some(console.clone()));
+    start_tracing(&config.log_level, &log, &console)?;
     not_mounted.iter().for_each(|what| tracing::warn!("could not mount {what}"));
-    if mode == AgentMode::Init {
-        pid1::set_up(&config);
-    }
-    pid1::adopt_orphans(mode);
+    pid1::set_up(mode, &config);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    runtime.block_on(run(Boot { config, mode, epoch, log, black_box, doorbell }))?;
+    let lived = runtime.block_on(run(Boot { config, mode, epoch, log, black_box, doorbell }));
     // Threads that block still must not hold up the end.
     runtime.shutdown_background();
-    Ok(mode)
+    console.flush(CONSOLE_FLUSH);
+    lived.map(|()| mode)
 }
 
 /// The inherited doorbell, taken before any other descriptor is opened, so that nothing else can have its number.
@@ -146,8 +149,8 @@ fn take_doorbell(config: &AgentConfig) -> anyhow::Result<Option<OwnedFd>> {
     }
 }
 
-fn start_tracing(filter: &str, log: &Log) -> anyhow::Result<()> {
-    let console = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+fn start_tracing(filter: &str, log: &Log, console: &Console) -> anyhow::Result<()> {
+    let console = tracing_subscriber::fmt::layer().with_writer(console.clone()).with_ansi(false);
     let filter = tracing_subscriber::EnvFilter::try_new(filter).context("reading `log_level`")?;
     tracing_subscriber::registry().with(filter).with(console).with(LogLayer::new(log.clone())).init();
     // A panic is among the last words one wants to find in the black box.

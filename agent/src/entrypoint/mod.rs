@@ -261,7 +261,7 @@ mod tests {
     fn start(script: &str, restart: RestartPolicy) -> Bed {
         let children = Children::new(Scope::OwnChildren);
         tokio::spawn(children.clone().run_reaper());
-        let log = Log::new(1, BlackBox::default());
+        let log = Log::new(1, BlackBox::default(), None);
         let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
         let entrypoint = Entrypoint { argv, env: vec![], cwd: "/".into(), user: None, restart };
         Bed { handle: EntrypointHandle::start(entrypoint, children, log.clone()), log }
@@ -324,7 +324,7 @@ mod tests {
     #[tokio::test]
     async fn a_missing_program_is_reported_by_name() {
         let children = Children::new(Scope::OwnChildren);
-        let log = Log::new(1, BlackBox::default());
+        let log = Log::new(1, BlackBox::default(), None);
         let argv = vec!["/no/such/program".to_owned()];
         let restart = RestartPolicy::Never;
         let entrypoint = Entrypoint { argv, env: vec![], cwd: "/".into(), user: None, restart };

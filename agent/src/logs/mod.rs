@@ -19,6 +19,7 @@ pub use service::LogsService;
 
 use crate::api::logs::{LogCursor, LogError, LogItem, LogLevel, LogQuery, LogSource};
 use crate::blackbox::BlackBox;
+use crate::console::Console;
 
 /// What the buffer holds: about 10 000 lines of usual length.
 const CAPACITY_BYTES: usize = 1024 * 1024;
@@ -34,13 +35,14 @@ struct Inner {
     buffer: Mutex<LogBuffer>,
     version: watch::Sender<u64>,
     black_box: BlackBox,
+    console: Option<Console>,
 }
 
 impl Log {
-    /// An empty log. Each record also goes to `black_box`.
-    pub fn new(epoch: u64, black_box: BlackBox) -> Self {
+    /// An empty log. Each record also goes to `black_box`, and what the entrypoint wrote also to `console`.
+    pub fn new(epoch: u64, black_box: BlackBox, console: Option<Console>) -> Self {
         let buffer = Mutex::new(LogBuffer::new(epoch, CAPACITY_BYTES));
-        Self(Arc::new(Inner { buffer, version: watch::Sender::new(0), black_box }))
+        Self(Arc::new(Inner { buffer, version: watch::Sender::new(0), black_box, console }))
     }
 
     /// Appends a line, without its end.
@@ -49,6 +51,9 @@ impl Log {
             text.truncate(text.floor_char_boundary(LINE_BYTES_MAX));
         }
         self.0.black_box.record(source, level, &text);
+        if let (Some(console), LogSource::Stdout | LogSource::Stderr) = (&self.0.console, source) {
+            console.line(text.clone().into_bytes());
+        }
         self.lock().push(wall_ns(), source, level, text);
         self.0.version.send_modify(|version| *version += 1);
     }

@@ -32,25 +32,28 @@ pub fn detect_mode() -> AgentMode {
     }
 }
 
-/// Sets up a fresh kernel: loopback, host name, modules. What fails is logged and skipped: a kernel that lacks a module
-/// is worth more than one that does not boot.
-pub fn set_up(config: &AgentConfig) {
+/// Sets up a fresh kernel (loopback, host name, modules) or a fresh namespace (host name). What fails is logged and
+/// skipped: a kernel that lacks a module is worth more than one that does not boot.
+pub fn set_up(mode: AgentMode, config: &AgentConfig) {
+    if mode == AgentMode::Service {
+        return adopt_orphans();
+    }
     if let Some(hostname) = &config.hostname
         && let Err(error) = rustix::system::sethostname(hostname.as_bytes())
     {
         tracing::warn!(hostname, %error, "the host name could not be set");
     }
-    if let Err(error) = loopback::bring_up() {
-        tracing::warn!(%error, "the loopback interface could not be brought up");
+    if mode == AgentMode::Init {
+        if let Err(error) = loopback::bring_up() {
+            tracing::warn!(%error, "the loopback interface could not be brought up");
+        }
+        load_modules(&config.modules);
     }
-    load_modules(&config.modules);
 }
 
 /// Makes orphans of the agent's children its own, so that it can reap and stop them. Init gets them anyway.
-pub fn adopt_orphans(mode: AgentMode) {
-    if mode == AgentMode::Service
-        && let Err(error) = rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
-    {
+fn adopt_orphans() {
+    if let Err(error) = rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)) {
         tracing::warn!(%error, "orphans will not be collected");
     }
 }
