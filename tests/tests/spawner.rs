@@ -20,7 +20,7 @@ use tombolo_tests::prerequisites;
 use tombolo_tests::wait::{LONG, until};
 use tombolo_transport::{Cid, Incarnation, Member};
 
-const KEEPER: &str = env!("CARGO_BIN_EXE_tombolo-test-keeper");
+const KEEPER: &str = env!("CARGO_BIN_EXE_tombolo-boot");
 
 /// A spawner, and a kernel specification in a folder of its own.
 struct Bed<S> {

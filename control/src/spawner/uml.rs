@@ -131,9 +131,7 @@ fn boot_files(spec: &KernelSpec, modules: &[PathBuf]) -> Vec<InitrdFile> {
     let mut config = spec.agent_config.clone();
     config.pool = spec.pool.as_ref().map(|pool| PoolConfig { path: "/dev/mmapper".into(), len: pool.len });
     config.doorbell = Some(Doorbell::Path("/dev/ttyS0".into()));
-    let module_path =
-        |module: &PathBuf| Path::new("/lib/modules/tombolo").join(module.file_name().unwrap_or_default());
-    config.modules = modules.iter().map(module_path).collect();
+    config.modules = modules.iter().enumerate().map(module_path).collect();
 
     let mut files = vec![
         InitrdFile {
@@ -147,13 +145,19 @@ fn boot_files(spec: &KernelSpec, modules: &[PathBuf]) -> Vec<InitrdFile> {
             content: FileContent::Bytes(config.to_json().into_bytes()),
         },
     ];
-    files.extend(modules.iter().map(|module| InitrdFile {
-        guest_path: module_path(module).display().to_string(),
+    files.extend(modules.iter().enumerate().map(|(index, module)| InitrdFile {
+        guest_path: module_path((index, module)).display().to_string(),
         mode: 0o644,
         content: FileContent::Path(module.clone()),
     }));
     files.extend(spec.initrd_files.iter().cloned());
     files
+}
+
+/// Where the kernel finds a module. The names sort in load order, for programs that look for themselves.
+fn module_path((index, module): (usize, &PathBuf)) -> PathBuf {
+    let name = module.file_name().unwrap_or_default().display();
+    PathBuf::from(format!("/lib/modules/tombolo/{index:02}-{name}"))
 }
 
 /// Writes the initial archive, readable by its owner alone (it holds the secret); returns its length in bytes.

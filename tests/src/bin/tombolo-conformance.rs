@@ -2,7 +2,7 @@
 //! `N passed, M failed`. Exit code 0 if all passed.
 //!
 //! As PID 1 it is the whole user space of a kernel that exists for this run: it mounts /dev, /proc and /tmp, loads
-//! every module in /modules (in the order of their names), runs the suite and powers the kernel off. That is how
+//! every module in /lib/modules/tombolo (in the order of their names), runs the suite and powers the kernel off. That is how
 //! AF_VSOCK is put to the test on machines without vsock_loopback.
 
 use std::path::Path;
@@ -95,10 +95,10 @@ fn prepare_kernel() -> anyhow::Result<()> {
         rustix::mount::mount(kind, target, kind, MountFlags::empty(), None)
             .with_context(|| format!("mounting {kind} on {target}"))?;
     }
-    let mut modules: Vec<_> = match std::fs::read_dir("/modules") {
+    let mut modules: Vec<_> = match std::fs::read_dir("/lib/modules/tombolo") {
         Ok(dir) => dir.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error).context("reading /modules"),
+        Err(error) => return Err(error).context("reading /lib/modules/tombolo"),
     };
     modules.sort();
     modules.iter().try_for_each(|path| load_module(path))

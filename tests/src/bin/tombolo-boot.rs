@@ -1,0 +1,106 @@
+//! Boots one kernel with a program of one's own as its whole user space, shows its console, and ends as it ends.
+//!
+//! `tombolo-boot --image KERNEL --init PROGRAM [--memory MIB] [--module NAME]...` exits 0 when the kernel powered off, 1
+//! otherwise. As `tombolo-boot keeper ...` it is that kernel's keeper: what spawner tests use, too.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::io::AsyncReadExt as _;
+use tombolo_agent::config::AgentConfig;
+use tombolo_control::keeper::ExitHow;
+use tombolo_control::spawner::{KernelSpec, Spawner as _, UmlSpawner};
+use tombolo_transport::{Cid, Incarnation, Member};
+
+const USAGE: &str = "usage: tombolo-boot --init PROGRAM [--image KERNEL] [--memory MIB] [--module NAME]...";
+
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    if args.first().is_some_and(|first| first == "keeper") {
+        return tombolo_control::keeper::run(args.into_iter().skip(1));
+    }
+    match run(args.into_iter().filter_map(|arg| arg.into_string().ok())) {
+        Ok(ExitHow::PoweredOff) => ExitCode::SUCCESS,
+        Ok(how) => {
+            eprintln!("tombolo-boot: the kernel {how}");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("tombolo-boot: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(mut args: impl Iterator<Item = String>) -> Result<ExitHow> {
+    let (mut image, mut init, mut memory_mib, mut modules) = (None, None, 256, Vec::new());
+    while let Some(arg) = args.next() {
+        let value = args.next().with_context(|| format!("{arg} needs a value\n{USAGE}"))?;
+        match arg.as_str() {
+            "--image" => image = Some(PathBuf::from(value)),
+            "--init" => init = Some(PathBuf::from(value)),
+            "--memory" => memory_mib = value.parse::<u64>()?,
+            "--module" => modules.push(value),
+            _ => bail!("`{arg}` is not understood\n{USAGE}"),
+        }
+    }
+    let dir = tempfile::tempdir()?;
+    let spec = KernelSpec {
+        image,
+        memory_bytes: memory_mib << 20,
+        agent_binary: init.context(USAGE)?,
+        // There is no control plane: nobody asks for the secret.
+        agent_config: AgentConfig::new("boot", Cid(3), Member(1), Incarnation::random()?, [0; 32]),
+        initrd_files: Vec::new(),
+        modules,
+        pool: None,
+        runtime_dir: dir.path().join("kernel"),
+        extra_args: Vec::new(),
+    };
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(boot(&spec))
+}
+
+async fn boot(spec: &KernelSpec) -> Result<ExitHow> {
+    let kernel = UmlSpawner::new("/proc/self/exe").spawn(spec).await?;
+    let log = kernel.console_log();
+    let shown = show_console(&log, kernel.exited());
+    let exit = match tokio::select! {
+        exit = shown => exit,
+        _ = tokio::signal::ctrl_c() => kernel.kill().await,
+    } {
+        Ok(exit) => exit,
+        Err(error) => {
+            let _ = kernel.kill().await;
+            return Err(error.into());
+        }
+    };
+    kernel.forget().await?;
+    Ok(exit.how)
+}
+
+/// Prints the console as it grows, until `end`.
+async fn show_console<T>(log: &std::path::Path, end: impl Future<Output = T>) -> T {
+    let mut end = std::pin::pin!(end);
+    let mut file = None;
+    loop {
+        let ended = tokio::select! {
+            ended = &mut end => Some(ended),
+            () = tokio::time::sleep(Duration::from_millis(50)) => None,
+        };
+        if file.is_none() {
+            file = tokio::fs::File::open(log).await.ok();
+        }
+        let mut new = Vec::new();
+        if let Some(file) = &mut file
+            && file.read_to_end(&mut new).await.is_ok()
+        {
+            let _ = std::io::stdout().write_all(&new);
+        }
+        if let Some(ended) = ended {
+            return ended;
+        }
+    }
+}
