@@ -1,4 +1,5 @@
 //! End-to-end tests on real kernels, and what they share.
 
+pub mod kv;
 pub mod prerequisites;
 pub mod wait;

@@ -1,0 +1,61 @@
+//! The demo's application: a key-value service, its client, and small programs that show where they run.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tombolo_tests::kv::{default_broker, floor, inside, measure, serve, watch};
+use tombolo_transport::Endpoint;
+
+const USAGE: &str = "\
+usage: tombolo-demo-kv COMMAND [--broker SOCKET]
+  where-am-i             the kernel this runs on, as JSON
+  count LINES GAP_MS     print lines, one after the other
+  checksum FILE          the BLAKE3 checksum of a file, as JSON
+  floor                  what a cache line and a Unix socket cost on this machine, as JSON
+  serve                  be the key-value service `kv` of this kernel, until SIGTERM
+  try KERNEL/kv          connect, and leave
+  measure KERNEL/kv      call it, check every reply, print percentiles as JSON
+  watch KERNEL/kv        call it without end; print when it fails and when it is back, as JSON";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tombolo-demo-kv: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut words: Vec<String> = std::env::args().skip(1).collect();
+    let broker = match words.iter().position(|word| word == "--broker") {
+        Some(at) if at + 1 < words.len() => PathBuf::from(words.drain(at..at + 2).nth(1).unwrap_or_default()),
+        _ => default_broker(),
+    };
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["where-am-i"] => println!("{}", inside::where_am_i()?),
+        ["count", lines, gap_ms] => inside::count(lines.parse()?, Duration::from_millis(gap_ms.parse()?)),
+        ["checksum", file] => println!("{}", inside::checksum(Path::new(file))?),
+        ["floor"] => println!("{}", floor::measure()?),
+        ["floor-echo"] => floor::echo()?,
+        ["serve"] => on_tokio(serve::serve(&broker))?,
+        ["try", name] => on_tokio(attempt(&broker, name))?,
+        ["measure", name] => println!("{}", on_tokio(measure::measure(&broker, name))?),
+        ["watch", name] => on_tokio(watch::watch(&broker, name))?,
+        _ => bail!("{USAGE}"),
+    }
+    Ok(())
+}
+
+async fn attempt(broker: &Path, name: &str) -> Result<()> {
+    let endpoint = Endpoint::attach(broker).await.context("could not attach to the fabric")?;
+    measure::connect(&endpoint, name).await.map(|link| link.close("only tried"))
+}
+
+fn on_tokio<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(future)
+}

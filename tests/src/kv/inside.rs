@@ -1,0 +1,52 @@
+//! Small programs that show where they run.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+/// The kernel this process runs on, its boot and its memory.
+///
+/// # Errors
+/// When /proc is not mounted.
+pub fn where_am_i() -> Result<Value> {
+    let uname = rustix::system::uname();
+    let boot_id =
+        fs::read_to_string("/proc/sys/kernel/random/boot_id").context("could not read the boot id")?;
+    let memory = fs::read_to_string("/proc/meminfo").context("could not read /proc/meminfo")?;
+    let total = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<u64>().ok());
+    let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
+    Ok(json!({
+        "uname": format!("{} {} {} {}", text(uname.sysname()), text(uname.nodename()), text(uname.release()), text(uname.machine())),
+        "boot_id": boot_id.trim(),
+        "memory_kib": total.context("/proc/meminfo tells no MemTotal")?,
+        "pid": std::process::id(),
+    }))
+}
+
+/// Prints `count` lines, `gap` apart.
+pub fn count(count: u32, gap: Duration) {
+    for line in 1..=count {
+        println!("line {line} of {count}");
+        if line < count {
+            thread::sleep(gap);
+        }
+    }
+}
+
+/// The checksum of a file.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn checksum(path: &Path) -> Result<Value> {
+    let file = File::open(path).with_context(|| format!("could not open {}", path.display()))?;
+    let bytes = file.metadata()?.len();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(file).with_context(|| format!("could not read {}", path.display()))?;
+    Ok(json!({ "blake3": hasher.finalize().to_hex().as_str(), "bytes": bytes }))
+}
