@@ -1,1 +1,50 @@
-fn main() {}
+//! Project tasks: `cargo xtask demo` shows the whole of Tombolo on real kernels, `cargo xtask test` checks it.
+//!
+//! This crate uses nothing of the workspace: it builds the programs and runs them as a user would.
+
+mod build;
+mod command;
+mod demo;
+mod image;
+mod process;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Project tasks of Tombolo.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Boot two kernels beside this one, connect, kill, freeze and restart them, and leave nothing behind
+    Demo(demo::Args),
+    /// Check everything: format, lints, unit, conformance, doc and end-to-end tests, the demo
+    Test(test::Args),
+    /// Get the kernel that the `uml` spawner boots, into the user's cache folder, without root
+    FetchKernel,
+    /// Build every program as a static binary, and say where they are
+    Build,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Demo(args) => demo::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::FetchKernel => image::find_or_fetch().map(|path| println!("{}", path.display())),
+        Task::Build => build::static_programs().map(|dir| println!("{}", dir.display())),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! The demo's private control plane: a daemon with folders of its own, reached through the command line as a user would.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::SpawnerKind;
+use crate::command::{self, Lines};
+use crate::process;
+
+/// How long any one command may take: a kernel boots in 2 s on an idle machine, in 30 s on a very busy one.
+const COMMAND_MAX: Duration = Duration::from_secs(90);
+
+/// How long the daemon may take to answer.
+const DAEMON_MAX: Duration = Duration::from_secs(30);
+
+/// The demo's application, inside a kernel.
+const GUEST_APP: &str = "/usr/bin/tombolo-demo-kv";
+
+/// A daemon and how to talk to it.
+#[derive(Debug)]
+pub(super) struct Bed {
+    pub(super) spawner: SpawnerKind,
+    dir: PathBuf,
+    programs: PathBuf,
+    image: Option<PathBuf>,
+    daemon: Child,
+    /// Shared-memory files that were there before us.
+    shm_before: Vec<PathBuf>,
+}
+
+/// What must be cleaned up, whatever happens.
+#[derive(Debug, Default)]
+pub(super) struct Remains {
+    dir: Option<tempfile::TempDir>,
+    pool: Option<PathBuf>,
+    /// Where the logs of a failure were kept.
+    pub(super) logs: Option<PathBuf>,
+}
+
+impl Remains {
+    /// Ends every process below this one, and removes the folder and the pool; keeps the logs if asked to.
+    pub(super) fn clean_up(&mut self, keep_logs: bool) {
+        for process in process::kill_descendants() {
+            eprintln!("could not end process {}: {}", process.pid, process.command);
+        }
+        if let Some(pool) = self.pool.take() {
+            let _ = fs::remove_file(pool);
+        }
+        let Some(dir) = self.dir.take() else { return };
+        if keep_logs {
+            self.logs = keep_logs_of(dir.path());
+        }
+        let path = dir.path().to_owned();
+        if let Err(error) = dir.close() {
+            eprintln!("could not remove {}: {error}", path.display());
+        }
+    }
+
+    /// Leaves everything as it is.
+    pub(super) fn release(&mut self) {
+        self.dir.take().map(tempfile::TempDir::keep);
+    }
+}
+
+/// Copies whatever explains a failure out of the folder that goes away.
+fn keep_logs_of(dir: &Path) -> Option<PathBuf> {
+    let kept = std::env::temp_dir().join(format!("tombolo-demo-logs-{}", std::process::id()));
+    let mut found = Vec::new();
+    collect_logs(dir, &mut found);
+    fs::create_dir_all(&kept).ok()?;
+    for log in found {
+        let name = log.strip_prefix(dir).unwrap_or(&log).display().to_string().replace('/', "_");
+        let _ = fs::copy(&log, kept.join(name));
+    }
+    Some(kept)
+}
+
+fn collect_logs(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let (path, kind) = (entry.path(), entry.file_type());
+        let is_log = |path: &Path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            name.contains(".log") || matches!(name.as_str(), "exit.json" | "kernel.json" | "job.json")
+        };
+        match kind {
+            Ok(kind) if kind.is_dir() => collect_logs(&path, found),
+            Ok(kind) if kind.is_file() && is_log(&path) => found.push(path),
+            _ => {}
+        }
+    }
+}
+
+impl Bed {
+    /// Makes the folders and starts the daemon.
+    pub(super) fn start(
+        programs: &Path,
+        spawner: SpawnerKind,
+        image: Option<PathBuf>,
+        remains: &Mutex<Remains>,
+    ) -> Result<Self> {
+        let shm_before = shm_files();
+        let dir =
+            tempfile::Builder::new().prefix("tombolo-demo-").tempdir().context("could not make a folder")?;
+        let path = dir.path().to_owned();
+        remains.lock().map_err(|_| anyhow::anyhow!("the clean-up state is lost"))?.dir = Some(dir);
+        for sub in ["state", "run"] {
+            fs::create_dir(path.join(sub))?;
+        }
+        let daemon = start_daemon(&path, programs, spawner, image.as_deref())?;
+        let mut bed = Self { spawner, dir: path, programs: programs.to_owned(), image, daemon, shm_before };
+        bed.wait_for_daemon()?;
+        let pool = shm_files().into_iter().find(|file| !bed.shm_before.contains(file));
+        remains.lock().map_err(|_| anyhow::anyhow!("the clean-up state is lost"))?.pool = pool;
+        Ok(bed)
+    }
+
+    pub(super) fn daemon_pid(&self) -> u32 {
+        self.daemon.id()
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// SIGKILL to the daemon, and a new one in its place.
+    pub(super) fn replace_daemon(&mut self) -> Result<()> {
+        self.daemon.kill()?;
+        self.daemon.wait()?;
+        self.daemon = start_daemon(&self.dir, &self.programs, self.spawner, self.image.as_deref())?;
+        self.wait_for_daemon()
+    }
+
+    /// Waits for the daemon to end by itself.
+    pub(super) fn wait_for_daemon_end(&mut self) -> Result<()> {
+        let deadline = Instant::now() + DAEMON_MAX;
+        loop {
+            if let Some(status) = self.daemon.try_wait()? {
+                ensure!(status.success(), "tombolod ended with {status}");
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "tombolod did not end within {DAEMON_MAX:?}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn wait_for_daemon(&mut self) -> Result<()> {
+        let deadline = Instant::now() + DAEMON_MAX;
+        loop {
+            if let Some(status) = self.daemon.try_wait()? {
+                let log = fs::read(self.dir.join("tombolod.log")).unwrap_or_default();
+                bail!("tombolod ended with {status}: {}", command::last_lines(&log));
+            }
+            match self.tombolo(&["ps"]) {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error.context("tombolod does not answer"));
+                }
+                Err(_) => thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    /// `tombolo ARGS`, not yet run.
+    pub(super) fn command(&self, args: &[&str]) -> Command {
+        let mut tombolo = Command::new(self.programs.join("tombolo"));
+        tombolo.arg("--runtime-dir").arg(self.dir.join("run")).args(args).env_remove("TOMBOLO_SOCKET");
+        tombolo
+    }
+
+    /// Runs `tombolo ARGS`, which must succeed; returns what it printed.
+    pub(super) fn tombolo(&self, args: &[&str]) -> Result<String> {
+        let mut command = self.command(args);
+        let output = command::run_for(&mut command, COMMAND_MAX)?;
+        ensure!(
+            output.status.success(),
+            "`tombolo {}` ended with {}: {}",
+            args.join(" "),
+            output.status,
+            command::last_lines(&[output.stdout.as_slice(), output.stderr.as_slice()].concat()),
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs `tombolo --json ARGS` and returns the document it printed.
+    pub(super) fn json(&self, args: &[&str]) -> Result<Value> {
+        let text = self.tombolo(&[&["--json"], args].concat())?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("`tombolo --json {}` printed no JSON: {text}", args.join(" ")))
+    }
+
+    /// Runs the demo's application in an instance and returns the JSON on its last line.
+    pub(super) fn app(&self, instance: &str, args: &[&str]) -> Result<Value> {
+        let mut words = vec!["exec".to_owned(), instance.to_owned(), "--".to_owned()];
+        words.extend(self.app_words(instance, args));
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        last_json(&self.tombolo(&words)?)
+    }
+
+    /// Starts the demo's application in an instance; its lines are read as they come.
+    pub(super) fn app_lines(&self, instance: &str, args: &[&str]) -> Result<Lines> {
+        let mut command = self.command(&["exec", instance, "--"]);
+        command.args(self.app_words(instance, args));
+        Lines::start(&mut command)
+    }
+
+    /// The command line of the demo's application within an instance.
+    pub(super) fn app_words(&self, instance: &str, args: &[&str]) -> Vec<String> {
+        let mut words = vec![match self.spawner {
+            SpawnerKind::Uml => GUEST_APP.to_owned(),
+            // It sees the host's files.
+            SpawnerKind::Process => self.host_app().display().to_string(),
+        }];
+        words.extend(args.iter().map(|&arg| arg.to_owned()));
+        if self.spawner == SpawnerKind::Process {
+            let socket = self.dir.join("state/instances").join(instance).join("broker.sock");
+            words.extend(["--broker".into(), socket.display().to_string()]);
+        }
+        words
+    }
+
+    /// Runs the demo's application on the host.
+    pub(super) fn host_app_json(&self, args: &[&str]) -> Result<Value> {
+        let mut command = Command::new(self.host_app());
+        let output = command::run_for(command.args(args), COMMAND_MAX)?;
+        ensure!(
+            output.status.success(),
+            "{} failed: {}",
+            command::name_of(&command),
+            command::last_lines(&output.stderr)
+        );
+        last_json(&String::from_utf8_lossy(&output.stdout))
+    }
+
+    fn host_app(&self) -> PathBuf {
+        self.programs.join("tombolo-demo-kv")
+    }
+
+    /// The argument that puts the application into a kernel.
+    pub(super) fn app_file(&self) -> String {
+        format!("{}:{GUEST_APP}", self.host_app().display())
+    }
+
+    /// A path for a file inside an instance.
+    pub(super) fn guest_path(&self, name: &str) -> String {
+        match self.spawner {
+            SpawnerKind::Uml => format!("/tmp/{name}"),
+            SpawnerKind::Process => self.dir.join(format!("inside-{name}")).display().to_string(),
+        }
+    }
+
+    /// Processes, sockets and shared-memory files that are left of us.
+    pub(super) fn leftovers(&self) -> Vec<String> {
+        let mut left: Vec<String> = process::descendants()
+            .into_iter()
+            .map(|process| format!("process {} ({})", process.pid, process.command))
+            .collect();
+        sockets_in(&self.dir, &mut left);
+        let bound = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+        let dir = self.dir.display().to_string();
+        left.extend(
+            bound.lines().filter(|line| line.contains(&dir)).map(|line| format!("bound socket {line}")),
+        );
+        let new = shm_files().into_iter().filter(|file| !self.shm_before.contains(file));
+        left.extend(new.map(|file| format!("shared memory {}", file.display())));
+        left
+    }
+}
+
+fn start_daemon(dir: &Path, programs: &Path, spawner: SpawnerKind, image: Option<&Path>) -> Result<Child> {
+    let log = fs::File::options().create(true).append(true).open(dir.join("tombolod.log"))?;
+    let mut daemon = Command::new(programs.join("tombolod"));
+    daemon
+        .arg("--state-dir")
+        .arg(dir.join("state"))
+        .arg("--runtime-dir")
+        .arg(dir.join("run"))
+        .arg("--agent-binary")
+        .arg(programs.join("tombolo-agent"))
+        .args(["--spawner", spawner.name()]);
+    if let Some(image) = image {
+        daemon.arg("--image").arg(image);
+    }
+    // Of a group of its own: Ctrl-C is for the demo, which then ends the daemon.
+    daemon.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+    daemon.spawn().context("could not run tombolod")
+}
+
+fn last_json(text: &str) -> Result<Value> {
+    let line = text.lines().rfind(|line| line.starts_with('{')).context("no JSON was printed")?;
+    serde_json::from_str(line).with_context(|| format!("this is not JSON: {line}"))
+}
+
+fn shm_files() -> Vec<PathBuf> {
+    let all = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+    all.filter(|entry| entry.file_name().to_string_lossy().starts_with("tombolo-"))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn sockets_in(dir: &Path, left: &mut Vec<String>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => sockets_in(&entry.path(), left),
+            Ok(kind) if kind.is_socket() => left.push(format!("socket {}", entry.path().display())),
+            _ => {}
+        }
+    }
+}
+
+/// The value of `key`, wherever in the document it is.
+pub(super) fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
+    match value {
+        Value::Object(map) => map.get(key).or_else(|| map.values().find_map(|value| find(value, key))),
+        Value::Array(list) => list.iter().find_map(|value| find(value, key)),
+        _ => None,
+    }
+}
+
+/// The text of `key`, wherever in the document it is.
+pub(super) fn text(value: &Value, key: &str) -> Result<String> {
+    let found = find(value, key).and_then(Value::as_str);
+    found.map(str::to_owned).with_context(|| format!("no text `{key}` in {value}"))
+}
+
+/// The number of `key`, wherever in the document it is.
+pub(super) fn number(value: &Value, key: &str) -> Result<f64> {
+    find(value, key).and_then(Value::as_f64).with_context(|| format!("no number `{key}` in {value}"))
+}
+
+/// SIGKILL.
+pub(super) fn kill(pid: i32) {
+    process::kill(pid, Signal::KILL);
+}

@@ -1,0 +1,163 @@
+//! `cargo xtask demo`: the whole of Tombolo on real kernels, step by step, as a user would see it.
+
+mod bed;
+mod failures;
+mod life;
+mod progress;
+mod report;
+mod traffic;
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, ValueEnum};
+use nix::sys::signal::{SigSet, Signal};
+
+use self::bed::{Bed, Remains};
+use self::progress::Progress;
+use self::report::Report;
+use crate::{build, image, process};
+
+/// Options of the demo.
+#[derive(Clone, Debug, Parser)]
+pub(crate) struct Args {
+    /// End with one JSON object on the last line of stdout; progress goes to stderr
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// What stands in for kernels: uml are real ones, process are not [default: uml, process where no kernel can be had]
+    #[arg(long)]
+    pub(crate) spawner: Option<SpawnerKind>,
+    /// Leave daemon and kernels running at the end, and say how to reach and how to end them
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+/// What makes the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SpawnerKind {
+    Uml,
+    Process,
+}
+
+impl SpawnerKind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Uml => "uml",
+            Self::Process => "process",
+        }
+    }
+}
+
+/// Runs the demo. An error says which step failed, what was seen and where the logs are.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    process::adopt_orphans()?;
+    let remains = Arc::new(Mutex::new(Remains::default()));
+    clean_up_on_signals(&remains)?;
+
+    let mut progress = Progress::new(args.json);
+    let mut report = Report::default();
+    let outcome = story(args, &remains, &mut progress, &mut report);
+
+    let keep = args.keep && outcome.is_ok();
+    let mut remains = remains.lock().map_err(|_| anyhow::anyhow!("the clean-up state is lost"))?;
+    if keep {
+        remains.release();
+    } else {
+        remains.clean_up(outcome.is_err());
+    }
+    report.ok = outcome.is_ok();
+    report.error = outcome.as_ref().err().map(|error| format!("{error:#}"));
+    progress.finish(&report);
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    }
+    match (outcome, &remains.logs) {
+        (Err(error), Some(logs)) => {
+            Err(error.context(format!("the demo failed; logs are in {}", logs.display())))
+        }
+        (Err(error), None) => Err(error.context("the demo failed")),
+        (Ok(()), _) => Ok(()),
+    }
+}
+
+/// The story, one step after the other. Each fails the whole.
+fn story(args: &Args, remains: &Mutex<Remains>, progress: &mut Progress, report: &mut Report) -> Result<()> {
+    let programs = progress.step("build the programs, the agent as a static binary", || {
+        let dir = build::static_programs()?;
+        Ok((format!("in {}", dir.display()), dir))
+    })?;
+    let (spawner, kernel) = progress.step("find or fetch a kernel", || choose_kernel(args.spawner))?;
+    report.spawner = spawner.name().into();
+    report.spawner_makes_kernels = spawner == SpawnerKind::Uml;
+
+    let mut bed = progress.step("start the control plane", || {
+        let bed = Bed::start(&programs, spawner, kernel, remains)?;
+        Ok((format!("tombolod, process {}", bed.daemon_pid()), bed))
+    })?;
+    let mut stage = Stage { bed: &mut bed, progress, report };
+    stage.boot_two_kernels()?;
+    stage.look_inside()?;
+    stage.run_a_command_with_streamed_output()?;
+    stage.refuse_without_policy()?;
+    stage.measure_the_host()?;
+    stage.measure_kernel_to_kernel()?;
+    stage.move_a_file()?;
+    stage.kill_db_in_mid_traffic()?;
+    stage.read_last_words()?;
+    stage.freeze_and_thaw_web()?;
+    stage.kill_the_daemon_and_adopt()?;
+    if args.keep {
+        return stage.say_how_to_go_on();
+    }
+    stage.stop_gracefully()?;
+    stage.verify_that_nothing_is_left()
+}
+
+/// What the steps work on.
+struct Stage<'a> {
+    bed: &'a mut Bed,
+    progress: &'a mut Progress,
+    report: &'a mut Report,
+}
+
+type Kernel = (SpawnerKind, Option<std::path::PathBuf>);
+
+fn choose_kernel(wanted: Option<SpawnerKind>) -> Result<(String, Kernel)> {
+    if wanted == Some(SpawnerKind::Process) {
+        return Ok(("none wanted: processes of this kernel stand in".into(), (SpawnerKind::Process, None)));
+    }
+    match image::find_or_fetch() {
+        Ok(path) => Ok((path.display().to_string(), (SpawnerKind::Uml, Some(path)))),
+        Err(error) if wanted == Some(SpawnerKind::Uml) => Err(error),
+        Err(error) => {
+            let seen = format!("NO KERNEL COULD BE HAD ({error:#}): processes of this kernel stand in");
+            Ok((seen, (SpawnerKind::Process, None)))
+        }
+    }
+}
+
+/// On Ctrl-C and the like: clean up, then end as interrupted.
+fn clean_up_on_signals(remains: &Arc<Mutex<Remains>>) -> Result<()> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    // Before any other thread exists, so that none of them takes the signal.
+    signals.thread_block().context("could not block signals")?;
+    let remains = Arc::clone(remains);
+    std::thread::spawn(move || {
+        if let Ok(signal) = signals.wait() {
+            eprintln!("\n{signal}: cleaning up");
+            if let Ok(mut remains) = remains.lock() {
+                remains.clean_up(false);
+            }
+            std::process::exit(130);
+        }
+    });
+    Ok(())
+}
+
+/// Fails with a message unless the condition holds.
+fn must(condition: bool, message: impl FnOnce() -> String) -> Result<()> {
+    if condition { Ok(()) } else { bail!("{}", message()) }
+}

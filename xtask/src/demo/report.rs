@@ -1,0 +1,75 @@
+//! What `--json` prints last: one object.
+
+use serde::Serialize;
+
+use super::progress::Step;
+
+/// The outcome of the demo. Durations carry their unit in the name; what was not reached is null.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Report {
+    /// Version of this object's shape.
+    pub(super) schema_version: u32,
+    /// `uml` (real kernels) or `process` (not kernels).
+    pub(super) spawner: String,
+    /// Whether the instances were kernels of their own.
+    pub(super) spawner_makes_kernels: bool,
+    /// How many instances ran.
+    pub(super) kernels: u32,
+    /// Each of them.
+    pub(super) instances: Vec<Instance>,
+    /// Different boot ids among the instances and the host.
+    pub(super) distinct_boot_ids: usize,
+    /// Round trip of one cache line between two threads of the host, busy-polled: what memory itself costs.
+    pub(super) floor_rtt_ns: Option<u64>,
+    /// Round trip of a 56-byte message between the applications in `web` and `db`, busy-polled.
+    pub(super) message_rtt_ns_p50: Option<u64>,
+    /// Round trip of a typed call between them, busy-polled.
+    pub(super) app_rtt_ns_p50: Option<u64>,
+    /// The same, 99th percentile.
+    pub(super) app_rtt_ns_p99: Option<u64>,
+    /// The same, on Tokio.
+    pub(super) tokio_rtt_ns_p50: Option<u64>,
+    /// Checked calls per second, many at a time on one connection, on Tokio.
+    pub(super) rpc_calls_per_s: Option<f64>,
+    /// Bytes from `db` to `web` through one stream, 10^9 per second.
+    pub(super) stream_gb_per_s: Option<f64>,
+    /// Round trip of 56 bytes over a Unix socket between two processes of the host.
+    pub(super) uds_rtt_ns_p50: Option<u64>,
+    /// From the SIGKILL of `db` to the typed error in the client.
+    pub(super) client_notice_ms: Option<f64>,
+    /// How that was measured.
+    pub(super) client_notice_how: &'static str,
+    /// What the client was told.
+    pub(super) client_error: Option<String>,
+    /// From the SIGKILL of `db` to the control plane's record of its death.
+    pub(super) control_notice_ms: Option<f64>,
+    /// How that was measured.
+    pub(super) control_notice_how: &'static str,
+    /// From the SIGKILL until the client's calls succeeded again.
+    pub(super) traffic_resumed_ms: Option<f64>,
+    /// From the freeze of `web` to its report as hung.
+    pub(super) hung_notice_ms: Option<f64>,
+    /// The last line of the dead kernel's black box.
+    pub(super) last_words: Option<String>,
+    /// Whether the restart policy booted `db` again, in a new incarnation, and traffic resumed.
+    pub(super) restarted: bool,
+    /// Whether a new daemon adopted the running kernels, with unchanged boot ids.
+    pub(super) adopted: bool,
+    /// Processes, sockets and shared-memory files left at the end.
+    pub(super) leftovers: Option<usize>,
+    /// Every step with the time it took.
+    pub(super) steps: Vec<Step>,
+    /// What went wrong.
+    pub(super) error: Option<String>,
+    /// Whether every step held.
+    pub(super) ok: bool,
+}
+
+/// What an instance said about itself, from inside.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Instance {
+    pub(super) name: String,
+    pub(super) uname: String,
+    pub(super) boot_id: String,
+    pub(super) memory_kib: u64,
+}

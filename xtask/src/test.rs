@@ -1,0 +1,174 @@
+//! `cargo xtask test`: everything that must hold, in one command. What CI runs is exactly this.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Parser;
+
+use crate::{build, command, image};
+
+/// Options of the tests.
+#[derive(Clone, Debug, Parser)]
+pub(crate) struct Args {
+    /// The developer's inner loop: no optimized builds, no kernels, no model checking, no demo
+    #[arg(long)]
+    quick: bool,
+}
+
+/// How long the demo may take before it counts as hung.
+const DEMO_MAX: Duration = Duration::from_secs(300);
+
+/// Kernel modules for AF_VSOCK within one kernel, in load order.
+const VSOCK_MODULES: [&str; 3] = ["vsock", "vmw_vsock_virtio_transport_common", "vsock_loopback"];
+
+/// Runs the tests; goes on after a failure, so that one run shows all of them.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut checks = Checks::default();
+    checks.check("format", || cargo(&["fmt", "--all", "--check"]));
+    checks.check("lints (clippy, warnings are errors)", || {
+        cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])
+    });
+    checks.check("unit, conformance and doc tests", || {
+        cargo(&["test", "--workspace", "--exclude", "tombolo-tests", "--no-fail-fast"])
+    });
+    if args.quick {
+        checks.check("end-to-end tests on processes", || {
+            cargo(&["test", "--package", "tombolo-tests", "--no-fail-fast"])
+        });
+        return checks.finish();
+    }
+    checks.check("model checking of the rings (loom)", model_checking);
+    let kernel = checks.check("find or fetch a kernel", image::find_or_fetch);
+    let programs = checks.check("build the programs statically", build::static_programs);
+    let (Some(kernel), Some(programs)) = (kernel, programs) else {
+        return checks.finish();
+    };
+    checks.check("AF_VSOCK conformance inside a kernel", || vsock_in_a_kernel(&kernel, &programs));
+    checks.check("end-to-end tests on real kernels", || end_to_end(&kernel, &programs));
+    checks.check("the demo on real kernels", demo);
+    checks.finish()
+}
+
+/// Checks that were made.
+#[derive(Debug, Default)]
+struct Checks {
+    done: Vec<(&'static str, Duration, Option<String>)>,
+}
+
+impl Checks {
+    fn check<T>(&mut self, name: &'static str, run: impl FnOnce() -> Result<T>) -> Option<T> {
+        println!("\n=== {name}");
+        let started = Instant::now();
+        let result = run();
+        let failure = result.as_ref().err().map(|error| format!("{error:#}"));
+        if let Some(failure) = &failure {
+            println!("FAILED: {failure}");
+        }
+        self.done.push((name, started.elapsed(), failure));
+        result.ok()
+    }
+
+    fn finish(&self) -> Result<()> {
+        println!("\n=== summary");
+        for (name, took, failure) in &self.done {
+            let verdict = if failure.is_none() { "ok" } else { "FAILED" };
+            println!("{name:<44}{:>8.1} s  {verdict}", took.as_secs_f64());
+        }
+        let failed: Vec<_> =
+            self.done.iter().filter(|(_, _, failure)| failure.is_some()).map(|(name, ..)| *name).collect();
+        ensure!(
+            failed.is_empty(),
+            "{} of {} checks failed: {}",
+            failed.len(),
+            self.done.len(),
+            failed.join(", ")
+        );
+        println!("all {} checks passed", self.done.len());
+        Ok(())
+    }
+}
+
+fn cargo(args: &[&str]) -> Result<()> {
+    let mut cargo = build::cargo();
+    succeed(cargo.args(args))
+}
+
+/// Runs a program whose output everybody may see.
+fn succeed(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("could not run {}", command::name_of(command)))?;
+    ensure!(status.success(), "{} ended with {status}", command::name_of(command));
+    Ok(())
+}
+
+/// A wider search than the one among the unit tests, which is bounded to be quick.
+fn model_checking() -> Result<()> {
+    let mut cargo = build::cargo();
+    cargo.args(["test", "--release", "--package", "tombolo-transport", "--lib", "loom_"]);
+    succeed(cargo.env("LOOM_MAX_PREEMPTIONS", "3"))
+}
+
+fn end_to_end(kernel: &Path, programs: &Path) -> Result<()> {
+    let mut cargo = build::cargo();
+    cargo.args(["test", "--package", "tombolo-tests", "--no-fail-fast"]);
+    cargo
+        .env("TOMBOLO_UML_KERNEL", kernel)
+        .env("TOMBOLO_STATIC_BIN", programs)
+        .env("TOMBOLO_REQUIRE_KERNELS", "1");
+    succeed(&mut cargo)
+}
+
+/// Boots a kernel whose only program is the conformance suite, on AF_VSOCK over its loopback.
+fn vsock_in_a_kernel(kernel: &Path, programs: &Path) -> Result<()> {
+    let mut boot = Command::new(programs.join("tombolo-boot"));
+    boot.arg("--image").arg(kernel).arg("--init").arg(programs.join("tombolo-conformance"));
+    for module in VSOCK_MODULES {
+        boot.args(["--module", module]);
+    }
+    let output = command::run_for(&mut boot, Duration::from_secs(300))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let summary = text.lines().rfind(|line| line.contains(" passed, "));
+    println!("{}", summary.unwrap_or_default());
+    let passed = summary.is_some_and(|line| line.contains(" 0 failed") && !line.starts_with("0 passed"));
+    ensure!(output.status.success() && passed, "the suite did not pass; the kernel's console said:\n{text}");
+    Ok(())
+}
+
+/// Runs the demo as a user would, and checks what it reports.
+fn demo() -> Result<()> {
+    let mut demo = Command::new(std::env::current_exe()?);
+    demo.args(["demo", "--json", "--spawner", "uml"]);
+    let output = command::run_for(&mut demo, DEMO_MAX)?;
+    print!("{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().last().context("the demo printed nothing")?;
+    println!("{line}");
+    let report: serde_json::Value = serde_json::from_str(line).context("the demo's last line is not JSON")?;
+    let mut wrong = Vec::new();
+    let mut must = |what: &str, holds: bool| {
+        if !holds {
+            wrong.push(format!("{what} is {}", report[what]));
+        }
+    };
+    let at_most = |key: &str, limit: f64| report[key].as_f64().is_some_and(|value| value <= limit);
+    must("ok", report["ok"] == true && output.status.success());
+    must("spawner", report["spawner"] == "uml");
+    must("distinct_boot_ids", report["distinct_boot_ids"] == 3);
+    must("leftovers", report["leftovers"] == 0);
+    must("restarted", report["restarted"] == true);
+    must("adopted", report["adopted"] == true);
+    must("client_notice_ms", at_most("client_notice_ms", 200.0));
+    must("control_notice_ms", at_most("control_notice_ms", 1000.0));
+    for key in [
+        "floor_rtt_ns",
+        "app_rtt_ns_p50",
+        "app_rtt_ns_p99",
+        "rpc_calls_per_s",
+        "stream_gb_per_s",
+        "uds_rtt_ns_p50",
+    ] {
+        must(key, report[key].as_f64().is_some_and(|value| value > 0.0));
+    }
+    if wrong.is_empty() { Ok(()) } else { bail!("the demo does not hold: {}", wrong.join(", ")) }
+}
