@@ -119,6 +119,13 @@ pub enum Input {
     Resume(Found),
 }
 
+impl Input {
+    /// Whether this is a wish of the operator's, which may be refused, and not a fact.
+    pub fn is_wish(self) -> bool {
+        matches!(self, Self::Start | Self::Stop(_) | Self::Kill | Self::Restart(_))
+    }
+}
+
 /// What a new daemon found of a kernel that its records speak of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {

@@ -17,16 +17,16 @@ pub struct StateLock {
 }
 
 impl StateLock {
-    /// Makes `folder` (mode 0700 if new) and locks it. A folder that cannot be written is locked all the same if it
+    /// Makes `folder` (with these permission bits if new) and locks it. A folder that cannot be written is locked all the same if it
     /// was used before.
     ///
     /// # Errors
     /// [`StoreError::InUse`] if another process holds it, [`StoreError::File`] if it cannot be made or opened.
-    pub fn acquire(folder: &Path) -> Result<Self, StoreError> {
+    pub fn acquire(folder: &Path, mode: u32) -> Result<Self, StoreError> {
         let failed = |action, path: &Path, source| StoreError::File { action, path: path.to_owned(), source };
         std::fs::DirBuilder::new()
             .recursive(true)
-            .mode(0o700)
+            .mode(mode)
             .create(folder)
             .map_err(|source| failed("create the folder", folder, source))?;
         let path = folder.join("lock");
@@ -65,8 +65,8 @@ mod tests {
     #[test]
     fn a_second_holder_is_told_who_the_first_is() {
         let dir = tempfile::tempdir().unwrap();
-        let _first = StateLock::acquire(dir.path()).unwrap();
-        match StateLock::acquire(dir.path()) {
+        let _first = StateLock::acquire(dir.path(), 0o700).unwrap();
+        match StateLock::acquire(dir.path(), 0o700) {
             Err(StoreError::InUse { pid, .. }) => assert_eq!(pid, std::process::id()),
             other => panic!("{other:?}"),
         }
@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn a_released_folder_can_be_taken_again() {
         let dir = tempfile::tempdir().unwrap();
-        drop(StateLock::acquire(&dir.path().join("a/b")).unwrap());
-        StateLock::acquire(&dir.path().join("a/b")).unwrap();
+        drop(StateLock::acquire(&dir.path().join("a/b"), 0o700).unwrap());
+        StateLock::acquire(&dir.path().join("a/b"), 0o700).unwrap();
     }
 }

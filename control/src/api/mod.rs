@@ -1,0 +1,21 @@
+//! What `tombolo` and other programs on this host ask of `tombolod`, as `tombolo-rpc` services on its Unix socket.
+//!
+//! | service | for |
+//! |---|---|
+//! | `tombolo.control.Fleet` | instances: create, start, stop, look at, wait for |
+//! | `tombolo.control.Host` | the daemon and what this host can run |
+//! | `tombolo.control.Journal` | events |
+//! | `tombolo.control.Rules` | who may connect to whom |
+//! | `tombolo.control.Inside` | what the agents offer, passed on to one instance |
+
+pub mod error;
+pub mod fleet;
+pub mod host;
+pub mod inside;
+pub mod journal;
+pub mod role;
+pub mod rules;
+
+pub use error::{ControlError, ExitKind};
+pub use fleet::{Condition, CreateRequest, InstanceDetail, InstanceView, LastWord};
+pub use role::Role;

@@ -1,0 +1,606 @@
+//! The command line of `tombolo`, whole: one definition feeds parsing, help and completions.
+#![allow(missing_docs, reason = "the help texts are the documentation")]
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::core::InstanceName;
+use crate::core::policy::Target;
+use crate::spawner::SpawnerKind;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 denied, 6 outcome unknown (timed out),
+7 done in part, 8 daemon unreachable, 9 needs an operator, 130 interrupted. `exec` exits as the program did.
+
+First steps:
+  tombolod &                          start the daemon
+  tombolo up web -- /usr/bin/my-app   create a kernel named web and start it
+  tombolo ps                          look at it
+  tombolo exec -it web -- /bin/sh     go inside
+  tombolo policy allow web db:6379    let web connect to port 6379 of db";
+
+/// Linux kernels beside this one: start them, look after them, go inside.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "tombolo", version, after_help = AFTER_HELP, max_term_width = 110, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command understands.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Folder of the daemon's sockets [default: /run/tombolo as root, else $XDG_RUNTIME_DIR/tombolo]
+    #[arg(long, global = true, env = "TOMBOLO_RUNTIME_DIR", value_name = "DIR")]
+    pub runtime_dir: Option<PathBuf>,
+    /// The daemon's socket itself [default: DIR/tombolod.sock]
+    #[arg(long, global = true, env = "TOMBOLO_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print JSON: one document, or one line per item where items keep coming
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// How long to wait for an answer or for the wanted state, such as 500ms, 10s, 2m [default: 60s]
+    #[arg(long, global = true, value_name = "TIME", value_parser = parse_duration)]
+    pub timeout: Option<std::time::Duration>,
+    /// Print nothing but data and errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+/// The commands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Create what is missing and start it: one instance, or all of a fleet file
+    Up(UpArgs),
+    /// Record an instance without starting it
+    Create(CreateArgs),
+    /// Start instances
+    Start(StartArgs),
+    /// Stop instances in good order: programs get SIGTERM, files are written, the kernel powers off
+    Stop(StopArgs),
+    /// Stop instances at once, by force; they stay stopped
+    Kill(NamesArgs),
+    /// Stop instances in good order and start them again
+    Restart(StopArgs),
+    /// Delete the records of instances that do not run
+    Rm(RemoveArgs),
+    /// List instances
+    #[command(visible_alias = "ls")]
+    Ps(PsArgs),
+    /// Show everything known about an instance, its last words included
+    Inspect(InspectArgs),
+    /// Run a program inside an instance
+    Exec(ExecArgs),
+    /// List, follow, signal or forget programs started with `exec -d`
+    Jobs(JobsArgs),
+    /// Copy a file into an instance or out of it
+    Cp(CopyArgs),
+    /// Show what kernel, agent and programs of an instance wrote
+    Logs(LogsArgs),
+    /// Attach to the console of an instance
+    Console(ConsoleArgs),
+    /// Measure the round trip to an instance's agent
+    Ping(PingArgs),
+    /// Show what happened, and what happens
+    Events(EventsArgs),
+    /// Show load and health of all instances, again and again
+    Top(TopArgs),
+    /// Carry connections to a local port into an instance
+    Forward(ForwardArgs),
+    /// Connect stdin and stdout to a port of an instance (an ssh ProxyCommand, say)
+    Connect(ConnectArgs),
+    /// Wait until an instance is as wanted
+    Wait(WaitArgs),
+    /// Say who may connect to whom; between instances everything else is refused
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Tell what this host can run, what is missing and how to get it
+    Doctor,
+    /// Stop every instance and then the daemon
+    Down(DownArgs),
+    /// Make trouble on purpose, to test what stands upon instances
+    #[command(subcommand, hide = true)]
+    Debug(DebugCommand),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the versions of this program and of the daemon
+    Version,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct NamesArgs {
+    /// The instances
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<InstanceName>,
+    /// Do not wait until it has happened
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct StartArgs {
+    #[command(flatten)]
+    pub names: NamesArgs,
+    /// Wait until their programs are ready, not only until their agents report
+    #[arg(long, conflicts_with = "no_wait")]
+    pub ready: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct StopArgs {
+    #[command(flatten)]
+    pub names: NamesArgs,
+    /// How long it may take before force is used [default: the grace of the instance's specification]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub grace: Option<std::time::Duration>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RemoveArgs {
+    /// The instances
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<InstanceName>,
+    /// Kill those that run first
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct UpArgs {
+    /// Read instances and policy from this TOML file instead [default: tombolo.toml if no NAME is given]
+    #[arg(short = 'f', long, value_name = "FILE", conflicts_with = "name")]
+    pub fleet: Option<PathBuf>,
+    /// The instance
+    pub name: Option<InstanceName>,
+    #[command(flatten)]
+    pub spec: SpecArgs,
+    /// Do not wait until the agents report
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct CreateArgs {
+    /// The instance
+    pub name: InstanceName,
+    #[command(flatten)]
+    pub spec: SpecArgs,
+    /// A second request with this key gets the result of the first
+    #[arg(long, value_name = "KEY")]
+    pub idempotency_key: Option<String>,
+}
+
+/// What an instance is to be.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "What it is to be")]
+pub struct SpecArgs {
+    /// Begin with this specification (TOML, the table of one instance); options add to it
+    #[arg(long, value_name = "FILE")]
+    pub spec: Option<PathBuf>,
+    /// The driver that makes its kernel: uml or process [default: uml where it can run]
+    #[arg(long, value_name = "DRIVER")]
+    pub spawner: Option<SpawnerKind>,
+    /// Memory of the kernel, in MiB [default: 64]
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u64>,
+    /// The kernel image [default: the one the driver finds]
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// Put a file of this host into the kernel
+    #[arg(long = "file", value_name = "HOST:GUEST", value_parser = parse_file)]
+    pub files: Vec<(PathBuf, String)>,
+    /// Load a kernel module at boot
+    #[arg(long = "module", value_name = "NAME")]
+    pub modules: Vec<String>,
+    /// Add an argument to the kernel's command line
+    #[arg(long = "kernel-arg", value_name = "ARG", allow_hyphen_values = true)]
+    pub kernel_args: Vec<String>,
+    /// When to start the kernel again after it ended [default: on-failure]
+    #[arg(long, value_name = "WHEN")]
+    pub restart: Option<RestartWhen>,
+    /// What to do when it hangs [default: report]
+    #[arg(long, value_name = "WHAT")]
+    pub on_hang: Option<OnHangWhat>,
+    /// A variable for the program
+    #[arg(short, long = "env", value_name = "K=V", value_parser = parse_variable)]
+    pub env: Vec<(String, String)>,
+    /// Whom the program runs as
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// When the agent starts the program again after it ended [default: never]
+    #[arg(long, value_name = "WHEN")]
+    pub program_restart: Option<RestartWhen>,
+    /// The program to run in it, with its arguments
+    #[arg(last = true, value_name = "ARGV")]
+    pub argv: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RestartWhen {
+    Never,
+    OnFailure,
+    Always,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnHangWhat {
+    Report,
+    Restart,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PsArgs {
+    /// More columns
+    #[arg(short, long)]
+    pub wide: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct InspectArgs {
+    /// The instance
+    pub name: InstanceName,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ExecArgs {
+    /// Pass stdin on to the program
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the program a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Start it and leave it running; prints the number of the job
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    pub detach: bool,
+    /// A variable for the program
+    #[arg(short, long = "env", value_name = "K=V", value_parser = parse_variable)]
+    pub env: Vec<(String, String)>,
+    /// Its working directory
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// Whom it runs as
+    #[arg(short, long, value_name = "USER")]
+    pub user: Option<String>,
+    /// The instance
+    pub name: InstanceName,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGV")]
+    pub argv: Vec<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct JobsArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// Follow the output of this job until it ends
+    #[arg(long, value_name = "JOB", conflicts_with_all = ["kill", "forget"])]
+    pub attach: Option<u64>,
+    /// Send a signal to this job
+    #[arg(long, value_name = "JOB", conflicts_with = "forget")]
+    pub kill: Option<u64>,
+    /// The signal, by number or name
+    #[arg(long, value_name = "SIGNAL", default_value = "TERM", requires = "kill")]
+    pub signal: String,
+    /// Forget this job, which has ended
+    #[arg(long, value_name = "JOB")]
+    pub forget: Option<u64>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct CopyArgs {
+    /// PATH on this host, or NAME:PATH inside an instance
+    #[arg(value_name = "SRC")]
+    pub source: String,
+    /// PATH on this host, or NAME:PATH inside an instance
+    #[arg(value_name = "DST")]
+    pub target: String,
+    /// Refuse to replace a file that is there
+    #[arg(short, long)]
+    pub no_clobber: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct LogsArgs {
+    /// Go on with what comes
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin with the last N lines [default: all that is kept]
+    #[arg(short = 'n', long, value_name = "N", conflicts_with = "cursor")]
+    pub tail: Option<u32>,
+    /// Go on after this place, as printed at the end with --show-cursor, or in `--json`
+    #[arg(long, value_name = "EPOCH:SEQ", value_parser = parse_cursor)]
+    pub cursor: Option<(u64, u64)>,
+    /// Print the cursor after the last line, to stderr
+    #[arg(long)]
+    pub show_cursor: bool,
+    /// Only what these wrote
+    #[arg(long = "source", value_name = "WHO")]
+    pub sources: Vec<LogSourceArg>,
+    /// Show what the last kernel that died wrote to its black box
+    #[arg(long, conflicts_with_all = ["follow", "tail", "cursor", "sources"])]
+    pub last_words: bool,
+    /// Show what the kernel wrote to its console
+    #[arg(long, conflicts_with_all = ["follow", "tail", "cursor", "sources", "last_words"])]
+    pub console: bool,
+    /// The instance
+    pub name: InstanceName,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogSourceArg {
+    Kernel,
+    Agent,
+    Stdout,
+    Stderr,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ConsoleArgs {
+    /// The instance
+    pub name: InstanceName,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PingArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// How many round trips
+    #[arg(short, long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub count: u32,
+    /// Wait between them
+    #[arg(short, long, value_name = "TIME", default_value = "10ms", value_parser = parse_duration)]
+    pub interval: std::time::Duration,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct EventsArgs {
+    /// Go on with what comes
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin after this number; 0 is everything that is kept
+    #[arg(long, value_name = "SEQ", default_value_t = 0)]
+    pub since: u64,
+    /// Only those about this instance
+    #[arg(long, value_name = "NAME")]
+    pub instance: Option<InstanceName>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct TopArgs {
+    /// Wait between looks
+    #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
+    pub interval: std::time::Duration,
+    /// End after so many looks
+    #[arg(short = 'n', long, value_name = "N")]
+    pub count: Option<u64>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ForwardArgs {
+    /// Where to listen on this host: [ADDRESS:]PORT, or the path of a Unix socket
+    pub listen: String,
+    /// Where to connect: NAME:PORT or NAME/SERVICE of the fabric, NAME:tcp:PORT or NAME:unix:PATH inside the instance
+    pub target: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ConnectArgs {
+    /// CID:PORT, NAME:PORT or NAME/SERVICE of the fabric; NAME:tcp:PORT or NAME:unix:PATH inside the instance
+    pub target: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct WaitArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// What to wait for
+    #[arg(long = "for", value_name = "WHAT", default_value = "ready")]
+    pub condition: ConditionArg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConditionArg {
+    /// Its agent has reported
+    Running,
+    /// It runs and its programs are ready
+    Ready,
+    /// It has ended
+    Stopped,
+    /// It is hung
+    Hung,
+    /// It has failed
+    Failed,
+    /// It has no record any more
+    Gone,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Let FROM connect to TARGET
+    Allow(RuleArgs),
+    /// Refuse FROM to connect to TARGET, even if another rule allows it
+    Deny(RuleArgs),
+    /// Remove rules
+    Rm {
+        #[command(flatten)]
+        rule: RuleArgs,
+        /// Remove the rule that denies, not the one that allows
+        #[arg(long)]
+        deny: bool,
+    },
+    /// List the rules
+    Ls,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RuleArgs {
+    /// The instance that connects, or `*`
+    pub from: String,
+    /// NAME:PORT, NAME:SERVICE, NAME (any port) or `*`
+    pub target: Target,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct DownArgs {
+    /// Leave the kernels running, for the next daemon to adopt
+    #[arg(long)]
+    pub keep_kernels: bool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum DebugCommand {
+    /// Stop every instruction of an instance, as a hang would
+    Freeze {
+        /// The instance
+        name: InstanceName,
+    },
+    /// Let a frozen instance go on
+    Thaw {
+        /// The instance
+        name: InstanceName,
+    },
+    /// Kill the kernel of an instance as an accident would; its restart policy applies
+    Crash {
+        /// The instance
+        name: InstanceName,
+    },
+}
+
+/// `500ms`, `10s`, `2m`, `1h`, or a bare number of seconds.
+pub fn parse_duration(input: &str) -> Result<std::time::Duration, String> {
+    let wrong = || format!("`{input}` is not a time such as 500ms, 10s, 2m or 1h");
+    let digits = input.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(input.len());
+    let (number, unit) = input.split_at(digits);
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let seconds = match unit {
+        "us" => number / 1e6,
+        "ms" => number / 1e3,
+        "" | "s" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        _ => return Err(wrong()),
+    };
+    std::time::Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+}
+
+fn parse_file(input: &str) -> Result<(PathBuf, String), String> {
+    match input.split_once(':') {
+        Some((host, guest)) if !host.is_empty() && guest.starts_with('/') => Ok((host.into(), guest.into())),
+        _ => Err(format!("`{input}` is not HOST:GUEST with an absolute GUEST path")),
+    }
+}
+
+fn parse_variable(input: &str) -> Result<(String, String), String> {
+    match input.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        _ => Err(format!("`{input}` is not of the form K=V")),
+    }
+}
+
+fn parse_cursor(input: &str) -> Result<(u64, u64), String> {
+    let parse = || {
+        let (epoch, seq) = input.split_once(':')?;
+        Some((epoch.parse().ok()?, seq.parse().ok()?))
+    };
+    parse().ok_or_else(|| format!("`{input}` is not a cursor of the form EPOCH:SEQ"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_help_and_every_argument_is_explained() {
+        fn check(command: &clap::Command, path: &str) {
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{path}: `{}` is not explained", argument.get_id());
+            }
+            for sub in command.get_subcommands() {
+                let path = format!("{path} {}", sub.get_name());
+                assert!(sub.get_about().is_some(), "{path} is not explained");
+                check(sub, &path);
+            }
+        }
+        let mut command = Cli::command();
+        command.build();
+        check(&command, "tombolo");
+        assert!(command.render_long_help().to_string().contains("Exit codes"));
+    }
+
+    #[test]
+    fn ordinary_lines_are_understood() {
+        for line in [
+            "tombolo ps",
+            "tombolo ls --json",
+            "tombolo up web --spawner process --restart always -e A=b -- /bin/sleep 5",
+            "tombolo up -f fleet.toml",
+            "tombolo create db --memory 128 --file /etc/hosts:/etc/hosts",
+            "tombolo stop web db --grace 5s",
+            "tombolo exec -it web -- /bin/sh -c true",
+            "tombolo exec web uname -a",
+            "tombolo cp /tmp/x web:/tmp/x",
+            "tombolo logs -f web --cursor 1:2",
+            "tombolo events -f --since 7 --json",
+            "tombolo wait web --for=stopped --timeout 3s",
+            "tombolo policy allow web db:6379",
+            "tombolo policy deny * db:kv",
+            "tombolo debug freeze web",
+            "tombolo completions bash",
+            "tombolo down --keep-kernels",
+        ] {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn lines_that_make_no_sense_are_refused() {
+        for line in [
+            "tombolo",
+            "tombolo stop",
+            "tombolo start UPPER",
+            "tombolo create host",
+            "tombolo exec web",
+            "tombolo exec -d -t web x",
+            "tombolo wait web --for=never",
+            "tombolo policy allow web db:99999999999",
+            "tombolo stop web --grace soon",
+            "tombolo logs --last-words -f web",
+        ] {
+            assert!(parse(line).is_err(), "{line} was accepted");
+        }
+    }
+
+    #[test]
+    fn times_are_read_with_their_units() {
+        use std::time::Duration;
+        for (text, expected) in [
+            ("500ms", Duration::from_millis(500)),
+            ("10", Duration::from_secs(10)),
+            ("1.5s", Duration::from_millis(1500)),
+            ("2m", Duration::from_secs(120)),
+            ("250us", Duration::from_micros(250)),
+        ] {
+            assert_eq!(parse_duration(text), Ok(expected));
+        }
+        for text in ["", "s", "1x", "-1s", "1e400"] {
+            assert!(parse_duration(text).is_err(), "{text} was accepted");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! `tombolo cp`: a file into an instance or out of it, checked by its checksum. One that breaks off is resumed when the
+//! same command is given again.
+
+use std::io::{IsTerminal, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tombolo_agent::api::files::{Get, Put};
+use tombolo_rpc::Blob;
+
+use super::args::CopyArgs;
+use super::client::Client;
+use super::error::CliError;
+use super::output::bytes;
+use super::{Context, Outcome};
+use crate::api::ExitKind;
+use crate::core::InstanceName;
+
+/// Bytes sent at once: what serves an agent best.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// One end of a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum End {
+    Here(PathBuf),
+    Inside(InstanceName, String),
+}
+
+pub(super) async fn copy(cx: &Context, args: CopyArgs) -> Outcome {
+    let (source, target) = (End::parse(&args.source)?, End::parse(&args.target)?);
+    match (source, target) {
+        (End::Here(from), End::Inside(name, to)) => put(cx, &from, &name, to, !args.no_clobber).await,
+        (End::Inside(name, from), End::Here(to)) => get(cx, &name, from, to, !args.no_clobber).await,
+        (End::Here(_), End::Here(_)) => {
+            Err(CliError::usage("one side must be NAME:PATH, inside an instance; `cp` copies on this host"))
+        }
+        (End::Inside(..), End::Inside(..)) => Err(CliError::usage(
+            "one side must be a path of this host; copy out of one instance, then into the other",
+        )),
+    }
+}
+
+impl End {
+    /// `NAME:/PATH` is inside, everything else here. A path of this host with a colon can be written `./a:b`.
+    fn parse(text: &str) -> Result<Self, CliError> {
+        let Some((name, path)) = text.split_once(':') else { return Ok(Self::Here(text.into())) };
+        match name.parse() {
+            Ok(name) if path.starts_with('/') => Ok(Self::Inside(name, path.to_owned())),
+            Ok(name) => Err(CliError::usage(format!("`{path}` is not an absolute path inside {name}"))),
+            Err(_) => Ok(Self::Here(text.into())),
+        }
+    }
+}
+
+async fn put(cx: &Context, from: &Path, name: &InstanceName, to: String, replace: bool) -> Outcome {
+    let unreadable =
+        |error: std::io::Error| CliError::new(ExitKind::NotFound, format!("{}: {error}", from.display()));
+    let mut file = File::open(from).await.map_err(unreadable)?;
+    let metadata = file.metadata().await.map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(CliError::usage(format!("{} is not a regular file", from.display())));
+    }
+    let path = match (to.ends_with('/'), from.file_name()) {
+        (true, Some(file_name)) => format!("{to}{}", file_name.to_string_lossy()),
+        _ => to,
+    };
+    let client = cx.client().await?;
+    let len = metadata.len();
+    let bar = progress(cx, "checking", len);
+    let checksum = hash(&mut file, &bar).await.map_err(unreadable)?;
+    let resume_key = checksum.to_hex()[..32].to_owned();
+    let there = client.ask(client.inside.partial(name.to_string(), path.clone(), resume_key.clone())).await?;
+    let offset = if there <= len { there } else { 0 };
+    file.seek(SeekFrom::Start(offset)).await.map_err(unreadable)?;
+    let request = Put {
+        path: path.clone(),
+        mode: std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o7777,
+        len,
+        blake3: *checksum.as_bytes(),
+        resume_key,
+        offset,
+        replace,
+        parents: true,
+    };
+    let bar = progress(cx, "copying", len);
+    bar.set_position(offset);
+    let started = std::time::Instant::now();
+    let (call, input) = client.inside.put(name.to_string(), request);
+    let sending = async {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            match file.read(&mut chunk).await {
+                Ok(0) => break Ok(()),
+                Ok(read) => {
+                    // A refusal shows in the answer, not here.
+                    if input.send(Blob(chunk[..read].to_vec().into())).await.is_err() {
+                        break Ok(());
+                    }
+                    bar.inc(read as u64);
+                }
+                Err(error) => break Err(unreadable(error)),
+            }
+        }?;
+        drop(input);
+        std::future::pending::<Result<std::convert::Infallible, CliError>>().await
+    };
+    let done = tokio::select! {
+        done = call.no_deadline() => done?,
+        failed = sending => match failed { Err(error) => return Err(error), Ok(never) => match never {} },
+    };
+    bar.finish_and_clear();
+    report(cx, &from.display().to_string(), &format!("{name}:{path}"), done.len, offset, &checksum, started)
+}
+
+async fn get(cx: &Context, name: &InstanceName, from: String, to: PathBuf, replace: bool) -> Outcome {
+    let target = match (to.is_dir(), Path::new(&from).file_name()) {
+        (true, Some(file_name)) => to.join(file_name),
+        _ => to,
+    };
+    if !replace && target.exists() {
+        return Err(CliError::new(
+            ExitKind::Conflict,
+            format!("{} is there already; nothing was changed", target.display()),
+        ));
+    }
+    let client = cx.client().await?;
+    let info = client.ask(client.inside.stat(name.to_string(), from.clone())).await?;
+    // Beside the target, so that a reader sees the old file or the new one, whole.
+    let mut partial = target.clone().into_os_string();
+    partial.push(format!(".partial-{}", std::process::id()));
+    let partial = PathBuf::from(partial);
+    let outcome = receive(cx, &client, name, &from, &partial, &target, info.len).await;
+    if outcome.is_err() {
+        let _ = tokio::fs::remove_file(&partial).await;
+    }
+    outcome
+}
+
+async fn receive(
+    cx: &Context,
+    client: &Client,
+    name: &InstanceName,
+    from: &str,
+    partial: &Path,
+    target: &Path,
+    len: u64,
+) -> Outcome {
+    let unwritable = |error: std::io::Error| CliError::failed(format!("write {}", target.display()), error);
+    let mut file = File::create(partial).await.map_err(unwritable)?;
+    let bar = progress(cx, "copying", len);
+    let started = std::time::Instant::now();
+    let (call, mut out) = client.inside.get(name.to_string(), Get { path: from.to_owned(), offset: 0 });
+    let call = call.no_deadline();
+    let mut hasher = blake3::Hasher::new();
+    while let Some(chunk) = out.recv().await? {
+        hasher.update(&chunk.0);
+        file.write_all(&chunk.0).await.map_err(unwritable)?;
+        bar.inc(chunk.0.len() as u64);
+    }
+    let done = call.await?;
+    let checksum = hasher.finalize();
+    if *checksum.as_bytes() != done.blake3 {
+        let message = format!(
+            "what arrived of {name}:{from} has another checksum than what was sent; nothing was written"
+        );
+        return Err(CliError::new(ExitKind::Failed, message));
+    }
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(done.mode & 0o777);
+    file.set_permissions(mode).await.map_err(unwritable)?;
+    file.sync_all().await.map_err(unwritable)?;
+    tokio::fs::rename(partial, target).await.map_err(unwritable)?;
+    bar.finish_and_clear();
+    report(cx, &format!("{name}:{from}"), &target.display().to_string(), done.len, 0, &checksum, started)
+}
+
+async fn hash(file: &mut File, bar: &ProgressBar) -> std::io::Result<blake3::Hash> {
+    let (mut hasher, mut chunk) = (blake3::Hasher::new(), vec![0; CHUNK_BYTES]);
+    loop {
+        match file.read(&mut chunk).await? {
+            0 => return Ok(hasher.finalize()),
+            read => {
+                hasher.update(&chunk[..read]);
+                bar.inc(read as u64);
+            }
+        }
+    }
+}
+
+fn progress(cx: &Context, verb: &'static str, len: u64) -> ProgressBar {
+    if cx.output.quiet || cx.output.json || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let template = "{prefix:8} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(len).with_style(style).with_prefix(verb)
+}
+
+fn report(
+    cx: &Context,
+    source: &str,
+    target: &str,
+    len: u64,
+    resumed_at: u64,
+    checksum: &blake3::Hash,
+    started: std::time::Instant,
+) -> Outcome {
+    let seconds = started.elapsed().as_secs_f64();
+    if cx.output.json {
+        let document = json!({
+            "source": source, "target": target, "bytes": len, "resumed_at": resumed_at,
+            "blake3": checksum.to_hex().as_str(), "seconds": seconds,
+        });
+        cx.output.document("copied", &document)?;
+    } else {
+        let rate = (len.saturating_sub(resumed_at) as f64 / seconds.max(1e-9)) as u64;
+        cx.output.note(format!("{source} -> {target}: {}, {}/s", bytes(len), bytes(rate)));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_inside_are_told_from_paths_here() {
+        assert_eq!(End::parse("web:/etc/x").unwrap(), End::Inside("web".parse().unwrap(), "/etc/x".into()));
+        for here in ["/etc/x", "x", "./a:b", "C:/x"] {
+            assert_eq!(End::parse(here).unwrap(), End::Here(here.into()));
+        }
+        assert!(End::parse("web:relative").is_err());
+    }
+}

@@ -1,0 +1,113 @@
+//! `tombolo`: what people type.
+//!
+//! [`args`] is the whole command line; every other file runs one group of commands. Data goes to stdout, everything
+//! else to stderr; the exit code is [`crate::api::ExitKind`], but for `exec`, which ends as its program did.
+
+pub mod args;
+mod client;
+mod connect;
+mod console;
+mod copy;
+mod debug;
+mod error;
+mod events;
+mod exec;
+mod fleet;
+mod forward;
+mod host;
+mod jobs;
+mod logs;
+mod output;
+mod ping;
+mod policy;
+mod spec;
+mod target;
+mod terminal;
+mod top;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use self::args::{Cli, Command};
+use self::client::Client;
+use self::error::CliError;
+use self::output::Output;
+use crate::api::ExitKind;
+
+/// What a command needs: where the daemon is, how to print, how long to wait.
+#[derive(Clone, Debug)]
+struct Context {
+    global: args::Global,
+    output: Output,
+}
+
+/// What every command comes to: the exit code, or an error that has one.
+type Outcome = Result<ExitCode, CliError>;
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("tombolo: could not start: {error}");
+            return ExitCode::from(ExitKind::Failed as u8);
+        }
+    };
+    let context = Context { output: Output::new(&cli.global), global: cli.global };
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            outcome = run(&context, cli.command) => outcome,
+            _ = tokio::signal::ctrl_c() => Err(CliError::interrupted()),
+        }
+    });
+    // A thread may sit in read(2) on our stdin: it must not keep us.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => code,
+        Err(error) => error.report(&context.output),
+    }
+}
+
+async fn run(cx: &Context, command: Command) -> Outcome {
+    match command {
+        Command::Up(args) => up::up(cx, args).await,
+        Command::Create(args) => fleet::create(cx, args).await,
+        Command::Start(args) => fleet::start(cx, args).await,
+        Command::Stop(args) => fleet::stop(cx, args).await,
+        Command::Kill(args) => fleet::kill(cx, args).await,
+        Command::Restart(args) => fleet::restart(cx, args).await,
+        Command::Rm(args) => fleet::remove(cx, args).await,
+        Command::Ps(args) => fleet::list(cx, args).await,
+        Command::Inspect(args) => fleet::inspect(cx, args).await,
+        Command::Wait(args) => fleet::wait(cx, args).await,
+        Command::Exec(args) => exec::exec(cx, args).await,
+        Command::Jobs(args) => jobs::jobs(cx, args).await,
+        Command::Cp(args) => copy::copy(cx, args).await,
+        Command::Logs(args) => logs::logs(cx, args).await,
+        Command::Console(args) => console::console(cx, args).await,
+        Command::Ping(args) => ping::ping(cx, args).await,
+        Command::Events(args) => events::events(cx, args).await,
+        Command::Top(args) => top::top(cx, args).await,
+        Command::Forward(args) => forward::forward(cx, args).await,
+        Command::Connect(args) => connect::connect(cx, args).await,
+        Command::Policy(command) => policy::policy(cx, command).await,
+        Command::Debug(command) => debug::debug(cx, command).await,
+        Command::Doctor => host::doctor(cx).await,
+        Command::Down(args) => host::down(cx, args).await,
+        Command::Version => host::version(cx).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "tombolo", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+impl Context {
+    /// Connects to the daemon.
+    async fn client(&self) -> Result<Client, CliError> {
+        Client::connect(&self.global).await
+    }
+}

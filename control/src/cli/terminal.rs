@@ -1,0 +1,56 @@
+//! Our own terminal: raw while a program inside has it, as before afterwards, whatever happens in between.
+
+use std::io::{IsTerminal, stdin, stdout};
+
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use tokio::sync::mpsc;
+use tombolo_agent::api::exec::WindowSize;
+
+/// Keeps our terminal raw until dropped.
+#[derive(Debug)]
+pub(super) struct RawMode {
+    before: Termios,
+}
+
+impl RawMode {
+    /// Makes our terminal raw; `None` if stdin is not one.
+    pub(super) fn enter() -> Option<Self> {
+        if !stdin().is_terminal() {
+            return None;
+        }
+        let before = tcgetattr(stdin()).ok()?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(stdin(), OptionalActions::Now, &raw).ok()?;
+        Some(Self { before })
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        let _ = tcsetattr(stdin(), OptionalActions::Now, &self.before);
+    }
+}
+
+/// The size of our terminal; that of a VT100 if we have none.
+pub(super) fn window_size() -> WindowSize {
+    match tcgetwinsize(stdout()).or_else(|_| tcgetwinsize(stdin())) {
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => WindowSize { rows: size.ws_row, cols: size.ws_col },
+        _ => WindowSize { rows: 24, cols: 80 },
+    }
+}
+
+/// What is typed, piece by piece, then the end. Read by a thread of its own: stdin knows no other way.
+pub(super) fn typed() -> mpsc::Receiver<Vec<u8>> {
+    // A few pieces ahead; more would outrun the program that reads them.
+    let (sender, receiver) = mpsc::channel(4);
+    std::thread::spawn(move || {
+        let mut chunk = vec![0; 16 * 1024];
+        while let Ok(read @ 1..) = std::io::Read::read(&mut stdin().lock(), &mut chunk) {
+            if sender.blocking_send(chunk[..read].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}

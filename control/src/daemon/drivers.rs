@@ -1,0 +1,56 @@
+//! The spawners of this host behind one face.
+
+use std::path::Path;
+
+use crate::core::InstanceSpec;
+use crate::spawner::{
+    Availability, Kernel, KernelSpec, ProcessSpawner, SpawnError, Spawner, SpawnerKind, UmlSpawner,
+};
+
+/// The spawners.
+#[derive(Clone, Debug)]
+pub(crate) struct Drivers {
+    uml: UmlSpawner,
+    process: ProcessSpawner,
+    default: Option<SpawnerKind>,
+}
+
+impl Drivers {
+    pub(crate) fn new(keeper_binary: &Path, image: Option<&Path>, default: Option<SpawnerKind>) -> Self {
+        Self {
+            uml: UmlSpawner::new(keeper_binary).with_image(image.map(Path::to_owned)),
+            process: ProcessSpawner::new(keeper_binary),
+            default,
+        }
+    }
+
+    /// The driver for an instance: what it names, what the daemon was told, or the best that can run.
+    pub(crate) async fn choose(&self, spec: &InstanceSpec) -> SpawnerKind {
+        match spec.spawner.or(self.default) {
+            Some(kind) => kind,
+            None if self.availability(SpawnerKind::Uml).await.is_ready() => SpawnerKind::Uml,
+            None => SpawnerKind::Process,
+        }
+    }
+
+    pub(crate) async fn availability(&self, kind: SpawnerKind) -> Availability {
+        match kind {
+            SpawnerKind::Uml => self.uml.availability().await,
+            SpawnerKind::Process => self.process.availability().await,
+        }
+    }
+
+    pub(crate) async fn spawn(&self, kind: SpawnerKind, spec: &KernelSpec) -> Result<Kernel, SpawnError> {
+        match kind {
+            SpawnerKind::Uml => self.uml.spawn(spec).await,
+            SpawnerKind::Process => self.process.spawn(spec).await,
+        }
+    }
+
+    pub(crate) async fn adopt(&self, kind: SpawnerKind, runtime_dir: &Path) -> Result<Kernel, SpawnError> {
+        match kind {
+            SpawnerKind::Uml => self.uml.adopt(runtime_dir).await,
+            SpawnerKind::Process => self.process.adopt(runtime_dir).await,
+        }
+    }
+}

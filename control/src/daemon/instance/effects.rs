@@ -1,0 +1,374 @@
+//! What the lifecycle decides, done. Each effect is idempotent and bounded in time.
+
+use std::error::Error;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tombolo_agent::config::{AgentConfig, Hex, Secret};
+use tombolo_transport::pool::Member;
+use tombolo_transport::{Cid, Incarnation};
+
+use super::Instance;
+use super::message::Message;
+use super::view::LAST_WORDS;
+use super::watch::Confirmation;
+use crate::core::health::{HealthConfig, Monitor};
+use crate::core::lifecycle::{Effect, End, Input};
+use crate::core::policy::to_broker_policy;
+use crate::core::{EventKind, State};
+use crate::daemon::shared::Credential;
+use crate::keeper::{Exit, ExitHow};
+use crate::spawner::{FileContent, InitrdFile, Kernel, KernelSpec, PoolFile, SpawnError};
+use crate::store::LastEnd;
+use crate::time::unix_ns;
+
+/// How long a keeper may take to answer. It is a small process of this host that does nothing else.
+pub(super) const KEEPER_MAX: Duration = Duration::from_secs(5);
+/// How long starting a kernel may take: writing its initial archive, starting its keeper.
+const SPAWN_MAX: Duration = Duration::from_secs(60);
+/// How long killing may take, its helpers included.
+const KILL_MAX: Duration = Duration::from_secs(10);
+
+impl Instance {
+    pub(super) async fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Reserve => match self.reserve().await {
+                Ok(()) => self.inputs.push_back(Input::Reserved),
+                Err(reason) => self.step_failed("reserve", reason).await,
+            },
+            Effect::Load => match self.load().await {
+                Ok(()) => self.inputs.push_back(Input::Loaded),
+                Err(reason) => self.step_failed("load", reason).await,
+            },
+            Effect::Spawn => self.spawn().await,
+            Effect::Drain(grace) => self.drain(grace),
+            Effect::Kill => self.kill(),
+            Effect::Fence => {} // done before the step was recorded: peers must not wait for our disk
+            Effect::KeepLastWords => self.keep_last_words().await,
+            Effect::Release => self.release().await,
+            Effect::Arm(timer, after) => drop(self.timers.insert(timer, Instant::now() + after)),
+            Effect::Disarm(timer) => drop(self.timers.remove(&timer)),
+            Effect::GiveUp => {
+                tracing::warn!(instance = %self.record.name, "it has ended too often and is not started again");
+            }
+        }
+    }
+
+    async fn step_failed(&mut self, step: &str, reason: String) {
+        tracing::warn!(instance = %self.record.name, step, reason, "a step did not work");
+        self.record.last_error = Some(format!("{step}: {reason}"));
+        self.shared
+            .note(Some(&self.record.name), EventKind::StepFailed { step: step.to_owned(), reason })
+            .await;
+        self.inputs.push_back(Input::StepFailed);
+    }
+
+    async fn reserve(&mut self) -> Result<(), String> {
+        let incarnation = Incarnation::random().map_err(|error| error.to_string())?;
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret).map_err(|error| error.to_string())?;
+        let member = Member(self.record.member);
+        let admission =
+            self.shared.broker.admit(member, self.record.cid, self.record.name.as_str(), incarnation);
+        match tokio::time::timeout(KEEPER_MAX, admission).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(chain(&error)),
+            Err(_) => return Err("the broker did not answer in time".into()),
+        }
+        self.record.incarnation = Some(incarnation);
+        self.record.secret = Some(Secret(Hex(secret)));
+        self.record.boot_id = None;
+        self.record.kernel = None;
+        self.record.pid = None;
+        self.inventory = None;
+        self.report = None;
+        self.confirm = None;
+        Ok(())
+    }
+
+    async fn load(&mut self) -> Result<(), String> {
+        let (Some(incarnation), Some(secret)) = (self.record.incarnation, self.record.secret.clone()) else {
+            return Err("the record holds no incarnation".into());
+        };
+        let kind = self.shared.drivers.choose(&self.record.spec).await;
+        self.record.spawner = Some(kind);
+        let spec = &self.record.spec;
+        let folder = self.shared.places.instance(&self.record.name);
+        let mut config = AgentConfig::new(
+            self.record.name.as_str(),
+            self.record.cid,
+            Member(self.record.member),
+            incarnation,
+            secret.0.0,
+        );
+        config.primary_cid = Cid::HOST;
+        config.entrypoint = spec.entrypoint.clone();
+        config.probes = spec.probes.clone();
+        config.log_level = spec.log_level.clone();
+        config.policy = to_broker_policy(&self.shared.rules());
+        if kind.makes_kernels() {
+            config.hostname = Some(self.record.name.to_string());
+        }
+        let initrd_files = spec.files.iter().map(|file| InitrdFile {
+            guest_path: file.guest.clone(),
+            mode: file.mode,
+            content: FileContent::Path(file.source.clone()),
+        });
+        self.kernel_spec = Some(Box::new(KernelSpec {
+            image: spec.image.clone(),
+            memory_bytes: spec.memory_mib << 20,
+            agent_binary: self.shared.places.agent_binary.clone(),
+            agent_config: config,
+            initrd_files: initrd_files.collect(),
+            modules: spec.modules.clone(),
+            pool: Some(PoolFile { path: self.shared.places.pool.clone(), len: self.shared.pool_bytes }),
+            runtime_dir: folder,
+            extra_args: spec.extra_args.clone(),
+        }));
+        Ok(())
+    }
+
+    async fn spawn(&mut self) {
+        if self.kernel_spec.is_none()
+            && let Err(reason) = self.load().await
+        {
+            return self.step_failed("load", reason).await;
+        }
+        let (Some(spec), Some(incarnation), Some(kind)) =
+            (self.kernel_spec.take(), self.record.incarnation, self.record.spawner)
+        else {
+            return self.step_failed("spawn", "nothing was loaded".into()).await;
+        };
+        self.admit_agent();
+        self.monitor = Monitor::new(HealthConfig::default());
+        self.probe.reset();
+        self.record.spawned_unix_ns = Some(unix_ns());
+        let (shared, mailbox) = (self.shared.clone(), self.mailbox.clone());
+        tokio::spawn(async move {
+            let spawning = async {
+                match shared.drivers.spawn(kind, &spec).await {
+                    // A kernel that an earlier attempt of ours left behind: nobody else uses this folder.
+                    Err(SpawnError::Occupied { .. }) => {
+                        clear(shared.drivers.adopt(kind, &spec.runtime_dir).await).await;
+                        shared.drivers.spawn(kind, &spec).await
+                    }
+                    other => other,
+                }
+            };
+            let outcome = match tokio::time::timeout(SPAWN_MAX, spawning).await {
+                Ok(Ok(kernel)) => Ok(kernel),
+                Ok(Err(error)) => Err(chain(&error)),
+                Err(_) => {
+                    clear(shared.drivers.adopt(kind, &spec.runtime_dir).await).await;
+                    Err(format!("it was not started within {SPAWN_MAX:?}"))
+                }
+            };
+            mailbox.send(Message::Spawned { incarnation, outcome }).await;
+        });
+    }
+
+    pub(super) async fn spawned(&mut self, incarnation: Incarnation, outcome: Result<Kernel, String>) {
+        let is_current = Some(incarnation) == self.record.incarnation;
+        match outcome {
+            Ok(kernel) if is_current => {
+                let kind = kernel.kind();
+                self.record.pid = Some(kernel.pid());
+                self.record.boots += 1;
+                let event = EventKind::Spawned { spawner: kind.to_string(), pid: kernel.pid() };
+                self.attend(kernel).await;
+                let _ = self.step(Input::Spawned, vec![event]).await;
+            }
+            Ok(kernel) => drop(tokio::spawn(clear(Ok(kernel)))),
+            Err(reason) if is_current => self.step_failed("spawn", reason).await,
+            Err(_) => {}
+        }
+    }
+
+    /// Takes charge of a kernel that runs: doorbell, agent, end.
+    pub(super) async fn attend(&mut self, kernel: Kernel) {
+        let Some(incarnation) = self.record.incarnation else { return };
+        match tokio::time::timeout(KEEPER_MAX, kernel.doorbell()).await {
+            Ok(Ok(line)) => {
+                if let Err(error) = self.shared.broker.add_line(Member(self.record.member), line) {
+                    tracing::warn!(instance = %self.record.name, %error, "its doorbell cannot be used; it is polled");
+                }
+            }
+            Ok(Err(error)) => {
+                let error = chain(&error);
+                tracing::warn!(instance = %self.record.name, error, "it has no doorbell; it is polled");
+            }
+            Err(_) => {
+                tracing::warn!(instance = %self.record.name, "its keeper did not hand over the doorbell");
+            }
+        }
+        self.admit_agent();
+        let (mailbox, watched) = (self.mailbox.clone(), kernel.clone());
+        tokio::spawn(async move {
+            let exit = wait_for_the_end(watched).await;
+            mailbox.send(Message::Ended { incarnation, exit }).await;
+        });
+        self.kernel = Some(kernel);
+        self.verdict = self.monitor.verdict(self.now_ns());
+    }
+
+    fn admit_agent(&self) {
+        if let (Some(incarnation), Some(secret)) = (self.record.incarnation, &self.record.secret) {
+            let credential = Credential {
+                secret: secret.0.0,
+                name: self.record.name.clone(),
+                mailbox: self.mailbox.clone(),
+            };
+            self.shared.admit_agent(self.record.cid, incarnation, credential);
+        }
+    }
+
+    pub(super) async fn ended(&mut self, incarnation: Incarnation, exit: Exit) {
+        if Some(incarnation) != self.record.incarnation || !self.record.life.state().may_have_kernel() {
+            return;
+        }
+        let (end, now_ns, now_unix_ns) = (end_of(&exit.how), self.now_ns(), unix_ns());
+        if let Some(beats) = self.beats() {
+            self.monitor.heartbeat(now_ns, beats);
+        }
+        self.monitor.ended(end);
+        self.verdict = self.monitor.verdict(now_ns);
+        self.note_end(end, exit.at_unix_ns);
+        if let ExitHow::NeverRan(reason) = &exit.how {
+            self.record.last_error = Some(format!("spawn: {reason}"));
+        }
+        let last_beat_ns = self.monitor.last_beat_ns();
+        self.confirm = Some(Confirmation::new(now_ns, self.beats(), last_beat_ns));
+        let died = EventKind::Died {
+            end,
+            expected: self.record.life.state() == State::Draining,
+            last_beat_age_ms: last_beat_ns.map(|at| now_ns.saturating_sub(at) / 1_000_000),
+            reaped_to_noticed_ms: Some(now_unix_ns.saturating_sub(exit.at_unix_ns) / 1_000_000),
+        };
+        let _ = self.step(Input::Ended(end), vec![died]).await;
+    }
+
+    pub(super) fn note_end(&mut self, end: End, at_unix_ns: u64) {
+        self.record.last_end = Some(LastEnd { end, at_unix_ns, incarnation: self.record.incarnation });
+    }
+
+    /// Declares the present generation dead, at once and without waiting for anything else.
+    pub(super) async fn fence(&mut self) -> Option<EventKind> {
+        self.shared.dismiss_agent(self.record.cid);
+        self.link = None;
+        let generation = self.shared.generation(self.record.member);
+        if generation == 0 {
+            return None;
+        }
+        let fencing = self.shared.broker.fence(Member(self.record.member), generation);
+        match tokio::time::timeout(KEEPER_MAX, fencing).await {
+            Ok(Ok(())) => Some(EventKind::Fenced { generation }),
+            Ok(Err(error)) => {
+                tracing::error!(instance = %self.record.name, %error, generation, "could not fence a dead kernel");
+                None
+            }
+            Err(_) => {
+                tracing::error!(instance = %self.record.name, generation, "fencing a dead kernel took too long");
+                None
+            }
+        }
+    }
+
+    async fn keep_last_words(&mut self) {
+        let words = self.black_box();
+        let (count, last) =
+            (words.len() as u32, words.last().map(|word| word.text.clone()).unwrap_or_default());
+        let folder = self.shared.places.instance(&self.record.name);
+        if let Ok(json) = serde_json::to_vec(&words)
+            && let Err(error) = tokio::fs::write(folder.join(LAST_WORDS), json).await
+        {
+            tracing::warn!(instance = %self.record.name, %error, "its last words could not be kept");
+        }
+        self.shared.note(Some(&self.record.name), EventKind::LastWords { records: count, last }).await;
+    }
+
+    fn kill(&self) {
+        // Without a kernel one is just being started: it is killed when that is done.
+        let Some(kernel) = self.kernel.clone() else { return };
+        let name = self.record.name.clone();
+        tokio::spawn(async move {
+            match tokio::time::timeout(KILL_MAX, kernel.kill()).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(instance = %name, error = chain(&error), "could not kill it");
+                }
+                Err(_) => tracing::error!(instance = %name, "killing it took too long"),
+            }
+        });
+    }
+
+    /// Gives back what a kernel that has ended held on this host.
+    pub(super) async fn release(&mut self) {
+        self.link = None;
+        self.shared.dismiss_agent(self.record.cid);
+        let member = Member(self.record.member);
+        self.shared.broker.remove_line(member);
+        if let Ok(Err(error)) = tokio::time::timeout(KEEPER_MAX, self.shared.broker.retire(member)).await {
+            tracing::debug!(instance = %self.record.name, %error, "its row in the pool was not given back");
+        }
+        let Some(kernel) = self.kernel.take() else { return };
+        match tokio::time::timeout(KEEPER_MAX, kernel.forget()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(instance = %self.record.name, error = chain(&error), "its keeper stays");
+            }
+            Err(_) => tracing::warn!(instance = %self.record.name, "its keeper did not answer and stays"),
+        }
+    }
+}
+
+/// Ends and forgets a kernel that nobody wants.
+async fn clear(found: Result<Kernel, SpawnError>) {
+    let Ok(kernel) = found else { return };
+    let clearing = async {
+        let _ = kernel.kill().await;
+        let _ = kernel.forget().await;
+    };
+    let _ = tokio::time::timeout(KILL_MAX, clearing).await;
+}
+
+/// Waits until the kernel has ended; a keeper that cannot be asked any more counts as lost with its kernel.
+async fn wait_for_the_end(kernel: Kernel) -> Exit {
+    const TRIES: u32 = 3;
+    let mut last_error = String::new();
+    for _ in 0..TRIES {
+        match kernel.exited().await {
+            Ok(exit) => return exit,
+            Err(error) => last_error = chain(&error),
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    tracing::warn!(pid = kernel.pid(), error = last_error, "the keeper of a kernel is gone");
+    Exit { how: ExitHow::Lost, at_unix_ns: unix_ns() }
+}
+
+/// How a kernel ended, in the words of the lifecycle.
+pub(super) fn end_of(how: &ExitHow) -> End {
+    match how {
+        ExitHow::PoweredOff => End::PoweredOff,
+        ExitHow::Panicked => End::Panicked,
+        ExitHow::Signaled(signal) => End::Signaled(*signal),
+        ExitHow::Code(code) => End::Exited(*code),
+        // What a shell says of a program that cannot be run.
+        ExitHow::NeverRan(_) => End::Exited(126),
+        ExitHow::Lost => End::Vanished,
+    }
+}
+
+/// An error with its causes on one line: what people read must not end at "could not open".
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

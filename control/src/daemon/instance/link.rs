@@ -1,0 +1,146 @@
+//! The link to an instance's agent.
+
+use std::time::Duration;
+
+use tombolo_agent::api::agent::{AgentClient, PolicyRule, Shutdown};
+use tombolo_agent::api::health::HealthClient;
+use tombolo_rpc::Link;
+
+use super::Instance;
+use super::message::{AgentArrived, Message};
+use crate::core::lifecycle::Input;
+use crate::core::policy::to_broker_policy;
+use crate::core::{EventKind, State};
+
+/// How long an agent may take to say what it is, or to take an order.
+const ORDER_MAX: Duration = Duration::from_secs(3);
+
+/// The link to an instance's agent. Numbered, so that what a former link brings is told from what this one does.
+#[derive(Debug)]
+pub(super) struct AgentLink {
+    pub(super) number: u64,
+    pub(super) link: Link,
+}
+
+impl Instance {
+    pub(super) async fn agent_arrived(&mut self, arrived: AgentArrived) {
+        let AgentArrived { incarnation, link } = arrived;
+        if Some(incarnation) != self.record.incarnation {
+            // It was let in just before its kernel was given up.
+            return;
+        }
+        self.links_seen += 1;
+        let number = self.links_seen;
+        let (mailbox, watched) = (self.mailbox.clone(), link.clone());
+        tokio::spawn(async move {
+            let reason = watched.closed().await.to_string();
+            mailbox.send(Message::LinkClosed { link: number, reason }).await;
+        });
+        let (mailbox, agent) = (self.mailbox.clone(), AgentClient::new(link.clone()));
+        tokio::spawn(async move {
+            let inventory = agent.hello().deadline(ORDER_MAX).await.map_err(|error| error.to_string());
+            mailbox.send(Message::AgentIntroduced { link: number, inventory }).await;
+        });
+        self.link = Some(AgentLink { number, link });
+        self.probe.reset();
+        self.push_rules();
+        self.publish();
+        if self.record.life.state() == State::Draining {
+            self.drain(self.record.spec.grace());
+        }
+    }
+
+    pub(super) async fn agent_introduced(
+        &mut self,
+        number: u64,
+        inventory: Result<tombolo_agent::api::agent::Inventory, String>,
+    ) {
+        if !self.is_current(number) {
+            return;
+        }
+        let inventory = match inventory {
+            Ok(inventory) => inventory,
+            Err(reason) => {
+                tracing::warn!(instance = %self.record.name, reason, "the agent did not introduce itself");
+                return;
+            }
+        };
+        let uname = &inventory.uname;
+        let kernel = format!("{} {} {}", uname.sysname, uname.release, uname.machine);
+        let first = self.record.boot_id.is_none();
+        self.record.boot_id = Some(inventory.boot_id.clone());
+        self.record.kernel = Some(kernel.clone());
+        self.record.last_error = None;
+        let boot_ms =
+            self.record.spawned_unix_ns.map_or(0, |at| crate::time::unix_ns().saturating_sub(at) / 1_000_000);
+        let events = match first {
+            true => vec![EventKind::AgentUp { boot_id: inventory.boot_id.clone(), kernel, boot_ms }],
+            false => vec![],
+        };
+        self.inventory = Some(inventory);
+        // Having answered is a first sign of life; the next probe tells how its programs are.
+        self.monitor.probe_answered(self.now_ns(), crate::core::health::Wellness::NotReady);
+        let _ = self.step(Input::AgentUp, events).await;
+        self.look().await;
+    }
+
+    pub(super) async fn link_closed(&mut self, number: u64, reason: String) {
+        if !self.is_current(number) {
+            return;
+        }
+        self.link = None;
+        self.publish();
+        if matches!(self.record.life.state(), State::Running | State::Hung | State::Adopted) {
+            let name = self.record.name.clone();
+            let incarnation = self.record.incarnation.map(|incarnation| incarnation.to_string());
+            let event = EventKind::LinkLost { reason };
+            let batch = crate::store::Batch::new().event(Some(&name), incarnation, event);
+            let _ = self.shared.store.commit(batch).await;
+        }
+    }
+
+    /// Asks the agent to end everything in good order; without a link that is done as soon as there is one.
+    pub(super) fn drain(&self, grace: Duration) {
+        let Some(agent) = self.link.as_ref().map(|link| AgentClient::new(link.link.clone())) else { return };
+        let name = self.record.name.clone();
+        // The agent's own time to stop programs must end before ours does, or we would kill what is being synced.
+        let grace_ms = grace.mul_f32(AGENT_SHARE).as_millis() as u64;
+        tokio::spawn(async move {
+            if let Err(error) = agent.shutdown(Shutdown { grace_ms }).deadline(ORDER_MAX).await {
+                tracing::warn!(instance = %name, %error, "the agent did not take the order to shut down");
+            }
+        });
+    }
+
+    /// Tells the agent the policy as it stands.
+    pub(super) fn push_rules(&self) {
+        let Some(agent) = self.link.as_ref().map(|link| AgentClient::new(link.link.clone())) else { return };
+        let rules: Vec<PolicyRule> =
+            to_broker_policy(&self.shared.rules()).rules.iter().map(Into::into).collect();
+        let name = self.record.name.clone();
+        tokio::spawn(async move {
+            if let Err(error) = agent.set_policy(rules).deadline(ORDER_MAX).await {
+                tracing::warn!(instance = %name, %error, "the agent did not take the policy");
+            }
+        });
+    }
+
+    /// Asks how everything is, once.
+    pub(super) fn send_probe(&mut self) {
+        let Some(link) = &self.link else { return };
+        let (health, number, mailbox) =
+            (HealthClient::new(link.link.clone()), link.number, self.mailbox.clone());
+        tokio::spawn(async move {
+            let outcome =
+                health.status().deadline(super::watch::PROBE_MAX).await.map_err(|error| error.to_string());
+            mailbox.send(Message::Probed { link: number, outcome }).await;
+        });
+    }
+
+    pub(super) fn is_current(&self, number: u64) -> bool {
+        self.link.as_ref().is_some_and(|link| link.number == number)
+    }
+}
+
+/// How much of the grace the agent may spend on stopping programs.
+const AGENT_SHARE: f32 = 0.7;

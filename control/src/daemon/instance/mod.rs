@@ -1,0 +1,296 @@
+//! One task per instance: it alone changes the instance's record and carries out what the lifecycle decides.
+//!
+//! Whatever takes long (spawning, calls to the agent, waiting for the end) runs in tasks of its own with a deadline and
+//! reports back as a [`Message`], so that a mute kernel never makes its task deaf.
+
+mod commands;
+mod effects;
+mod link;
+mod message;
+mod view;
+mod watch;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch as channel};
+use tokio::time::{Instant, MissedTickBehavior};
+use tombolo_agent::api::agent::Inventory;
+use tombolo_agent::api::health::HealthReport;
+use tombolo_rpc::Link;
+
+pub(crate) use effects::chain;
+use message::Message;
+pub(crate) use message::{AgentArrived, Command, Mailbox};
+
+use super::shared::Shared;
+use crate::api::InstanceView;
+use crate::core::health::{HealthConfig, Monitor, Verdict};
+use crate::core::lifecycle::{Effect, Found, Input, Timer};
+use crate::core::{EventKind, InstanceName, State};
+use crate::spawner::{Kernel, KernelSpec, KernelStatus, SpawnError};
+use crate::store::{Batch, InstanceRecord, StoreError};
+use crate::time::{monotonic_ns, unix_ns};
+
+/// Messages that may wait for an instance's task: more than its helpers can send at once (a handful), so that only
+/// callers ever wait for room.
+const MAILBOX_MESSAGES: usize = 64;
+/// How often the heartbeat is looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What others see of an instance without asking its task.
+#[derive(Clone, Debug)]
+pub(crate) struct Face {
+    pub(crate) view: InstanceView,
+    /// The link to its agent, while there is one.
+    pub(crate) link: Option<Link>,
+    /// Its kernel, while there is one.
+    pub(crate) kernel: Option<Kernel>,
+}
+
+/// How others reach an instance.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle {
+    pub(crate) name: InstanceName,
+    pub(crate) mailbox: Mailbox,
+    pub(crate) face: channel::Receiver<Face>,
+}
+
+/// The state of an instance's task.
+struct Instance {
+    shared: Arc<Shared>,
+    record: InstanceRecord,
+    mailbox: Mailbox,
+    face: channel::Sender<Face>,
+    /// Inputs that effects have brought about, to be handled before the next message.
+    inputs: VecDeque<Input>,
+    timers: HashMap<Timer, Instant>,
+    kernel: Option<Kernel>,
+    kernel_spec: Option<Box<KernelSpec>>,
+    monitor: Monitor,
+    verdict: Verdict,
+    link: Option<link::AgentLink>,
+    links_seen: u64,
+    probe: watch::ProbeClock,
+    inventory: Option<Inventory>,
+    report: Option<HealthReport>,
+    /// After a death: when to look whether the heartbeat has really stopped, and what it counted then.
+    confirm: Option<watch::Confirmation>,
+    silent_since_ns: Option<u64>,
+    removed: bool,
+}
+
+/// Starts the task of an instance. `resume`: the record is of an earlier daemon, and its kernel is to be found first.
+pub(crate) fn start(shared: Arc<Shared>, record: InstanceRecord, resume: bool) -> Handle {
+    let (sender, inbox) = mpsc::channel(MAILBOX_MESSAGES);
+    let mailbox = Mailbox::new(sender);
+    let verdict = view::verdict_of_the_past(&record);
+    let face =
+        channel::Sender::new(Face { view: view::view(&shared, &record, verdict), link: None, kernel: None });
+    let handle = Handle { name: record.name.clone(), mailbox: mailbox.clone(), face: face.subscribe() };
+    let instance = Instance {
+        shared,
+        record,
+        mailbox,
+        face,
+        inputs: VecDeque::new(),
+        timers: HashMap::new(),
+        kernel: None,
+        kernel_spec: None,
+        monitor: Monitor::new(HealthConfig::default()),
+        verdict,
+        link: None,
+        links_seen: 0,
+        probe: watch::ProbeClock::default(),
+        inventory: None,
+        report: None,
+        confirm: None,
+        silent_since_ns: None,
+        removed: false,
+    };
+    tokio::spawn(instance.run(inbox, resume));
+    handle
+}
+
+impl Instance {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Message>, resume: bool) {
+        if resume {
+            self.resume().await;
+        }
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !self.removed {
+            while let Some(input) = self.inputs.pop_front() {
+                // What could not be recorded has been logged, and nothing that needs recording was done.
+                let _ = self.step(input, vec![]).await;
+            }
+            let next_timer = self.timers.values().min().copied();
+            let watching = self.kernel.is_some() || self.confirm.is_some();
+            tokio::select! {
+                message = inbox.recv() => match message {
+                    Some(message) => self.handle(message).await,
+                    None => break,
+                },
+                () = sleep_until(next_timer) => self.expire().await,
+                _ = tick.tick(), if watching => self.look().await,
+            }
+        }
+        tracing::debug!(instance = %self.record.name, "the task of this instance ends");
+    }
+
+    /// Takes one input: decides, records, tells, does; in that order, but for the fence, which cannot wait.
+    ///
+    /// When it cannot be recorded and `input` is a wish of the operator's, nothing has happened. When it is a fact, it
+    /// is taken note of in memory, and nothing is started.
+    async fn step(&mut self, input: Input, mut events: Vec<EventKind>) -> Result<(), StoreError> {
+        let before = self.record.clone();
+        let from = before.life.state();
+        let mut effects = self.record.life.handle(&self.record.spec.rules(), unix_ns(), input);
+        let to = self.record.life.state();
+        if effects.contains(&Effect::Fence) {
+            events.extend(self.fence().await);
+        }
+        if from != to {
+            events.push(EventKind::State { from, to });
+        }
+        events.extend(effects.iter().filter_map(|effect| self.event_of(effect)));
+        if input == Input::Expired(Timer::Restart) && effects.contains(&Effect::Reserve) {
+            self.record.restarts += 1;
+        }
+        if self.record != before || !events.is_empty() {
+            let incarnation = self.record.incarnation.map(|incarnation| incarnation.to_string());
+            let mut batch = Batch::new().put_instance(&self.record);
+            for event in events {
+                batch = batch.event(Some(&self.record.name), incarnation.clone(), event);
+            }
+            if let Err(error) = self.shared.store.commit(batch).await {
+                tracing::error!(instance = %self.record.name, %error, ?input, "could not record a step");
+                if input.is_wish() {
+                    self.record = before;
+                    return Err(error);
+                }
+                self.record.last_error = Some(error.to_string());
+                effects.retain(|effect| !matches!(effect, Effect::Reserve | Effect::Load | Effect::Spawn));
+            }
+        }
+        if from != to {
+            tracing::info!(instance = %self.record.name, %from, %to, "state");
+        }
+        for effect in effects {
+            self.perform(effect).await;
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn event_of(&self, effect: &Effect) -> Option<EventKind> {
+        match effect {
+            Effect::Arm(Timer::Restart, delay) => {
+                Some(EventKind::RestartScheduled { delay_ms: delay.as_millis() as u64 })
+            }
+            Effect::GiveUp => Some(EventKind::GaveUp { restarts: self.record.restarts }),
+            _ => None,
+        }
+    }
+
+    async fn expire(&mut self) {
+        let now = Instant::now();
+        let due: Vec<Timer> =
+            self.timers.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
+        for timer in due {
+            self.timers.remove(&timer);
+            let _ = self.step(Input::Expired(timer), vec![]).await;
+        }
+    }
+
+    async fn handle(&mut self, message: Message) {
+        match message {
+            Message::Command { command, reply } => self.command(command, reply).await,
+            Message::Inspect { reply } => drop(reply.send(self.detail().await)),
+            Message::Spawned { incarnation, outcome } => self.spawned(incarnation, outcome).await,
+            Message::Ended { incarnation, exit } => self.ended(incarnation, exit).await,
+            Message::AgentArrived(arrived) => self.agent_arrived(arrived).await,
+            Message::AgentIntroduced { link, inventory } => self.agent_introduced(link, inventory).await,
+            Message::LinkClosed { link, reason } => self.link_closed(link, reason).await,
+            Message::Probed { link, outcome } => self.probed(link, outcome).await,
+            Message::RulesChanged => self.push_rules(),
+        }
+    }
+
+    /// After a start of the daemon: looks for the kernel that the record speaks of and goes on from there.
+    async fn resume(&mut self) {
+        let found = match self.record.life.state().may_have_kernel() {
+            true => self.find_kernel().await,
+            false => Found::Nothing,
+        };
+        let mut events = Vec::new();
+        if found == Found::Alive {
+            if let Some(kernel) = self.kernel.clone() {
+                events.push(EventKind::Adopted { pid: kernel.pid() });
+                self.attend(kernel).await;
+            }
+        } else if let Found::Dead(end) = found {
+            self.note_end(end, unix_ns());
+            events.push(EventKind::Died {
+                end,
+                expected: self.record.life.state() == State::Draining,
+                last_beat_age_ms: None,
+                reaped_to_noticed_ms: None,
+            });
+        }
+        let _ = self.step(Input::Resume(found), events).await;
+    }
+
+    async fn find_kernel(&mut self) -> Found {
+        let Some(kind) = self.record.spawner else { return Found::Nothing };
+        let folder = self.shared.places.instance(&self.record.name);
+        let adopted =
+            match tokio::time::timeout(effects::KEEPER_MAX, self.shared.drivers.adopt(kind, &folder)).await {
+                Ok(Ok(kernel)) => kernel,
+                Ok(Err(SpawnError::NotFound { .. })) => return Found::Nothing,
+                Ok(Err(error)) => {
+                    self.record.last_error = Some(error.to_string());
+                    return Found::Nothing;
+                }
+                Err(_) => {
+                    self.record.last_error =
+                        Some(format!("its keeper did not answer within {:?}", effects::KEEPER_MAX));
+                    return Found::Nothing;
+                }
+            };
+        let status = adopted.status().await;
+        self.kernel = Some(adopted);
+        match status {
+            Ok(KernelStatus::Running) => Found::Alive,
+            Ok(KernelStatus::Exited(exit)) => Found::Dead(effects::end_of(&exit.how)),
+            Err(_) => Found::Alive,
+        }
+    }
+
+    fn publish(&self) {
+        let face = Face {
+            view: view::view(&self.shared, &self.record, self.verdict),
+            link: self.link.as_ref().map(|link| link.link.clone()),
+            kernel: self.kernel.clone(),
+        };
+        self.face.send_replace(face);
+    }
+
+    fn beats(&self) -> Option<u64> {
+        let heartbeat = self.shared.pool.heartbeat(tombolo_transport::pool::Member(self.record.member));
+        // The line still shows the former boot until the new kernel's agent has mapped the pool.
+        (Some(heartbeat.incarnation) == self.record.incarnation).then_some(heartbeat.count)
+    }
+
+    fn now_ns(&self) -> u64 {
+        monotonic_ns()
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

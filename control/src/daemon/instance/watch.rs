@@ -1,0 +1,175 @@
+//! Watching a kernel: heartbeat, probes, verdict.
+
+use std::time::Duration;
+
+use tombolo_agent::api::health::HealthReport;
+
+use super::{Instance, TICK};
+use crate::core::health::Wellness;
+use crate::core::lifecycle::Input;
+use crate::core::{EventKind, State};
+use crate::store::Batch;
+
+/// How long an agent may take to answer a probe.
+pub(super) const PROBE_MAX: Duration = Duration::from_millis(300);
+/// From one probe to the next.
+const PROBE_EVERY_NS: u64 = 1_000_000_000;
+/// The same while something is suspicious.
+const PROBE_AGAIN_NS: u64 = 250_000_000;
+/// How long after a death the heartbeat is looked at once more: three beats and a little.
+const CONFIRM_AFTER_NS: u64 = 350_000_000;
+
+/// When probes are sent.
+#[derive(Debug, Default)]
+pub(super) struct ProbeClock {
+    last_ns: Option<u64>,
+    in_flight: bool,
+    failing: bool,
+}
+
+/// The second witness of a death: the heartbeat must not go on.
+#[derive(Debug)]
+pub(super) struct Confirmation {
+    pub(super) due_ns: u64,
+    pub(super) beats: Option<u64>,
+    pub(super) last_beat_ns: Option<u64>,
+}
+
+impl ProbeClock {
+    pub(super) fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    fn is_due(&self, now_ns: u64, suspicious: bool) -> bool {
+        let period = if suspicious || self.failing { PROBE_AGAIN_NS } else { PROBE_EVERY_NS };
+        !self.in_flight && self.last_ns.is_none_or(|last| now_ns.saturating_sub(last) >= period)
+    }
+}
+
+impl Confirmation {
+    pub(super) fn new(now_ns: u64, beats: Option<u64>, last_beat_ns: Option<u64>) -> Self {
+        Self { due_ns: now_ns + CONFIRM_AFTER_NS, beats, last_beat_ns }
+    }
+}
+
+impl Instance {
+    /// One look at everything that does not report by itself.
+    pub(super) async fn look(&mut self) {
+        let now_ns = self.now_ns();
+        self.confirm_death(now_ns).await;
+        if self.kernel.is_none() {
+            return;
+        }
+        self.monitor.tick(now_ns, TICK);
+        if let Some(beats) = self.beats() {
+            self.monitor.heartbeat(now_ns, beats);
+        }
+        if self.probe.is_due(now_ns, self.monitor.wants_probe(now_ns)) {
+            self.probe.last_ns = Some(now_ns);
+            if self.link.is_some() {
+                self.probe.in_flight = true;
+                self.send_probe();
+            } else {
+                self.probe.failing = true;
+                self.monitor.probe_failed();
+            }
+        }
+        self.judge(now_ns).await;
+    }
+
+    pub(super) async fn probed(&mut self, link: u64, outcome: Result<HealthReport, String>) {
+        if !self.is_current(link) {
+            return;
+        }
+        self.probe.in_flight = false;
+        self.probe.failing = outcome.is_err();
+        let now_ns = self.now_ns();
+        match outcome {
+            Ok(report) => {
+                self.monitor.probe_answered(now_ns, wellness(&report));
+                self.report = Some(report);
+            }
+            Err(reason) => {
+                tracing::debug!(instance = %self.record.name, reason, "a probe was not answered");
+                self.monitor.probe_failed();
+            }
+        }
+        if self.kernel.is_some() {
+            self.judge(now_ns).await;
+        }
+    }
+
+    /// Tells, and acts on, a change of the verdict.
+    async fn judge(&mut self, now_ns: u64) {
+        let (from, to) = (self.verdict, self.monitor.verdict(now_ns));
+        if from == to {
+            return;
+        }
+        self.verdict = to;
+        let why = self.why(now_ns);
+        tracing::info!(instance = %self.record.name, %from, %to, why, "health");
+        let silent_ms = self.monitor.last_beat_ns().map_or(0, |at| now_ns.saturating_sub(at) / 1_000_000);
+        let mut events = vec![EventKind::Health { from, to, why }];
+        let state = self.record.life.state();
+        if to.is_silent() && matches!(state, State::Running | State::Adopted) {
+            self.silent_since_ns = Some(now_ns.saturating_sub(silent_ms * 1_000_000));
+            events.push(EventKind::Hung { silent_ms });
+            let _ = self.step(Input::Silent, events).await;
+        } else if to.answers() && state == State::Hung {
+            let since_ns = self.silent_since_ns.take().unwrap_or(now_ns);
+            events.push(EventKind::Recovered { after_ms: now_ns.saturating_sub(since_ns) / 1_000_000 });
+            let _ = self.step(Input::Answers, events).await;
+        } else {
+            let incarnation = self.record.incarnation.map(|incarnation| incarnation.to_string());
+            let batch = events.into_iter().fold(Batch::new(), |batch, event| {
+                batch.event(Some(&self.record.name), incarnation.clone(), event)
+            });
+            if let Err(error) = self.shared.store.commit(batch).await {
+                tracing::warn!(instance = %self.record.name, %error, "a change of health could not be recorded");
+            }
+            self.publish();
+        }
+    }
+
+    fn why(&self, now_ns: u64) -> String {
+        let beat = match self.monitor.last_beat_ns() {
+            Some(at) => format!(
+                "heartbeat {} ms ago (suspicion {:.1})",
+                now_ns.saturating_sub(at) / 1_000_000,
+                self.monitor.suspicion(now_ns).min(99.0)
+            ),
+            None => "no heartbeat seen".to_owned(),
+        };
+        let probe = match (&self.link, self.probe.failing) {
+            (None, _) => "no link to the agent",
+            (Some(_), true) => "the agent does not answer",
+            (Some(_), false) => "the agent answers",
+        };
+        format!("{beat}, {probe}")
+    }
+
+    async fn confirm_death(&mut self, now_ns: u64) {
+        let Some(confirmation) = self.confirm.take_if(|confirmation| confirmation.due_ns <= now_ns) else {
+            return;
+        };
+        let event = match (confirmation.beats, self.beats()) {
+            (Some(then), Some(now)) if now > then => {
+                EventKind::DeathContradicted { beats_after_death: now - then }
+            }
+            _ => EventKind::DeathConfirmed {
+                silent_ms: confirmation.last_beat_ns.map_or(0, |at| now_ns.saturating_sub(at) / 1_000_000),
+            },
+        };
+        self.shared.note(Some(&self.record.name), event).await;
+    }
+}
+
+fn wellness(report: &HealthReport) -> Wellness {
+    if !report.live {
+        Wellness::Unwell
+    } else if report.ready {
+        Wellness::Ready
+    } else {
+        Wellness::NotReady
+    }
+}

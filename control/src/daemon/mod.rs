@@ -1,0 +1,234 @@
+//! `tombolod`: holds the truth about the instances, keeps it in step with the world, and serves it.
+//!
+//! ```text
+//!  tombolo ──tombolod.sock──▶ services ──▶ registry ──▶ instance (one task each) ──▶ spawner, keeper
+//!                                │                          ▲    │
+//!                                ▼                          │    ▼
+//!                              store ◀──── every step ──────┘   pool: heartbeat, black box, fence
+//!                                                           ▲
+//!  agents ──control port (shared memory)──▶ door ───────────┘
+//! ```
+
+mod agents;
+mod drivers;
+mod instance;
+pub mod options;
+mod registry;
+mod services;
+mod shared;
+pub mod socket;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tombolo_transport::pool::{Geometry, Member, Pool, PoolSource};
+use tombolo_transport::{Broker, BrokerConfig, BrokerHandle, Cid, Incarnation};
+
+use self::agents::Door;
+use self::drivers::Drivers;
+use self::instance::Command;
+use self::options::{Options, Places};
+use self::registry::Registry;
+use self::services::ShutdownRequest;
+use self::shared::{Parts, Shared};
+use crate::core::policy::to_broker_policy;
+use crate::core::{EventKind, State};
+use crate::store::{InstanceRecord, StateLock, Store, StoreError};
+
+/// How long an instance may take to stop when the daemon ends, whatever its grace.
+const STOP_MAX: Duration = Duration::from_secs(300);
+
+/// Why the daemon could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store, or the right to it, could not be had.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The pool cannot be used.
+    #[error("{0}")]
+    Pool(String),
+    /// Something of the host's was refused.
+    #[error("could not {attempt}: {reason}")]
+    Host {
+        /// What was tried.
+        attempt: String,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+impl StartError {
+    fn host(attempt: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let attempt = attempt.into();
+        move |error| Self::Host { attempt, reason: error.to_string() }
+    }
+
+    /// The exit code that says so.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Store(StoreError::InUse { .. }) => ExitCode::from(4),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Runs the daemon until it is told to end.
+///
+/// # Errors
+/// [`StartError`] if it cannot take charge; nothing has been changed then.
+pub async fn run(options: Options) -> Result<(), StartError> {
+    let places = Places::new(&options).map_err(StartError::host("find our own program"))?;
+    let _state_lock = StateLock::acquire(&places.state_dir, 0o700)?;
+    let _runtime_lock = StateLock::acquire(&places.runtime_dir, 0o755)?;
+    let store = Store::open(&places.state_dir)?;
+    if let Some(reason) = store.refusal() {
+        tracing::warn!(reason, "changes are refused; reading goes on");
+    }
+    let records = store.instances()?;
+    let rules = store.rules()?;
+    let (pool, pool_bytes) = open_pool(&places, &options, &records).await?;
+    let broker = start_broker(&places, to_broker_policy(&rules), &options).await?;
+    let shared = Shared::new(Parts {
+        drivers: Drivers::new(&places.keeper_binary, options.image.as_deref(), options.spawner),
+        operators_gid: socket::operators_gid(&options.operators),
+        image: options.image.clone(),
+        places,
+        store,
+        pool,
+        pool_bytes,
+        broker,
+        rules,
+    });
+    let unusable = |error: tombolo_transport::Error| StartError::Pool(chain(&error));
+    let endpoint = shared.broker.endpoint().await.map_err(unusable)?;
+    let (door, agents) = Door::open(shared.clone(), &endpoint).await.map_err(unusable)?;
+    let path = shared.places.control_socket();
+    let listener = socket::bind(&path).map_err(StartError::host(format!("bind {}", path.display())))?;
+
+    let started =
+        EventKind::DaemonStarted { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id() };
+    shared.note(None, started).await;
+    let registry = Registry::resume(shared.clone(), records);
+    let (shutdown, requests) = mpsc::channel(1);
+    let door = tokio::spawn(door.serve(agents));
+    let callers = tokio::spawn(socket::serve(listener, shared.clone(), registry.clone(), shutdown));
+    tracing::info!(socket = %path.display(), state = %shared.places.state_dir.display(), "ready");
+
+    let request = wait_for_the_end(requests, options.stop_kernels).await;
+    if request.stop_kernels {
+        stop_all(&registry).await;
+    }
+    let left = registry.views().iter().filter(|view| view.state.may_have_kernel()).count() as u32;
+    shared.note(None, EventKind::DaemonStopped { kernels_left_running: left }).await;
+    callers.abort();
+    door.abort();
+    let _ = std::fs::remove_file(&path);
+    drop(endpoint);
+    shared.broker.clone().stop().await;
+    if left == 0 && request.stop_kernels {
+        // Nobody maps it any more; the next daemon makes a new one.
+        let _ = std::fs::remove_file(&shared.places.pool);
+    }
+    tracing::info!(kernels_left_running = left, "ended");
+    Ok(())
+}
+
+/// Opens the pool that running kernels map, or makes a new one where none runs.
+async fn open_pool(
+    places: &Places,
+    options: &Options,
+    records: &[InstanceRecord],
+) -> Result<(Pool, u64), StartError> {
+    let path = &places.pool;
+    let in_use = records.iter().any(|record| record.life.state().may_have_kernel());
+    let fresh = |reason: &str| {
+        tracing::info!(path = %path.display(), reason, "making a new pool");
+        let geometry = Geometry {
+            members_max: options.pool_members,
+            extent_bytes: options.pool_extent << 20,
+            ..Geometry::default()
+        };
+        Pool::create(path, geometry)
+    };
+    let opened = match (path.exists(), in_use) {
+        (false, _) => fresh("there is none"),
+        (true, false) => fresh("no kernel maps the old one"),
+        (true, true) => Pool::attach(PoolSource::path(path), Member::PRIMARY),
+    };
+    let pool = opened.map_err(|error| {
+        let hint = match in_use {
+            true => "; instances of ours may map it: stop them by hand (their folders tell the process ids), then remove it",
+            false => "",
+        };
+        StartError::Pool(format!("{}{hint}", chain(&error)))
+    })?;
+    let bytes =
+        std::fs::metadata(path).map_err(StartError::host(format!("look at {}", path.display())))?.len();
+    Ok((pool, bytes))
+}
+
+async fn start_broker(
+    places: &Places,
+    policy: tombolo_transport::broker::Policy,
+    options: &Options,
+) -> Result<BrokerHandle, StartError> {
+    let mut config = BrokerConfig::new(PoolSource::path(&places.pool), Member::PRIMARY);
+    config.socket = Some(places.broker_socket());
+    config.allowed_gid = socket::operators_gid(&options.operators);
+    config.policy = policy;
+    let broker = Broker::start(config).await.map_err(|error| StartError::Pool(chain(&error)))?;
+    let incarnation = Incarnation::random().map_err(|error| StartError::Pool(chain(&error)))?;
+    broker
+        .admit(Member::PRIMARY, Cid::HOST, crate::core::name::HOST, incarnation)
+        .await
+        .map_err(|error| StartError::Pool(chain(&error)))?;
+    Ok(broker)
+}
+
+async fn wait_for_the_end(
+    mut requests: mpsc::Receiver<ShutdownRequest>,
+    stop_kernels: bool,
+) -> ShutdownRequest {
+    let by_signal = ShutdownRequest { stop_kernels };
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return requests.recv().await.unwrap_or(by_signal);
+    };
+    tokio::select! {
+        request = requests.recv() => request.unwrap_or(by_signal),
+        _ = terminate.recv() => by_signal,
+        _ = interrupt.recv() => by_signal,
+    }
+}
+
+/// Stops every instance in good order, all at once, and waits until none has a kernel.
+async fn stop_all(registry: &Registry) {
+    let mut stopping = tokio::task::JoinSet::new();
+    for handle in registry.all() {
+        stopping.spawn(async move {
+            let name = handle.name.to_string();
+            if let Err(error) = handle.mailbox.command(&name, Command::Stop(None)).await {
+                tracing::warn!(instance = name, %error, "could not begin to stop it");
+                let _ = handle.mailbox.command(&name, Command::Kill).await;
+            }
+            let mut face = handle.face.clone();
+            let stopped = face.wait_for(|face| {
+                let state = face.view.state;
+                !state.may_have_kernel() && state != State::Reserved
+            });
+            // The instance itself uses force when its grace is over; this is for when even that does not work.
+            if tokio::time::timeout(STOP_MAX, stopped).await.is_err() {
+                tracing::error!(instance = name, "it did not stop");
+            }
+        });
+    }
+    while stopping.join_next().await.is_some() {}
+}
+
+/// An error with its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    instance::chain(error)
+}

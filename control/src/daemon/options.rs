@@ -1,0 +1,96 @@
+//! The command line of `tombolod`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+
+use crate::paths;
+use crate::spawner::SpawnerKind;
+
+/// The control plane of Tombolo: keeps Linux kernels running beside this one, watches them, and serves `tombolo`.
+///
+/// It stays in the foreground and logs to stderr (filter: RUST_LOG). SIGTERM or Ctrl-C ends it; kernels stay up and
+/// the next daemon on the same state folder adopts them, unless --stop-kernels is given.
+///
+/// Exit codes: 0 ended in good order, 1 failed, 2 usage, 4 another daemon holds the folder.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "tombolod", version, max_term_width = 110)]
+pub struct Options {
+    /// Where records, events and instance folders are kept [default: /var/lib/tombolo as root, else
+    /// $XDG_STATE_HOME/tombolo]
+    #[arg(long, env = "TOMBOLO_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where sockets are made [default: /run/tombolo as root, else $XDG_RUNTIME_DIR/tombolo]
+    #[arg(long, env = "TOMBOLO_RUNTIME_DIR", value_name = "DIR")]
+    pub runtime_dir: Option<PathBuf>,
+    /// The agent to boot kernels with: a static binary [default: tombolo-agent beside this program]
+    #[arg(long, env = "TOMBOLO_AGENT", value_name = "FILE")]
+    pub agent_binary: Option<PathBuf>,
+    /// The kernel image for instances that name none [default: what the driver finds]
+    #[arg(long, env = "TOMBOLO_UML_KERNEL", value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// The driver for instances that name none: uml or process [default: uml where it can run]
+    #[arg(long, value_name = "DRIVER")]
+    pub spawner: Option<SpawnerKind>,
+    /// Members of a new pool, the primary included: 2 to 64
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=64), value_name = "N")]
+    pub pool_members: u32,
+    /// Shared memory of each member of a new pool, in MiB (sparse: what is not used costs nothing)
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=65536), value_name = "MIB")]
+    pub pool_extent: u64,
+    /// Members of this group may run instances; others than root and our own user may only look
+    #[arg(long, default_value = "tombolo", value_name = "GROUP")]
+    pub operators: String,
+    /// When ended by a signal, stop all kernels in good order first
+    #[arg(long)]
+    pub stop_kernels: bool,
+}
+
+/// Where everything is, made out from [`Options`].
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Records, events, instance folders.
+    pub state_dir: PathBuf,
+    /// Sockets.
+    pub runtime_dir: PathBuf,
+    /// The pool.
+    pub pool: PathBuf,
+    /// The agent.
+    pub agent_binary: PathBuf,
+    /// This program, to be run as a keeper.
+    pub keeper_binary: PathBuf,
+}
+
+impl Places {
+    /// Fills in what the options leave open.
+    ///
+    /// # Errors
+    /// If this program cannot find itself, or a folder cannot be made absolute.
+    pub fn new(options: &Options) -> std::io::Result<Self> {
+        let state_dir = std::path::absolute(options.state_dir.clone().unwrap_or_else(paths::state_dir))?;
+        let runtime_dir =
+            std::path::absolute(options.runtime_dir.clone().unwrap_or_else(paths::runtime_dir))?;
+        let keeper_binary = std::env::current_exe()?;
+        let beside = |name: &str| keeper_binary.parent().unwrap_or_else(|| Path::new("/")).join(name);
+        let agent_binary = match &options.agent_binary {
+            Some(path) => std::path::absolute(path)?,
+            None => beside("tombolo-agent"),
+        };
+        Ok(Self { pool: paths::pool(&state_dir), state_dir, runtime_dir, agent_binary, keeper_binary })
+    }
+
+    /// The socket for `tombolo`.
+    pub fn control_socket(&self) -> PathBuf {
+        self.runtime_dir.join(paths::CONTROL_SOCKET)
+    }
+
+    /// The socket for applications on this host.
+    pub fn broker_socket(&self) -> PathBuf {
+        self.runtime_dir.join(paths::BROKER_SOCKET)
+    }
+
+    /// The folder of one instance.
+    pub fn instance(&self, name: &crate::core::InstanceName) -> PathBuf {
+        self.state_dir.join("instances").join(name.as_str())
+    }
+}

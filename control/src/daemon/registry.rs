@@ -1,0 +1,139 @@
+//! All instances: names, addresses, members of the pool, and the tasks behind them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
+
+use tokio::sync::Mutex;
+use tombolo_transport::Cid;
+
+use super::instance::{self, Command, Handle};
+use super::shared::Shared;
+use crate::api::{ControlError, CreateRequest, InstanceView};
+use crate::core::{EventKind, InstanceName, InstanceSpec};
+use crate::store::{Batch, InstanceRecord};
+use crate::time::unix_ns;
+
+/// All instances.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    shared: Arc<Shared>,
+    handles: RwLock<BTreeMap<InstanceName, Handle>>,
+    /// Held while a record is made or deleted: names, CIDs and members are given to one instance each. Instances'
+    /// own tasks never take it, so a mute kernel cannot hold it up.
+    births: Mutex<()>,
+}
+
+impl Registry {
+    /// Starts a task for every record, which goes on where the last daemon left it.
+    pub(crate) fn resume(shared: Arc<Shared>, records: Vec<InstanceRecord>) -> Arc<Self> {
+        let handles = records
+            .into_iter()
+            .map(|record| (record.name.clone(), instance::start(shared.clone(), record, true)))
+            .collect();
+        Arc::new(Self { shared, handles: RwLock::new(handles), births: Mutex::new(()) })
+    }
+
+    /// The instance of this name.
+    pub(crate) fn find(&self, name: &str) -> Result<Handle, ControlError> {
+        let parsed: InstanceName = name.parse().map_err(|_| ControlError::no_instance(name))?;
+        let handles = self.handles.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        handles.get(&parsed).cloned().ok_or_else(|| ControlError::no_instance(name))
+    }
+
+    /// All instances, by name.
+    pub(crate) fn all(&self) -> Vec<Handle> {
+        self.handles.read().unwrap_or_else(|poisoned| poisoned.into_inner()).values().cloned().collect()
+    }
+
+    /// All instances at a glance, by name.
+    pub(crate) fn views(&self) -> Vec<InstanceView> {
+        self.all().iter().map(|handle| handle.face.borrow().view.clone()).collect()
+    }
+
+    /// Records a new instance.
+    pub(crate) async fn create(&self, request: CreateRequest) -> Result<InstanceView, ControlError> {
+        let invalid = |reason: String| ControlError::Invalid { reason };
+        let name: InstanceName = request.name.parse().map_err(|error| invalid(format!("{error}")))?;
+        let spec: InstanceSpec = serde_json::from_str(&request.spec_json).map_err(|error| {
+            invalid(format!("the specification of `{name}` cannot be understood: {error}"))
+        })?;
+        spec.validate(&name).map_err(|error| invalid(error.to_string()))?;
+        let key = match request.idempotency_key {
+            Some(key) if key.is_empty() || key.len() > KEY_BYTES_MAX => {
+                return Err(invalid(format!("an idempotency key has 1 to {KEY_BYTES_MAX} bytes")));
+            }
+            other => other.map(|key| format!("create/{key}")),
+        };
+
+        let _birth = self.births.lock().await;
+        if let Some(key) = &key
+            && let Some(fingerprint) = self.shared.store.receipt::<String>(key)?
+        {
+            return match self.find(name.as_str()) {
+                Ok(handle) if fingerprint == fingerprint_of(&name, &spec) => {
+                    Ok(handle.face.borrow().view.clone())
+                }
+                _ => Err(ControlError::Conflict {
+                    verb: "create".into(),
+                    name: name.to_string(),
+                    reason:
+                        "this idempotency key was used for another request, or its instance was removed since"
+                            .into(),
+                }),
+            };
+        }
+        if self.find(name.as_str()).is_ok() {
+            return Err(ControlError::Conflict {
+                verb: "create".into(),
+                name: name.to_string(),
+                reason: "an instance of this name exists".into(),
+            });
+        }
+        let cid = self.shared.store.next_cid()?;
+        let member = self.free_member(&name)?;
+        let record = InstanceRecord::new(name.clone(), Cid(cid), member, spec, unix_ns());
+        let mut batch =
+            Batch::new().put_instance(&record).next_cid(cid + 1).event(Some(&name), None, EventKind::Created);
+        if let Some(key) = &key {
+            batch = batch.put_receipt(key, &fingerprint_of(&name, &record.spec));
+        }
+        self.shared.store.commit(batch).await?;
+        let handle = instance::start(self.shared.clone(), record, false);
+        let view = handle.face.borrow().view.clone();
+        self.handles.write().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(name, handle);
+        Ok(view)
+    }
+
+    /// Deletes the record of an instance that does not run.
+    pub(crate) async fn remove(&self, name: &str) -> Result<(), ControlError> {
+        let handle = self.find(name)?;
+        let _birth = self.births.lock().await;
+        handle.mailbox.command(name, Command::Remove).await?;
+        self.handles.write().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(&handle.name);
+        Ok(())
+    }
+
+    /// The lowest member of the pool that no record holds; 0 is the primary.
+    fn free_member(&self, name: &InstanceName) -> Result<u8, ControlError> {
+        let taken: Vec<u32> = self.views().iter().map(|view| view.member).collect();
+        let members_max = self.shared.pool.geometry().members_max;
+        (1..members_max).find(|member| !taken.contains(member)).and_then(|member| u8::try_from(member).ok()).ok_or_else(
+            || ControlError::Conflict {
+                verb: "create".into(),
+                name: name.to_string(),
+                reason: format!(
+                    "the pool has room for {} instances and holds as many; remove one, or begin a new pool with --pool-members",
+                    members_max.saturating_sub(1)
+                ),
+            },
+        )
+    }
+}
+
+/// Longest idempotency key, in bytes.
+const KEY_BYTES_MAX: usize = 128;
+
+fn fingerprint_of(name: &InstanceName, spec: &InstanceSpec) -> String {
+    let document = serde_json::to_vec(&(name, spec)).unwrap_or_default();
+    blake3::hash(&document).to_hex().to_string()
+}

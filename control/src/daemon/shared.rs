@@ -1,0 +1,118 @@
+//! What every part of the daemon knows.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+
+use tombolo_transport::pool::{Member, Pool};
+use tombolo_transport::{BrokerHandle, Cid, Incarnation};
+
+use super::drivers::Drivers;
+use super::instance::Mailbox;
+use super::options::Places;
+use crate::core::policy::{Rule, to_broker_policy};
+use crate::core::{EventKind, InstanceName};
+use crate::store::{Batch, Store};
+
+/// What every part of the daemon knows. No lock in it is held across an await.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) places: Places,
+    pub(crate) store: Store,
+    pub(crate) drivers: Drivers,
+    pub(crate) pool: Pool,
+    pub(crate) pool_bytes: u64,
+    pub(crate) broker: BrokerHandle,
+    pub(crate) daemon_uid: u32,
+    pub(crate) operators_gid: Option<u32>,
+    pub(crate) image: Option<PathBuf>,
+    pub(crate) started_unix_ns: u64,
+    rules: RwLock<Arc<Vec<Rule>>>,
+    /// Who may report as an agent: one entry for each kernel that was started and has not ended.
+    credentials: RwLock<HashMap<(Cid, Incarnation), Credential>>,
+}
+
+/// What an agent must prove, and whom to tell when it has.
+#[derive(Clone, Debug)]
+pub(crate) struct Credential {
+    pub(crate) secret: [u8; 32],
+    pub(crate) name: InstanceName,
+    pub(crate) mailbox: Mailbox,
+}
+
+/// The parts that [`Shared`] is made of.
+pub(crate) struct Parts {
+    pub(crate) places: Places,
+    pub(crate) store: Store,
+    pub(crate) drivers: Drivers,
+    pub(crate) pool: Pool,
+    pub(crate) pool_bytes: u64,
+    pub(crate) broker: BrokerHandle,
+    pub(crate) operators_gid: Option<u32>,
+    pub(crate) image: Option<PathBuf>,
+    pub(crate) rules: Vec<Rule>,
+}
+
+impl Shared {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let Parts { places, store, drivers, pool, pool_bytes, broker, operators_gid, image, rules } = parts;
+        Arc::new(Self {
+            places,
+            store,
+            drivers,
+            pool,
+            pool_bytes,
+            broker,
+            operators_gid,
+            image,
+            daemon_uid: rustix::process::geteuid().as_raw(),
+            started_unix_ns: crate::time::unix_ns(),
+            rules: RwLock::new(Arc::new(rules)),
+            credentials: RwLock::default(),
+        })
+    }
+
+    /// The policy as it stands.
+    pub(crate) fn rules(&self) -> Arc<Vec<Rule>> {
+        self.rules.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    /// Puts a new policy in force in this kernel; the instances must be told apart.
+    pub(crate) async fn replace_rules(&self, rules: Vec<Rule>) -> Result<(), tombolo_transport::Error> {
+        let policy = to_broker_policy(&rules);
+        *self.rules.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Arc::new(rules);
+        self.broker.set_policy(policy).await
+    }
+
+    pub(crate) fn credential(&self, cid: Cid, incarnation: Incarnation) -> Option<Credential> {
+        self.credentials
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .get(&(cid, incarnation))
+            .cloned()
+    }
+
+    /// Lets the agent of this boot report, and that of any earlier boot with this CID no more.
+    pub(crate) fn admit_agent(&self, cid: Cid, incarnation: Incarnation, credential: Credential) {
+        let mut credentials = self.credentials.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        credentials.retain(|(other, _), _| *other != cid);
+        credentials.insert((cid, incarnation), credential);
+    }
+
+    pub(crate) fn dismiss_agent(&self, cid: Cid) {
+        let mut credentials = self.credentials.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        credentials.retain(|(other, _), _| *other != cid);
+    }
+
+    /// The generation that `member`'s broker runs under; 0 if none does.
+    pub(crate) fn generation(&self, member: u8) -> u64 {
+        self.broker.generation(Member(member))
+    }
+
+    /// Notes an event that belongs to no step; one that cannot be recorded is logged.
+    pub(crate) async fn note(&self, instance: Option<&InstanceName>, kind: EventKind) {
+        if let Err(error) = self.store.commit(Batch::new().event(instance, None, kind.clone())).await {
+            tracing::warn!(%error, event = kind.name(), "an event could not be recorded");
+        }
+    }
+}

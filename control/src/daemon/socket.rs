@@ -1,0 +1,101 @@
+//! The socket for `tombolo`: who connects is known by the credentials the kernel attaches to it.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::unistd::{Group, Uid, User, getgrouplist};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tombolo_rpc::{Link, LinkConfig};
+use tombolo_transport::{Addr, Cid, Messages, Port};
+
+use super::registry::Registry;
+use super::services::{Caller, Session, ShutdownRequest};
+use super::shared::Shared;
+use crate::api::Role;
+
+/// Longest message on the socket, in bytes. Streams travel in much smaller pieces.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// Binds the socket at `path`, in place of one that a dead daemon left. The folder's lock says that it is dead.
+///
+/// # Errors
+/// If the folder or the socket cannot be made.
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let listener = UnixListener::bind(path)?;
+    // Everyone may look; what else a caller may do follows from who it is.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+/// Serves callers until the task is dropped.
+pub(crate) async fn serve(
+    listener: UnixListener,
+    shared: Arc<Shared>,
+    registry: Arc<Registry>,
+    shutdown: mpsc::Sender<ShutdownRequest>,
+) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (shared, registry, shutdown) = (shared.clone(), registry.clone(), shutdown.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = converse(stream, shared, registry, shutdown).await {
+                        tracing::debug!(error, "a caller went away");
+                    }
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: those in use will come back.
+                tracing::warn!(%error, "could not accept a caller");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn converse(
+    stream: UnixStream,
+    shared: Arc<Shared>,
+    registry: Arc<Registry>,
+    shutdown: mpsc::Sender<ShutdownRequest>,
+) -> Result<(), String> {
+    let credentials =
+        stream.peer_cred().map_err(|error| format!("its credentials are not known: {error}"))?;
+    let (uid, gid) = (credentials.uid(), credentials.gid());
+    let role = Role::of(uid, &groups_of(uid, gid), shared.daemon_uid, shared.operators_gid);
+    let caller = Caller { uid, pid: credentials.pid().unwrap_or(0), role };
+    let local = Addr::new(Cid::HOST, Port::CONTROL);
+    let messages = Messages::framed(stream, local, Addr::new(Cid::HOST, Port::ANY), MESSAGE_BYTES_MAX);
+    let router = Session { shared, registry, caller, shutdown }.router();
+    let link = Link::accept(messages, LinkConfig::new("tombolod"), router)
+        .await
+        .map_err(|error| error.to_string())?;
+    let reason = link.closed().await;
+    tracing::trace!(uid, %reason, "a caller is done");
+    Ok(())
+}
+
+/// All groups of a user: the credentials carry only the first.
+fn groups_of(uid: u32, gid: u32) -> Vec<u32> {
+    let mut groups = vec![gid];
+    if let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid))
+        && let Ok(name) = std::ffi::CString::new(user.name)
+        && let Ok(more) = getgrouplist(&name, user.gid)
+    {
+        groups.extend(more.iter().map(|group| group.as_raw()));
+    }
+    groups
+}
+
+/// The number of the operators' group, if there is one.
+pub(crate) fn operators_gid(name: &str) -> Option<u32> {
+    Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
+}

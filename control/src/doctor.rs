@@ -1,0 +1,166 @@
+//! What this host can run, what is missing, and how to get it. Works with or without a daemon.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use nix::sys::statvfs::statvfs;
+
+use crate::api::host::{Diagnosis, Finding, Level};
+use crate::spawner::{Availability, ProcessSpawner, Spawner, SpawnerKind, UmlSpawner};
+
+/// Free memory under which kernels may fail to boot, in MiB: two small ones and some air.
+const MEMORY_MIB_WANTED: u64 = 256;
+/// Free shared memory under which a pool may fill up, in MiB.
+const SHM_MIB_WANTED: u64 = 64;
+
+/// Looks at everything. `keeper_binary` and `agent_binary`: the `tombolod` and `tombolo-agent` that would be used.
+pub async fn diagnose(keeper_binary: &Path, agent_binary: &Path, image: Option<&Path>) -> Diagnosis {
+    let uml = UmlSpawner::new(keeper_binary).with_image(image.map(Path::to_owned)).availability().await;
+    let process = ProcessSpawner::new(keeper_binary).availability().await;
+    let nothing_runs = !uml.is_ready() && !process.is_ready();
+    let findings = vec![
+        spawner(SpawnerKind::Uml, uml, nothing_runs),
+        spawner(SpawnerKind::Process, process, nothing_runs),
+        agent(agent_binary),
+        memory(),
+        shared_memory(),
+        namespaces(),
+    ];
+    Diagnosis { findings }
+}
+
+fn finding(subject: &str, level: Level, detail: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { subject: subject.to_owned(), level, detail: detail.into(), remedy: remedy.into() }
+}
+
+/// One spawner that cannot run is a limit; only when none can is it a failure.
+fn spawner(kind: SpawnerKind, availability: Availability, nothing_runs: bool) -> Finding {
+    let subject = format!("spawner {kind}");
+    match availability {
+        Availability::Ready { detail } => {
+            finding(&subject, Level::Ok, format!("{}: {detail}", kind.describe()), "")
+        }
+        Availability::Missing { what, remedy } => {
+            finding(&subject, if nothing_runs { Level::Fail } else { Level::Warn }, what, remedy)
+        }
+    }
+}
+
+fn agent(path: &Path) -> Finding {
+    const REMEDY: &str = "build it with `cargo xtask build`, or point --agent-binary (TOMBOLO_AGENT) at one";
+    let subject = "agent";
+    let shown = path.display();
+    match std::fs::metadata(path) {
+        Err(error) => finding(subject, Level::Fail, format!("{shown} cannot be read: {error}"), REMEDY),
+        Ok(metadata) if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 => {
+            finding(subject, Level::Fail, format!("{shown} is not an executable file"), REMEDY)
+        }
+        Ok(_) if is_dynamic(path) => finding(
+            subject,
+            Level::Warn,
+            format!("{shown} needs shared libraries: it cannot be the first process of a kernel"),
+            "build it static with `cargo xtask build`",
+        ),
+        Ok(_) => finding(subject, Level::Ok, format!("{shown}"), ""),
+    }
+}
+
+/// Whether an ELF file asks for a dynamic loader (has a PT_INTERP header).
+fn is_dynamic(path: &Path) -> bool {
+    const PT_INTERP: u32 = 3;
+    let Ok(mut file) = std::fs::File::open(path) else { return false };
+    let mut bytes = Vec::new();
+    // Program headers stand right behind the ELF header in everything linkers make.
+    if std::io::Read::read_to_end(&mut std::io::Read::take(&mut file, 4096), &mut bytes).is_err() {
+        return false;
+    }
+    let u16_at = |at: usize| bytes.get(at..at + 2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    let u32_at = |at: usize| bytes.get(at..at + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    let (Some(size), Some(count)) = (u16_at(54), u16_at(56)) else { return false };
+    bytes.starts_with(b"\x7fELF")
+        && (0..usize::from(count)).any(|index| u32_at(64 + index * usize::from(size)) == Some(PT_INTERP))
+}
+
+fn memory() -> Finding {
+    let subject = "memory";
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<u64>().ok());
+    match available.map(|kib| kib / 1024) {
+        None => finding(subject, Level::Warn, "/proc/meminfo does not tell how much is free", ""),
+        Some(mib) if mib < MEMORY_MIB_WANTED => finding(
+            subject,
+            Level::Warn,
+            format!("only {mib} MiB are free"),
+            format!("free some: two small kernels and the pool want about {MEMORY_MIB_WANTED} MiB"),
+        ),
+        Some(mib) => finding(subject, Level::Ok, format!("{mib} MiB free"), ""),
+    }
+}
+
+fn shared_memory() -> Finding {
+    let subject = "shared memory";
+    match statvfs("/dev/shm") {
+        Err(error) => finding(
+            subject,
+            Level::Fail,
+            format!("/dev/shm cannot be used: {error}"),
+            "mount a tmpfs there: mount -t tmpfs tmpfs /dev/shm",
+        ),
+        Ok(stat) => {
+            let mib = stat.blocks_available() * stat.fragment_size() / (1 << 20);
+            let remedy = format!("free some or remount it larger: a busy pool wants {SHM_MIB_WANTED} MiB");
+            match mib < SHM_MIB_WANTED {
+                true => finding(subject, Level::Warn, format!("only {mib} MiB free in /dev/shm"), remedy),
+                false => finding(subject, Level::Ok, format!("{mib} MiB free in /dev/shm"), ""),
+            }
+        }
+    }
+}
+
+fn namespaces() -> Finding {
+    let subject = "namespaces";
+    if rustix::process::geteuid().is_root() {
+        return finding(subject, Level::Ok, "we are root", "");
+    }
+    let max = std::fs::read_to_string("/proc/sys/user/max_user_namespaces");
+    let max: u64 = max.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    let clone = std::fs::read_to_string("/proc/sys/kernel/unprivileged_userns_clone");
+    let forbidden = max == 0 || clone.is_ok_and(|text| text.trim() == "0");
+    match forbidden {
+        true => finding(
+            subject,
+            Level::Warn,
+            "unprivileged user namespaces are switched off: `process` instances share more with this host",
+            "sysctl -w kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000",
+        ),
+        false => finding(subject, Level::Ok, "unprivileged user namespaces are allowed", ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_agent_is_a_failure_that_says_how_to_get_one() {
+        let found = agent(Path::new("/nowhere/tombolo-agent"));
+        assert_eq!(found.level, Level::Fail);
+        assert!(found.remedy.contains("cargo xtask"), "{found:?}");
+    }
+
+    #[test]
+    fn a_program_that_needs_a_loader_is_told_from_one_that_does_not() {
+        // This test itself is linked dynamically, as every ordinary build is.
+        assert!(is_dynamic(&std::env::current_exe().unwrap()));
+        assert!(!is_dynamic(Path::new("/proc/self/status")));
+    }
+
+    #[test]
+    fn one_spawner_is_enough() {
+        let missing = || Availability::Missing { what: "x".into(), remedy: "y".into() };
+        assert_eq!(spawner(SpawnerKind::Uml, missing(), false).level, Level::Warn);
+        assert_eq!(spawner(SpawnerKind::Uml, missing(), true).level, Level::Fail);
+    }
+}
