@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Agent, eventually, process_exists, shell, within};
+use common::{Agent, Written, eventually, process_exists, shell, within};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tombolo_agent::api::agent::{AgentMode, Quiesce, Shutdown};
@@ -199,6 +199,13 @@ async fn an_orderly_shutdown_asks_first_and_leaves_nothing() {
     // One that does not listen.
     let stubborn =
         within(clients.exec.start(shell("trap '' TERM; while :; do sleep 0.02; done"))).await.unwrap();
+    // One that left its job behind.
+    let (call, _input, mut out) = clients.exec.run(shell("setsid sleep 1000 & echo $!."));
+    let mut left_behind = Written::default();
+    left_behind.read_until(&mut out, ".\n").await;
+    within(call).await.unwrap();
+    let left_behind: u32 = left_behind.stdout_text().trim_end_matches(".\n").parse().unwrap();
+    assert!(process_exists(left_behind));
     eventually("the entrypoint runs", || {
         std::fs::read_to_string(dir.path().join("pid")).is_ok_and(|p| p.ends_with('\n'))
     })
@@ -216,7 +223,7 @@ async fn an_orderly_shutdown_asks_first_and_leaves_nothing() {
     assert!(status.unwrap().success());
     assert_eq!(std::fs::read_to_string(dir.path().join("bye")).unwrap(), "bye\n");
     let pid: u32 = std::fs::read_to_string(dir.path().join("pid")).unwrap().trim().parse().unwrap();
-    assert!(!process_exists(pid) && !process_exists(stubborn.pid));
+    assert!(!process_exists(pid) && !process_exists(stubborn.pid) && !process_exists(left_behind));
     assert!(!agent.path("agent.sock").exists());
 }
 

@@ -48,6 +48,10 @@ pub fn set_up(mode: AgentMode, config: &AgentConfig) {
             tracing::warn!(%error, "the loopback interface could not be brought up");
         }
         load_modules(&config.modules);
+        // Ctrl-Alt-Del (and its like on a virtual console) becomes SIGINT to us, hence an orderly end, not a reset.
+        if let Err(error) = nix::sys::reboot::set_cad_enabled(false) {
+            tracing::warn!(%error, "Ctrl-Alt-Del will reset this kernel");
+        }
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 use crate::api::agent::AgentMode;
@@ -16,15 +18,27 @@ const RECHECK: Duration = Duration::from_millis(20);
 
 /// Asks every process to end, waits up to `grace`, and kills those who are left.
 ///
-/// As init that is every process of the kernel or namespace; as a service, the agent's own children with their groups.
+/// As init that is every process of the kernel or namespace; as a service, the agent's descendants. Every one of them is
+/// a child of the agent sooner or later, since orphans become its children: none is left when it has no child.
 pub async fn stop_everyone(mode: AgentMode, children: &Children, grace: Duration) {
     signal_all(mode, children, Signal::SIGTERM);
-    if await_none(mode, children, grace).await {
+    let ended = async {
+        while any_left(children) {
+            tokio::time::sleep(RECHECK).await;
+        }
+    };
+    if tokio::time::timeout(grace, ended).await.is_ok() {
         return;
     }
     tracing::warn!("some processes did not end within their grace; killing them");
-    signal_all(mode, children, Signal::SIGKILL);
-    if !await_none(mode, children, KILL_WAIT).await {
+    let killed = async {
+        // Again each time: the death of a parent makes new children of ours.
+        while any_left(children) {
+            signal_all(mode, children, Signal::SIGKILL);
+            tokio::time::sleep(RECHECK).await;
+        }
+    };
+    if tokio::time::timeout(KILL_WAIT, killed).await.is_err() {
         tracing::error!("some processes could not be killed");
     }
 }
@@ -34,32 +48,36 @@ fn signal_all(mode: AgentMode, children: &Children, signal: Signal) {
         // -1: everyone this process may signal, itself excepted.
         AgentMode::Init | AgentMode::NamespaceInit => drop(kill(Pid::from_raw(-1), signal)),
         AgentMode::Service => {
-            for pid in children.pids() {
-                let _ = children.signal(pid, Target::Group, signal as i32);
+            let own = children.pids();
+            for pid in &own {
+                let _ = children.signal(*pid, Target::Group, signal as i32);
+            }
+            // A child that is in no table was orphaned; only this task collects it, so its number is not reused here.
+            for orphan in own_children().filter(|pid| !own.contains(&(*pid as u32))) {
+                let _ = kill(Pid::from_raw(orphan), signal);
             }
         }
     }
 }
 
-async fn await_none(mode: AgentMode, children: &Children, limit: Duration) -> bool {
-    let none = async {
-        loop {
-            children.reap();
-            if !any_left(mode, children) {
-                return;
-            }
-            tokio::time::sleep(RECHECK).await;
-        }
-    };
-    tokio::time::timeout(limit, none).await.is_ok()
+/// Whether this process has a child that has not been collected.
+fn any_left(children: &Children) -> bool {
+    children.reap();
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::All, flags) != Err(Errno::ECHILD)
 }
 
-fn any_left(mode: AgentMode, children: &Children) -> bool {
-    match mode {
-        // Signal 0 only asks whether there is anyone.
-        AgentMode::Init | AgentMode::NamespaceInit => kill(Pid::from_raw(-1), None).is_ok(),
-        AgentMode::Service => !children.pids().is_empty(),
-    }
+/// The processes whose parent is this one.
+fn own_children() -> impl Iterator<Item = i32> {
+    let parent = std::process::id().to_string();
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(move |pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // `PID (COMMAND) STATE PARENT ...`, where the command may hold anything.
+        let after_command = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        after_command.split(' ').nth(1) == Some(parent.as_str())
+    })
 }
 
 /// Writes file systems out and ends: as init, powers off; otherwise exits with code 0.
