@@ -481,7 +481,11 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
     pub fn try_recv(&mut self, out: &mut Vec<u8>) -> Result<Option<usize>, RingError> {
         out.clear();
         let Some(found) = self.find()? else { return Ok(None) };
-        self.copy(&found, out);
+        if let Place::Inline { len } = found.place {
+            self.side.peer.mem.append(found.at + 8, len, out);
+        } else {
+            self.copy(&found, out);
+        }
         if let Err(error) = self.side.check_alive() {
             out.clear(); // it may be of anything
             return Err(error);
@@ -639,7 +643,6 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
         Ok(None)
     }
 
-    #[inline]
     fn copy(&mut self, found: &Found, out: &mut Vec<u8>) {
         let peer = &self.side.peer;
         match found.place {
