@@ -17,7 +17,7 @@ use super::side::Side;
 use super::{Liveness, RingError};
 use crate::mem::{Memory, MemoryMut};
 
-/// A large copy is published at least this often, in bytes; in a small ring, each quarter of it.
+/// A large copy is published at least this often, in bytes; in a small ring, each quarter of it (but no less than a line).
 ///
 /// Shorter lets a ring of 128 KiB carry a third more, and costs nothing in larger ones.
 pub const CHUNK: usize = 32 * 1024;
@@ -327,7 +327,7 @@ impl Ring {
     }
 
     fn chunk(self) -> usize {
-        CHUNK.min(self.len() / 4)
+        CHUNK.min((self.len() / 4).max(64))
     }
 
     /// Where `n` bytes at `position` lie: (offset, length) up to the end of the ring; the rest starts at `self.at`.
