@@ -8,7 +8,7 @@ use crate::hybrid::{GuestSide, HostSide, HybridConfig, HybridSide};
 use crate::listener::{Listener, MessageListener};
 use crate::memory::MemoryEndpoint;
 use crate::messages::Messages;
-use crate::options::{ConnectOptions, ListenOptions};
+use crate::options::{AttachOptions, ConnectOptions, ListenOptions};
 use crate::shm;
 use crate::sockets::SocketEndpoint;
 use crate::stream::Stream;
@@ -36,7 +36,26 @@ impl Endpoint {
     /// [`Error::Io`](crate::Error::Io) if the broker is not there or refuses our credentials;
     /// [`Error::BadPool`](crate::Error::BadPool) if the pool it hands out is not one we can use.
     pub async fn attach(broker_socket: impl AsRef<Path>) -> Result<Self> {
-        Ok(Self(Backend::Shm(shm::ShmEndpoint::attach(broker_socket.as_ref()).await?)))
+        Self::attach_with(broker_socket, AttachOptions::default()).await
+    }
+
+    /// As [`Endpoint::attach`], with options.
+    pub async fn attach_with(broker_socket: impl AsRef<Path>, options: AttachOptions) -> Result<Self> {
+        Ok(Self(Backend::Shm(shm::ShmEndpoint::attach(broker_socket.as_ref(), options).await?)))
+    }
+
+    /// Through a socket that a broker has the other end of.
+    pub(crate) async fn attach_stream(stream: std::os::unix::net::UnixStream) -> Result<Self> {
+        Ok(Self(Backend::Shm(shm::ShmEndpoint::attach_stream(stream).await?)))
+    }
+
+    /// How often a sleeping task was found by the timer because its bell had been lost. Stays 0 when all is well, and on
+    /// backends without bells.
+    pub fn bells_found_by_timer(&self) -> u64 {
+        match &self.0 {
+            Backend::Shm(shm) => shm.bells_found_by_timer(),
+            Backend::Socket(_) => 0,
+        }
     }
 
     /// This kernel's own AF_VSOCK. See [`vsock`](crate::vsock).

@@ -7,8 +7,10 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use crate::addr::Addr;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::framed::{Framed, FramedReceiver, FramedSender, IoStream};
+use crate::loan::{Loan, Received};
+use crate::shm::{ShmReceiver, ShmSender};
 
 /// A connection whose sends arrive whole, in order, once.
 ///
@@ -41,11 +43,13 @@ pub enum TryRecv {
 #[derive(Debug)]
 enum Tx {
     Framed(FramedSender),
+    Shm(Box<ShmSender>),
 }
 
 #[derive(Debug)]
 enum Rx {
     Framed(FramedReceiver),
+    Shm(Box<ShmReceiver>),
 }
 
 impl Messages {
@@ -55,6 +59,13 @@ impl Messages {
     pub fn framed(io: impl IoStream, local: Addr, peer: Addr, max_len: usize) -> Self {
         let (tx, rx) = Framed::split(io, local, peer, max_len);
         Self { sender: MessageSender(Tx::Framed(tx)), receiver: MessageReceiver(Rx::Framed(rx)) }
+    }
+
+    pub(crate) fn shm(sender: ShmSender, receiver: ShmReceiver) -> Self {
+        Self {
+            sender: MessageSender(Tx::Shm(Box::new(sender))),
+            receiver: MessageReceiver(Rx::Shm(Box::new(receiver))),
+        }
     }
 
     /// Sends one message; waits while the peer's window is full. See [`MessageSender::send`].
@@ -113,6 +124,7 @@ impl MessageSender {
     pub fn max_len(&self) -> usize {
         match &self.0 {
             Tx::Framed(tx) => tx.max_len(),
+            Tx::Shm(tx) => tx.max_len(),
         }
     }
 
@@ -122,6 +134,7 @@ impl MessageSender {
     pub fn poll_send(&mut self, cx: &mut Context<'_>, message: &[u8]) -> Poll<Result<()>> {
         match &mut self.0 {
             Tx::Framed(tx) => tx.poll_send(cx, message),
+            Tx::Shm(tx) => tx.poll_send(cx, message),
         }
     }
 
@@ -129,6 +142,7 @@ impl MessageSender {
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         match &mut self.0 {
             Tx::Framed(tx) => tx.poll_flush(cx),
+            Tx::Shm(tx) => Poll::Ready(tx.flush()),
         }
     }
 
@@ -144,6 +158,9 @@ impl MessageSender {
     /// Sends one message and flushes it, at once or not at all: `false` while there is no room for it. Needs no
     /// runtime on shared memory; on the other backends the runtime must be running for room to appear.
     pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
+        if let Tx::Shm(tx) = &mut self.0 {
+            return tx.try_send(message);
+        }
         let mut cx = Context::from_waker(Waker::noop());
         if self.poll_send(&mut cx, message)?.is_pending() {
             return Ok(false);
@@ -157,10 +174,42 @@ impl MessageSender {
         Ok(self.poll_flush(&mut Context::from_waker(Waker::noop()))?.is_ready())
     }
 
+    /// A buffer for a message of `len` bytes, to be filled and sent with [`MessageSender::send_loan`]: where the connection has
+    /// loans ([`Sizes::loans`](crate::Sizes::loans)) it lies in shared memory, and no byte of the message is copied on the way. Waits
+    /// while all loans are out.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing taken.
+    pub async fn loan(&mut self, len: usize) -> Result<Loan> {
+        let max = self.max_len();
+        match &mut self.0 {
+            Tx::Shm(tx) if tx.has_loans() => poll_fn(|cx| tx.poll_loan(cx, len)).await.map(Loan::shm),
+            _ if len > max => Err(Error::TooLong { len, max }),
+            _ => Ok(Loan::private(len)),
+        }
+    }
+
+    /// Sends what was written into a loan, and flushes it.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the message either wholly taken or not at all; a loan not sent is given back.
+    pub async fn send_loan(&mut self, loan: Loan) -> Result<()> {
+        match (&mut self.0, loan.into_parts()) {
+            (Tx::Shm(tx), Ok(loan)) => {
+                let mut loan = Some(loan);
+                poll_fn(|cx| tx.poll_send_loan(cx, &mut loan)).await?;
+                tx.flush()
+            }
+            (_, Err(message)) => self.send(&message).await,
+            (_, Ok(_)) => Err(Error::Invalid("this loan is of another connection".into())),
+        }
+    }
+
     /// Ends this direction after what was sent: the peer receives everything, then `None`.
     pub async fn shutdown(&mut self) -> Result<()> {
         match &mut self.0 {
             Tx::Framed(tx) => poll_fn(|cx| tx.poll_shutdown(cx)).await,
+            Tx::Shm(tx) => tx.shutdown(),
         }
     }
 }
@@ -170,6 +219,7 @@ impl MessageReceiver {
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
         match &mut self.0 {
             Rx::Framed(rx) => rx.poll_recv(cx),
+            Rx::Shm(rx) => rx.poll_recv(cx),
         }
     }
 
@@ -190,6 +240,7 @@ impl MessageReceiver {
                 message.extend_from_slice(received.as_deref().unwrap_or_default());
                 received.is_some()
             }),
+            Rx::Shm(rx) => rx.poll_recv_into(cx, message),
         }
     }
 
@@ -201,9 +252,23 @@ impl MessageReceiver {
         poll_fn(|cx| self.poll_recv_into(cx, message)).await
     }
 
+    /// Receives one message and leaves it where it is, if it came as a loan; `None` after the peer has shut down.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn recv_loan(&mut self) -> Result<Option<Received>> {
+        match &mut self.0 {
+            Rx::Framed(rx) => Ok(poll_fn(|cx| rx.poll_recv(cx)).await?.map(Received::private)),
+            Rx::Shm(rx) => Ok(poll_fn(|cx| rx.poll_recv_loan(cx)).await?.map(Received::shm)),
+        }
+    }
+
     /// Receives a message if there is one, replacing the content of `message`. Needs no runtime on shared memory; on
     /// the other backends the runtime must be running for messages to arrive.
     pub fn try_recv(&mut self, message: &mut Vec<u8>) -> Result<TryRecv> {
+        if let Rx::Shm(rx) = &mut self.0 {
+            return rx.try_recv(message);
+        }
         let mut cx = Context::from_waker(Waker::noop());
         Ok(match self.poll_recv_into(&mut cx, message)? {
             Poll::Ready(true) => TryRecv::Message,
@@ -234,6 +299,7 @@ impl MessageReceiver {
     pub fn peer_addr(&self) -> Addr {
         match &self.0 {
             Rx::Framed(rx) => rx.peer_addr(),
+            Rx::Shm(rx) => rx.peer_addr(),
         }
     }
 
@@ -241,6 +307,7 @@ impl MessageReceiver {
     pub fn local_addr(&self) -> Addr {
         match &self.0 {
             Rx::Framed(rx) => rx.local_addr(),
+            Rx::Shm(rx) => rx.local_addr(),
         }
     }
 }

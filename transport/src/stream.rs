@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, ReadHalf, WriteHalf};
 
 use crate::addr::Addr;
 use crate::framed::IoStream;
+use crate::shm::{ShmReader, ShmWriter};
 
 /// A byte stream: [`AsyncRead`] + [`AsyncWrite`], half-close by `shutdown`, [`Stream::split`] for two tasks.
 ///
@@ -39,10 +40,12 @@ pub struct StreamWriter {
 
 enum ReaderKind {
     Io(ReadHalf<Box<dyn IoStream>>),
+    Shm(Box<ShmReader>),
 }
 
 enum WriterKind {
     Io(WriteHalf<Box<dyn IoStream>>),
+    Shm(Box<ShmWriter>),
 }
 
 impl Stream {
@@ -52,6 +55,14 @@ impl Stream {
         Self {
             reader: StreamReader { kind: ReaderKind::Io(read), local, peer },
             writer: StreamWriter { kind: WriterKind::Io(write), local, peer },
+        }
+    }
+
+    pub(crate) fn shm(reader: ShmReader, writer: ShmWriter) -> Self {
+        let (local, peer) = reader.addrs();
+        Self {
+            reader: StreamReader { kind: ReaderKind::Shm(Box::new(reader)), local, peer },
+            writer: StreamWriter { kind: WriterKind::Shm(Box::new(writer)), local, peer },
         }
     }
 
@@ -103,6 +114,7 @@ impl AsyncRead for StreamReader {
     ) -> Poll<io::Result<()>> {
         match &mut self.kind {
             ReaderKind::Io(io) => Pin::new(io).poll_read(cx, buf),
+            ReaderKind::Shm(shm) => shm.poll_read(cx, buf),
         }
     }
 }
@@ -111,18 +123,21 @@ impl AsyncWrite for StreamWriter {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.kind {
             WriterKind::Io(io) => Pin::new(io).poll_write(cx, buf),
+            WriterKind::Shm(shm) => shm.poll_write(cx, buf),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.kind {
             WriterKind::Io(io) => Pin::new(io).poll_flush(cx),
+            WriterKind::Shm(shm) => shm.poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.kind {
             WriterKind::Io(io) => Pin::new(io).poll_shutdown(cx),
+            WriterKind::Shm(shm) => shm.poll_shutdown(cx),
         }
     }
 }
@@ -158,6 +173,7 @@ impl Drop for StreamWriter {
             WriterKind::Io(io) => {
                 let _ = Pin::new(io).poll_shutdown(&mut Context::from_waker(Waker::noop()));
             }
+            WriterKind::Shm(_) => {} // says so itself
         }
     }
 }
@@ -166,6 +182,7 @@ impl fmt::Debug for ReaderKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io(_) => f.write_str("Io"),
+            Self::Shm(_) => f.write_str("Shm"),
         }
     }
 }
@@ -174,6 +191,7 @@ impl fmt::Debug for WriterKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io(_) => f.write_str("Io"),
+            Self::Shm(_) => f.write_str("Shm"),
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::addr::Cid;
 use crate::broker::Policy;
+use crate::incarnation::Incarnation;
 use crate::pool::{Member, PoolSource};
 
 /// How to start a broker.
@@ -13,6 +15,12 @@ pub struct BrokerConfig {
     pub pool: PoolSource,
     /// Which member of it this kernel is.
     pub member: Member,
+    /// Primary only: the CID of this kernel. Default [`Cid::HOST`]. A spawned kernel's is what it was admitted with.
+    pub cid: Cid,
+    /// Primary only: the name of this kernel. Default `host`.
+    pub name: String,
+    /// Primary only: which boot of it this is. Default: what the pool says, or a fresh one.
+    pub incarnation: Option<Incarnation>,
     /// Unix socket on which applications attach; `None`: only [`BrokerHandle::endpoint`](crate::broker::BrokerHandle::endpoint).
     /// A stale file of a dead broker is replaced.
     pub socket: Option<PathBuf>,
@@ -30,6 +38,9 @@ impl BrokerConfig {
         Self {
             pool,
             member,
+            cid: Cid::HOST,
+            name: "host".into(),
+            incarnation: None,
             socket: None,
             allowed_gid: None,
             policy: Policy::default(),

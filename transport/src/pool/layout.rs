@@ -37,7 +37,10 @@ pub(crate) mod row {
 /// The status page, first in each extent.
 pub(crate) mod status {
     pub(crate) const LEN: usize = 4096;
+    /// 0: no broker is running.
     pub(crate) const GENERATION: usize = 0;
+    /// The last one that was not 0, so that the next can be greater.
+    pub(crate) const LAST_GENERATION: usize = 32;
     pub(crate) const PHASE: usize = 8;
     pub(crate) const INCARNATION: usize = 16;
     /// On a line of its own, so that beats do not disturb those who watch the generation.

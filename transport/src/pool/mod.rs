@@ -1,7 +1,6 @@
 //! The pool: a span of memory that several kernels map, each writing only its own extent.
 //!
 //! `docs/pool-format.md` has every offset.
-#![allow(dead_code, unused_imports)] // the broker's shell, which uses the rest, is not in yet
 
 mod black_box;
 mod geometry;

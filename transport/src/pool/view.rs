@@ -218,6 +218,11 @@ impl Pool {
         self.whole.load(self.layout.row(member) + row::FENCED_GENERATION, Acquire)
     }
 
+    /// Changes whenever the row does.
+    pub(crate) fn row_sequence(&self, member: Member) -> u64 {
+        self.whole.load(self.layout.row(member) + row::SEQUENCE, Acquire)
+    }
+
     /// The whole pool, to be read.
     pub(crate) fn whole(&self) -> &PeerSpan {
         &self.whole

@@ -1,49 +1,142 @@
-//! The client of a broker.
+//! The endpoint of this backend.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::net::UnixStream;
 
 use crate::addr::{Addr, Cid, Port};
+use crate::broker::protocol::ClientMessage;
+use crate::broker::record::ConnKind;
 use crate::error::{Error, Result};
 use crate::messages::Messages;
-use crate::options::{ConnectOptions, ListenOptions};
+use crate::options::{AttachOptions, ConnectOptions, ListenOptions, Sizes};
+use crate::ring::HalfLayout;
+use crate::ring::layout::{
+    BYTES_LOG2_MAX, BYTES_LOG2_MIN, LOAN_LOG2_MAX, LOAN_LOG2_MIN, LOANS_MAX, SLOTS_LOG2_MAX,
+};
 use crate::shm::ShmListener;
+use crate::shm::client::Client;
+use crate::shm::conn::Conn;
+use crate::shm::{messages, stream};
 use crate::stream::Stream;
 
+/// A share in an attachment.
 #[derive(Clone, Debug)]
-pub(crate) struct ShmEndpoint {
-    cid: Cid,
-}
-
-fn unsupported(attempt: &str) -> Error {
-    Error::io(attempt, std::io::ErrorKind::Unsupported.into())
-}
+pub(crate) struct ShmEndpoint(Arc<Client>);
 
 impl ShmEndpoint {
-    pub(crate) async fn attach(socket: &Path) -> Result<Self> {
-        Err(unsupported(&format!("attaching to {}", socket.display())))
+    pub(crate) async fn attach(socket: &Path, options: AttachOptions) -> Result<Self> {
+        Ok(Self(Client::attach_path(socket, options).await?))
+    }
+
+    pub(crate) async fn attach_stream(stream: std::os::unix::net::UnixStream) -> Result<Self> {
+        let attempt = "attaching to the broker of this process";
+        let stream = UnixStream::from_std(stream).map_err(|e| Error::io(attempt, e))?;
+        Ok(Self(Client::attach(stream, AttachOptions::default(), attempt).await?))
     }
 
     pub(crate) fn local_cid(&self) -> Cid {
-        self.cid
+        self.0.cid
+    }
+
+    pub(crate) fn bells_found_by_timer(&self) -> u64 {
+        self.0.found_by_timer.load(Ordering::Relaxed)
     }
 
     pub(crate) async fn resolve(&self, name: &str) -> Result<Addr> {
-        Err(unsupported(name))
+        self.0.resolve(name).await
     }
 
-    pub(crate) async fn connect(&self, addr: Addr, _options: &ConnectOptions) -> Result<Stream> {
-        Err(unsupported(&format!("connecting to {addr}")))
+    pub(crate) async fn connect(&self, addr: Addr, options: &ConnectOptions) -> Result<Stream> {
+        Ok(stream::open(&self.dial(addr, ConnKind::Stream, options).await?))
     }
 
-    pub(crate) async fn connect_messages(&self, addr: Addr, _options: &ConnectOptions) -> Result<Messages> {
-        Err(unsupported(&format!("connecting to {addr}")))
+    pub(crate) async fn connect_messages(&self, addr: Addr, options: &ConnectOptions) -> Result<Messages> {
+        Ok(messages::open(&self.dial(addr, ConnKind::Messages, options).await?))
     }
 
-    pub(crate) async fn listen(&self, port: Port, _options: ListenOptions) -> Result<ShmListener> {
-        Err(unsupported(&format!("listening on {port}")))
+    pub(crate) async fn listen(&self, port: Port, options: ListenOptions) -> Result<ShmListener> {
+        self.bind(port, ConnKind::Stream, options).await
     }
 
-    pub(crate) async fn listen_messages(&self, port: Port, _options: ListenOptions) -> Result<ShmListener> {
-        Err(unsupported(&format!("listening on {port}")))
+    pub(crate) async fn listen_messages(&self, port: Port, options: ListenOptions) -> Result<ShmListener> {
+        self.bind(port, ConnKind::Messages, options).await
+    }
+
+    async fn dial(&self, addr: Addr, kind: ConnKind, options: &ConnectOptions) -> Result<Arc<Conn>> {
+        let layout = layout_of(&options.sizes, kind)?;
+        let timeout_ms = options.timeout.as_millis() as u64;
+        let message = |request| ClientMessage::Connect { request, addr, kind, layout, timeout_ms };
+        self.0.connect(addr, options.timeout, message).await
+    }
+
+    async fn bind(&self, port: Port, kind: ConnKind, options: ListenOptions) -> Result<ShmListener> {
+        let layout = layout_of(&options.sizes, kind)?;
+        let ListenOptions { backlog, name, .. } = options;
+        let addr = Addr::new(self.0.cid, port);
+        let asked = name.clone();
+        let message = |request| ClientMessage::Listen { request, port, kind, backlog, name, layout };
+        let (addr, arrivals) = self.0.listen(addr, asked, message).await?;
+        Ok(ShmListener::new(Arc::clone(&self.0), addr, arrivals))
+    }
+}
+
+/// The layout word of a half of these sizes, each rounded up to a power of two.
+fn layout_of(sizes: &Sizes, kind: ConnKind) -> Result<u32> {
+    let log2 = |value: u32, min: u8, max: u8, what: &str| {
+        if value > 1 << max {
+            return Err(Error::Invalid(format!("{value} {what}: at most {}", 1u64 << max)));
+        }
+        Ok((value.max(1).next_power_of_two().trailing_zeros() as u8).max(min))
+    };
+    let loan_count = u8::try_from(sizes.loans).ok().filter(|count| *count <= LOANS_MAX);
+    let layout = HalfLayout {
+        slots_log2: match kind {
+            ConnKind::Stream => 0,
+            ConnKind::Messages => log2(sizes.slots, 1, SLOTS_LOG2_MAX, "message slots")?,
+        },
+        bytes_log2: log2(sizes.ring_bytes, BYTES_LOG2_MIN, BYTES_LOG2_MAX, "bytes of ring")?,
+        loan_count: match kind {
+            ConnKind::Stream => 0,
+            ConnKind::Messages => loan_count
+                .ok_or_else(|| Error::Invalid(format!("{} loans: at most {LOANS_MAX}", sizes.loans)))?,
+        },
+        loan_log2: match kind {
+            ConnKind::Messages if sizes.loans != 0 => {
+                log2(sizes.loan_bytes, LOAN_LOG2_MIN, LOAN_LOG2_MAX, "bytes of loan")?
+            }
+            _ => 0,
+        },
+    };
+    let layout = layout.validate().map_err(|e| Error::Invalid(e.to_string()))?;
+    Ok(layout.to_word() as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_rounded_up_and_bounded() {
+        let layout = |sizes: Sizes, kind| {
+            layout_of(&sizes, kind).map(|word| HalfLayout::from_word(u64::from(word)).unwrap())
+        };
+        let sizes = Sizes { slots: 3, ring_bytes: 100, loans: 2, loan_bytes: 1, ..Sizes::default() };
+        let messages = layout(sizes, ConnKind::Messages).unwrap();
+        assert_eq!((messages.slots(), messages.byte_capacity(), messages.loan_len()), (4, 128, 4096));
+        let stream = layout(sizes, ConnKind::Stream).unwrap();
+        assert_eq!((stream.slots(), stream.byte_capacity(), stream.loan_count), (0, 128, 0));
+        layout(Sizes { slots: 0, ring_bytes: 0, ..sizes }, ConnKind::Messages).unwrap();
+        for bad in [
+            Sizes { slots: u32::MAX, ..sizes },
+            Sizes { ring_bytes: u32::MAX, ..sizes },
+            Sizes { loans: 65, ..sizes },
+            Sizes { loans: u32::MAX, ..sizes },
+            Sizes { loan_bytes: u32::MAX, ..sizes },
+        ] {
+            assert!(layout(bad, ConnKind::Messages).is_err(), "{bad:?}");
+        }
     }
 }

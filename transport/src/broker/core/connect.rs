@@ -295,7 +295,11 @@ impl BrokerCore {
     fn allocate_half(&mut self, layout: HalfLayout) -> Result<HalfRef, Failure> {
         let len = layout.total_len() as u64;
         let no_memory = Failure::NoMemory { cid: self.own_cid(), needed: len };
-        let offset = self.heap.allocate(len).ok_or(no_memory)?;
+        let offset = self.heap.allocate(len).ok_or_else(|| no_memory.clone())?;
+        if !(self.backing.0)(offset, len) {
+            self.heap.release(offset, len);
+            return Err(no_memory);
+        }
         // Unique in the life of this extent: a half is never taken for the one that was there before.
         let nonce = self.generation << 40 ^ self.next_id;
         let half = HalfRef { offset, layout: layout.to_word() as u32, nonce };

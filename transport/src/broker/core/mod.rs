@@ -143,6 +143,15 @@ pub(crate) struct CoreCounts {
     pub(crate) bad_records: u64,
 }
 
+/// Makes sure that a part of the pool (offset and length in bytes) has pages behind it; `false`: the system has none left.
+pub(crate) struct Backing(pub(crate) Box<dyn FnMut(u64, u64) -> bool + Send>);
+
+impl std::fmt::Debug for Backing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Backing")
+    }
+}
+
 /// The decisions of one broker. See the module.
 #[derive(Debug)]
 pub(crate) struct BrokerCore {
@@ -150,6 +159,7 @@ pub(crate) struct BrokerCore {
     generation: u64,
     layout: Layout,
     heap: Heap,
+    backing: Backing,
     policy: Policy,
     members: Vec<Option<MemberInfo>>,
     clients: HashMap<ClientId, Client>,
@@ -170,13 +180,20 @@ pub(crate) struct BrokerCore {
 }
 
 impl BrokerCore {
-    pub(crate) fn new(member: Member, generation: u64, layout: Layout, policy: Policy) -> Self {
+    pub(crate) fn new(
+        member: Member,
+        generation: u64,
+        layout: Layout,
+        policy: Policy,
+        backing: Backing,
+    ) -> Self {
         let heap_start = (layout.extent(member) + layout.heap_offset) as u64;
         Self {
             member,
             generation,
             layout,
             heap: Heap::new(heap_start, layout.heap_len() as u64),
+            backing,
             policy,
             members: vec![None; layout.geometry.members_max as usize],
             clients: HashMap::new(),

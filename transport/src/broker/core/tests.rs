@@ -32,7 +32,15 @@ impl Sim {
     fn new(kernels: usize) -> Self {
         let mut sim = Self {
             cores: (0..kernels)
-                .map(|i| BrokerCore::new(Member(i as u8), 1, layout(), Policy::default()))
+                .map(|i| {
+                    BrokerCore::new(
+                        Member(i as u8),
+                        1,
+                        layout(),
+                        Policy::default(),
+                        Backing(Box::new(|_, _| true)),
+                    )
+                })
                 .collect(),
             now: Instant::now(),
             to_clients: HashMap::new(),

@@ -1,0 +1,261 @@
+//! The processes of this kernel: hello, messages, and their end.
+
+use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::{Event, Shell, frame, range};
+use crate::broker::core::ClientId;
+use crate::broker::locks;
+use crate::broker::protocol::{self, ClientMessage, ServerMessage};
+use crate::broker::record::HalfRef;
+use crate::doorbell;
+use crate::error::{Error, Result};
+use crate::fds;
+
+/// How long a process may take to say hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Processes that may be attached at once.
+const CLIENTS_MAX: usize = 4096;
+/// Answers that may wait for a process that does not read them, before it is cut off.
+const OUTGOING_MAX: usize = 8192;
+
+/// One attached process.
+#[derive(Debug)]
+pub(super) struct ClientHandle {
+    outgoing: mpsc::Sender<Vec<u8>>,
+    pub(super) eventfd: OwnedFd,
+    /// A copy of the process's own descriptor of the pool, which its halves are locked on. See [`locks`].
+    pub(super) pool: OwnedFd,
+    /// What it holds, by connection.
+    pub(super) halves: HashMap<u64, HalfRef>,
+    reader: JoinHandle<()>,
+}
+
+impl Drop for ClientHandle {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+/// Whose processes may attach.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Door {
+    pub(super) allowed_gid: Option<u32>,
+}
+
+impl Door {
+    /// `Err`: it may not. `Ok(true)`: it may also listen on privileged ports.
+    fn admits(self, uid: u32, gid: u32) -> Result<bool, String> {
+        let own = rustix::process::geteuid().as_raw();
+        if uid == 0 || uid == own {
+            return Ok(true);
+        }
+        if self.allowed_gid == Some(gid) {
+            return Ok(false);
+        }
+        Err(format!(
+            "user {uid} (group {gid}) may not attach here: only root, user {own} and the allowed group may"
+        ))
+    }
+}
+
+/// Accepts processes until aborted.
+pub(super) async fn accept(listener: UnixListener, door: Door, events: mpsc::Sender<Event>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let verdict = match stream.peer_cred() {
+                    Ok(credentials) => door.admits(credentials.uid(), credentials.gid()),
+                    Err(error) => Err(format!("the system does not say who you are: {error}")),
+                };
+                tokio::spawn(greet(stream, verdict, events.clone()));
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: it may pass.
+                tracing::warn!(%error, "a process could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Waits for the hello.
+pub(super) async fn greet(
+    mut stream: UnixStream,
+    verdict: Result<bool, String>,
+    events: mpsc::Sender<Event>,
+) {
+    let hello = async {
+        let privileged = verdict?;
+        let mut buffer = Vec::new();
+        let hello = loop {
+            if let Some(message) = protocol::take::<ClientMessage>(&mut buffer).map_err(|e| e.to_string())? {
+                break message;
+            }
+            let read = stream.read_buf(&mut buffer).await.map_err(|e| e.to_string())?;
+            if read == 0 {
+                return Err("hung up without a hello".to_owned());
+            }
+        };
+        match hello {
+            ClientMessage::Hello { version: protocol::VERSION } => Ok(privileged),
+            ClientMessage::Hello { version } => Err(format!(
+                "this broker speaks version {}, the process version {version}: use builds of one release",
+                protocol::VERSION
+            )),
+            _ => Err("the first message was no hello".to_owned()),
+        }
+    };
+    let said = tokio::time::timeout(HELLO_TIMEOUT, hello).await;
+    match said.unwrap_or_else(|_| Err("no hello came in time".to_owned())) {
+        Ok(privileged) => {
+            let _ = events.send(Event::Attach { stream, privileged }).await;
+        }
+        Err(reason) => {
+            tracing::debug!(reason, "a process was turned away");
+            if let Some(bytes) = frame(&ServerMessage::Rejected { reason }) {
+                let _ = tokio::time::timeout(HELLO_TIMEOUT, stream.write_all(&bytes)).await;
+            }
+        }
+    }
+}
+
+async fn read(mut stream: OwnedReadHalf, client: ClientId, events: mpsc::Sender<Event>) {
+    let mut buffer = Vec::new();
+    'reading: while matches!(stream.read_buf(&mut buffer).await, Ok(n) if n > 0) {
+        loop {
+            match protocol::take::<ClientMessage>(&mut buffer) {
+                Ok(Some(message)) => {
+                    if events.send(Event::Message(client, message)).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "a process talks nonsense; cut off");
+                    break 'reading;
+                }
+            }
+        }
+    }
+    let _ = events.send(Event::Gone(client)).await;
+}
+
+async fn write(mut stream: OwnedWriteHalf, mut outgoing: mpsc::Receiver<Vec<u8>>) {
+    while let Some(bytes) = outgoing.recv().await {
+        if stream.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Shell {
+    /// A process of our own, through a socket pair.
+    pub(super) fn adopt(&self, stream: std::os::unix::net::UnixStream) {
+        match UnixStream::from_std(stream) {
+            Ok(stream) => {
+                tokio::spawn(greet(stream, Ok(true), self.events.clone()));
+            }
+            Err(error) => tracing::warn!(%error, "an endpoint of this process could not attach"),
+        }
+    }
+
+    pub(super) fn attach(&mut self, stream: UnixStream, privileged: bool) -> Result<()> {
+        if self.life.clients.len() >= CLIENTS_MAX {
+            return Err(Error::Invalid(format!("{CLIENTS_MAX} processes are attached already")));
+        }
+        let eventfd = doorbell::new_eventfd()?;
+        // A description of its own, so that locks on it are its alone.
+        let pool: OwnedFd = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&self.pool_path)
+            .map_err(|e| Error::io(format!("opening {} for a process", self.pool_path.display()), e))?
+            .into();
+        let welcome = ServerMessage::Welcome {
+            version: protocol::VERSION,
+            cid: self.life.core.member(self.member).map_or(crate::addr::Cid::LOCAL, |info| info.cid),
+            member: self.member,
+            pool_len: self.pool.len_bytes(),
+            generation: self.life.generation,
+        };
+        let bytes = protocol::encode(&welcome)?;
+        let passed = [pool.as_fd(), eventfd.as_fd(), self.pipe.write_end().as_fd()];
+        fds::send(&stream, &bytes, &passed).map_err(|e| Error::io("welcoming a process", e))?;
+
+        self.next_id += 1;
+        let client = ClientId(self.next_id);
+        let (read_half, write_half) = stream.into_split();
+        let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);
+        tokio::spawn(write(write_half, queue));
+        let reader = tokio::spawn(read(read_half, client, self.events.clone()));
+        let handle = ClientHandle { outgoing, eventfd, pool, halves: HashMap::new(), reader };
+        self.life.clients.insert(client, handle);
+        self.life.core.handle_client(client, privileged);
+        tracing::debug!(?client, privileged, "a process attached");
+        Ok(())
+    }
+
+    pub(super) fn drop_clients(&mut self) {
+        self.life.clients.clear();
+    }
+
+    pub(super) fn tell(&mut self, client: ClientId, message: &ServerMessage) {
+        let Some(bytes) = frame(message) else { return };
+        let Some(handle) = self.life.clients.get(&client) else { return };
+        if let Err(mpsc::error::TrySendError::Full(_)) = handle.outgoing.try_send(bytes) {
+            tracing::warn!(?client, "a process does not read its answers; cut off");
+            let events = self.events.clone();
+            tokio::spawn(async move { events.send(Event::Gone(client)).await });
+        }
+    }
+
+    /// Its socket is closed: it is dead, as a rule. If it is not (it closed only the socket, or left children), what it can
+    /// still write is kept out of use until it no longer can.
+    pub(super) fn lose_client(&mut self, client: ClientId) {
+        let Some(mut handle) = self.life.clients.remove(&client) else { return };
+        let halves = std::mem::take(&mut handle.halves);
+        drop(handle);
+        tracing::debug!(?client, halves = halves.len(), "a process has gone");
+        for half in halves.into_values() {
+            if locks::first_locked(&self.pool_fd, range(&half)).is_ok_and(|locked| locked.is_some()) {
+                self.life.core.quarantine(half.offset);
+                self.life.quarantined.push(half);
+            }
+        }
+        self.life.core.handle_client_gone(client);
+    }
+}
+
+/// Binds the broker's socket, replacing one that a dead broker left.
+pub(super) fn bind(path: &std::path::Path, allowed_gid: Option<u32>) -> Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt;
+    let attempt = || format!("listening on the broker socket {}", path.display());
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(Error::io(attempt(), std::io::ErrorKind::AddrInUse.into()));
+    }
+    let make = || -> std::io::Result<UnixListener> {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        if path.symlink_metadata().is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type())) {
+            std::fs::remove_file(path)?;
+        }
+        let listener = UnixListener::bind(path)?;
+        let mode = if allowed_gid.is_some() { 0o660 } else { 0o600 };
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+        if let Some(gid) = allowed_gid {
+            std::os::unix::fs::chown(path, None, Some(gid))?;
+        }
+        Ok(listener)
+    };
+    make().map_err(|e| Error::io(attempt(), e))
+}

@@ -1,0 +1,219 @@
+//! The other members: their rows, their generations, their control rings, their lines.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Event, LineHandle, Shell, only_primary};
+use crate::addr::Cid;
+use crate::broker::core::MemberInfo;
+use crate::broker::link::{ControlLink, Taken};
+use crate::doorbell::{Line, ring_eventfd};
+use crate::error::{Error, Result};
+use crate::incarnation::Incarnation;
+use crate::mem::MemoryMut;
+use crate::pool::layout::{control, row, status};
+use crate::pool::{Member, RowContent};
+
+impl Shell {
+    /// Looks at every row and every generation, and tells the core what has changed.
+    pub(super) fn refresh_members(&mut self) {
+        if self.pool.fenced_generation(self.member) >= self.life.generation {
+            tracing::warn!("the primary has declared this kernel dead; beginning anew");
+            self.begin_anew();
+        }
+        for member in self.pool.layout.members() {
+            let sequence = self.pool.row_sequence(member);
+            if sequence != self.rows[member.index()].0 {
+                self.rows[member.index()] = (sequence, self.pool.row(member));
+            }
+            let row = self.rows[member.index()].1.as_ref();
+            let generation = match row {
+                Some(_) if member == self.member => self.life.generation,
+                Some(_) => self.pool.live_generation(member),
+                None => 0,
+            };
+            let known = self.life.core.member(member);
+            let same = match (row, known) {
+                (None, None) => true,
+                (Some(row), Some(info)) => {
+                    (row.cid, row.name.as_str(), generation)
+                        == (info.cid, info.name.as_str(), info.generation)
+                }
+                _ => false,
+            };
+            if same {
+                continue;
+            }
+            let info = row.map(|row| MemberInfo { cid: row.cid, name: row.name.clone(), generation });
+            tracing::debug!(%member, generation, "member changed");
+            if let Some(link) = &mut self.life.links[member.index()]
+                && link.peer_generation() != generation
+            {
+                match generation {
+                    0 => link.close(),
+                    _ => link.open(generation),
+                }
+                self.life.dirty.insert(member);
+            }
+            self.life.core.handle_member_change(member, info);
+            if generation != 0 && member != self.member {
+                // It may be waiting for us to open our side.
+                self.ring(member);
+            }
+        }
+    }
+
+    /// Takes what a peer has for us: records, and bells for our processes. Whether there was anything.
+    pub(super) fn scan(&mut self, peer: Member) -> bool {
+        let taken = self.take_records(peer);
+        if taken >= control::SLOTS / 2 {
+            // It may have more than its ring had room for.
+            self.ring(peer);
+        }
+        if self.life.links[peer.index()].as_ref().is_some_and(ControlLink::has_pending) {
+            self.life.dirty.insert(peer);
+        }
+        let mut found = taken != 0;
+        for watch in &mut self.life.watches[peer.index()] {
+            let bells = watch.half.bell_count();
+            if bells != watch.bells {
+                watch.bells = bells;
+                found = true;
+                if let Some(client) = self.life.clients.get(&watch.client) {
+                    ring_eventfd(&client.eventfd);
+                }
+            }
+        }
+        found
+    }
+
+    /// At most two rounds of the ring: a peer that writes as fast as we read cannot keep us here. It rings for the rest.
+    fn take_records(&mut self, peer: Member) -> u64 {
+        for taken in 0..2 * control::SLOTS {
+            let Some(link) = &mut self.life.links[peer.index()] else { return taken };
+            match link.take() {
+                Taken::Record(record) if record.is_request() && link.is_clogged() => {
+                    self.life.core.handle_bad_record();
+                }
+                Taken::Record(record) => self.life.core.handle_record(peer, record),
+                Taken::Nonsense => self.life.core.handle_bad_record(),
+                Taken::Nothing => return taken,
+            }
+            self.drain_outputs();
+        }
+        2 * control::SLOTS
+    }
+
+    pub(super) fn add_line(&mut self, member: Member, line: Line) {
+        let line = Arc::new(line);
+        self.remove_line(member);
+        self.next_id += 1;
+        let (id, events, bells) = (self.next_id, self.events.clone(), Arc::clone(&line));
+        let reader = tokio::spawn(async move {
+            while let Ok(bells) = bells.bells().await {
+                if events.send(Event::Bells(member, bells)).await.is_err() {
+                    return;
+                }
+            }
+            let _ = events.send(Event::LineDown(member, id)).await;
+        });
+        self.lines.insert(member, LineHandle { line, reader, id });
+        // Whatever was missed while there was no line.
+        self.ring_everybody();
+        self.scan(member);
+    }
+
+    pub(super) fn remove_line(&mut self, member: Member) {
+        if let Some(line) = self.lines.remove(&member) {
+            line.reader.abort();
+        }
+    }
+
+    pub(super) fn ring_everybody(&mut self) {
+        let own = self.member;
+        for member in self.pool.layout.members().filter(|member| *member != own) {
+            self.ring(member);
+        }
+    }
+
+    pub(super) fn fence(&mut self, member: Member, generation: u64) -> Result<()> {
+        let writer = self.row_writer.as_ref().ok_or_else(|| only_primary("fencing"))?;
+        self.known(member)?;
+        writer.fence(member, generation);
+        self.refresh_members();
+        self.ring_everybody();
+        Ok(())
+    }
+
+    pub(super) fn admit(
+        &mut self,
+        member: Member,
+        cid: Cid,
+        name: &str,
+        incarnation: Incarnation,
+    ) -> Result<()> {
+        if self.row_writer.is_none() {
+            return Err(only_primary("admitting a kernel"));
+        }
+        self.known(member)?;
+        check_name(name)?;
+        let rows = self.pool.rows();
+        if let Some(row) =
+            rows.iter().find(|row| row.member != member && (row.cid == cid || row.name == name))
+        {
+            return Err(Error::Invalid(format!(
+                "cid {cid} and name `{name}` must be unique in a pool: member {} is `{}` with cid {}",
+                row.member, row.name, row.cid
+            )));
+        }
+        let old = rows.into_iter().find(|row| row.member == member);
+        if old.as_ref().is_some_and(|row| row.incarnation != incarnation) {
+            self.fence(member, self.pool.heartbeat(member).generation)?;
+        }
+        let content = RowContent { in_use: true, cid: cid.0, incarnation, name: name.to_owned() };
+        if let Some(writer) = &self.row_writer {
+            writer.write(member, &content);
+        }
+        self.refresh_members();
+        self.ring_everybody();
+        Ok(())
+    }
+
+    pub(super) fn retire(&mut self, member: Member) -> Result<()> {
+        self.fence(member, self.pool.live_generation(member))?;
+        if let Some(writer) = &self.row_writer {
+            writer.write(member, &RowContent::EMPTY);
+        }
+        self.refresh_members();
+        self.ring_everybody();
+        Ok(())
+    }
+
+    /// Says in our status page that our broker has gone.
+    pub(super) fn publish_generation(&self, generation: u64) {
+        if generation != 0 {
+            self.status.store(status::LAST_GENERATION, generation, Ordering::Relaxed);
+        }
+        self.status.store(status::GENERATION, generation, Ordering::Release);
+        // Before anything of an earlier generation is written over.
+        <crate::mem::OwnSpan as crate::mem::Memory>::fence();
+    }
+
+    fn known(&self, member: Member) -> Result<()> {
+        if self.pool.layout.has(member) {
+            return Ok(());
+        }
+        let members = self.pool.geometry().members_max;
+        Err(Error::Invalid(format!("this pool has members 0 to {}, not {member}", members - 1)))
+    }
+}
+
+pub(super) fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > row::NAME_BYTES_MAX || name.contains('/') {
+        return Err(Error::Invalid(format!(
+            "`{name}` is no name of a kernel: 1 to {} bytes without `/`",
+            row::NAME_BYTES_MAX
+        )));
+    }
+    Ok(())
+}

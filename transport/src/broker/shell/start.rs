@@ -1,0 +1,226 @@
+//! The beginning and the end of a broker, and its new beginning after a fence.
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use tokio::sync::mpsc;
+
+use super::clients::{Door, accept, bind};
+use super::members::check_name;
+use super::{Command, EVENTS_MAX, Event, Life, Shell};
+use crate::broker::core::{Backing, BrokerCore};
+use crate::broker::link::ControlLink;
+use crate::broker::{BrokerConfig, locks};
+use crate::doorbell::BellPipe;
+use crate::error::{Error, Result};
+use crate::incarnation::Incarnation;
+use crate::mem::OwnSpan;
+use crate::pool::layout::{GENERATION_LEAD_MAX, control, status};
+use crate::pool::{Member, Pool, PoolSource, RowContent, RowWriter, open_source};
+
+/// Starts the task. Returns what its owner needs: the pool, and where to send commands.
+pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::UnboundedSender<Command>)> {
+    let name = config.pool.to_string();
+    let given_path = match &config.pool {
+        PoolSource::Path { path, .. } => Some(path.clone()),
+        PoolSource::Fd { .. } => None,
+    };
+    let (fd, len) = open_source(config.pool)?;
+    let pool = Pool::map(&fd, len, config.member, &name)?;
+    let (events, event_queue) = mpsc::channel::<Event>(EVENTS_MAX);
+    let bad = |reason: String| Error::BadPool { path: name.clone(), reason };
+
+    take_member(&fd, &pool).map_err(bad)?;
+    let row_writer = if config.member == Member::PRIMARY { Some(RowWriter::new(&pool)?) } else { None };
+    if let Some(writer) = &row_writer {
+        check_name(&config.name)?;
+        enter_primary(&pool, writer, &config.name, config.cid, config.incarnation)?;
+    }
+    if pool.row(config.member).is_none() {
+        return Err(bad(format!(
+            "its primary has not admitted member {} (or its row is corrupted)",
+            config.member
+        )));
+    }
+
+    let layout = pool.layout;
+    let extent = layout.extent(config.member);
+    let pool_status = pool.writable(extent, status::LEN)?;
+    let extent_offset = (extent + layout.control_offset) as u64;
+    let own = pool.writable(extent_offset as usize, layout.extent_len() - layout.control_offset)?;
+    let pool_path = given_path.unwrap_or_else(|| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())));
+    back(&fd, extent as u64, layout.heap_offset as u64)
+        .map_err(|e| Error::io(format!("reserving the extent's head in {name}"), e))?;
+    let listener = config.socket.as_deref().map(|path| bind(path, config.allowed_gid)).transpose()?;
+
+    let life = new_life(&pool, &fd, &own, &config.policy)?;
+    let mut shell = Shell {
+        member: config.member,
+        status: pool_status,
+        extent: own,
+        extent_offset,
+        row_writer,
+        rows: vec![(u64::MAX, None); layout.geometry.members_max as usize],
+        life,
+        lines: HashMap::new(),
+        pipe: BellPipe::new()?,
+        recheck: config.recheck,
+        policy: config.policy,
+        socket: config.socket,
+        tasks: Vec::new(),
+        events: events.clone(),
+        next_id: 0,
+        found_by_timer: 0,
+        pool: pool.clone(),
+        pool_fd: fd,
+        pool_path,
+    };
+    shell.publish_generation(shell.life.generation);
+    shell.refresh_members();
+    shell.drain();
+    if let Some(listener) = listener {
+        let door = Door { allowed_gid: config.allowed_gid };
+        shell.tasks.push(tokio::spawn(accept(listener, door, events)));
+    }
+    let (commands, command_queue) = mpsc::unbounded_channel();
+    tokio::spawn(shell.run(event_queue, command_queue));
+    Ok((pool, commands))
+}
+
+/// There is one broker per member: whoever holds the lock on the first page of the extent.
+fn take_member(fd: &OwnedFd, pool: &Pool) -> Result<(), String> {
+    let start = pool.layout.extent(pool.member()) as u64;
+    match locks::lock(fd, start..start + status::LEN as u64) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!("another broker is running for its member {}", pool.member())),
+        Err(error) => {
+            tracing::warn!(%error, "no locks on this pool: memory of processes that outlive their broker is not protected");
+            Ok(())
+        }
+    }
+}
+
+/// The primary's own row. One that is there stays (a restarted daemon is the same kernel).
+fn enter_primary(
+    pool: &Pool,
+    writer: &RowWriter,
+    name: &str,
+    cid: crate::addr::Cid,
+    incarnation: Option<Incarnation>,
+) -> Result<()> {
+    let old = pool.row(Member::PRIMARY);
+    let incarnation = match (incarnation, &old) {
+        (Some(incarnation), _) => incarnation,
+        (None, Some(old)) => old.incarnation,
+        (None, None) => Incarnation::random()?,
+    };
+    let same =
+        old.is_some_and(|old| (old.cid, old.name.as_str(), old.incarnation) == (cid, name, incarnation));
+    if !same {
+        let content = RowContent { in_use: true, cid: cid.0, incarnation, name: name.to_owned() };
+        writer.write(Member::PRIMARY, &content);
+    }
+    Ok(())
+}
+
+/// Everything that begins with a generation. It is published by the caller, once this is in place.
+fn new_life(pool: &Pool, fd: &OwnedFd, extent: &OwnSpan, policy: &crate::broker::Policy) -> Result<Life> {
+    let layout = pool.layout;
+    let member = pool.member();
+    let generation = next_generation(pool)?;
+    let backing_fd = fd.try_clone().map_err(|e| Error::io("copying the pool's descriptor", e))?;
+    let backing = Backing(Box::new(move |offset, len| back(&backing_fd, offset, len).is_ok()));
+    let mut core = BrokerCore::new(member, generation, layout, policy.clone(), backing);
+    let heap_start = (layout.extent(member) + layout.heap_offset) as u64;
+    let heap = heap_start..heap_start + layout.heap_len() as u64;
+    let withheld = locks::all_locked(fd, heap).unwrap_or_default();
+    for range in &withheld {
+        tracing::info!(?range, "a process of an earlier broker still holds part of the heap");
+        core.withhold(range.start, range.end - range.start);
+    }
+    let mut links = Vec::new();
+    for peer in layout.members() {
+        if peer == member {
+            links.push(None);
+            continue;
+        }
+        let bad = |e: crate::mem::OutOfBounds| Error::Invalid(format!("control block of member {peer}: {e}"));
+        let own_block = layout.control_block(member, peer) - layout.extent(member) - layout.control_offset;
+        let own = extent.sub(own_block, control::STRIDE).map_err(bad)?;
+        let theirs = pool.whole().sub(layout.control_block(peer, member), control::STRIDE).map_err(bad)?;
+        links.push(Some(ControlLink::new(own, theirs, generation)));
+    }
+    Ok(Life {
+        generation,
+        core,
+        links,
+        clients: HashMap::new(),
+        watches: layout.members().map(|_| Vec::new()).collect(),
+        dirty: BTreeSet::new(),
+        withheld,
+        quarantined: Vec::new(),
+    })
+}
+
+fn next_generation(pool: &Pool) -> Result<u64> {
+    use crate::mem::Memory;
+    let at = pool.layout.extent(pool.member());
+    let fenced = pool.fenced_generation(pool.member());
+    let believable =
+        |generation: u64| generation.checked_sub(fenced).is_some_and(|lead| lead <= GENERATION_LEAD_MAX / 2);
+    let used = [status::GENERATION, status::LAST_GENERATION]
+        .map(|word| pool.whole().load(at + word, std::sync::atomic::Ordering::Acquire));
+    let last = used.into_iter().filter(|generation| believable(*generation)).fold(fenced, u64::max);
+    last.checked_add(1).ok_or_else(|| Error::Invalid("the generations of this member are used up".into()))
+}
+
+/// Makes sure that the pages are there, so that writing them cannot fail (a full /dev/shm would be a SIGBUS). Devices have
+/// their pages already.
+fn back(fd: impl AsFd, offset: u64, len: u64) -> std::io::Result<()> {
+    use rustix::io::Errno;
+    match rustix::fs::fallocate(fd, rustix::fs::FallocateFlags::empty(), offset, len) {
+        Ok(())
+        | Err(Errno::OPNOTSUPP | Errno::NODEV | Errno::NOSYS | Errno::INVAL | Errno::SPIPE | Errno::BADF) => {
+            Ok(())
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+impl Shell {
+    /// The primary has declared us dead: our peers have dropped their connections, and so must we. Processes have to attach
+    /// again; whatever they hold is kept out of use until they let go.
+    pub(super) fn begin_anew(&mut self) {
+        self.drop_clients();
+        for link in self.life.links.iter_mut().flatten() {
+            link.close();
+        }
+        match new_life(&self.pool, &self.pool_fd, &self.extent, &self.policy) {
+            Ok(life) => self.life = life,
+            Err(error) => {
+                tracing::error!(%error, "no new generation can begin");
+                return;
+            }
+        }
+        self.rows.fill((u64::MAX, None));
+        self.publish_generation(self.life.generation);
+        self.ring_everybody();
+    }
+
+    /// An orderly end: peers see at once that we are gone.
+    pub(super) fn stop(&mut self) {
+        self.drop_clients();
+        for link in self.life.links.iter_mut().flatten() {
+            link.close();
+        }
+        self.publish_generation(0);
+        self.ring_everybody();
+        self.tasks.drain(..).for_each(|task| task.abort());
+        let lines: Vec<Member> = self.lines.keys().copied().collect();
+        lines.into_iter().for_each(|member| self.remove_line(member));
+        if let Some(path) = &self.socket {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! A process's attachment to its broker: requests and answers, connections that arrive, and the broker's end.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::addr::{Addr, Cid, Port};
+use crate::broker::protocol::{self, ClientMessage, Failure, Reply, ServerMessage};
+use crate::doorbell;
+use crate::error::{Error, Result};
+use crate::fds;
+use crate::options::AttachOptions;
+use crate::pool::{Member, Pool};
+use crate::shm::conn::Conn;
+use crate::shm::reactor;
+
+/// How long the broker may take to welcome us.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The attachment. Ends when the last endpoint, listener and connection of it is dropped.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) cid: Cid,
+    pub(super) member: Member,
+    pub(super) pool: Pool,
+    pub(super) options: AttachOptions,
+    /// Our own description of the pool: the broker's locks on our halves last as long as it. See `broker::locks`.
+    _pool_fd: OwnedFd,
+    bell: OwnedFd,
+    outgoing: mpsc::UnboundedSender<Vec<u8>>,
+    broker_died: AtomicBool,
+    next_request: AtomicU64,
+    pending: Mutex<HashMap<u64, Pending>>,
+    listeners: Mutex<HashMap<Port, mpsc::UnboundedSender<Arrival>>>,
+    conns: Mutex<HashMap<u64, Weak<Conn>>>,
+    /// Directions that sleep.
+    parked_count: AtomicUsize,
+    pub(super) first_parked: Arc<Notify>,
+    pub(super) found_by_timer: AtomicU64,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A connection for a listener.
+pub(super) type Arrival = Arc<Conn>;
+/// Where a listener's connections come out, and where it listens.
+pub(super) type Listening = (Addr, mpsc::UnboundedReceiver<Arrival>);
+
+/// Who waits for an answer. Answers are turned into what owns its resources before they are passed on, so that one who has
+/// stopped waiting leaves nothing behind.
+#[derive(Debug)]
+enum Pending {
+    Connect(Addr, u64, oneshot::Sender<Result<Arc<Conn>>>),
+    Listen(Addr, Option<String>, oneshot::Sender<Result<Listening>>),
+    Resolve(String, oneshot::Sender<Result<Addr>>),
+}
+
+impl Client {
+    pub(super) async fn attach_path(socket: &Path, options: AttachOptions) -> Result<Arc<Self>> {
+        let attempt = || format!("attaching to the broker at {}", socket.display());
+        let stream = UnixStream::connect(socket).await.map_err(|e| Error::io(attempt(), e))?;
+        Self::attach(stream, options, &attempt()).await
+    }
+
+    pub(super) async fn attach(
+        stream: UnixStream,
+        options: AttachOptions,
+        attempt: &str,
+    ) -> Result<Arc<Self>> {
+        let welcome = tokio::time::timeout(WELCOME_TIMEOUT, welcome(stream));
+        let welcome = welcome
+            .await
+            .map_err(|_| io::ErrorKind::TimedOut.into())
+            .and_then(|welcome| welcome)
+            .map_err(|e| Error::io(attempt, e))?;
+        let Welcome { stream, rest, cid, member, pool_len, pool: pool_fd, eventfd, bell } = welcome;
+        let pool = Pool::map(&pool_fd, pool_len, member, "of the broker")?;
+        let (read_half, write_half) = stream.into_split();
+        let (outgoing, queue) = mpsc::unbounded_channel();
+        let client = Arc::new(Self {
+            cid,
+            member,
+            pool,
+            options,
+            _pool_fd: pool_fd,
+            bell,
+            outgoing,
+            broker_died: AtomicBool::new(false),
+            next_request: AtomicU64::new(1),
+            pending: Mutex::default(),
+            listeners: Mutex::default(),
+            conns: Mutex::default(),
+            parked_count: AtomicUsize::new(0),
+            first_parked: Arc::new(Notify::new()),
+            found_by_timer: AtomicU64::new(0),
+            tasks: Mutex::default(),
+        });
+        let weak = || Arc::downgrade(&client);
+        let reactor = reactor::spawn(weak(), eventfd, client.options.recheck)?;
+        tokio::spawn(write(write_half, queue));
+        *lock(&client.tasks) = vec![reactor, tokio::spawn(read(read_half, rest, weak()))];
+        Ok(client)
+    }
+
+    pub(super) async fn connect(
+        self: &Arc<Self>,
+        addr: Addr,
+        timeout: Duration,
+        message: impl FnOnce(u64) -> ClientMessage,
+    ) -> Result<Arc<Conn>> {
+        let deadline_ms = timeout.as_millis() as u64;
+        let answer = self.request(|sender| Pending::Connect(addr, deadline_ms, sender), message)?;
+        // The broker keeps the time; this is for a broker that hangs.
+        let grace = Duration::from_secs(1);
+        match tokio::time::timeout(timeout.saturating_add(grace), answer.wait()).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::TimedOut { addr, deadline_ms }),
+        }
+    }
+
+    pub(super) async fn listen(
+        self: &Arc<Self>,
+        addr: Addr,
+        name: Option<String>,
+        message: impl FnOnce(u64) -> ClientMessage,
+    ) -> Result<Listening> {
+        self.request(|sender| Pending::Listen(addr, name, sender), message)?.wait().await
+    }
+
+    pub(super) async fn resolve(self: &Arc<Self>, name: &str) -> Result<Addr> {
+        let (wanted, asked) = (name.to_owned(), name.to_owned());
+        let message = |request| ClientMessage::Resolve { request, name: asked };
+        self.request(|sender| Pending::Resolve(wanted, sender), message)?.wait().await
+    }
+
+    fn request<T>(
+        self: &Arc<Self>,
+        pending: impl FnOnce(oneshot::Sender<Result<T>>) -> Pending,
+        message: impl FnOnce(u64) -> ClientMessage,
+    ) -> Result<Answer<T>> {
+        if self.broker_died() {
+            return Err(broker_gone());
+        }
+        let request = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        lock(&self.pending).insert(request, pending(sender));
+        let answer = Answer { client: Arc::clone(self), request, receiver };
+        self.outgoing.send(protocol::encode(&message(request))?).map_err(|_| broker_gone())?;
+        Ok(answer)
+    }
+
+    pub(super) fn unlisten(&self, port: Port) {
+        lock(&self.listeners).remove(&port);
+        self.send(&ClientMessage::Unlisten { port });
+    }
+
+    pub(super) fn send(&self, message: &ClientMessage) {
+        if let Ok(bytes) = protocol::encode(message) {
+            let _ = self.outgoing.send(bytes);
+        }
+    }
+
+    /// Rings a member's broker through ours. A full pipe means that our broker has bells enough to look for.
+    pub(super) fn ring(&self, member: Member) {
+        let _ = rustix::io::write(&self.bell, &[doorbell::byte_of(member)]);
+    }
+
+    #[inline]
+    pub(super) fn broker_died(&self) -> bool {
+        self.broker_died.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn register(&self, id: u64, conn: &Arc<Conn>) {
+        lock(&self.conns).insert(id, Arc::downgrade(conn));
+    }
+
+    pub(super) fn forget(&self, id: u64) {
+        lock(&self.conns).remove(&id);
+    }
+
+    /// All connections there are. (They must not be dropped under the lock: dropping one takes it.)
+    pub(super) fn conns(&self) -> Vec<Arc<Conn>> {
+        let conns = lock(&self.conns);
+        conns.values().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(super) fn parked(&self) {
+        if self.parked_count.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.first_parked.notify_one();
+        }
+    }
+
+    pub(super) fn unparked(&self) {
+        self.parked_count.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_anyone_parked(&self) -> bool {
+        self.parked_count.load(Ordering::Relaxed) != 0
+    }
+
+    fn handle(self: &Arc<Self>, message: ServerMessage) {
+        match message {
+            ServerMessage::Done { request, result } => self.handle_answer(request, result),
+            ServerMessage::Incoming { port, grant } => {
+                // A connection that cannot be opened has been given back already.
+                let Ok(conn) = Conn::open(self, &grant) else { return };
+                let listener = lock(&self.listeners).get(&port).cloned();
+                if let Some(listener) = listener {
+                    // If it has just been dropped, dropping the connection resets it.
+                    let _ = listener.send(conn);
+                }
+            }
+            ServerMessage::Welcome { .. } | ServerMessage::Rejected { .. } => {}
+        }
+    }
+
+    fn handle_answer(self: &Arc<Self>, request: u64, result: Result<Reply, Failure>) {
+        let pending = lock(&self.pending).remove(&request);
+        let odd = |reply: &Reply| Error::Invalid(format!("the broker's answer does not fit: {reply:?}"));
+        match (pending, result) {
+            (Some(Pending::Connect(addr, deadline_ms, sender)), result) => {
+                let _ = sender.send(match result {
+                    Ok(Reply::Connected(grant)) => Conn::open(self, &grant),
+                    Ok(reply) => Err(odd(&reply)),
+                    Err(failure) => Err(failure.for_connect(addr, deadline_ms)),
+                });
+            }
+            (Some(Pending::Listen(addr, name, sender)), result) => {
+                let result = match result {
+                    Ok(Reply::Listening(addr)) => {
+                        let (arrivals, receiver) = mpsc::unbounded_channel();
+                        lock(&self.listeners).insert(addr.port, arrivals);
+                        Ok((addr, receiver))
+                    }
+                    Ok(reply) => Err(odd(&reply)),
+                    Err(failure) => Err(failure.for_listen(addr, name.as_deref())),
+                };
+                if let Err(Ok((addr, _))) = sender.send(result) {
+                    self.unlisten(addr.port);
+                }
+            }
+            (Some(Pending::Resolve(name, sender)), result) => {
+                let _ = sender.send(match result {
+                    Ok(Reply::Resolved(addr)) => Ok(addr),
+                    Ok(reply) => Err(odd(&reply)),
+                    Err(failure) => Err(failure.for_resolve(&name)),
+                });
+            }
+            // Nobody waits for it any more.
+            (None, Ok(Reply::Connected(grant))) => drop(Conn::open(self, &grant)),
+            (None, Ok(Reply::Listening(addr))) => self.unlisten(addr.port),
+            (None, _) => {}
+        }
+    }
+
+    fn lose_broker(&self) {
+        self.broker_died.store(true, Ordering::SeqCst);
+        // Dropping the senders ends every wait.
+        lock(&self.pending).clear();
+        lock(&self.listeners).clear();
+        for conn in self.conns() {
+            conn.broker_died();
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        lock(&self.tasks).drain(..).for_each(|task| task.abort());
+    }
+}
+
+/// Waits for the answer to one request; dropped before it comes, cancels the request.
+struct Answer<T> {
+    client: Arc<Client>,
+    request: u64,
+    receiver: oneshot::Receiver<Result<T>>,
+}
+
+impl<T> Answer<T> {
+    async fn wait(mut self) -> Result<T> {
+        (&mut self.receiver).await.unwrap_or_else(|_| Err(broker_gone()))
+    }
+}
+
+impl<T> Drop for Answer<T> {
+    fn drop(&mut self) {
+        if lock(&self.client.pending).remove(&self.request).is_some() {
+            self.client.send(&ClientMessage::Cancel { request: self.request });
+        }
+    }
+}
+
+struct Welcome {
+    stream: UnixStream,
+    /// Bytes received after the welcome.
+    rest: Vec<u8>,
+    cid: Cid,
+    member: Member,
+    pool_len: u64,
+    pool: OwnedFd,
+    eventfd: OwnedFd,
+    bell: OwnedFd,
+}
+
+async fn welcome(mut stream: UnixStream) -> io::Result<Welcome> {
+    let other = |reason: String| io::Error::other(reason);
+    let hello = protocol::encode(&ClientMessage::Hello { version: protocol::VERSION })?;
+    stream.write_all(&hello).await?;
+    let (mut data, mut passed) = (Vec::new(), Vec::new());
+    let answer = loop {
+        if let Some(answer) = protocol::take::<ServerMessage>(&mut data)? {
+            break answer;
+        }
+        stream.readable().await?;
+        match stream.try_io(Interest::READABLE, || fds::receive(&stream, &mut data, &mut passed)) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    };
+    match answer {
+        ServerMessage::Welcome { version: protocol::VERSION, cid, member, pool_len, .. } => {
+            let Ok([pool, eventfd, bell]) = <[OwnedFd; 3]>::try_from(passed) else {
+                return Err(other("the broker did not pass the descriptors".into()));
+            };
+            Ok(Welcome { stream, rest: data, cid, member, pool_len, pool, eventfd, bell })
+        }
+        ServerMessage::Welcome { version, .. } => Err(other(format!(
+            "the broker speaks version {version}, this program version {}: use builds of one release",
+            protocol::VERSION
+        ))),
+        ServerMessage::Rejected { reason } => Err(io::Error::new(io::ErrorKind::PermissionDenied, reason)),
+        _ => Err(other("the broker's first answer was no welcome".into())),
+    }
+}
+
+async fn read(mut stream: OwnedReadHalf, mut buffer: Vec<u8>, client: Weak<Client>) {
+    loop {
+        match protocol::take::<ServerMessage>(&mut buffer) {
+            Ok(Some(message)) => match client.upgrade() {
+                Some(client) => client.handle(message),
+                None => return,
+            },
+            Ok(None) => match stream.read_buf(&mut buffer).await {
+                Ok(n) if n > 0 => {}
+                _ => break,
+            },
+            Err(error) => {
+                tracing::warn!(%error, "the broker talks nonsense");
+                break;
+            }
+        }
+    }
+    if let Some(client) = client.upgrade() {
+        client.lose_broker();
+    }
+}
+
+async fn write(mut stream: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<Vec<u8>>) {
+    while let Some(bytes) = queue.recv().await {
+        if stream.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn broker_gone() -> Error {
+    Error::io("asking the broker of this kernel", io::Error::new(io::ErrorKind::NotConnected, "it has gone"))
+}
+
+/// Nothing panics while it holds one of these locks, so poison means nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

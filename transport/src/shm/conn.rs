@@ -1,0 +1,251 @@
+//! One connection as its process holds it: what both directions, and every loan, keep alive.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use atomic_waker::AtomicWaker;
+
+use crate::addr::Addr;
+use crate::broker::protocol::{ClientMessage, Grant};
+use crate::broker::record::{ConnKind, HalfRef};
+use crate::error::{Error, ResetCause};
+use crate::mem::{Memory, OwnSpan, PeerSpan};
+use crate::pool::layout::{row, status};
+use crate::pool::{Member, Pool};
+use crate::ring::{HalfLayout, Liveness, OwnHalf, PeerHalf, RingError, State};
+use crate::shm::client::Client;
+
+/// The connection. When the last holder drops it, the peer is told, and the broker that both halves are out of use.
+pub(super) struct Conn {
+    pub(super) client: Arc<Client>,
+    id: u64,
+    pub(super) kind: ConnKind,
+    pub(super) local: Addr,
+    pub(super) remote: Addr,
+    peer: Member,
+    pub(super) own: OwnHalf<OwnSpan>,
+    pub(super) theirs: PeerHalf<PeerSpan>,
+    words: LiveWords,
+    pub(super) reading: Parking,
+    pub(super) writing: Parking,
+    /// Dropping it tells the peer that data was lost.
+    reset_on_drop: AtomicBool,
+    /// The peer's bells that the reactor has seen.
+    bells_seen: AtomicU64,
+}
+
+/// Where one direction sleeps.
+#[derive(Debug, Default)]
+pub(super) struct Parking {
+    pub(super) waker: AtomicWaker,
+    pub(super) parked: AtomicBool,
+}
+
+/// The words that say whether both sides still are who they were.
+#[derive(Clone, Debug)]
+struct LiveWords {
+    pool: PeerSpan,
+    own_status: usize,
+    peer_status: usize,
+    own_fence: usize,
+    peer_fence: usize,
+    own_generation: u64,
+    peer_generation: u64,
+}
+
+impl LiveWords {
+    fn new(pool: &Pool, own: Member, grant: &Grant) -> Self {
+        let layout = &pool.layout;
+        Self {
+            pool: pool.whole().clone(),
+            own_status: layout.extent(own) + status::GENERATION,
+            peer_status: layout.extent(grant.peer) + status::GENERATION,
+            own_fence: layout.row(own) + row::FENCED_GENERATION,
+            peer_fence: layout.row(grant.peer) + row::FENCED_GENERATION,
+            own_generation: grant.own_generation,
+            peer_generation: grant.peer_generation,
+        }
+    }
+
+    #[inline]
+    fn check(&self) -> Result<(), ResetCause> {
+        let load = |offset| self.pool.load(offset, Ordering::Acquire);
+        if load(self.peer_status) == self.peer_generation
+            && load(self.peer_fence) < self.peer_generation
+            && load(self.own_status) == self.own_generation
+            && load(self.own_fence) < self.own_generation
+        {
+            return Ok(());
+        }
+        Err(self.cause())
+    }
+
+    #[cold]
+    fn cause(&self) -> ResetCause {
+        let load = |offset| self.pool.load(offset, Ordering::Acquire);
+        if load(self.own_fence) >= self.own_generation {
+            ResetCause::Fenced
+        } else if load(self.own_status) != self.own_generation {
+            ResetCause::BrokerDied
+        } else {
+            ResetCause::PeerKernelDied
+        }
+    }
+}
+
+impl Conn {
+    /// Takes what the broker grants. If the halves are not what they should be, the connection is given back at once.
+    pub(super) fn open(client: &Arc<Client>, grant: &Grant) -> Result<Arc<Self>, Error> {
+        Self::try_open(client, grant).map_err(|cause| {
+            client.send(&ClientMessage::Drop { conn: grant.conn });
+            Error::Reset { peer: grant.remote, cause }
+        })
+    }
+
+    fn try_open(client: &Arc<Client>, grant: &Grant) -> Result<Arc<Self>, ResetCause> {
+        let pool = &client.pool;
+        let strange = |what: String| ResetCause::PeerMisbehaved(what);
+        if !pool.layout.has(grant.peer) {
+            return Err(strange(format!("there is no member {}", grant.peer)));
+        }
+        let (offset, layout) = checked(pool, client.member, &grant.own_half)?;
+        let span = pool.writable(offset, layout.total_len()).map_err(|e| strange(e.to_string()))?;
+        let own = OwnHalf::existing(span, layout);
+        let (offset, layout) = checked(pool, grant.peer, &grant.peer_half)?;
+        let span = pool.whole().sub(offset, layout.total_len()).map_err(|e| strange(e.to_string()))?;
+        let theirs = match PeerHalf::open(span, layout, grant.peer_half.nonce) {
+            Ok(theirs) => theirs,
+            Err(cause) => {
+                own.set_state(State::RESET.or(State::CLOSED));
+                return Err(cause);
+            }
+        };
+        // Before whatever bell comes next is counted; whoever sleeps looks for itself first.
+        let bells_seen = AtomicU64::new(theirs.bell_count());
+        let conn = Arc::new(Self {
+            client: Arc::clone(client),
+            id: grant.conn,
+            kind: grant.kind,
+            local: grant.local,
+            remote: grant.remote,
+            peer: grant.peer,
+            own,
+            theirs,
+            words: LiveWords::new(pool, client.member, grant),
+            reading: Parking::default(),
+            writing: Parking::default(),
+            reset_on_drop: AtomicBool::new(true),
+            bells_seen,
+        });
+        client.register(grant.conn, &conn);
+        Ok(conn)
+    }
+
+    /// The broker's number for it.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// An application has it from here on: dropping it is an ordinary close, unless [`Conn::data_lost`].
+    pub(super) fn adopt(&self) {
+        self.reset_on_drop.store(false, Ordering::Relaxed);
+    }
+
+    /// What the peer sent will not all be read.
+    pub(super) fn data_lost(&self) {
+        self.reset_on_drop.store(true, Ordering::Relaxed);
+    }
+
+    /// Makes the peer look. One system call.
+    pub(super) fn ring(&self) {
+        self.client.ring(self.peer);
+    }
+
+    #[inline]
+    fn check(&self) -> Result<(), ResetCause> {
+        if self.client.broker_died() {
+            return Err(ResetCause::BrokerDied);
+        }
+        self.words.check()
+    }
+
+    /// For the reactor: wakes the sleepers if there is something for them. Whether the peer has rung since the last look.
+    pub(super) fn look(&self) -> bool {
+        let bells = self.theirs.bell_count();
+        let rung = self.bells_seen.swap(bells, Ordering::Relaxed) != bells;
+        let ended = State::SHUT_WR.or(State::SHUT_RD).or(State::CLOSED).or(State::RESET);
+        if rung || self.theirs.state().any(ended) || self.check().is_err() {
+            self.wake();
+        }
+        rung
+    }
+
+    pub(super) fn is_parked(&self) -> bool {
+        self.reading.parked.load(Ordering::Relaxed) || self.writing.parked.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn wake(&self) {
+        self.reading.waker.wake();
+        self.writing.waker.wake();
+    }
+
+    /// Our broker has died: says so to the peer, whom nobody will ring.
+    pub(super) fn broker_died(&self) {
+        self.own.set_state(State::RESET);
+        self.wake();
+    }
+
+    pub(super) fn error(&self, error: RingError) -> Error {
+        match error {
+            RingError::TooLong { len, max } => Error::TooLong { len, max },
+            RingError::Shutdown => Error::Shutdown { peer: self.remote },
+            RingError::Reset(cause) => Error::Reset { peer: self.remote, cause },
+            other => Error::Invalid(format!("connection to {}: {other}", self.remote)),
+        }
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        let reset = self.reset_on_drop.load(Ordering::Relaxed) || self.client.broker_died();
+        self.own.set_state(if reset { State::CLOSED.or(State::RESET) } else { State::CLOSED });
+        self.own.count_bell();
+        self.ring();
+        self.client.forget(self.id);
+        // From here on both halves may be given to others.
+        self.client.send(&ClientMessage::Drop { conn: self.id });
+    }
+}
+
+impl fmt::Debug for Conn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conn")
+            .field("id", &self.id)
+            .field("kind", &self.kind)
+            .field("local", &self.local)
+            .field("remote", &self.remote)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the rings ask before they hand anything over; it also keeps the connection alive.
+#[derive(Clone, Debug)]
+pub(super) struct Live(pub(super) Arc<Conn>);
+
+impl Liveness for Live {
+    #[inline]
+    fn check(&self) -> Result<(), ResetCause> {
+        self.0.check()
+    }
+}
+
+/// The place of a half in the heap of `member`. Our own broker has checked it; a second look costs nothing.
+fn checked(pool: &Pool, member: Member, half: &HalfRef) -> Result<(usize, HalfLayout), ResetCause> {
+    let strange = |what: String| ResetCause::PeerMisbehaved(what);
+    let layout = HalfLayout::from_word(u64::from(half.layout)).map_err(|e| strange(e.to_string()))?;
+    if !pool.layout.heap_contains(member, half.offset, layout.total_len() as u64) {
+        return Err(strange(format!("a half at {:#x} is not in the heap of member {member}", half.offset)));
+    }
+    Ok((half.offset as usize, layout))
+}
