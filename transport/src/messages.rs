@@ -88,6 +88,11 @@ impl Messages {
         self.receiver.try_recv(message)
     }
 
+    /// Pushes on what was taken. See [`MessageSender::try_flush`].
+    pub fn try_flush(&mut self) -> Result<bool> {
+        self.sender.try_flush()
+    }
+
     /// Spins until a message is there. See [`MessageReceiver::recv_busy`].
     pub fn recv_busy(&mut self, message: &mut Vec<u8>, deadline: Instant) -> Result<TryRecv> {
         self.receiver.recv_busy(message, deadline)
