@@ -3,6 +3,7 @@
 extern crate self as tombolo_rpc;
 
 mod blob;
+pub mod busy;
 pub mod connection;
 mod error;
 mod link;
@@ -11,6 +12,7 @@ mod service;
 mod wire;
 
 pub use blob::Blob;
+pub use busy::{BusyClient, BusyServer, FramePipe};
 pub use connection::PeerInfo;
 pub use error::{CallError, Failure, LinkError, Never, Outcome};
 pub use link::{Auth, Call, Chooser, Link, LinkConfig, Receiver, Sender};

@@ -12,7 +12,8 @@ pub(crate) fn expand(service: &Service) -> TokenStream {
     let definition = definition(service);
     let server = server(service);
     let client = client(service);
-    quote! { #definition #description #server #client }
+    let busy_client = busy_client(service);
+    quote! { #definition #description #server #client #busy_client }
 }
 
 /// The trait, with futures that can move between threads.
@@ -217,6 +218,50 @@ fn client(service: &Service) -> TokenStream {
             #(#methods)*
         }
     }
+}
+
+/// The client that polls: unary calls only.
+fn busy_client(service: &Service) -> Option<TokenStream> {
+    let Service { visibility, ident, .. } = service;
+    let client = format_ident!("{ident}BusyClient");
+    let constant = constant(service);
+    let doc = format!("Calls a [`{ident}`] by polling, without a runtime.");
+    let unary = |method: &Method| method.items_in.is_none() && method.items_out.is_none();
+    if !service.methods.iter().any(unary) {
+        return None;
+    }
+    let methods =
+        service.methods.iter().enumerate().filter(|(_, method)| unary(method)).map(|(index, method)| {
+            let Method { ident: name, answer, error, .. } = method;
+            let docs = docs(&method.attributes);
+            let idents: Vec<&Ident> = method.arguments.iter().map(|a| &a.ident).collect();
+            let types = method.arguments.iter().map(|a| &a.ty);
+            quote! {
+                #(#docs)*
+                #visibility fn #name(&mut self #(, #idents: #types)*)
+                    -> ::core::result::Result<#answer, ::tombolo_rpc::CallError<#error>> {
+                    self.client.call(&#constant.methods[#index], &(#(#idents,)*))
+                }
+            }
+        });
+    Some(quote! {
+        #[doc = #doc]
+        #[derive(Debug)]
+        #[allow(dead_code, unreachable_pub, reason = "written for every user of the trait")]
+        #visibility struct #client<'a, P: ::tombolo_rpc::FramePipe> {
+            client: &'a mut ::tombolo_rpc::BusyClient<P>,
+        }
+
+        #[allow(dead_code, unreachable_pub, reason = "written for every user of the trait")]
+        impl<'a, P: ::tombolo_rpc::FramePipe> #client<'a, P> {
+            /// Calls over `client`.
+            #visibility fn new(client: &'a mut ::tombolo_rpc::BusyClient<P>) -> Self {
+                Self { client }
+            }
+
+            #(#methods)*
+        }
+    })
 }
 
 fn constant(service: &Service) -> Ident {

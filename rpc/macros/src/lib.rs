@@ -10,7 +10,8 @@ use proc_macro::TokenStream;
 /// For `trait Kv` it writes, with the trait's visibility:
 /// - the trait itself, each `async fn` as a method that returns a `Send` future (implement it with plain `async fn`),
 /// - `KvServer`, to be given to a `Router`,
-/// - `KvClient`, with one method per call.
+/// - `KvClient`, with one method per call,
+/// - `KvBusyClient`, with the unary calls, for callers that poll without a runtime.
 ///
 /// `name = ".."` is the service's name on the wire; it and the names of the methods must never be given another meaning.
 #[proc_macro_attribute]

@@ -39,6 +39,8 @@ pub(super) struct Call {
     /// A message that has arrived in part, and what it is.
     pub(super) partial: Vec<u8>,
     pub(super) partial_of: Partial,
+    /// What of `partial` counts towards the limit over all calls.
+    pub(super) assembling: usize,
     /// Bytes of items that we have let the peer send and that it has not yet sent.
     pub(super) granted: u64,
     /// Bytes of items read that have not yet been granted anew.
@@ -82,6 +84,7 @@ pub(super) enum Outgoing {
         sent: usize,
     },
     End,
+    Stop,
     Answer {
         app_error: bool,
         payload: Bytes,

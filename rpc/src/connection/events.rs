@@ -16,6 +16,15 @@ pub enum Payload<'a> {
 }
 
 impl Payload<'_> {
+    /// The bytes on their own, copied if they are borrowed.
+    pub fn to_bytes(&self) -> Bytes {
+        match self {
+            Self::Borrowed([]) => Bytes::new(),
+            Self::Borrowed(part) => Bytes::copy_from_slice(part),
+            Self::Owned(bytes) => bytes.clone(),
+        }
+    }
+
     /// The bytes on their own, as a slice of `frame` if they are borrowed from it.
     pub fn into_bytes(self, frame: &Bytes) -> Bytes {
         match self {
@@ -62,6 +71,8 @@ pub enum Ended {
     ByCaller,
     /// Its deadline has passed.
     Deadline,
+    /// There is no room for what the caller sends.
+    Overload,
     /// The link is gone.
     LinkLost,
 }

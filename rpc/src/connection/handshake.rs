@@ -3,7 +3,7 @@
 use super::{Config, Connection, Event, PeerInfo, Phase, Proof, Side};
 use crate::error::LinkError;
 use crate::wire::frame::{Header, Kind};
-use crate::wire::hello::{FEATURES, Hello, HelloError, Limits, VERSIONS, WINDOW_BYTES_MIN, proof};
+use crate::wire::hello::{FEATURES, Hello, HelloError, Limits, VERSIONS, proof};
 
 impl Connection {
     pub(super) fn greet(&mut self) {
@@ -21,7 +21,7 @@ impl Connection {
                 message_bytes: self.config.message_bytes_max,
                 metadata_bytes: self.config.metadata_bytes_max,
                 calls: self.config.calls_max,
-                window_bytes: self.config.window_bytes.max(WINDOW_BYTES_MIN),
+                window_bytes: self.config.window_bytes,
             },
             role: role.clone(),
             build: build.clone(),

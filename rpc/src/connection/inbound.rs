@@ -69,6 +69,10 @@ impl Connection {
             }
             Kind::Pong => {
                 let token = u64::from_le_bytes(number(Kind::Pong, body)?);
+                if self.drain_token.is_some_and(|asked| asked <= token) {
+                    self.drain_token = None;
+                    self.close_if_drained();
+                }
                 return Ok(Some(Event::Pong { token }));
             }
             Kind::GoAway => return self.handle_go_away(id, body),
@@ -187,6 +191,7 @@ impl Connection {
         self.calls_theirs += 1;
         if header.more() {
             call.partial = payload.to_vec();
+            call.assembling = payload.len();
             self.assembling_bytes += payload.len();
             call.partial_of = Partial::Request { open, metadata: Bytes::copy_from_slice(metadata) };
             self.calls.insert(id, call);
@@ -230,15 +235,16 @@ impl Connection {
             return Ok(None);
         }
         call.partial.extend_from_slice(body);
+        call.assembling += body.len();
         self.assembling_bytes += body.len();
         if more {
             return Ok(None);
         }
+        self.assembling_bytes -= std::mem::take(&mut call.assembling);
         let Partial::Request { open, metadata } = std::mem::take(&mut call.partial_of) else {
             return Ok(None);
         };
         let payload = std::mem::take(&mut call.partial);
-        self.assembling_bytes -= payload.len();
         call.running = true;
         let deadline_ns = (call.deadline_ns != u64::MAX).then_some(call.deadline_ns);
         Ok(Some(Event::Opened {
@@ -273,8 +279,13 @@ impl Connection {
             return Ok(None);
         }
         if more {
+            if self.assembling_bytes + body.len() > self.config.assembly_bytes_max {
+                return Ok(Some(self.give_up(id)));
+            }
             call.partial_of = Partial::Item;
             call.partial.extend_from_slice(body);
+            call.assembling += body.len();
+            self.assembling_bytes += body.len();
             call.partial_cost += cost;
             if call.unread == 0 {
                 call.returnable += std::mem::take(&mut call.partial_cost);
@@ -287,11 +298,28 @@ impl Connection {
         let payload = if matches!(std::mem::take(&mut call.partial_of), Partial::Item) {
             let mut whole = std::mem::take(&mut call.partial);
             whole.extend_from_slice(body);
+            self.assembling_bytes -= std::mem::take(&mut call.assembling);
             whole.into()
         } else {
             Payload::Borrowed(body)
         };
         Ok(Some(Event::Item { call: id, payload, cost }))
+    }
+
+    /// Ends a call because there is no room for what is coming in on it.
+    fn give_up<'a>(&mut self, id: u32) -> Event<'a> {
+        if self.calls.get(&id).is_some_and(|call| call.method.is_some()) {
+            self.cancel(id);
+            let max = self.config.assembly_bytes_max as u64;
+            let what = "all that is arriving in part, together,".to_owned();
+            return Event::Failed {
+                call: id,
+                failure: Failure::TooLarge { what, len: max.saturating_add(1), max },
+            };
+        }
+        self.replies_waiting += 1;
+        self.fail(id, Fault::new(Code::Overloaded, true, 10_000, "too many long items"));
+        Event::Cancelled { call: id, why: Ended::Overload }
     }
 
     fn handle_response<'a>(
@@ -308,6 +336,7 @@ impl Connection {
             // The server may end the call while an item of it was still incomplete.
             Partial::Item => {
                 call.partial.clear();
+                self.assembling_bytes -= std::mem::take(&mut call.assembling);
                 true
             }
             Partial::Answer { app_error: was } if was == app_error => false,

@@ -7,7 +7,7 @@ use std::ops::Range;
 #[derive(Debug, Default)]
 pub(super) struct Lane {
     bytes: Vec<u8>,
-    /// Where each frame ends, and the call that it opens (0 if it opens none).
+    /// Where each frame ends, and the call of ours that it belongs to (0 if to none).
     frames: VecDeque<(usize, u32)>,
     head: usize,
 }
@@ -16,8 +16,8 @@ pub(super) struct Lane {
 const COMPACT_BYTES: usize = 64 * 1024;
 
 impl Lane {
-    /// Appends the frame that `encode` writes. `opens`: the call whose OPEN it is, or 0.
-    pub(super) fn push(&mut self, opens: u32, encode: impl FnOnce(&mut Vec<u8>)) {
+    /// Appends the frame that `encode` writes. `ours`: the call of ours that it belongs to, or 0.
+    pub(super) fn push(&mut self, ours: u32, encode: impl FnOnce(&mut Vec<u8>)) {
         if self.frames.is_empty() {
             self.bytes.clear();
             self.head = 0;
@@ -29,14 +29,14 @@ impl Lane {
             self.head = 0;
         }
         encode(&mut self.bytes);
-        self.frames.push_back((self.bytes.len(), opens));
+        self.frames.push_back((self.bytes.len(), ours));
     }
 
-    /// Takes the next frame: where it lies, and the call that it opens.
+    /// Takes the next frame: where it lies, and the call of ours that it belongs to.
     pub(super) fn pop(&mut self) -> Option<(Range<usize>, u32)> {
-        let (end, opens) = self.frames.pop_front()?;
+        let (end, ours) = self.frames.pop_front()?;
         let start = std::mem::replace(&mut self.head, end);
-        Some((start..end, opens))
+        Some((start..end, ours))
     }
 
     /// A frame that was just popped.
@@ -65,8 +65,8 @@ mod tests {
         for i in 0..40_000u32 {
             lane.push(i, |out| out.extend_from_slice(&i.to_le_bytes()));
             if i % 2 == 1 {
-                let (range, opens) = lane.pop().unwrap();
-                assert_eq!(opens, next);
+                let (range, ours) = lane.pop().unwrap();
+                assert_eq!(ours, next);
                 assert_eq!(lane.frame(range), next.to_le_bytes());
                 next += 1;
             }

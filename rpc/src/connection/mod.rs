@@ -21,6 +21,8 @@ mod handshake;
 mod inbound;
 mod lanes;
 mod outbound;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -30,7 +32,7 @@ use tombolo_transport::{Cid, Incarnation};
 use crate::error::{Failure, LinkError};
 use crate::wire::fault::clip;
 use crate::wire::frame::{Header, Kind};
-use crate::wire::hello::{Hello, Limits};
+use crate::wire::hello::{FRAME_BYTES_MIN, Hello, Limits, WINDOW_BYTES_MIN};
 use call::Call;
 pub(crate) use call::IdHasher;
 pub use events::{Ended, Event, Payload};
@@ -167,6 +169,8 @@ pub struct Connection {
     pinged_ns: u64,
     ping_token: u64,
     draining: bool,
+    /// The ping after our GOAWAY: once it comes back, no call is on its way that we have not seen.
+    drain_token: Option<u64>,
     peer_draining: Option<String>,
 }
 
@@ -183,7 +187,9 @@ enum Phase {
 
 impl Connection {
     /// A new end; its HELLO is the first thing to transmit.
-    pub fn new(config: Config, now_ns: u64) -> Self {
+    pub fn new(mut config: Config, now_ns: u64) -> Self {
+        config.window_bytes = config.window_bytes.max(WINDOW_BYTES_MIN);
+        config.frame_bytes_max = config.frame_bytes_max.max(FRAME_BYTES_MIN);
         let mut connection = Self {
             phase: Phase::Greeting,
             hello: Vec::new(),
@@ -217,6 +223,7 @@ impl Connection {
             pinged_ns: now_ns,
             ping_token: 0,
             draining: false,
+            drain_token: None,
             peer_draining: None,
             config,
         };
@@ -302,7 +309,7 @@ impl Connection {
     }
 
     /// Takes no new calls from the peer; closes once all calls, of both sides, have ended.
-    pub fn go_away(&mut self, reason: &str) {
+    pub fn go_away(&mut self, now_ns: u64, reason: &str) {
         if self.draining || self.phase != Phase::Open {
             return;
         }
@@ -312,7 +319,8 @@ impl Connection {
             out.extend_from_slice(&Header::new(Kind::GoAway, last).to_bytes());
             out.extend_from_slice(clip(reason).as_bytes());
         });
-        self.close_if_drained();
+        // Calls that the peer makes before it hears of this must be refused, not cut off: wait until it has heard.
+        self.drain_token = Some(self.ping(now_ns));
     }
 
     /// Whether one of the two sides has said GOAWAY.
@@ -365,7 +373,8 @@ impl Connection {
     }
 
     fn close_if_drained(&mut self) {
-        if self.draining && self.calls.is_empty() && self.phase == Phase::Open && self.small.is_empty() {
+        let done = self.draining && self.drain_token.is_none() && self.calls.is_empty();
+        if done && self.phase == Phase::Open && self.small.is_empty() {
             self.close(LinkError::Closed);
         }
     }

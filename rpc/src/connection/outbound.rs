@@ -142,13 +142,11 @@ impl Connection {
     /// Forgets a call; returns whether its OPEN has gone out.
     pub(super) fn drop_call(&mut self, id: u32) -> bool {
         let Some(call) = self.calls.remove(&id) else { return true };
+        self.assembling_bytes -= call.assembling;
         if call.method.is_some() {
             self.calls_mine -= 1;
         } else {
             self.calls_theirs -= 1;
-            if !call.running {
-                self.assembling_bytes -= call.partial.len();
-            }
         }
         call.sent
     }
@@ -176,7 +174,7 @@ impl Connection {
             return;
         }
         if payload.len() as u64 > u64::from(max) {
-            return self.fail(id, Fault::new(Code::TooLarge, true, max.into(), ""));
+            return self.fail(id, Fault::new(Code::TooLarge, true, max.into(), payload.len().to_string()));
         }
         if call.queue.is_empty() && payload.len() <= SMALL_BYTES && HEADER_BYTES + payload.len() <= fragment {
             let flags = if app_error { APP_ERROR } else { 0 };
@@ -213,6 +211,11 @@ impl Connection {
         }
     }
 
+    /// Refuses a call to an end that serves nothing.
+    pub(crate) fn respond_not_served(&mut self, id: u32) {
+        self.fail(id, Fault::new(Code::UnknownService, false, 0, ""));
+    }
+
     /// Refuses a call that was never started here.
     pub(super) fn refuse(&mut self, id: u32, fault: &Fault) {
         self.replies_waiting += 1;
@@ -241,7 +244,8 @@ impl Connection {
             && frame as u64 <= call.credit
         {
             call.credit -= frame as u64;
-            self.small.push(0, |out| {
+            let ours = if call.method.is_some() { id } else { 0 };
+            self.small.push(ours, |out| {
                 out.extend_from_slice(&Header::new(Kind::Data, id).to_bytes());
                 out.extend_from_slice(&payload);
             });
@@ -265,7 +269,8 @@ impl Connection {
         }
         call.ended = true;
         if call.queue.is_empty() {
-            self.small.push(0, |out| out.extend_from_slice(&Header::new(Kind::End, id).to_bytes()));
+            let ours = if call.method.is_some() { id } else { 0 };
+            self.small.push(ours, |out| out.extend_from_slice(&Header::new(Kind::End, id).to_bytes()));
         } else {
             call.queue.push_back(Outgoing::End);
             self.schedule(id);
@@ -282,8 +287,16 @@ impl Connection {
         if matches!(call.partial_of, Partial::Item) {
             call.partial_of = Partial::Nothing;
             call.partial = Vec::new();
+            self.assembling_bytes -= std::mem::take(&mut call.assembling);
         }
-        self.control.push(0, |out| out.extend_from_slice(&Header::new(Kind::Stop, id).to_bytes()));
+        // It must not overtake our own OPEN.
+        let waits = call.method.is_some() && !call.sent;
+        if waits && !call.queue.is_empty() {
+            call.queue.push_back(Outgoing::Stop);
+        } else {
+            let (lane, ours) = if waits { (&mut self.small, id) } else { (&mut self.control, 0) };
+            lane.push(ours, |out| out.extend_from_slice(&Header::new(Kind::Stop, id).to_bytes()));
+        }
     }
 
     /// An item that cost `cost` bytes has been read: lets the peer send as much again.
@@ -345,10 +358,10 @@ impl Connection {
             self.small_in_a_row = 0;
             return Some(&self.scratch);
         }
-        while let Some((range, opens)) = self.small.pop() {
-            if opens != 0 {
-                // The OPEN of a call that has been given up meanwhile stays here.
-                let Some(call) = self.calls.get_mut(&opens) else { continue };
+        while let Some((range, ours)) = self.small.pop() {
+            if ours != 0 {
+                // What belongs to a call that is over, and perhaps was never sent, stays here.
+                let Some(call) = self.calls.get_mut(&ours) else { continue };
                 call.sent = true;
             }
             self.small_in_a_row += 1;
@@ -439,6 +452,10 @@ fn put_fragment(out: &mut Vec<u8>, id: u32, call: &mut Call, fragment: usize) ->
         }
         Outgoing::End => {
             put_header(out, Kind::End, 0, id);
+            Some(false)
+        }
+        Outgoing::Stop => {
+            put_header(out, Kind::Stop, 0, id);
             Some(false)
         }
         Outgoing::Answer { app_error, payload, sent } => {

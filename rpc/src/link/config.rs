@@ -7,6 +7,8 @@ use std::time::Duration;
 use tombolo_transport::{Cid, Incarnation};
 
 use crate::connection::{Config, PeerInfo, Proof, Side};
+use crate::error::LinkError;
+use crate::wire::hello::{FRAME_BYTES_MIN, WINDOW_BYTES_MIN};
 
 /// Decides who may link with us, and which secret it must prove.
 pub type Chooser = Arc<dyn Fn(&PeerInfo) -> Result<[u8; 32], String> + Send + Sync>;
@@ -114,6 +116,16 @@ impl LinkConfig {
         self
     }
 
+    /// Why the peer, of incarnation `found`, is not the one expected; `None` if it is.
+    pub(crate) fn unexpected(&self, found: Option<Incarnation>) -> Option<LinkError> {
+        match (self.expect_incarnation, found) {
+            (Some(expected), Some(found)) if expected != found => Some(LinkError::NotAuthenticated(format!(
+                "stale or foreign incarnation: expected {expected}, found {found}"
+            ))),
+            _ => None,
+        }
+    }
+
     /// What the protocol core needs. `frame_bytes_max`: the longest message of the transport.
     pub(crate) fn core(&self, side: Side, nonce: [u8; 32], frame_bytes_max: u32) -> Config {
         Config {
@@ -133,10 +145,20 @@ impl LinkConfig {
             metadata_bytes_max: self.metadata_bytes_max,
             calls_max: self.calls_max,
             assembly_bytes_max: self.assembly_bytes_max,
-            window_bytes: self.window_bytes.max(crate::wire::hello::WINDOW_BYTES_MIN),
+            window_bytes: self.window_bytes.max(WINDOW_BYTES_MIN),
             handshake_timeout: self.handshake_timeout,
             keepalive: self.keepalive,
             silence_max: self.silence_max,
         }
     }
+}
+
+/// Whether a transport whose longest message has `frame_bytes` bytes can carry a link.
+pub(crate) fn check_frame_bytes(frame_bytes: u32) -> Result<(), LinkError> {
+    if frame_bytes >= FRAME_BYTES_MIN {
+        return Ok(());
+    }
+    Err(LinkError::Incompatible(format!(
+        "the connection carries messages of at most {frame_bytes} bytes; {FRAME_BYTES_MIN} are needed"
+    )))
 }

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use tombolo_transport::Messages;
 
+use super::config::check_frame_bytes;
 use super::shared::Inner;
 use super::{LinkConfig, LinkState};
 use crate::connection::{Connection, Side};
 use crate::error::LinkError;
 use crate::service::Router;
-use crate::wire::hello::FRAME_BYTES_MIN;
 
 /// How long the last words may take to go out.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -31,11 +31,7 @@ pub(super) fn spawn(
         .map_err(|error| LinkError::ClosedHere(format!("no random bytes for the handshake: {error}")))?;
     let (sender, receiver) = messages.split();
     let frame_bytes_max = u32::try_from(sender.max_len()).unwrap_or(u32::MAX);
-    if frame_bytes_max < FRAME_BYTES_MIN {
-        return Err(LinkError::Incompatible(format!(
-            "the connection carries messages of at most {frame_bytes_max} bytes; {FRAME_BYTES_MIN} are needed"
-        )));
-    }
+    check_frame_bytes(frame_bytes_max)?;
     let epoch = Instant::now();
     let conn = Connection::new(config.core(side, nonce, frame_bytes_max), 0);
     let runtime = tokio::runtime::Handle::current();
@@ -60,8 +56,8 @@ async fn drive(inner: Arc<Inner>) {
         .await;
     }
     // The CLOSE frame tells the peer why; a peer that does not read is not waited for.
-    inner.pump_tx();
-    let _ = tokio::time::timeout(FAREWELL, inner.shut_down()).await;
+    let _ = tokio::time::timeout(FAREWELL, inner.flushed()).await;
+    inner.disconnect();
     let reason = inner.core().conn.closed().cloned();
     tracing::debug!(peer = ?inner.peer(), ?reason, "link over");
 }

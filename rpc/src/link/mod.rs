@@ -7,7 +7,9 @@
 
 mod call;
 mod config;
+mod dispatch;
 mod driver;
+mod pump;
 mod shared;
 mod slots;
 mod stream;
@@ -23,7 +25,8 @@ use crate::error::LinkError;
 use crate::service::Router;
 
 pub use call::{Call, StreamParts, stream, unary};
-pub(crate) use call::{decode, encode};
+pub(crate) use call::{decode, decode_answer, encode};
+pub(crate) use config::check_frame_bytes;
 pub use config::{Auth, Chooser, LinkConfig};
 pub(crate) use shared::{Inner, LinkState};
 pub(crate) use slots::{Cancel, Served};

@@ -161,6 +161,7 @@ impl Served {
             let failure = match why {
                 Ended::ByCaller => Failure::Cancelled { started: true },
                 Ended::Deadline => Failure::DeadlineExceeded { started: true },
+                Ended::Overload => Failure::Overloaded { retry_after: std::time::Duration::from_millis(10) },
                 Ended::LinkLost => Failure::LinkLost { reason: "the caller is gone".into(), started: true },
             };
             streams.lock().end(Some(failure), wake);

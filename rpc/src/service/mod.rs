@@ -21,7 +21,7 @@ use crate::wire::fault::{Code, Fault};
 
 pub use counters::MethodCounters;
 pub use ctx::{Cancellation, Ctx};
-pub(crate) use handler::Started;
+pub(crate) use handler::{Handler, Started};
 pub(crate) use router::ServeRequest;
 pub use router::{CallInfo, Reject, Router};
 

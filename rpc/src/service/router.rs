@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::handler::{Handler, Started};
+use super::handler::{Handler, Started, panicked};
 use super::reflection::{Reflected, ReflectionServer};
 use super::{Ctx, Incoming, MethodCounters, Reply, Service};
 use crate::connection::PeerInfo;
@@ -157,10 +159,46 @@ impl Router {
             cancel: request.cancel,
             link: Some(inner.clone()),
         };
-        match self.prepare(method, cx, &request.metadata, request.payload, parts) {
-            Err(fault) => Started::Done(Reply::fault(fault)),
-            Ok(handler) if unary && inline => handler.step(),
-            Ok(handler) => Started::Running(handler),
+        self.begin(method, cx, request.metadata, request.payload, parts, inline)
+    }
+
+    /// Starts the handler of a call without a link and a runtime: its first step is taken here.
+    pub(crate) fn start_polled(
+        &self,
+        peer: &Arc<PeerInfo>,
+        deadline: Option<Instant>,
+        request: ServeRequest,
+    ) -> Started {
+        let method = match self.find(request.method, request.fingerprint) {
+            Ok(method) => method,
+            Err(fault) => return Started::Done(Reply::fault(fault)),
+        };
+        let cx = Ctx {
+            method: method.info,
+            peer: peer.clone(),
+            deadline,
+            metadata: Metadata::new(),
+            cancel: request.cancel,
+            link: None,
+        };
+        self.begin(method, cx, request.metadata, request.payload, None, true)
+    }
+
+    fn begin(
+        &self,
+        method: &Method,
+        cx: Ctx,
+        metadata: Bytes,
+        args: Bytes,
+        parts: Option<StreamParts>,
+        inline: bool,
+    ) -> Started {
+        // An interceptor that panics fails its call, like a handler that does.
+        match catch_unwind(AssertUnwindSafe(|| self.prepare(method, cx, &metadata, args, parts))) {
+            Err(panic) => Started::Done(panicked(&*panic)),
+            Ok(Err(fault)) => Started::Done(Reply::fault(fault)),
+            Ok(Ok(handler)) if inline && method.info.kind == MethodKind::Unary => handler.step(),
+            Ok(Ok(handler)) => Started::Running(handler),
         }
     }
 

@@ -21,7 +21,7 @@ pub(crate) enum Code {
     DeadlineExceeded = 6,
     Cancelled = 7,
     Draining = 8,
-    /// detail: the most there may be, in bytes.
+    /// detail: the most there may be, in bytes; text: how long it is, in decimal.
     TooLarge = 9,
     Malformed = 10,
     HandlerPanicked = 11,
@@ -93,7 +93,7 @@ impl Fault {
             c if is(c, Code::Draining) => Failure::Draining(text),
             c if is(c, Code::TooLarge) => Failure::TooLarge {
                 what: if started { "an answer or item".to_owned() } else { REQUEST.to_owned() },
-                len: detail.saturating_add(1),
+                len: text.parse().unwrap_or_else(|_| detail.saturating_add(1)),
                 max: detail,
             },
             c if is(c, Code::HandlerPanicked) => Failure::HandlerPanicked(text),

@@ -172,8 +172,12 @@ pub async fn serve(store: std::sync::Arc<Store>) -> (Link, Link) {
     (client.unwrap(), server.unwrap())
 }
 
+/// No keepalive, which would wake up again whatever had wrongly gone to sleep.
 pub fn config(role: &str) -> LinkConfig {
-    LinkConfig::new(role)
+    let mut config = LinkConfig::new(role);
+    config.keepalive = Duration::from_secs(3600);
+    config.silence_max = Duration::from_secs(7200);
+    config
 }
 
 /// Fails the test instead of hanging.

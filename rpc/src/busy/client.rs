@@ -1,0 +1,132 @@
+//! [`BusyClient`].
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{FramePipe, Polled, after};
+use crate::connection::{Event, Payload, PeerInfo, Side};
+use crate::error::{CallError, Failure, LinkError};
+use crate::link::{LinkConfig, decode};
+use crate::schema::MethodInfo;
+
+/// Makes unary calls, one at a time, and polls for each answer. The macro writes a typed `..BusyClient` around it.
+#[derive(Debug)]
+pub struct BusyClient<P: FramePipe> {
+    end: Polled<P>,
+    args: Vec<u8>,
+    frame: Vec<u8>,
+    deadline: Duration,
+}
+
+impl<P: FramePipe> BusyClient<P> {
+    /// Makes a link on a connection that this side opened; polls until it stands.
+    ///
+    /// # Errors
+    /// As [`Link::connect`](crate::Link::connect).
+    pub fn connect(pipe: P, config: LinkConfig) -> Result<Self, LinkError> {
+        let deadline = config.default_deadline;
+        let end = Polled::establish(pipe, config, Side::Connector)?;
+        Ok(Self { end, args: Vec::with_capacity(256), frame: Vec::with_capacity(16 * 1024), deadline })
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> Option<&PeerInfo> {
+        self.end.conn.peer()
+    }
+
+    /// Sets the deadline of the calls that follow; at first [`LinkConfig::default_deadline`].
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        self.deadline = deadline;
+    }
+
+    /// Makes a unary call and polls until it is answered. The typed clients call this.
+    ///
+    /// # Errors
+    /// As any call.
+    pub fn call<A: Serialize, T: DeserializeOwned, E: DeserializeOwned>(
+        &mut self,
+        method: &'static MethodInfo,
+        args: &A,
+    ) -> Result<T, CallError<E>> {
+        let Self { end, args: buffer, frame, deadline } = self;
+        buffer.clear();
+        let encoded = postcard::to_extend(args, std::mem::take(buffer))
+            .map_err(|error| Failure::Malformed(format!("cannot be encoded: {error}")))?;
+        let now = end.now_ns();
+        let opened =
+            end.conn.open(now, method, Some(after(now, *deadline)), &[], Payload::Borrowed(&encoded));
+        *buffer = encoded;
+        let call = opened?;
+        end.transmit();
+        loop {
+            if !end.receive(frame) {
+                end.idle();
+            } else {
+                let now = end.now_ns();
+                match end.conn.handle_frame(now, frame) {
+                    Some(Event::Answered { call: which, app_error, payload }) if which == call => {
+                        // What is owed to the peer, such as a reply to a ping, goes out with the next call.
+                        return answer(app_error, &payload);
+                    }
+                    Some(Event::Failed { call: which, failure }) if which == call => {
+                        return Err(failure.into());
+                    }
+                    Some(Event::Opened { call, .. }) => end.conn.respond_not_served(call),
+                    _ => {}
+                }
+            }
+            while let Some(event) = end.conn.poll_event() {
+                if let Event::Failed { call: which, failure } = event
+                    && which == call
+                {
+                    end.transmit();
+                    return Err(failure.into());
+                }
+            }
+            if end.conn.wants_transmit() {
+                end.transmit();
+            }
+        }
+    }
+
+    /// Keeps the link alive between calls that are far apart: answers what the peer asked meanwhile.
+    ///
+    /// # Errors
+    /// Why the link is over.
+    pub fn poll(&mut self) -> Result<(), LinkError> {
+        while self.end.receive(&mut self.frame) {
+            let now = self.end.now_ns();
+            if let Some(Event::Opened { call, .. }) = self.end.conn.handle_frame(now, &self.frame) {
+                self.end.conn.respond_not_served(call);
+            }
+        }
+        self.end.idle();
+        self.end.settle();
+        self.end.transmit();
+        self.end.conn.closed().cloned().map_or(Ok(()), Err)
+    }
+}
+
+fn answer<T: DeserializeOwned, E: DeserializeOwned>(
+    app_error: bool,
+    payload: &Payload<'_>,
+) -> Result<T, CallError<E>> {
+    let bytes = match payload {
+        Payload::Owned(bytes) => return crate::link::decode_answer(Ok((app_error, bytes.clone()))),
+        Payload::Borrowed(bytes) => bytes,
+    };
+    if app_error {
+        return Err(CallError::App(decode_slice(bytes, "the application's error")?));
+    }
+    Ok(decode_slice(bytes, "the answer")?)
+}
+
+fn decode_slice<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, Failure> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        // Says what is wrong in the same words as everywhere.
+        _ => decode(&bytes::Bytes::copy_from_slice(bytes), what),
+    }
+}

@@ -1,0 +1,201 @@
+//! Calls without a runtime: a client and a server that poll.
+//!
+//! They speak the same protocol, from the same core, as [`Link`](crate::Link), and each talks to the other or to a `Link`. They
+//! trade a CPU for latency: nothing sleeps, nothing wakes, no task is switched. One call at a time, unary only.
+
+mod client;
+mod server;
+
+use std::time::{Duration, Instant};
+
+use tombolo_transport::{Messages, TryRecv};
+
+use crate::connection::{Connection, Event, Side};
+use crate::error::LinkError;
+use crate::link::{Auth, LinkConfig};
+
+pub use client::BusyClient;
+pub use server::BusyServer;
+
+/// What carries frames without waiting. Implemented by [`Messages`].
+pub trait FramePipe {
+    /// Takes one frame whole and makes it visible to the peer, or nothing (`false`) while there is no room.
+    ///
+    /// # Errors
+    /// If the pipe is broken for good.
+    fn try_send(&mut self, frame: &[u8]) -> tombolo_transport::Result<bool>;
+
+    /// Receives a frame if there is one, replacing the content of `frame`.
+    ///
+    /// # Errors
+    /// If the pipe is broken for good.
+    fn try_recv(&mut self, frame: &mut Vec<u8>) -> tombolo_transport::Result<TryRecv>;
+
+    /// Pushes on what was taken and has not gone out.
+    ///
+    /// # Errors
+    /// If the pipe is broken for good.
+    fn flush(&mut self) -> tombolo_transport::Result<()>;
+
+    /// The longest frame, in bytes.
+    fn max_len(&self) -> usize;
+}
+
+impl FramePipe for Messages {
+    fn try_send(&mut self, frame: &[u8]) -> tombolo_transport::Result<bool> {
+        Self::try_send(self, frame)
+    }
+
+    fn try_recv(&mut self, frame: &mut Vec<u8>) -> tombolo_transport::Result<TryRecv> {
+        Self::try_recv(self, frame)
+    }
+
+    fn flush(&mut self) -> tombolo_transport::Result<()> {
+        self.try_flush().map(drop)
+    }
+
+    fn max_len(&self) -> usize {
+        Self::max_len(self)
+    }
+}
+
+/// Looks at the pipe between two looks at the clock, which costs as much as several of them.
+const LOOKS_PER_CLOCK: u32 = 64;
+
+/// What client and server have in common: one end of a link on a pipe that is polled.
+#[derive(Debug)]
+struct Polled<P: FramePipe> {
+    conn: Connection,
+    pipe: P,
+    config: LinkConfig,
+    epoch: Instant,
+    looks: u32,
+}
+
+impl<P: FramePipe> Polled<P> {
+    /// Polls until both sides have said HELLO.
+    fn establish(pipe: P, config: LinkConfig, side: Side) -> Result<Self, LinkError> {
+        let mut nonce = [0; 32];
+        getrandom::fill(&mut nonce)
+            .map_err(|error| LinkError::ClosedHere(format!("no random bytes for the handshake: {error}")))?;
+        let frame_bytes = u32::try_from(pipe.max_len()).unwrap_or(u32::MAX);
+        crate::link::check_frame_bytes(frame_bytes)?;
+        let conn = Connection::new(config.core(side, nonce, frame_bytes), 0);
+        let mut polled = Self { conn, pipe, config, epoch: Instant::now(), looks: 0 };
+        let mut frame = Vec::with_capacity(crate::connection::FRAGMENT_FRAME_BYTES as usize);
+        while polled.conn.peer().is_none() {
+            polled.transmit();
+            if polled.receive(&mut frame) {
+                let now = polled.now_ns();
+                polled.conn.handle_frame(now, &frame);
+                polled.settle();
+            } else {
+                polled.idle();
+            }
+            if let Some(error) = polled.conn.closed().cloned() {
+                polled.transmit();
+                return Err(error);
+            }
+        }
+        polled.transmit();
+        Ok(polled)
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Sends what is due, as far as there is room.
+    fn transmit(&mut self) {
+        let Self { conn, pipe, .. } = self;
+        while let Some(frame) = conn.poll_transmit() {
+            // A frame that has been handed out must go: the peer makes room, or is found silent.
+            let started = Instant::now();
+            loop {
+                match pipe.try_send(frame) {
+                    Ok(true) => break,
+                    Ok(false) if started.elapsed() < self.config.silence_max => {
+                        std::hint::spin_loop();
+                        std::thread::yield_now();
+                    }
+                    Ok(false) => return conn.lost(LinkError::Silent { silent: started.elapsed() }),
+                    Err(error) => return conn.lost(LinkError::Lost(error.to_string())),
+                }
+            }
+        }
+    }
+
+    /// Receives a frame, if there is one.
+    fn receive(&mut self, frame: &mut Vec<u8>) -> bool {
+        match self.pipe.try_recv(frame) {
+            Ok(TryRecv::Message) => true,
+            Ok(TryRecv::Empty) => false,
+            Ok(TryRecv::End) => {
+                self.conn.lost(LinkError::Lost("the peer closed it without a word".to_owned()));
+                false
+            }
+            Err(error) => {
+                self.conn.lost(LinkError::Lost(error.to_string()));
+                false
+            }
+        }
+    }
+
+    /// Nothing came: now and then, a look at the clock.
+    fn idle(&mut self) {
+        self.looks += 1;
+        if self.looks < LOOKS_PER_CLOCK {
+            return std::hint::spin_loop();
+        }
+        self.looks = 0;
+        let now = self.now_ns();
+        if self.conn.poll_timeout().is_some_and(|due| due <= now) {
+            self.conn.handle_timeout(now);
+        }
+        if let Err(error) = self.pipe.flush() {
+            self.conn.lost(LinkError::Lost(error.to_string()));
+        }
+    }
+
+    /// Acts on what the handshake asks; everything else that is queued matters to nobody here.
+    fn settle(&mut self) {
+        while let Some(event) = self.conn.poll_event() {
+            match event {
+                Event::PeerHello(peer) => {
+                    let Auth::Choose(choose) = &self.config.auth else { continue };
+                    match choose(&peer) {
+                        Ok(secret) => self.conn.authenticate(secret),
+                        Err(reason) => self.conn.close(LinkError::NotAuthenticated(reason)),
+                    }
+                }
+                Event::Established => {
+                    let found = self.conn.peer().map(|peer| peer.incarnation);
+                    if let Some(error) = self.config.unexpected(found) {
+                        self.conn.close(error);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl<P: FramePipe> Drop for Polled<P> {
+    fn drop(&mut self) {
+        self.conn.close(LinkError::Closed);
+        // The last words, if there is room for them; nobody waits for that.
+        while let Some(frame) = self.conn.poll_transmit() {
+            if !matches!(self.pipe.try_send(frame), Ok(true)) {
+                break;
+            }
+        }
+    }
+}
+
+/// A duration as nanoseconds, from now on.
+fn after(now_ns: u64, duration: Duration) -> u64 {
+    now_ns.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX - 1))
+}
+
+#[cfg(test)]
+mod tests;

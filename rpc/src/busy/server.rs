@@ -1,0 +1,148 @@
+//! [`BusyServer`].
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use super::{FramePipe, Polled};
+use crate::connection::{Event, PeerInfo, Side};
+use crate::error::LinkError;
+use crate::link::{Cancel, LinkConfig};
+use crate::service::{Handler, Reply, ReplyKind, Router, ServeRequest, Started};
+
+/// Serves the unary methods of a [`Router`] by polling. Handlers run here, one step at a time; one that waits is polled
+/// again at every turn.
+pub struct BusyServer<P: FramePipe> {
+    end: Polled<P>,
+    router: Router,
+    peer: Arc<PeerInfo>,
+    frame: Vec<u8>,
+    waiting: Vec<Waiting>,
+}
+
+/// A handler that waits for something.
+struct Waiting {
+    call: u32,
+    handler: Handler,
+    cancel: Cancel,
+}
+
+impl<P: FramePipe> BusyServer<P> {
+    /// Makes a link on a connection that this side accepted; polls until it stands.
+    ///
+    /// # Errors
+    /// As [`Link::accept`](crate::Link::accept).
+    pub fn accept(pipe: P, config: LinkConfig, router: Router) -> Result<Self, LinkError> {
+        let end = Polled::establish(pipe, config, Side::Acceptor)?;
+        let Some(peer) = end.conn.peer().cloned() else { return Err(LinkError::Closed) };
+        Ok(Self {
+            end,
+            router,
+            peer: Arc::new(peer),
+            frame: Vec::with_capacity(16 * 1024),
+            waiting: Vec::new(),
+        })
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> &PeerInfo {
+        &self.peer
+    }
+
+    /// Takes one turn: serves what has come in, and polls handlers that wait. Returns whether there was anything to do.
+    ///
+    /// # Errors
+    /// Why the link is over; [`LinkError::Closed`] if it ended well.
+    pub fn poll(&mut self) -> Result<bool, LinkError> {
+        let mut busy = false;
+        if self.end.receive(&mut self.frame) {
+            busy = true;
+            self.handle();
+        } else {
+            self.end.idle();
+        }
+        if !self.waiting.is_empty() {
+            self.poll_waiting();
+        }
+        while let Some(event) = self.end.conn.poll_event() {
+            if let Event::Cancelled { call, .. } = event {
+                self.cancel(call);
+            }
+        }
+        if self.end.conn.wants_transmit() {
+            self.end.transmit();
+        }
+        self.end.conn.closed().cloned().map_or(Ok(busy), Err)
+    }
+
+    /// Polls until the link is over, and says why.
+    pub fn run(&mut self) -> LinkError {
+        loop {
+            if let Err(error) = self.poll() {
+                return error;
+            }
+        }
+    }
+
+    fn handle(&mut self) {
+        let now = self.end.now_ns();
+        match self.end.conn.handle_frame(now, &self.frame) {
+            Some(Event::Opened { call, method, fingerprint, deadline_ns, metadata, payload }) => {
+                let cancel = Cancel::default();
+                let request = ServeRequest {
+                    call,
+                    method,
+                    fingerprint,
+                    deadline_ns,
+                    metadata: metadata.to_bytes(),
+                    payload: payload.to_bytes(),
+                    cancel: cancel.clone(),
+                };
+                let deadline = deadline_ns
+                    .and_then(|at| self.end.epoch.checked_add(std::time::Duration::from_nanos(at)));
+                match self.router.start_polled(&self.peer, deadline, request) {
+                    Started::Done(reply) => self.finish(call, reply),
+                    Started::Running(handler) => self.waiting.push(Waiting { call, handler, cancel }),
+                }
+            }
+            Some(Event::Cancelled { call, .. }) => self.cancel(call),
+            _ => {}
+        }
+    }
+
+    fn poll_waiting(&mut self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut i = 0;
+        while i < self.waiting.len() {
+            match Pin::new(&mut self.waiting[i].handler).poll(&mut cx) {
+                Poll::Pending => i += 1,
+                Poll::Ready(reply) => {
+                    let done = self.waiting.swap_remove(i);
+                    done.cancel.cancel();
+                    self.finish(done.call, reply);
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, call: u32, reply: Reply) {
+        match reply.0 {
+            ReplyKind::Answer { app_error, payload } => {
+                self.end.conn.respond(call, app_error, (&payload[..]).into());
+            }
+            ReplyKind::Fault(fault) => self.end.conn.fail(call, fault),
+        }
+    }
+
+    fn cancel(&mut self, call: u32) {
+        if let Some(at) = self.waiting.iter().position(|waiting| waiting.call == call) {
+            self.waiting.swap_remove(at).cancel.cancel();
+        }
+    }
+}
+
+impl<P: FramePipe> std::fmt::Debug for BusyServer<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BusyServer").field("peer", &self.peer).field("waiting", &self.waiting.len()).finish()
+    }
+}

@@ -1,0 +1,189 @@
+//! The pumps: frames from the transport to the protocol and back, by whoever is there.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::task::{Context, Poll, Waker};
+
+use super::Inner;
+use super::shared::{Rx, Tx, lock};
+use super::slots::{Slot, Streams};
+use crate::error::LinkError;
+use crate::service::{Reply, ReplyKind, ServeRequest, Started};
+
+/// Frames taken in one go before other tasks get their turn.
+const RX_BUDGET: usize = 64;
+
+impl Inner {
+    /// Moves frames in. `inline`: handlers may take their first step here. Returns at once if somebody else is at it; the
+    /// driver is then woken to look again once that is done.
+    pub(crate) fn pump_rx(self: &Arc<Self>, inline: bool) {
+        // The driver may have been woken for something that the holder of the lock has just missed.
+        self.rx_wanted.store(true, Ordering::Relaxed);
+        // Pairs with the fence below: either we find the lock free, or its holder finds our note.
+        fence(Ordering::SeqCst);
+        let Ok(mut rx) = self.rx.try_lock() else { return };
+        self.rx_wanted.store(false, Ordering::Relaxed);
+        let mut cx = Context::from_waker(&self.waker);
+        for taken in 0.. {
+            if taken == RX_BUDGET {
+                self.waker.wake_by_ref();
+                break;
+            }
+            let Rx { receiver: Some(receiver), wake, opened } = &mut *rx else { break };
+            let mut core = match receiver.poll_recv(&mut cx) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(Some(frame))) => {
+                    let mut core = self.core();
+                    if let Some(event) = core.conn.handle_frame(self.now_ns(), &frame) {
+                        self.dispatch(&mut core, event, &frame, wake, opened);
+                    }
+                    core
+                }
+                Poll::Ready(end) => {
+                    let mut core = self.core();
+                    if core.conn.closed().is_some() {
+                        break;
+                    }
+                    core.conn.lost(match end {
+                        Err(error) => LinkError::Lost(error.to_string()),
+                        Ok(_) => LinkError::Lost("the peer closed it without a word".to_owned()),
+                    });
+                    core
+                }
+            };
+            self.dispatch_queued(&mut core, wake);
+            let over = core.conn.closed().is_some();
+            drop(core);
+            wake.drain(..).for_each(Waker::wake);
+            if over {
+                self.waker.wake_by_ref();
+                break;
+            }
+        }
+        let opened = std::mem::take(&mut rx.opened);
+        drop(rx);
+        fence(Ordering::SeqCst);
+        if self.rx_wanted.load(Ordering::Relaxed) {
+            self.waker.wake_by_ref();
+        }
+        for request in opened {
+            self.serve(request, inline);
+        }
+    }
+
+    /// Moves frames out until there are none or the transport is full.
+    pub(crate) fn pump_tx(&self) {
+        loop {
+            self.tx_wanted.store(true, Ordering::Relaxed);
+            // Pairs with the fence below: either we find the lock free, or its holder finds our note.
+            fence(Ordering::SeqCst);
+            let Ok(mut tx) = self.tx.try_lock() else { return };
+            self.tx_wanted.store(false, Ordering::Relaxed);
+            let mut wake = Vec::new();
+            self.transmit(&mut tx, &mut wake);
+            drop(tx);
+            fence(Ordering::SeqCst);
+            wake.drain(..).for_each(Waker::wake);
+            if !self.tx_wanted.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    }
+
+    fn transmit(&self, tx: &mut Tx, wake: &mut Vec<Waker>) {
+        if let Err(error) = self.transmit_all(tx, wake) {
+            tx.sender = None;
+            let mut core = self.core();
+            core.conn.lost(LinkError::Lost(error.to_string()));
+            self.dispatch_queued(&mut core, wake);
+            self.waker.wake_by_ref();
+        }
+    }
+
+    fn transmit_all(&self, tx: &mut Tx, wake: &mut Vec<Waker>) -> tombolo_transport::Result<()> {
+        let Tx { sender: Some(sender), waiting } = tx else { return Ok(()) };
+        let mut cx = Context::from_waker(&self.waker);
+        if !waiting.is_empty() && sender.poll_send(&mut cx, waiting)?.is_ready() {
+            waiting.clear();
+        }
+        if waiting.is_empty() {
+            let mut core = self.core();
+            while let Some(frame) = core.conn.poll_transmit() {
+                if sender.poll_send(&mut cx, frame)?.is_pending() {
+                    waiting.extend_from_slice(frame);
+                    break;
+                }
+            }
+            self.dispatch_queued(&mut core, wake);
+        }
+        // Pending here means that the rest goes out when the driver is woken.
+        let _ = sender.poll_flush(&mut cx)?;
+        Ok(())
+    }
+
+    /// Waits until everything has gone out, the last words included.
+    pub(super) async fn flushed(&self) {
+        std::future::poll_fn(|cx| {
+            self.driver.0.register(cx.waker());
+            self.pump_tx();
+            let mut tx = lock(&self.tx);
+            let Tx { sender: Some(sender), waiting } = &mut *tx else { return Poll::Ready(()) };
+            let flushed = sender.poll_flush(&mut Context::from_waker(&self.waker)).is_ready();
+            if flushed && waiting.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Lets go of the transport.
+    pub(super) fn disconnect(&self) {
+        lock(&self.tx).sender = None;
+        lock(&self.rx).receiver = None;
+    }
+
+    fn serve(self: &Arc<Self>, request: ServeRequest, inline: bool) {
+        let call = request.call;
+        let inline = inline && self.config.inline_handlers;
+        match self.router.start(self, request, inline) {
+            Started::Done(reply) => self.finish(call, reply),
+            Started::Running(handler) => {
+                let inner = self.clone();
+                let task = self.runtime.spawn(async move {
+                    let reply = handler.await;
+                    inner.finish(call, reply);
+                });
+                let mut core = self.core();
+                match core.slots.get_mut(&call) {
+                    Some(Slot::Served(served)) => served.abort = Some(task.abort_handle()),
+                    // Over already: answered, or given up before it began.
+                    _ => task.abort(),
+                }
+            }
+        }
+    }
+
+    /// The streams of a served call, unless it is over already.
+    pub(crate) fn served_streams(&self, call: u32) -> Option<Arc<Streams>> {
+        self.core().streams(call).cloned()
+    }
+
+    fn finish(&self, call: u32, reply: Reply) {
+        let mut wake = Vec::new();
+        {
+            let mut core = self.core();
+            let Some(Slot::Served(served)) = core.slots.remove(&call) else { return };
+            if let Some(streams) = &served.streams {
+                streams.lock().end(None, &mut wake);
+            }
+            served.cancel.cancel();
+            match reply.0 {
+                ReplyKind::Answer { app_error, payload } => {
+                    core.conn.respond(call, app_error, payload.into());
+                }
+                ReplyKind::Fault(fault) => core.conn.fail(call, fault),
+            }
+            self.dispatch_queued(&mut core, &mut wake);
+        }
+        wake.drain(..).for_each(Waker::wake);
+        self.pump_tx();
+    }
+}
