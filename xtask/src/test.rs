@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 
-use crate::{build, command, image};
+use crate::{build, command, image, process};
 
 /// Options of the tests.
 #[derive(Clone, Debug, Parser)]
@@ -25,6 +25,16 @@ const VSOCK_MODULES: [&str; 3] = ["vsock", "vmw_vsock_virtio_transport_common", 
 
 /// Runs the tests; goes on after a failure, so that one run shows all of them.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    // Whatever a failing test leaves running ends with us.
+    process::adopt_orphans()?;
+    let result = check_all(args);
+    for process in process::kill_descendants() {
+        println!("could not end process {}: {}", process.pid, process.command);
+    }
+    result
+}
+
+fn check_all(args: &Args) -> Result<()> {
     let mut checks = Checks::default();
     checks.check("format", || cargo(&["fmt", "--all", "--check"]));
     checks.check("lints (clippy, warnings are errors)", || {

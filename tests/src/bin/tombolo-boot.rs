@@ -64,12 +64,14 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<ExitHow> {
 }
 
 async fn boot(spec: &KernelSpec) -> Result<ExitHow> {
+    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let kernel = UmlSpawner::new("/proc/self/exe").spawn(spec).await?;
     let log = kernel.console_log();
     let shown = show_console(&log, kernel.exited());
     let exit = match tokio::select! {
         exit = shown => exit,
         _ = tokio::signal::ctrl_c() => kernel.kill().await,
+        _ = terminated.recv() => kernel.kill().await,
     } {
         Ok(exit) => exit,
         Err(error) => {

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
-use tombolo_rpc::{Blob, Link, LinkConfig, Router};
+use tombolo_rpc::{Blob, BusyClient, Link, LinkConfig, Router};
 use tombolo_transport::{ConnectOptions, Endpoint, Messages, Sizes, TryRecv};
 
 use super::serve::{pattern, send_busy};
 use super::timing::{self, RoundTrips};
-use super::{KvClient, expected_value};
+use super::{KvBusyClient, KvClient, expected_value};
 
 /// How long each thing is measured.
 const DURATION: Duration = Duration::from_secs(1);
@@ -56,10 +56,9 @@ pub async fn measure(broker: &Path, name: &str) -> Result<Value> {
     let calls_per_s = calls_per_second(&kv, &checked).await?;
     link.close("measured");
 
+    let rpc_rtt = busy_round_trips(&endpoint, &format!("{name}-busy"), &checked).await?;
     let message_rtt = message_round_trips(&endpoint, &format!("{name}-echo"), &checked).await?;
     let stream_gb_per_s = stream(&endpoint, &format!("{name}-bytes"), &checked).await?;
-    // Until the busy-polled service is its own: typed calls on Tokio.
-    let rpc_rtt = tokio_rtt;
     Ok(json!({
         "peer": peer.to_string(),
         "replies": checked.right.load(Ordering::Relaxed),
@@ -123,6 +122,22 @@ async fn tokio_round_trips(kv: &KvClient, checked: &Checked) -> Result<RoundTrip
     let ns_per_tick = start.elapsed().as_nanos() as f64 / before.saturating_sub(first).max(1) as f64;
     let ns = |quantile: f64| (taken.value_at_quantile(quantile) as f64 * ns_per_tick).round() as u64;
     Ok(RoundTrips { made, p50_ns: ns(0.5), p99_ns: ns(0.99) })
+}
+
+/// Typed calls, this thread and the service's spinning.
+async fn busy_round_trips(endpoint: &Endpoint, name: &str, checked: &Checked) -> Result<RoundTrips> {
+    let addr = endpoint.resolve(name).await?;
+    let messages = endpoint.connect_messages(addr).await?;
+    tokio::task::block_in_place(|| {
+        let mut client = BusyClient::connect(messages, LinkConfig::new("kv-client"))?;
+        let mut kv = KvBusyClient::new(&mut client);
+        let expected = expected_value(0, 0);
+        timing::measure(DURATION, || {
+            let read = kv.read(key(0)).context("a read failed")?;
+            checked.check(read.is_some_and(|value| value.0 == expected));
+            Ok(())
+        })
+    })
 }
 
 /// Many callers on one connection.

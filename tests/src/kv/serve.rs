@@ -8,7 +8,7 @@ use std::thread;
 use anyhow::{Context as _, Result};
 use tokio::io::AsyncWriteExt as _;
 use tokio::signal::unix::{SignalKind, signal};
-use tombolo_rpc::{Blob, Ctx, Link, LinkConfig, Router};
+use tombolo_rpc::{Blob, BusyServer, Ctx, Link, LinkConfig, Router};
 use tombolo_transport::{Endpoint, ListenOptions, Messages, Port, Sizes, TryRecv};
 
 use super::{Kv, KvError, KvServer};
@@ -63,6 +63,7 @@ pub async fn serve(broker: &Path) -> Result<()> {
 
     let named = |name: &str| ListenOptions::named(name);
     let mut calls = endpoint.listen_messages(Port::ANY, named("kv")).await?;
+    let mut polled = endpoint.listen_messages(Port::ANY, named("kv-busy")).await?;
     let mut echoes = endpoint.listen_messages(Port::ANY, named("kv-echo")).await?;
     let sizes = Sizes { ring_bytes: STREAM_RING_BYTES, ..Sizes::default() };
     let mut streams = endpoint.listen(Port::ANY, ListenOptions { sizes, ..named("kv-bytes") }).await?;
@@ -70,6 +71,11 @@ pub async fn serve(broker: &Path) -> Result<()> {
     loop {
         tokio::select! {
             accepted = calls.accept() => drop(tokio::spawn(serve_calls(accepted?.0, Arc::clone(&store)))),
+            accepted = polled.accept() => {
+                let (messages, _) = accepted?;
+                let store = Arc::clone(&store);
+                thread::spawn(move || serve_calls_busy(messages, store));
+            }
             accepted = echoes.accept() => {
                 let (messages, _) = accepted?;
                 thread::spawn(move || echo(messages));
@@ -89,6 +95,15 @@ async fn serve_calls(messages: Messages, store: Arc<Store>) {
     match Link::accept(messages, LinkConfig::new("kv"), router).await {
         Ok(link) => println!("{peer} left: {}", link.closed().await),
         Err(error) => println!("{peer} did not become a client: {error}"),
+    }
+}
+
+/// Serves typed calls, spinning.
+fn serve_calls_busy(messages: Messages, store: Arc<Store>) {
+    let router = Router::new().service(KvServer::new(store));
+    match BusyServer::accept(messages, LinkConfig::new("kv-busy"), router) {
+        Ok(mut server) => drop(server.run()),
+        Err(error) => println!("a busy-polling client did not get through: {error}"),
     }
 }
 
