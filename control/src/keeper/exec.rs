@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 
+use nix::sys::signal::SigSet;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal, setpgid};
 
 use super::{Job, names};
@@ -33,6 +34,8 @@ pub(super) fn become_kernel(keeper_pid: i32) -> ExitCode {
 
 fn prepare(keeper_pid: i32) -> io::Result<Command> {
     setpgid(None, None)?;
+    // The keeper blocks what it reads by signalfd; a blocked SIGCHLD, inherited, would keep the agent from reaping.
+    SigSet::all().thread_unblock()?;
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // The keeper may have died before the line above; then no signal will ever come.
     if getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(keeper_pid) {
