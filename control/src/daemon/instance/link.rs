@@ -8,6 +8,7 @@ use tombolo_rpc::Link;
 
 use super::Instance;
 use super::message::{AgentArrived, Message};
+use crate::core::health::Wellness;
 use crate::core::lifecycle::Input;
 use crate::core::policy::to_broker_policy;
 use crate::core::{EventKind, State};
@@ -73,15 +74,19 @@ impl Instance {
         self.record.last_error = None;
         let boot_ms =
             self.record.spawned_unix_ns.map_or(0, |at| crate::time::unix_ns().saturating_sub(at) / 1_000_000);
-        let events = match first {
+        let mut events = match first {
             true => vec![EventKind::AgentUp { boot_id: inventory.boot_id.clone(), kernel, boot_ms }],
             false => vec![],
         };
         self.inventory = Some(inventory);
-        // Having answered is a first sign of life; the next probe tells how its programs are.
-        self.monitor.probe_answered(self.now_ns(), crate::core::health::Wellness::NotReady);
+        let now_ns = self.now_ns();
+        if self.report.is_none() {
+            // Having answered is a first sign of life; the next probe tells how its programs are.
+            self.monitor.probe_answered(now_ns, Wellness::NotReady);
+        }
+        // Both at once, so that nobody sees an instance that runs and whose health is still `booting`.
+        events.extend(self.change_of_verdict(now_ns));
         let _ = self.step(Input::AgentUp, events).await;
-        self.look().await;
     }
 
     pub(super) async fn link_closed(&mut self, number: u64, reason: String) {

@@ -101,15 +101,10 @@ impl Instance {
 
     /// Tells, and acts on, a change of the verdict.
     async fn judge(&mut self, now_ns: u64) {
-        let (from, to) = (self.verdict, self.monitor.verdict(now_ns));
-        if from == to {
-            return;
-        }
-        self.verdict = to;
-        let why = self.why(now_ns);
-        tracing::info!(instance = %self.record.name, %from, %to, why, "health");
+        let Some(change) = self.change_of_verdict(now_ns) else { return };
+        let to = self.verdict;
         let silent_ms = self.monitor.last_beat_ns().map_or(0, |at| now_ns.saturating_sub(at) / 1_000_000);
-        let mut events = vec![EventKind::Health { from, to, why }];
+        let mut events = vec![change];
         let state = self.record.life.state();
         if to.is_silent() && matches!(state, State::Running | State::Adopted) {
             self.silent_since_ns = Some(now_ns.saturating_sub(silent_ms * 1_000_000));
@@ -129,6 +124,18 @@ impl Instance {
             }
             self.publish();
         }
+    }
+
+    /// Judges anew; says what has changed.
+    pub(super) fn change_of_verdict(&mut self, now_ns: u64) -> Option<EventKind> {
+        let (from, to) = (self.verdict, self.monitor.verdict(now_ns));
+        if from == to {
+            return None;
+        }
+        self.verdict = to;
+        let why = self.why(now_ns);
+        tracing::info!(instance = %self.record.name, %from, %to, why, "health");
+        Some(EventKind::Health { from, to, why })
     }
 
     fn why(&self, now_ns: u64) -> String {
