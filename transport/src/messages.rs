@@ -98,6 +98,21 @@ impl Messages {
         self.receiver.recv_busy(message, deadline)
     }
 
+    /// A buffer for a long message. See [`MessageSender::loan`].
+    pub async fn loan(&mut self, len: usize) -> Result<Loan> {
+        self.sender.loan(len).await
+    }
+
+    /// Sends a loan. See [`MessageSender::send_loan`].
+    pub async fn send_loan(&mut self, loan: Loan) -> Result<()> {
+        self.sender.send_loan(loan).await
+    }
+
+    /// Receives a message and leaves it where it is. See [`MessageReceiver::recv_loan`].
+    pub async fn recv_loan(&mut self) -> Result<Option<Received>> {
+        self.receiver.recv_loan().await
+    }
+
     /// Ends our direction. See [`MessageSender::shutdown`].
     pub async fn shutdown(&mut self) -> Result<()> {
         self.sender.shutdown().await

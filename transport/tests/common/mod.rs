@@ -1,5 +1,5 @@
 //! A fabric in one process: a pool, and a broker for each of its kernels, with doorbell lines to the primary.
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code, unreachable_pub)] // each test file uses its part
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;

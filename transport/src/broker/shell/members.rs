@@ -11,7 +11,7 @@ use crate::doorbell::{Line, ring_eventfd};
 use crate::error::{Error, Result};
 use crate::incarnation::Incarnation;
 use crate::mem::MemoryMut;
-use crate::pool::layout::{control, row, status};
+use crate::pool::layout::{GENERATION_LEAD_MAX, control, row, status};
 use crate::pool::{Member, RowContent};
 
 impl Shell {
@@ -139,7 +139,9 @@ impl Shell {
     pub(super) fn fence(&mut self, member: Member, generation: u64) -> Result<()> {
         let writer = self.row_writer.as_ref().ok_or_else(|| only_primary("fencing"))?;
         self.known(member)?;
-        writer.fence(member, generation);
+        // No member can have come further; and no fence may use up the generations that are left.
+        let furthest = self.pool.fenced_generation(member).saturating_add(GENERATION_LEAD_MAX);
+        writer.fence(member, generation.min(furthest));
         self.refresh_members();
         self.ring_everybody();
         Ok(())
@@ -168,7 +170,7 @@ impl Shell {
         }
         let old = rows.into_iter().find(|row| row.member == member);
         if old.as_ref().is_some_and(|row| row.incarnation != incarnation) {
-            self.fence(member, self.pool.heartbeat(member).generation)?;
+            self.fence(member, self.pool.live_generation(member))?;
         }
         let content = RowContent { in_use: true, cid: cid.0, incarnation, name: name.to_owned() };
         if let Some(writer) = &self.row_writer {
