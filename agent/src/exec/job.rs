@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
-use super::output::{Channel, Next, OutputBuffer};
+use super::output::{Channel, Next, OutputBuffer, WhenFull};
 use super::pty::Pty;
 use crate::api::exec::{ExitStatus, JobInfo, WindowSize};
 use crate::children::{Child, Children, ExitWatch, Target};
@@ -89,12 +89,13 @@ impl Job {
         let (pty, stdin, stdout, stderr) = adopt().inspect_err(|_| {
             let _ = children.signal(pid, Target::Process, nix::libc::SIGKILL);
         })?;
+        let when_full = if facts.detached { WhenFull::DropOldest } else { WhenFull::Wait };
         let job = Arc::new(Self {
             facts,
             children,
             pty,
             stdin: tokio::sync::Mutex::new(stdin),
-            output: Mutex::new(OutputBuffer::new(output_bytes)),
+            output: Mutex::new(OutputBuffer::new(output_bytes, when_full)),
             output_version: watch::Sender::new(0),
             room: watch::Sender::new(0),
             exit: watch::Sender::new(None),

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use command::{Program, exec_child};
 pub use job::{Job, JobFacts};
-pub use output::{Channel, Chunk, Next, OutputBuffer};
+pub use output::{Channel, Chunk, Next, OutputBuffer, WhenFull};
 pub use service::ExecService;
 pub use signal::number as signal_number;
 

@@ -46,9 +46,20 @@ pub enum Next {
     End,
 }
 
+/// What happens to output that nobody has read when the buffer is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// The oldest is dropped.
+    DropOldest,
+    /// Nothing is dropped: whoever pushes waits for [`OutputBuffer::has_room`] before, so that the buffer holds at most
+    /// one chunk of each of its sources too many.
+    Wait,
+}
+
 /// The output of one job.
 #[derive(Debug)]
 pub struct OutputBuffer {
+    when_full: WhenFull,
     chunks: VecDeque<Chunk>,
     from: u64,
     to: u64,
@@ -57,9 +68,9 @@ pub struct OutputBuffer {
 }
 
 impl OutputBuffer {
-    /// An empty one that holds at most `capacity_bytes`.
-    pub fn new(capacity_bytes: u64) -> Self {
-        Self { chunks: VecDeque::new(), from: 0, to: 0, capacity_bytes, closed: false }
+    /// An empty one that holds `capacity_bytes`.
+    pub fn new(capacity_bytes: u64, when_full: WhenFull) -> Self {
+        Self { when_full, chunks: VecDeque::new(), from: 0, to: 0, capacity_bytes, closed: false }
     }
 
     /// Offset of the oldest byte that is kept.
@@ -77,7 +88,7 @@ impl OutputBuffer {
         self.closed || self.to - self.from < self.capacity_bytes
     }
 
-    /// Appends; drops the oldest chunks to stay within the capacity.
+    /// Appends; with [`WhenFull::DropOldest`], drops the oldest chunks to stay within the capacity.
     pub fn push(&mut self, channel: Channel, data: Bytes) {
         if data.is_empty() || self.closed {
             return;
@@ -85,6 +96,9 @@ impl OutputBuffer {
         let offset = self.to;
         self.to += data.len() as u64;
         self.chunks.push_back(Chunk { offset, channel, data });
+        if self.when_full == WhenFull::Wait {
+            return;
+        }
         let oldest = self.to.saturating_sub(self.capacity_bytes);
         // Whole chunks go, except that the newest stays even if it is longer than the capacity.
         while self.chunks.len() > 1 && self.from < oldest {
@@ -150,7 +164,7 @@ mod tests {
 
     #[test]
     fn reading_goes_on_where_it_stopped_even_inside_a_chunk() {
-        let mut output = OutputBuffer::new(100);
+        let mut output = OutputBuffer::new(100, WhenFull::DropOldest);
         output.push(Channel::Stdout, bytes("hello "));
         output.push(Channel::Stdout, bytes("world"));
         assert_eq!(output.next(0), chunk(0, "hello "));
@@ -163,7 +177,7 @@ mod tests {
 
     #[test]
     fn oldest_output_is_dropped_and_the_gap_counted() {
-        let mut output = OutputBuffer::new(8);
+        let mut output = OutputBuffer::new(8, WhenFull::DropOldest);
         for text in ["aaaa", "bbbb", "cccc"] {
             output.push(Channel::Stdout, bytes(text));
         }
@@ -173,8 +187,18 @@ mod tests {
     }
 
     #[test]
+    fn what_must_not_be_dropped_is_kept_beyond_the_capacity() {
+        let mut output = OutputBuffer::new(8, WhenFull::Wait);
+        for text in ["aaaaaaa", "bbbb", "cccc"] {
+            output.push(Channel::Stdout, bytes(text));
+        }
+        assert_eq!(output.next(0), chunk(0, "aaaaaaa"));
+        assert!(!output.has_room());
+    }
+
+    #[test]
     fn a_chunk_longer_than_the_buffer_is_kept_whole() {
-        let mut output = OutputBuffer::new(2);
+        let mut output = OutputBuffer::new(2, WhenFull::DropOldest);
         output.push(Channel::Stdout, bytes("aaaa"));
         assert_eq!(output.next(0), chunk(0, "aaaa"));
         assert!(!output.has_room());
@@ -182,7 +206,7 @@ mod tests {
 
     #[test]
     fn what_was_released_makes_room() {
-        let mut output = OutputBuffer::new(4);
+        let mut output = OutputBuffer::new(4, WhenFull::DropOldest);
         output.push(Channel::Stdout, bytes("aaaa"));
         assert!(!output.has_room());
         output.release(3);
@@ -194,7 +218,7 @@ mod tests {
 
     #[test]
     fn an_offset_ahead_of_everything_waits() {
-        let mut output = OutputBuffer::new(4);
+        let mut output = OutputBuffer::new(4, WhenFull::DropOldest);
         output.push(Channel::Stdout, bytes("aa"));
         assert_eq!(output.next(9), Next::Wait);
     }

@@ -74,16 +74,7 @@ impl Agent {
     }
 
     pub async fn clients(&self) -> Clients {
-        let link = self.link().await;
-        Clients {
-            agent: AgentClient::new(link.clone()),
-            exec: ExecClient::new(link.clone()),
-            files: FilesClient::new(link.clone()),
-            forward: ForwardClient::new(link.clone()),
-            health: HealthClient::new(link.clone()),
-            logs: LogsClient::new(link.clone()),
-            link,
-        }
+        Clients::new(self.link().await)
     }
 }
 
@@ -106,6 +97,20 @@ pub struct Clients {
     pub forward: ForwardClient,
     pub health: HealthClient,
     pub logs: LogsClient,
+}
+
+impl Clients {
+    pub fn new(link: Link) -> Self {
+        Self {
+            agent: AgentClient::new(link.clone()),
+            exec: ExecClient::new(link.clone()),
+            files: FilesClient::new(link.clone()),
+            forward: ForwardClient::new(link.clone()),
+            health: HealthClient::new(link.clone()),
+            logs: LogsClient::new(link.clone()),
+            link,
+        }
+    }
 }
 
 fn at(cid: u32) -> Addr {

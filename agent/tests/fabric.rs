@@ -1,0 +1,224 @@
+//! A real agent process in a real pool, with this test as the primary kernel.
+
+mod common;
+
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::{Agent, Clients, Written, eventually, process_exists, shell, spec, within};
+use serde_json::{Value, json};
+use tombolo_agent::api::agent::{AgentError, PolicyRule, Shutdown};
+use tombolo_agent::api::exec::ExitStatus;
+use tombolo_agent::api::files::{Get, Put};
+use tombolo_agent::api::forward::{ForwardRule, ForwardTarget};
+use tombolo_rpc::{Auth, Blob, CallError, Link, LinkConfig, Router};
+use tombolo_transport::pool::{Geometry, Phase, PoolSource};
+use tombolo_transport::{
+    Broker, BrokerConfig, BrokerHandle, Cid, Endpoint, Incarnation, ListenOptions, Member, MessageListener,
+    Pool, Port,
+};
+
+const WEB: Member = Member(1);
+const INCARNATION: Incarnation = Incarnation([1; 16]);
+
+/// A pool in /dev/shm; removed when dropped.
+struct Bed {
+    dir: tempfile::TempDir,
+    pool: Pool,
+}
+
+/// The control plane's part, which a test may stop and start.
+struct Primary {
+    broker: BrokerHandle,
+    endpoint: Endpoint,
+    listener: MessageListener,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("tombolo-test").tempdir_in("/dev/shm").unwrap();
+        let geometry = Geometry { extent_bytes: 16 << 20, members_max: 4, ..Geometry::default() };
+        let pool = Pool::create(&dir.path().join("pool"), geometry).unwrap();
+        Self { dir, pool }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("pool")
+    }
+
+    async fn primary(&self, line: &UnixStream) -> Primary {
+        let config = BrokerConfig::new(PoolSource::path(self.path()), Member::PRIMARY);
+        let broker = Broker::start(config).await.unwrap();
+        broker.admit(WEB, Cid(3), "web", INCARNATION).await.unwrap();
+        broker.add_line(WEB, line.try_clone().unwrap().into()).unwrap();
+        let endpoint = broker.endpoint().await.unwrap();
+        let listener = endpoint.listen_messages(Port::CONTROL, ListenOptions::default()).await.unwrap();
+        Primary { broker, endpoint, listener }
+    }
+
+    /// An agent at the other end of the doorbell.
+    fn agent(&self, doorbell: UnixStream, extra: Value) -> Agent {
+        // The agent process is to inherit it under the number it has here.
+        rustix::io::fcntl_setfd(&doorbell, rustix::io::FdFlags::empty()).unwrap();
+        let mut fields = json!({
+            "pool": {"path": self.path(), "len": self.pool.len_bytes()},
+            "doorbell": {"fd": doorbell.as_raw_fd()}, "heartbeat_ms": 20,
+            "broker_socket": self.dir.path().join("broker.sock"),
+        });
+        fields.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        Agent::start(fields)
+    }
+}
+
+impl Primary {
+    /// Waits for the agent's call.
+    async fn accept(&mut self) -> Clients {
+        let (messages, from) = within(self.listener.accept()).await.unwrap();
+        assert_eq!(from.cid, Cid(3));
+        let config = LinkConfig::new("control").auth(Auth::Secret([7; 32]));
+        Clients::new(within(Link::accept(messages, config, Router::new())).await.unwrap())
+    }
+
+    async fn stop(self) {
+        drop((self.listener, self.endpoint));
+        self.broker.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_agent_calls_and_is_served_through_shared_memory() {
+    let bed = Bed::new();
+    let (near, far) = UnixStream::pair().unwrap();
+    let mut primary = bed.primary(&near).await;
+    let agent = bed.agent(far, json!({}));
+    let clients = primary.accept().await;
+    assert_eq!(clients.link.peer().incarnation, INCARNATION);
+    assert_eq!(within(clients.agent.hello()).await.unwrap().cid, 3);
+
+    let (call, _input, mut out) = clients.exec.run(shell("head -c 3000000 /dev/zero"));
+    let mut written = Written::default();
+    written.read_all(&mut out).await;
+    assert_eq!((within(call).await.unwrap(), written.stdout.len()), (ExitStatus::Code(0), 3_000_000));
+
+    let content: Vec<u8> = (0..4_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 9) as u8).collect();
+    let path = agent.path("file").display().to_string();
+    let blake3 = *blake3::hash(&content).as_bytes();
+    let request = Put {
+        path: path.clone(),
+        mode: 0o600,
+        len: content.len() as u64,
+        blake3,
+        resume_key: "k".into(),
+        offset: 0,
+        replace: false,
+        parents: false,
+    };
+    let (call, pieces) = clients.files.put(request);
+    for piece in content.chunks(256 * 1024) {
+        within(pieces.send(Blob::from(piece.to_vec()))).await.unwrap();
+    }
+    drop(pieces);
+    within(call).await.unwrap();
+    let (call, mut pieces) = clients.files.get(Get { path, offset: 0 });
+    let mut got = Vec::new();
+    while let Some(piece) = within(pieces.recv()).await.unwrap() {
+        got.extend_from_slice(&piece);
+    }
+    assert_eq!((within(call).await.unwrap().blake3, got == content), (blake3, true));
+}
+
+#[tokio::test]
+async fn the_heartbeat_goes_on_and_tells_the_phase() {
+    let bed = Bed::new();
+    let (near, far) = UnixStream::pair().unwrap();
+    let mut primary = bed.primary(&near).await;
+    let _agent = bed.agent(far, json!({}));
+    let clients = primary.accept().await;
+    let first = bed.pool.heartbeat(WEB);
+    assert_eq!((first.incarnation, first.phase), (INCARNATION, Phase::Running));
+    eventually("it beats", || bed.pool.heartbeat(WEB).count > first.count + 5).await;
+    within(clients.agent.shutdown(Shutdown { grace_ms: 0 })).await.unwrap();
+    eventually("it says that it has stopped", || bed.pool.heartbeat(WEB).phase == Phase::Stopped).await;
+}
+
+#[tokio::test]
+async fn a_control_plane_that_restarts_finds_everything_as_it_was() {
+    let bed = Bed::new();
+    let (near, far) = UnixStream::pair().unwrap();
+    let mut primary = bed.primary(&near).await;
+    let agent = bed.agent(far, json!({}));
+    let clients = primary.accept().await;
+    let job = within(clients.exec.start(spec(&["sleep", "1000"]))).await.unwrap();
+    clients.link.close("the control plane restarts");
+    primary.stop().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+
+    let mut primary = bed.primary(&near).await;
+    let clients = primary.accept().await;
+    assert_eq!(within(clients.agent.hello()).await.unwrap().agent_pid, agent.process.id());
+    let jobs = within(clients.exec.list()).await.unwrap();
+    assert_eq!((jobs[0].pid, jobs[0].exit), (job.pid, None));
+    assert!(process_exists(job.pid));
+}
+
+#[tokio::test]
+async fn the_black_box_of_a_killed_agent_holds_its_last_words() {
+    let bed = Bed::new();
+    let (near, far) = UnixStream::pair().unwrap();
+    let mut primary = bed.primary(&near).await;
+    let entrypoint = json!({"argv": ["/bin/sh", "-c", "echo these are my last words; exec sleep 1000"]});
+    let mut agent = bed.agent(far, json!({ "entrypoint": entrypoint }));
+    let _clients = primary.accept().await;
+    let words =
+        || bed.pool.black_box(WEB).into_iter().map(|record| record.text).collect::<Vec<_>>().join("\n");
+    eventually("the words are written", || words().contains("stdout: these are my last words")).await;
+    agent.process.kill().unwrap();
+    agent.process.wait().unwrap();
+    let words = words();
+    assert!(
+        words.contains("agent: agent runs") && words.contains("stdout: these are my last words"),
+        "{words}"
+    );
+}
+
+#[tokio::test]
+async fn policy_and_services_are_those_of_the_broker() {
+    let bed = Bed::new();
+    let (near, far) = UnixStream::pair().unwrap();
+    let mut primary = bed.primary(&near).await;
+    let agent = bed.agent(far, json!({}));
+    let clients = primary.accept().await;
+    let rule = |port: &str| PolicyRule { from: "host".into(), to: "*".into(), port: port.into(), deny: true };
+    let error = within(clients.agent.set_policy(vec![rule("1"), rule("")])).await.unwrap_err();
+    assert!(matches!(error, CallError::App(AgentError::InvalidPolicy { index: 1, .. })), "{error}");
+
+    // A listener of the fabric, served by a TCP server that knows nothing of it.
+    let echo = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = ForwardTarget::Tcp { host: "127.0.0.1".into(), port: echo.local_addr().unwrap().port() };
+    let listen = ForwardTarget::Service { name: "echo".into() };
+    within(clients.forward.listen(ForwardRule { listen, target })).await.unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = echo.accept().await.unwrap();
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                tokio::io::copy(&mut read, &mut write).await
+            });
+        }
+    });
+    let services = within(clients.agent.services()).await.unwrap();
+    assert!(services.iter().any(|service| service.name == "echo"), "{services:?}");
+    let addr = within(primary.endpoint.resolve("web/echo")).await.unwrap();
+    let mut stream = within(primary.endpoint.connect(addr)).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stream, b"ping").await.unwrap();
+    let mut got = [0; 4];
+    within(tokio::io::AsyncReadExt::read_exact(&mut stream, &mut got)).await.unwrap();
+    assert_eq!(&got, b"ping");
+
+    within(clients.agent.set_policy(vec![rule("echo")])).await.unwrap();
+    let denied = within(primary.endpoint.connect(addr)).await;
+    assert!(matches!(denied, Err(tombolo_transport::Error::Denied { .. })), "{denied:?}");
+    drop(agent);
+}
