@@ -1,28 +1,31 @@
 //! How long does a typed call take between two processes, beside a bare cache line and beside tarpc?
 //!
-//! Four ways take turns: two bare cache lines; tombolo-rpc on shared memory, under Tokio; tombolo-rpc on a Unix socket,
-//! under Tokio; and tarpc on a Unix socket. Each side has one Tokio thread, on a core of its own. With `--bare` the
-//! shared memory is left out.
+//! Five ways take turns: two bare cache lines; tombolo-rpc on shared memory, both sides polling without a runtime; the
+//! same under Tokio; tombolo-rpc on a Unix socket, under Tokio; and tarpc on a Unix socket. Each side has one Tokio
+//! thread, on a core of its own. With `--bare` the shared memory is left out.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use tokio::runtime::Runtime;
-use tombolo_benches::calls::{self, Record, TouchClient, rival};
+use tombolo_benches::calls::{self, Record, TouchBusyClient, TouchClient, rival};
 use tombolo_benches::duo::{self, Follower, Leader, Role};
 use tombolo_benches::fabric::{self, Fabric};
 use tombolo_benches::floor::timed_ns;
 use tombolo_benches::lines::{LINES_BYTES, Lines, Poll, Side};
 use tombolo_benches::report::{Goal, Report, Series};
 use tombolo_benches::rings;
-use tombolo_rpc::{Link, LinkConfig, Router};
+use tombolo_rpc::{BusyClient, BusyServer, Link, LinkConfig, Router};
 use tombolo_transport::{Addr, Cid, ListenOptions, Messages, Port};
 
 const LINE_ROUNDS: u64 = 2_000;
+const BUSY_CALLS: u64 = 1_000;
 const SHM_CALLS: u64 = 500;
 const SOCKET_CALLS: u64 = 100;
 const BATCHES: usize = 101;
+/// Where the polling server listens.
+const BUSY_PORT: Port = Port(5001);
 
 fn main() -> anyhow::Result<()> {
     match duo::role() {
@@ -75,22 +78,39 @@ fn lead() -> anyhow::Result<()> {
     let runtime = current_thread()?;
     follower.order("serve")?;
     let clients = runtime.block_on(connect(&places))?;
-    let (mut floor, mut shm, mut socket, mut tarpc) =
-        (Series::default(), Series::default(), Series::default(), Series::default());
+    let mut polling = None;
+    if places.has_shm() {
+        follower.order("busy listen")?;
+        let messages = beside.block_on(async {
+            let (endpoint, addr) = fabric::attach(&places.broker).await?;
+            anyhow::Ok(endpoint.connect_messages(Addr::new(addr.cid, BUSY_PORT)).await?)
+        })?;
+        follower.order("busy accept")?;
+        polling = Some(BusyClient::connect(messages, quiet("bench"))?);
+    }
+    let [mut floor, mut busy, mut shm, mut socket, mut tarpc] = std::array::from_fn(|_| Series::default());
     for batch in 0..=BATCHES {
         follower.order("lines hot")?;
         let hot_ns = timed_ns(LINE_ROUNDS, || lines.lead(LINE_ROUNDS, Poll::Hot));
         follower.order("lines pausing")?;
         let pausing_ns = timed_ns(LINE_ROUNDS, || lines.lead(LINE_ROUNDS, Poll::Pausing));
+        let mut busy_ns = None;
+        if let Some(client) = &mut polling {
+            follower.order("busy serve")?;
+            let mut result = Ok(());
+            busy_ns = Some(timed_ns(BUSY_CALLS, || result = call_busy(client, BUSY_CALLS)));
+            result?;
+        }
         let shm_ns = match &clients.shm {
-            Some(client) => Some(timed(&runtime, SHM_CALLS, call(client, SHM_CALLS))?),
+            Some(client) => Some(timed(&runtime, SHM_CALLS, call(client.clone(), SHM_CALLS))?),
             None => None,
         };
-        let socket_ns = timed(&runtime, SOCKET_CALLS, call(&clients.socket, SOCKET_CALLS))?;
-        let rival_ns = timed(&runtime, SOCKET_CALLS, call_rival(&clients.rival, SOCKET_CALLS))?;
+        let socket_ns = timed(&runtime, SOCKET_CALLS, call(clients.socket.clone(), SOCKET_CALLS))?;
+        let rival_ns = timed(&runtime, SOCKET_CALLS, call_rival(clients.rival.clone(), SOCKET_CALLS))?;
         // The first batch of each warms up.
         if batch > 0 {
             floor.push(hot_ns.min(pausing_ns));
+            busy_ns.into_iter().for_each(|ns| busy.push(ns));
             shm_ns.into_iter().for_each(|ns| shm.push(ns));
             socket.push(socket_ns);
             tarpc.push(rival_ns);
@@ -105,6 +125,9 @@ fn lead() -> anyhow::Result<()> {
     report.add("tombolo, Unix socket", "ns", &socket);
     report.add("tarpc / tombolo, both Unix socket", "x", &tarpc.over(&socket));
     if !bare {
+        report.add("tombolo, shared memory, polling", "ns", &busy);
+        let ratio = busy.over(&floor);
+        report.add_with_goal("tombolo, shared memory, polling / floor", "x", &ratio, Goal::AtMost(6.0));
         report.add("tombolo, shared memory, Tokio", "ns", &shm);
         report.add("tombolo, shared memory, Tokio / floor", "x", &shm.over(&floor));
         let ratio = tarpc.over(&shm);
@@ -135,6 +158,12 @@ async fn connect(places: &Places) -> anyhow::Result<Clients> {
     Ok(Clients { shm, socket, rival, _links: links })
 }
 
+/// A link that sends nothing of its own accord, so that the frames of a batch can be counted.
+fn quiet(role: &str) -> LinkConfig {
+    let hour = Duration::from_secs(3600);
+    LinkConfig { keepalive: hour, silence_max: 2 * hour, ..LinkConfig::new(role) }
+}
+
 async fn link(messages: Messages) -> anyhow::Result<Link> {
     Ok(Link::connect(messages, LinkConfig::new("bench"), Router::new()).await?)
 }
@@ -147,14 +176,16 @@ fn framed(stream: tokio::net::UnixStream) -> Messages {
 fn timed(
     runtime: &Runtime,
     count: u64,
-    work: impl Future<Output = anyhow::Result<()>>,
+    work: impl Future<Output = anyhow::Result<()>> + Send + 'static,
 ) -> anyhow::Result<f64> {
-    let mut result = Ok(());
-    let ns = timed_ns(count, || result = runtime.block_on(work));
-    result.map(|()| ns)
+    // In a task of its own, as in a server. What `block_on` itself runs has to wait for up to 61 turns of the tasks.
+    let mut result = None;
+    let ns = timed_ns(count, || result = Some(runtime.block_on(runtime.spawn(work))));
+    result.context("not run")???;
+    Ok(ns)
 }
 
-async fn call(client: &TouchClient, count: u64) -> anyhow::Result<()> {
+async fn call(client: TouchClient, count: u64) -> anyhow::Result<()> {
     for _ in 0..count {
         let answer = client.touch(Record::sample()).await?;
         ensure!(answer.answers_sample(), "wrong answer {answer:?}");
@@ -162,7 +193,16 @@ async fn call(client: &TouchClient, count: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn call_rival(client: &rival::TouchClient, count: u64) -> anyhow::Result<()> {
+fn call_busy(client: &mut BusyClient<Messages>, count: u64) -> anyhow::Result<()> {
+    let mut client = TouchBusyClient::new(client);
+    for _ in 0..count {
+        let answer = client.touch(Record::sample())?;
+        ensure!(answer.answers_sample(), "wrong answer {answer:?}");
+    }
+    Ok(())
+}
+
+async fn call_rival(client: rival::TouchClient, count: u64) -> anyhow::Result<()> {
     for _ in 0..count {
         let answer = client.touch(tarpc::context::current(), Record::sample()).await?;
         ensure!(answer.answers_sample(), "wrong answer {answer:?}");
@@ -174,6 +214,8 @@ fn follow(mut leader: Leader, args: &[String]) -> anyhow::Result<()> {
     let [path, broker, dir] = args else { bail!("started by hand") };
     let mut lines = Lines::map(rings::open_shared(path)?, Side::Follower)?;
     let places = Places { broker: broker.into(), dir: dir.into() };
+    let beside = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let (mut listener, mut server) = (None, None);
     duo::pin_follower();
     while let Some(order) = leader.next_order()? {
         match order.join(" ").as_str() {
@@ -187,6 +229,27 @@ fn follow(mut leader: Leader, args: &[String]) -> anyhow::Result<()> {
                 });
                 wait.recv_timeout(Duration::from_secs(10)).context("the server does not come up")??;
                 leader.ready()?;
+            }
+            "busy listen" => {
+                listener = Some(beside.block_on(async {
+                    let (endpoint, _) = fabric::attach(&places.broker).await?;
+                    anyhow::Ok(endpoint.listen_messages(BUSY_PORT, ListenOptions::default()).await?)
+                })?);
+                leader.ready()?;
+            }
+            "busy accept" => {
+                let listener = listener.as_mut().context("not listening")?;
+                let (messages, _) = beside.block_on(listener.accept())?;
+                leader.ready()?;
+                server = Some(BusyServer::accept(messages, quiet("bench"), calls::router())?);
+            }
+            "busy serve" => {
+                let server = server.as_mut().context("no polling server")?;
+                leader.ready()?;
+                let mut served = 0;
+                while served < BUSY_CALLS {
+                    served += u64::from(server.poll()?);
+                }
             }
             "lines hot" => {
                 leader.ready()?;

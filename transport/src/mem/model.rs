@@ -1,6 +1,5 @@
 //! Memory that is not shared with anybody: for tests and models of the rings.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,13 +12,20 @@ use super::{Memory, MemoryMut, Word};
 /// pays for every word.
 #[derive(Debug)]
 pub struct ModelMemory<W = AtomicU64> {
-    words: Arc<BTreeMap<usize, W>>,
+    parts: Arc<[Part<W>]>,
     len: usize,
+}
+
+/// Words that follow each other, from the offset `start`.
+#[derive(Debug)]
+struct Part<W> {
+    start: usize,
+    words: Box<[W]>,
 }
 
 impl<W> Clone for ModelMemory<W> {
     fn clone(&self) -> Self {
-        Self { words: Arc::clone(&self.words), len: self.len }
+        Self { parts: Arc::clone(&self.parts), len: self.len }
     }
 }
 
@@ -29,15 +35,19 @@ impl<W: Word> ModelMemory<W> {
         Self::sparse(len, std::iter::once(0..len))
     }
 
-    /// Memory of `len` bytes in which only `ranges` exist; touching anything else panics.
+    /// Memory of `len` bytes in which only `ranges` (of whole words) exist; touching anything else panics.
     pub fn sparse(len: usize, ranges: impl IntoIterator<Item = Range<usize>>) -> Self {
-        let words = ranges.into_iter().flat_map(|range| range.step_by(8)).map(|at| (at & !7, W::new(0)));
-        Self { words: Arc::new(words.collect()), len }
+        let part = |range: Range<usize>| Part {
+            start: range.start,
+            words: range.step_by(8).map(|_| W::new(0)).collect(),
+        };
+        Self { parts: ranges.into_iter().map(part).collect(), len }
     }
 
     fn word(&self, offset: usize) -> &W {
         assert!(offset.is_multiple_of(8) && offset < self.len, "word access at {offset} of {}", self.len);
-        self.words.get(&offset).unwrap_or_else(|| panic!("this model memory has no word at {offset:#x}"))
+        let found = self.parts.iter().find_map(|part| part.words.get(offset.checked_sub(part.start)? / 8));
+        found.unwrap_or_else(|| panic!("this model memory has no word at {offset:#x}"))
     }
 }
 
@@ -89,8 +99,13 @@ impl<W: Word> MemoryMut for ModelMemory<W> {
     }
 
     fn zero(&self, offset: usize, len: usize) {
-        for word in self.words.range(offset..offset + len) {
-            word.1.store(0, Ordering::Relaxed); // only what exists, if it is sparse
+        // Only what exists, if it is sparse.
+        for part in self.parts.iter() {
+            for (i, word) in part.words.iter().enumerate() {
+                if (offset..offset + len).contains(&(part.start + 8 * i)) {
+                    word.store(0, Ordering::Relaxed);
+                }
+            }
         }
     }
 

@@ -1,0 +1,335 @@
+//! The receiving end of messages.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Cross, INLINE_MAX, KIND_BYTES, KIND_LOAN};
+use crate::mem::{Memory, MemoryMut, Word};
+use crate::ring::bytes::Ring;
+use crate::ring::layout::*;
+use crate::ring::loan::{Lent, LoanBell, Received};
+use crate::ring::park::{Arm, Parker, Ringer, Wake};
+use crate::ring::side::{ENDED, Side};
+use crate::ring::{Liveness, RingError};
+
+/// The receiving end. One owner; may move between threads.
+pub struct MessageRx<M: MemoryMut, P: Memory, L: Liveness> {
+    side: Side<M, P, L>,
+    cross: Arc<Cross<M::Word>>,
+    mask: usize,
+    /// Messages consumed.
+    position: u64,
+    /// The slot after the last one consumed.
+    slot: usize,
+    /// Of the messages consumed, those told to the peer in our half.
+    published: u64,
+    /// Messages of ours that the peer's headers acknowledged.
+    acked: u64,
+    ring: Ring,
+    byte_head: u64,
+    byte_head_published: u64,
+    owed: Wake,
+    scratch: Vec<u8>,
+    bell: Option<LoanBell>,
+    parker: Parker,
+    ringer: Ringer,
+}
+
+/// A message found and validated, not consumed yet.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    at: usize,
+    acks: u64,
+    place: Place,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Inline { len: usize },
+    Bytes { len: usize },
+    Loan { index: usize, len: usize, sequence: u64 },
+}
+
+impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
+    pub(super) fn new(side: Side<M, P, L>, cross: Arc<Cross<M::Word>>, bell: Option<LoanBell>) -> Self {
+        let layout = side.peer.layout;
+        Self {
+            side,
+            cross,
+            mask: layout.slots() - 1,
+            position: 0,
+            slot: 0,
+            published: 0,
+            acked: 0,
+            ring: Ring::of(layout),
+            byte_head: 0,
+            byte_head_published: 0,
+            owed: Wake::NotNeeded,
+            scratch: Vec::new(),
+            bell,
+            parker: Parker::for_data(),
+            ringer: Ringer::for_space(),
+        }
+    }
+
+    /// The longest message the peer can send, in bytes.
+    pub fn max_len(&self) -> usize {
+        self.side.peer.layout.max_message()
+    }
+
+    /// Replaces the contents of `out` by the next message and returns its length; `None` after the peer has shut down.
+    ///
+    /// On an error `out` is empty. Call [`MessageRx::flush`] some time after it: the sender may be asleep for want of room.
+    #[inline]
+    pub fn try_recv(&mut self, out: &mut Vec<u8>) -> Result<Option<usize>, RingError> {
+        out.clear();
+        let Some(found) = self.find()? else { return Ok(None) };
+        if let Place::Inline { len } = found.place {
+            self.side.peer.mem.append(found.at + 8, len, out);
+        } else {
+            self.copy(&found, out);
+        }
+        if let Err(error) = self.side.check_alive() {
+            out.clear(); // it may be of anything
+            return Err(error);
+        }
+        self.consume(&found);
+        Ok(Some(out.len()))
+    }
+
+    /// Calls `f` with a private copy of the next message; otherwise as [`MessageRx::try_recv`]. The fastest way for short ones.
+    #[inline]
+    pub fn try_recv_with<R>(&mut self, f: impl FnOnce(&[u8]) -> R) -> Result<Option<R>, RingError> {
+        let Some(found) = self.find()? else { return Ok(None) };
+        if let Place::Inline { len } = found.place {
+            let mut message = [0; INLINE_MAX];
+            self.side.peer.mem.read(found.at + 8, &mut message[..len]);
+            self.side.check_alive()?;
+            self.consume(&found);
+            return Ok(Some(f(&message[..len])));
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.clear();
+        self.copy(&found, &mut scratch);
+        self.side.check_alive()?;
+        self.consume(&found);
+        let result = f(&scratch);
+        self.scratch = scratch;
+        Ok(Some(result))
+    }
+
+    /// The next message, left where it is if it came as a loan; otherwise as [`MessageRx::try_recv`].
+    pub fn try_recv_loan(&mut self) -> Result<Option<Received<M, P, L>>, RingError> {
+        let Some(found) = self.find()? else { return Ok(None) };
+        if !matches!(found.place, Place::Loan { .. }) {
+            let mut message = Vec::new();
+            self.copy(&found, &mut message);
+            self.side.check_alive()?;
+            self.consume(&found);
+            return Ok(Some(Received::copied(message)));
+        }
+        self.side.check_alive()?;
+        Ok(self.consume(&found).map(Received::lent))
+    }
+
+    /// Tells whether the sender must be rung because room it waits for has been given back.
+    #[inline]
+    pub fn flush(&mut self) -> Wake {
+        if self.bell.is_none() && self.cross.bell_owed.load(Ordering::Relaxed) != 0 {
+            self.cross.bell_owed.store(0, Ordering::Relaxed);
+            self.owed = Wake::Ring;
+        }
+        std::mem::replace(&mut self.owed, Wake::NotNeeded)
+    }
+
+    /// Whether a message (or the end) is there to be received now. A cheap look, for those who poll many.
+    #[inline]
+    pub fn is_ready(&mut self) -> bool {
+        self.look().is_some() || self.side.stopped.is_some() || self.side.peer.state().any(ENDED)
+    }
+
+    /// Prepares to sleep until there is a message, or the connection ends.
+    pub fn arm(&mut self) -> Arm {
+        self.parker.arm(&self.side.own.mem);
+        if !self.is_ready() && self.side.check_alive().is_ok() {
+            return Arm::Sleep;
+        }
+        self.disarm();
+        Arm::Ready
+    }
+
+    /// Takes the ticket back, after waking up. A successful receive does it too.
+    pub fn disarm(&mut self) {
+        self.parker.disarm(&self.side.own.mem);
+    }
+
+    /// Says that nothing more will be received: the peer's sends fail from now on. Flush afterwards.
+    pub fn shutdown(&mut self) {
+        self.side.shut_reading();
+        self.give_back();
+    }
+
+    /// The slot in which the next message is, and its header.
+    #[inline]
+    fn look(&mut self) -> Option<(usize, u64)> {
+        let stamp = (self.position as u32).wrapping_add(1);
+        let at = HalfLayout::slot_at(self.slot);
+        let header = self.side.peer.mem.load(at, Ordering::Acquire); // SYNC: slot
+        if header as u32 == stamp {
+            return Some((at, header));
+        }
+        let header = self.side.peer.mem.load(AT_SLOTS, Ordering::Acquire); // SYNC: slot
+        if header as u32 == stamp {
+            self.slot = 0;
+            return Some((AT_SLOTS, header));
+        }
+        None
+    }
+
+    /// The next message, validated; `None` at the end.
+    #[inline]
+    fn find(&mut self) -> Result<Option<Found>, RingError> {
+        self.side.running()?;
+        match self.look() {
+            Some((at, header)) => self.validate(at, header).map(Some),
+            None => self.nothing_yet(),
+        }
+    }
+
+    #[inline]
+    fn validate(&mut self, at: usize, header: u64) -> Result<Found, RingError> {
+        let (kind, acks) = ((header >> 32) & 0xff, header >> 40);
+        if kind <= INLINE_MAX as u64 {
+            return Ok(Found { at, acks, place: Place::Inline { len: kind as usize } });
+        }
+        Ok(Found { at, acks, place: self.validate_long(at, kind)? })
+    }
+
+    fn validate_long(&mut self, at: usize, kind: u64) -> Result<Place, RingError> {
+        let layout = self.side.peer.layout;
+        let [first, second, sequence] =
+            [8, 16, 24].map(|word| self.side.peer.mem.load(at + word, Ordering::Relaxed));
+        match kind {
+            KIND_BYTES if first <= layout.byte_capacity() as u64 => Ok(Place::Bytes { len: first as usize }),
+            KIND_BYTES => {
+                Err(self.side.misbehaved(|| format!("a message of {first} bytes in its byte ring")))
+            }
+            KIND_LOAN => {
+                let held = self.cross.held.load(Ordering::Acquire);
+                let known = first < u64::from(layout.loan_count);
+                if !known || second > layout.loan_len() as u64 || held >> first & 1 != 0 {
+                    return Err(self.side.misbehaved(|| {
+                        format!("{second} bytes in loan {first}, which does not exist, is shorter, or is lent already")
+                    }));
+                }
+                Ok(Place::Loan { index: first as usize, len: second as usize, sequence })
+            }
+            _ => Err(self.side.misbehaved(|| format!("a message of kind {kind}"))),
+        }
+    }
+
+    /// There is no message: gives room back, and looks whether there will be none any more.
+    fn nothing_yet(&mut self) -> Result<Option<Found>, RingError> {
+        if self.byte_head != self.byte_head_published {
+            self.give_back();
+        }
+        let state = self.side.peer.state();
+        if !state.any(ENDED) {
+            self.side.check_alive()?;
+            return Err(RingError::WouldBlock);
+        }
+        // What was sent before the state was set is visible now.
+        if let Some((at, header)) = self.look() {
+            return self.validate(at, header).map(Some);
+        }
+        self.side.end_of_data(state)?;
+        Ok(None)
+    }
+
+    fn copy(&mut self, found: &Found, out: &mut Vec<u8>) {
+        let peer = &self.side.peer;
+        match found.place {
+            Place::Inline { len } => peer.mem.append(found.at + 8, len, out),
+            Place::Bytes { len } => self.ring.append(&peer.mem, self.byte_head, len, out),
+            Place::Loan { index, len, .. } => peer.mem.append(peer.layout.loan_at(index), len, out),
+        }
+    }
+
+    /// Counts the message as received. For a loan the guard, whose drop returns it.
+    #[inline]
+    fn consume(&mut self, found: &Found) -> Option<Lent<M, P, L>> {
+        self.position += 1;
+        self.slot = (self.slot + 1) & self.mask;
+        self.cross.consumed.store(self.position, Ordering::Release); // SYNC: consumed
+        if found.acks != 0 {
+            // A lying sum is found by our sender, which knows how many there can be.
+            self.acked = self.acked.saturating_add(found.acks);
+            self.cross.acked.store(self.acked, Ordering::Release); // SYNC: acked
+        }
+        self.parker.disarm(&self.side.own.mem);
+        if let Place::Bytes { len } = found.place {
+            self.byte_head += len as u64;
+        }
+        let lent = match found.place {
+            Place::Loan { index, len, sequence } => Some(self.hold(index, len, sequence)),
+            _ => None,
+        };
+        let slots = self.position - self.published > self.mask as u64 / 4;
+        if slots || self.byte_head - self.byte_head_published > self.ring.quarter() {
+            self.give_back();
+        }
+        lent
+    }
+
+    fn hold(&mut self, index: usize, len: usize, sequence: u64) -> Lent<M, P, L> {
+        self.cross.held.fetch_or(1 << index, Ordering::AcqRel);
+        let Side { own, peer, live, .. } = &self.side;
+        Lent {
+            own: own.clone(),
+            peer: peer.clone(),
+            live: live.clone(),
+            cross: Arc::clone(&self.cross),
+            bell: self.bell.clone(),
+            index,
+            len,
+            sequence,
+        }
+    }
+
+    fn give_back(&mut self) {
+        self.published = self.position;
+        self.byte_head_published = self.byte_head;
+        let own = &self.side.own.mem;
+        own.store(AT_SLOTS_CONSUMED, self.position, Ordering::Release); // SYNC: credit
+        own.store(AT_BYTES_CONSUMED, self.byte_head, Ordering::Release); // SYNC: credit
+        M::fence(); // pairs with the fence in `Parker::arm`
+        if let Some(ticket) = self.ringer.sleeper(&self.side.peer.mem) {
+            self.owed = self.ringer.ring(ticket, own);
+        }
+    }
+}
+
+#[cfg(test)]
+impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
+    /// Pretends that more messages were received, up to `position`.
+    pub(in crate::ring) fn skip_to(&mut self, position: u64) {
+        (self.position, self.published) = (position, position);
+        self.cross.consumed.store(position, Ordering::Relaxed);
+    }
+
+    /// Pretends that the peer has acknowledged messages up to `position`.
+    pub(in crate::ring) fn skip_acks_to(&mut self, position: u64) {
+        self.acked = position;
+    }
+}
+
+impl<M: MemoryMut, P: Memory, L: Liveness> fmt::Debug for MessageRx<M, P, L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MessageRx")
+            .field("received", &self.position)
+            .field("acked", &self.acked)
+            .field("stopped", &self.side.stopped)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,355 @@
+//! The sending end of messages.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Cross, INLINE_MAX, KIND_BYTES, KIND_LOAN};
+use crate::mem::{Memory, MemoryMut, Word};
+use crate::ring::bytes::Ring;
+use crate::ring::half::{OwnHalf, PeerHalf};
+use crate::ring::layout::*;
+use crate::ring::loan::{LoanMut, LoanTable, SendLoanError};
+use crate::ring::park::{Arm, Parker, Ringer, Wake};
+use crate::ring::side::Side;
+use crate::ring::{Liveness, RingError};
+
+/// Most messages that one header can acknowledge.
+const ACKS_MAX: u64 = (1 << 24) - 1;
+/// After that many messages a restart first renews the stamps; see the module's doc.
+const STAMP_RENEWAL: u64 = 1 << 30;
+/// How many slots ahead the sender asks for the line it will write.
+const PREFETCH: usize = 8;
+
+/// The sending end. One owner; may move between threads.
+pub struct MessageTx<M: MemoryMut, P: Memory, L: Liveness> {
+    side: Side<M, P, L>,
+    cross: Arc<Cross<M::Word>>,
+    mask: usize,
+    /// Messages sent.
+    position: u64,
+    /// The slot after the last one used.
+    slot: usize,
+    /// `position` may not reach this: messages known to be consumed, plus the number of slots.
+    limit: u64,
+    /// The slots-consumed word as last accepted.
+    credit: u64,
+    /// Messages of the peer that we have acknowledged in headers.
+    acks_sent: u64,
+    stamps_renewed: u64,
+    ring: Ring,
+    byte_tail: u64,
+    /// The bytes-consumed word as last accepted.
+    byte_head: u64,
+    loans: LoanTable<M::Word>,
+    unflushed: bool,
+    /// What the last send that would block was waiting for.
+    need: Need,
+    parker: Parker,
+    ringer: Ringer,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Need {
+    Slot,
+    Bytes(usize),
+    Loan,
+}
+
+impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
+    pub(super) fn new(side: Side<M, P, L>, cross: Arc<Cross<M::Word>>) -> Self {
+        let layout = side.own.layout;
+        Self {
+            side,
+            cross,
+            mask: layout.slots() - 1,
+            position: 0,
+            slot: 0,
+            limit: layout.slots() as u64,
+            credit: 0,
+            acks_sent: 0,
+            stamps_renewed: 0,
+            ring: Ring::of(layout),
+            byte_tail: 0,
+            byte_head: 0,
+            loans: LoanTable::new(layout),
+            unflushed: false,
+            need: Need::Slot,
+            parker: Parker::for_space(),
+            ringer: Ringer::for_data(),
+        }
+    }
+
+    /// The longest message that can be sent, in bytes.
+    pub fn max_len(&self) -> usize {
+        self.side.own.layout.max_message()
+    }
+
+    /// Sends one message whole, or nothing.
+    ///
+    /// The peer sees it at once if it is polling; if it sleeps, only after [`MessageTx::flush`].
+    #[inline]
+    pub fn try_send(&mut self, message: &[u8]) -> Result<(), RingError> {
+        if message.len() > INLINE_MAX {
+            return self.send_long(message);
+        }
+        let at = self.claim()?;
+        self.side.own.mem.write(at + 8, message);
+        self.publish(at, message.len() as u64);
+        Ok(())
+    }
+
+    fn send_long(&mut self, message: &[u8]) -> Result<(), RingError> {
+        let layout = self.side.own.layout;
+        let (len, ring) = (message.len(), layout.byte_capacity());
+        // A loan saves nothing to who copies into it, but leaves the ring to others when the message would fill it.
+        if len > ring / 2 && len <= layout.loan_len() {
+            let mut loan = self.loan(len)?;
+            loan.write_at(0, message);
+            return self.send_loan(loan).map_err(|refused| refused.error);
+        }
+        if len > ring {
+            return Err(RingError::TooLong { len, max: self.max_len() });
+        }
+        let at = self.claim()?;
+        self.reserve_bytes(len)?;
+        self.ring.write(&self.side.own.mem, self.byte_tail, message);
+        self.byte_tail += len as u64;
+        self.side.own.mem.store(at + 8, len as u64, Ordering::Relaxed);
+        self.publish(at, KIND_BYTES);
+        Ok(())
+    }
+
+    /// A buffer for a message of `len` bytes, to be written in place and sent with [`MessageTx::send_loan`].
+    pub fn loan(&mut self, len: usize) -> Result<LoanMut<M>, RingError> {
+        self.side.running()?;
+        let max = self.side.own.layout.loan_len();
+        if len > max {
+            return Err(RingError::TooLong { len, max });
+        }
+        if !self.loans.any_free() {
+            self.reclaim()?;
+        }
+        match self.loans.take() {
+            Some(index) => Ok(self.loans.guard(&self.side.own, index, len)),
+            None => Err(self.blocked(Need::Loan)),
+        }
+    }
+
+    /// Sends a loan: no byte of it is copied. On error the loan comes back.
+    ///
+    /// # Panics
+    /// If the loan is of another connection.
+    pub fn send_loan(&mut self, loan: LoanMut<M>) -> Result<(), SendLoanError<M>> {
+        assert!(self.loans.owns(&loan), "a loan can be sent only on the connection it was taken from");
+        let at = match self.claim() {
+            Ok(at) => at,
+            Err(error) => return Err(SendLoanError { error, loan }),
+        };
+        let (index, len) = (loan.index(), loan.len());
+        loan.into_sent();
+        let sequence = self.loans.lend(index);
+        for (i, word) in [index as u64, len as u64, sequence].into_iter().enumerate() {
+            self.side.own.mem.store(at + 8 + 8 * i, word, Ordering::Relaxed);
+        }
+        self.publish(at, KIND_LOAN);
+        Ok(())
+    }
+
+    /// Tells whether the peer must be rung for what was sent since the last flush.
+    ///
+    /// Fails if the peer has gone: what was sent and not received yet is lost.
+    #[inline]
+    pub fn flush(&mut self) -> Result<Wake, RingError> {
+        if !std::mem::take(&mut self.unflushed) {
+            return Ok(Wake::NotNeeded);
+        }
+        M::fence(); // pairs with the fence in `Parker::arm`
+        let wake = match self.ringer.sleeper(&self.side.peer.mem) {
+            Some(ticket) => self.ringer.ring(ticket, &self.side.own.mem),
+            None => Wake::NotNeeded,
+        };
+        self.side.check_reader()?;
+        Ok(wake)
+    }
+
+    /// Prepares to sleep until what the last send waited for may be there, or the connection ends.
+    pub fn arm(&mut self) -> Arm {
+        self.parker.arm(&self.side.own.mem);
+        let wait = self.side.stopped.is_none()
+            && matches!(self.has(self.need), Ok(false))
+            && self.side.check_reader().is_ok();
+        if wait {
+            return Arm::Sleep;
+        }
+        self.disarm();
+        Arm::Ready
+    }
+
+    /// Takes the ticket back, after waking up. A successful send does it too.
+    pub fn disarm(&mut self) {
+        self.parker.disarm(&self.side.own.mem);
+    }
+
+    /// Ends this direction after what was sent. Flush afterwards. Doing it twice changes nothing.
+    pub fn shutdown(&mut self) {
+        self.unflushed |= self.side.shut_writing();
+    }
+
+    /// Our half, for its state bits.
+    pub fn own(&self) -> &OwnHalf<M> {
+        &self.side.own
+    }
+
+    /// The peer's half, for its state bits.
+    pub fn peer(&self) -> &PeerHalf<P> {
+        &self.side.peer
+    }
+
+    /// The offset of the slot for the next message.
+    #[inline]
+    fn claim(&mut self) -> Result<usize, RingError> {
+        self.side.running()?;
+        let acked = self.cross.acked.load(Ordering::Acquire); // SYNC: acked
+        if acked >= self.position {
+            self.restart(acked)?;
+        } else if self.position >= self.limit {
+            self.wait_for_slot()?;
+        }
+        Ok(HalfLayout::slot_at(self.slot))
+    }
+
+    /// Everything sent has been consumed: back to slot 0.
+    #[inline]
+    fn restart(&mut self, acked: u64) -> Result<(), RingError> {
+        if acked > self.position {
+            let sent = self.position;
+            return Err(self.side.misbehaved(|| format!("it acknowledged {acked} messages of {sent}")));
+        }
+        if self.position - self.stamps_renewed >= STAMP_RENEWAL {
+            self.renew_stamps();
+        }
+        self.limit = self.position + self.mask as u64 + 1;
+        self.slot = 0;
+        Ok(())
+    }
+
+    #[cold]
+    fn renew_stamps(&mut self) {
+        self.stamps_renewed = self.position;
+        let stamp = u64::from(self.position as u32); // that of the message consumed last
+        for slot in 0..=self.mask {
+            self.side.own.mem.store(HalfLayout::slot_at(slot), stamp, Ordering::Relaxed);
+        }
+    }
+
+    #[cold]
+    fn wait_for_slot(&mut self) -> Result<(), RingError> {
+        if self.has(Need::Slot)? {
+            return Ok(());
+        }
+        Err(self.blocked(Need::Slot))
+    }
+
+    #[inline]
+    fn reserve_bytes(&mut self, len: usize) -> Result<(), RingError> {
+        if self.byte_room() >= len || self.has(Need::Bytes(len))? {
+            return Ok(());
+        }
+        Err(self.blocked(Need::Bytes(len)))
+    }
+
+    #[inline]
+    fn publish(&mut self, at: usize, kind: u64) {
+        let consumed = self.cross.consumed.load(Ordering::Acquire); // SYNC: consumed
+        let acks = (consumed - self.acks_sent).min(ACKS_MAX);
+        self.acks_sent += acks;
+        self.position += 1;
+        let header = u64::from(self.position as u32) | kind << 32 | acks << 40;
+        self.side.own.mem.store(at, header, Ordering::Release); // SYNC: slot
+        self.slot = (self.slot + 1) & self.mask;
+        self.unflushed = true;
+        self.parker.disarm(&self.side.own.mem);
+        self.side.own.mem.prefetch_write(HalfLayout::slot_at((self.slot + PREFETCH) & self.mask));
+    }
+
+    /// Nothing was sent: says why, and remembers it for [`MessageTx::arm`].
+    #[cold]
+    fn blocked(&mut self, need: Need) -> RingError {
+        self.need = need;
+        match self.side.check_reader() {
+            Ok(()) => RingError::WouldBlock,
+            Err(error) => error,
+        }
+    }
+
+    /// Looks at the peer's half for what is needed.
+    fn has(&mut self, need: Need) -> Result<bool, RingError> {
+        match need {
+            Need::Slot => {
+                self.refresh_slots()?;
+                Ok(self.position < self.limit)
+            }
+            Need::Bytes(len) => {
+                self.refresh_bytes()?;
+                Ok(self.byte_room() >= len)
+            }
+            Need::Loan => {
+                self.reclaim()?;
+                Ok(self.loans.any_free())
+            }
+        }
+    }
+
+    fn refresh_slots(&mut self) -> Result<(), RingError> {
+        let credit = self.side.peer.mem.load(AT_SLOTS_CONSUMED, Ordering::Acquire); // SYNC: credit
+        let acked = self.cross.acked.load(Ordering::Acquire); // SYNC: acked
+        if credit < self.credit || credit.max(acked) > self.position {
+            let (was, sent) = (self.credit, self.position);
+            return Err(self.side.misbehaved(|| {
+                format!("it consumed {credit} messages (and acknowledged {acked}), after {was} of {sent}")
+            }));
+        }
+        self.credit = credit;
+        self.limit = self.limit.max(credit.max(acked) + self.mask as u64 + 1);
+        Ok(())
+    }
+
+    fn byte_room(&self) -> usize {
+        self.ring.len() - (self.byte_tail - self.byte_head) as usize
+    }
+
+    fn refresh_bytes(&mut self) -> Result<(), RingError> {
+        let head = self.side.peer.mem.load(AT_BYTES_CONSUMED, Ordering::Acquire); // SYNC: credit
+        if head < self.byte_head || head > self.byte_tail {
+            let (was, tail) = (self.byte_head, self.byte_tail);
+            return Err(self.side.misbehaved(|| format!("it consumed {head} bytes, after {was} of {tail}")));
+        }
+        self.byte_head = head;
+        Ok(())
+    }
+
+    fn reclaim(&mut self) -> Result<(), RingError> {
+        self.loans.reclaim(&self.side.peer.mem).map_err(|what| self.side.misbehaved(|| what))
+    }
+}
+
+#[cfg(test)]
+impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
+    /// Pretends that more messages were sent, and acknowledged, up to `position`.
+    pub(in crate::ring) fn skip_to(&mut self, position: u64) {
+        (self.position, self.limit) = (position, position);
+        self.cross.acked.store(position, Ordering::Relaxed);
+    }
+}
+
+impl<M: MemoryMut, P: Memory, L: Liveness> fmt::Debug for MessageTx<M, P, L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MessageTx")
+            .field("sent", &self.position)
+            .field("limit", &self.limit)
+            .field("need", &self.need)
+            .field("stopped", &self.side.stopped)
+            .finish_non_exhaustive()
+    }
+}
