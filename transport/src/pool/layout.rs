@@ -198,6 +198,15 @@ mod tests {
         assert_eq!(layout.extent(Member(63)) as u64 + layout.geometry.extent_bytes, layout.pool_len);
     }
 
+    /// What `docs/pool-format.md` says in numbers.
+    #[test]
+    fn the_default_geometry_lies_where_the_document_says() {
+        let layout = Layout::of(Geometry::default()).unwrap();
+        assert_eq!((layout.rows_offset, layout.extents_offset), (4096, 8192));
+        assert_eq!((layout.black_box_offset, layout.control_offset, layout.heap_offset), (4096, 266_240, 335_872));
+        assert_eq!((control::STRIDE, row::STRIDE, black_box::TEXT_BYTES_MAX), (4224, 128, 224));
+    }
+
     #[test]
     fn impossible_geometries_are_refused() {
         let good = Geometry::default();

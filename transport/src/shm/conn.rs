@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use atomic_waker::AtomicWaker;
 
@@ -70,6 +70,8 @@ impl LiveWords {
 
     #[inline]
     fn check(&self) -> Result<(), ResetCause> {
+        // What was copied before was copied before these loads, as in a seqlock. Free on x86-64.
+        fence(Ordering::Acquire);
         let load = |offset| self.pool.load(offset, Ordering::Acquire);
         if load(self.peer_status) == self.peer_generation
             && load(self.peer_fence) < self.peer_generation
