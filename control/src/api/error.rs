@@ -9,7 +9,7 @@ use crate::core::State;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize, Schema)]
 pub enum ControlError {
     /// There is nothing of that name.
-    #[error("no {what} named `{name}`; `tombolo ps` lists the instances")]
+    #[error("no {what} named `{name}`")]
     NotFound {
         /// Such as `instance`.
         what: String,
@@ -168,6 +168,14 @@ impl ControlError {
             | Self::AgentUnreachable { .. }
             | Self::Failed { .. } => ExitKind::Failed,
             Self::Operator { .. } => ExitKind::Operator,
+        }
+    }
+
+    /// How the agent refused, if it is the agent that did.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Inside { kind, .. } => Some(*kind),
+            _ => None,
         }
     }
 

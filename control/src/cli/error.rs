@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use tombolo_rpc::{CallError, Failure, Outcome};
 
 use super::output::Output;
+use crate::api::error::Refusal;
 use crate::api::{ControlError, ExitKind};
 
 /// Why a command did not succeed.
@@ -17,11 +18,13 @@ pub(super) struct CliError {
     message: String,
     /// An exit code of a program's that takes the place of ours.
     code: Option<u8>,
+    /// How the agent refused, if it did.
+    refusal: Option<Refusal>,
 }
 
 impl CliError {
     pub(super) fn new(kind: ExitKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), code: None }
+        Self { kind, message: message.into(), code: None, refusal: None }
     }
 
     pub(super) fn usage(message: impl Into<String>) -> Self {
@@ -50,6 +53,10 @@ impl CliError {
         Self { code: Some(code), ..self }
     }
 
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        self.refusal
+    }
+
     pub(super) fn kind(&self) -> ExitKind {
         self.kind
     }
@@ -70,7 +77,9 @@ impl CliError {
 impl From<CallError<ControlError>> for CliError {
     fn from(error: CallError<ControlError>) -> Self {
         match error {
-            CallError::App(error) => Self::new(error.exit_kind(), error.to_string()),
+            CallError::App(error) => {
+                Self { refusal: error.refusal(), ..Self::new(error.exit_kind(), error.to_string()) }
+            }
             CallError::Failed(failure) => failure.into(),
         }
     }

@@ -6,15 +6,15 @@ use std::process::ExitCode;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tombolo_agent::api::exec::{ExecIn, ExecOut, ExecSpec, ExitStatus};
-use tombolo_rpc::{Blob, Call, CallError, Receiver, Sender};
+use tombolo_rpc::{Blob, Call, Receiver, Sender};
 
 use super::args::ExecArgs;
 use super::error::CliError;
 use super::output::Output;
 use super::terminal::{RawMode, typed, window_size};
 use super::{Context, Outcome};
+use crate::api::ControlError;
 use crate::api::error::Refusal;
-use crate::api::{ControlError, ExitKind};
 
 pub(super) async fn exec(cx: &Context, args: ExecArgs) -> Outcome {
     let client = cx.client().await?;
@@ -44,7 +44,7 @@ pub(super) async fn exec(cx: &Context, args: ExecArgs) -> Outcome {
     let (call, input, out) = client.inside.run(name, spec);
     let outcome = carry(&cx.output, (call.no_deadline(), input, out), args.interactive, args.tty).await;
     drop(raw);
-    finish(cx, outcome)
+    finish(cx, outcome.map_err(as_a_shell_says))
 }
 
 /// Carries stdin there and output here until the program ends.
@@ -58,7 +58,7 @@ pub(super) async fn carry(
         while let Ok(Some(item)) = out.recv().await {
             show(output, item)?;
         }
-        call.await.map_err(told)
+        Ok(call.await?)
     };
     let feeding = async {
         feed(input, interactive, tty).await;
@@ -154,17 +154,11 @@ pub(super) fn finish(cx: &Context, outcome: Result<ExitStatus, CliError>) -> Out
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(255)))
 }
 
-/// A program that cannot be run ends as a shell would say it.
-fn told(error: CallError<ControlError>) -> CliError {
-    let code = match &error {
-        CallError::App(ControlError::Inside { kind: Refusal::NotFound, .. }) => Some(127),
-        CallError::App(ControlError::Inside { kind: Refusal::NotExecutable, .. }) => Some(126),
-        _ => None,
-    };
-    let error = CliError::from(error);
-    match code {
-        Some(code) => error.with_code(code),
-        None if error.kind() == ExitKind::Ok => error.with_code(1),
-        None => error,
+/// A program that cannot be run ends with the code a shell would give.
+fn as_a_shell_says(error: CliError) -> CliError {
+    match error.refusal() {
+        Some(Refusal::NotFound) => error.with_code(127),
+        Some(Refusal::NotExecutable) => error.with_code(126),
+        _ => error,
     }
 }

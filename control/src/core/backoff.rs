@@ -61,6 +61,11 @@ impl Backoff {
         Some(Duration::from_millis(delay_ms))
     }
 
+    /// Whether there have been restarts since the operator's last start or a recovery.
+    pub fn is_under_way(&self) -> bool {
+        self.streak > 0
+    }
+
     /// Forgets past failures: the operator has taken over.
     pub fn reset(&mut self) {
         self.streak = 0;

@@ -345,8 +345,10 @@ impl Lifecycle {
         match self.state {
             Draining => self.stopped(),
             Defined | Stopped | Reserved | Loaded | Failed | Lost if self.desired == Desired::Running => {
-                // What could not be started is not retried by `never`; `on-failure` and `always` back off.
-                self.fail(rules, Failed, Duration::ZERO, rules.restart != RestartPolicy::Never)
+                // What fails when the operator starts it (a file that is missing, say) is theirs to mend, now; what
+                // ran before may well run again.
+                let again = rules.restart != RestartPolicy::Never && self.backoff.is_under_way();
+                self.fail(rules, Failed, Duration::ZERO, again)
             }
             _ => vec![],
         }

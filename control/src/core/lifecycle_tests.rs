@@ -111,6 +111,19 @@ fn a_crash_loop_is_given_up() {
 }
 
 #[test]
+fn a_start_that_cannot_be_carried_out_is_not_tried_again_but_a_restart_is() {
+    let mut life = Lifecycle::default();
+    let effects = drive(&mut life, &[Input::Start, Input::Reserved, Input::StepFailed]);
+    assert_eq!((life.state(), life.desired()), (State::Failed, Desired::Stopped));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Arm(Timer::Restart, _))));
+
+    let mut life = running();
+    drive(&mut life, &[Input::Ended(End::Panicked), Input::Expired(Timer::Restart), Input::Reserved]);
+    let effects = drive(&mut life, &[Input::StepFailed]);
+    assert_eq!(effects.last(), Some(&Effect::Arm(Timer::Restart, Duration::from_secs(2))));
+}
+
+#[test]
 fn a_hang_is_reported_and_nothing_is_restarted() {
     let mut life = running();
     assert_eq!(drive(&mut life, &[Input::Silent]), []);

@@ -1,6 +1,7 @@
 //! The spawners of this host behind one face.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use crate::core::InstanceSpec;
 use crate::spawner::{
@@ -13,6 +14,8 @@ pub(crate) struct Drivers {
     uml: UmlSpawner,
     process: ProcessSpawner,
     default: Option<SpawnerKind>,
+    /// Whether `uml` was once found able to run: finding out starts its kernel, which takes a second.
+    uml_ready: OnceLock<()>,
 }
 
 impl Drivers {
@@ -21,6 +24,7 @@ impl Drivers {
             uml: UmlSpawner::new(keeper_binary).with_image(image.map(Path::to_owned)),
             process: ProcessSpawner::new(keeper_binary),
             default,
+            uml_ready: OnceLock::new(),
         }
     }
 
@@ -28,9 +32,20 @@ impl Drivers {
     pub(crate) async fn choose(&self, spec: &InstanceSpec) -> SpawnerKind {
         match spec.spawner.or(self.default) {
             Some(kind) => kind,
-            None if self.availability(SpawnerKind::Uml).await.is_ready() => SpawnerKind::Uml,
+            None if self.uml_can_run().await => SpawnerKind::Uml,
             None => SpawnerKind::Process,
         }
+    }
+
+    async fn uml_can_run(&self) -> bool {
+        if self.uml_ready.get().is_some() {
+            return true;
+        }
+        let ready = self.availability(SpawnerKind::Uml).await.is_ready();
+        if ready {
+            let _ = self.uml_ready.set(());
+        }
+        ready
     }
 
     pub(crate) async fn availability(&self, kind: SpawnerKind) -> Availability {

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tombolo_transport::pool::{Geometry, Member, Pool, PoolSource};
-use tombolo_transport::{Broker, BrokerConfig, BrokerHandle, Cid, Incarnation};
+use tombolo_transport::{Broker, BrokerConfig, BrokerHandle};
 
 use self::agents::Door;
 use self::drivers::Drivers;
@@ -178,13 +178,8 @@ async fn start_broker(
     config.socket = Some(places.broker_socket());
     config.allowed_gid = socket::operators_gid(&options.operators);
     config.policy = policy;
-    let broker = Broker::start(config).await.map_err(|error| StartError::Pool(chain(&error)))?;
-    let incarnation = Incarnation::random().map_err(|error| StartError::Pool(chain(&error)))?;
-    broker
-        .admit(Member::PRIMARY, Cid::HOST, crate::core::name::HOST, incarnation)
-        .await
-        .map_err(|error| StartError::Pool(chain(&error)))?;
-    Ok(broker)
+    config.name = crate::core::name::HOST.to_owned();
+    Broker::start(config).await.map_err(|error| StartError::Pool(chain(&error)))
 }
 
 async fn wait_for_the_end(

@@ -69,8 +69,8 @@ impl Fleet for Session {
         self.require(Role::Operator, "remove")?;
         let removal = async {
             let handle = self.find(&name)?;
-            let state = handle.face.borrow().view.state;
-            if force && (state.may_have_kernel() || state == State::Reserved) {
+            if force {
+                // Whatever it is doing: a restart that is pending is called off by this, too.
                 handle.mailbox.command(&name, Command::Kill).await?;
                 self.wait(cx, name.clone(), Condition::Stopped, KILL_MAX.as_millis() as u64).await?;
             }
