@@ -11,6 +11,7 @@
 
 mod agents;
 mod drivers;
+mod groups;
 mod instance;
 pub mod options;
 mod registry;
@@ -92,7 +93,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let broker = start_broker(&places, to_broker_policy(&rules), &options).await?;
     let shared = Shared::new(Parts {
         drivers: Drivers::new(&places.keeper_binary, options.image.as_deref(), options.spawner),
-        operators_gid: socket::operators_gid(&options.operators),
+        operators_gid: groups::gid_of(&options.operators),
         image: options.image.clone(),
         places,
         store,
@@ -176,7 +177,7 @@ async fn start_broker(
 ) -> Result<BrokerHandle, StartError> {
     let mut config = BrokerConfig::new(PoolSource::path(&places.pool), Member::PRIMARY);
     config.socket = Some(places.broker_socket());
-    config.allowed_gid = socket::operators_gid(&options.operators);
+    config.allowed_gid = groups::gid_of(&options.operators);
     config.policy = policy;
     config.name = crate::core::name::HOST.to_owned();
     Broker::start(config).await.map_err(|error| StartError::Pool(chain(&error)))

@@ -5,12 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::unistd::{Group, Uid, User, getgrouplist};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tombolo_rpc::{Link, LinkConfig};
 use tombolo_transport::{Addr, Cid, Messages, Port};
 
+use super::groups::groups_of;
 use super::registry::Registry;
 use super::services::{Caller, Session, ShutdownRequest};
 use super::shared::Shared;
@@ -81,21 +81,4 @@ async fn converse(
     let reason = link.closed().await;
     tracing::trace!(uid, %reason, "a caller is done");
     Ok(())
-}
-
-/// All groups of a user: the credentials carry only the first.
-fn groups_of(uid: u32, gid: u32) -> Vec<u32> {
-    let mut groups = vec![gid];
-    if let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid))
-        && let Ok(name) = std::ffi::CString::new(user.name)
-        && let Ok(more) = getgrouplist(&name, user.gid)
-    {
-        groups.extend(more.iter().map(|group| group.as_raw()));
-    }
-    groups
-}
-
-/// The number of the operators' group, if there is one.
-pub(crate) fn operators_gid(name: &str) -> Option<u32> {
-    Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
 }
