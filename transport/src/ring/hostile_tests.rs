@@ -65,7 +65,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(ProptestConfig::with_cases(600))]
 
     #[test]
     fn messages_survive_any_word_in_the_peers_half(steps in prop::collection::vec(step(), 1..120)) {
