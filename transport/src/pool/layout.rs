@@ -203,7 +203,10 @@ mod tests {
     fn the_default_geometry_lies_where_the_document_says() {
         let layout = Layout::of(Geometry::default()).unwrap();
         assert_eq!((layout.rows_offset, layout.extents_offset), (4096, 8192));
-        assert_eq!((layout.black_box_offset, layout.control_offset, layout.heap_offset), (4096, 266_240, 335_872));
+        assert_eq!(
+            (layout.black_box_offset, layout.control_offset, layout.heap_offset),
+            (4096, 266_240, 335_872)
+        );
         assert_eq!((control::STRIDE, row::STRIDE, black_box::TEXT_BYTES_MAX), (4224, 128, 224));
     }
 
