@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{FramePipe, Polled, after};
+use super::{FramePipe, Polled};
 use crate::connection::{Event, Payload, PeerInfo, Side};
 use crate::error::{CallError, Failure, LinkError};
 use crate::link::{LinkConfig, decode};
@@ -54,18 +54,16 @@ impl<P: FramePipe> BusyClient<P> {
         buffer.clear();
         let encoded = postcard::to_extend(args, std::mem::take(buffer))
             .map_err(|error| Failure::Malformed(format!("cannot be encoded: {error}")))?;
-        let now = end.now_ns();
-        let opened =
-            end.conn.open(now, method, Some(after(now, *deadline)), &[], Payload::Borrowed(&encoded));
+        let remaining = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
+        let opened = end.conn.open_with(method, Some(remaining), None, &[], Payload::Borrowed(&encoded));
         *buffer = encoded;
         let call = opened?;
         end.transmit();
+        // The clock is first read after some looks in vain; most calls have been answered by then.
+        let mut since = None;
         loop {
-            if !end.receive(frame) {
-                end.idle();
-            } else {
-                let now = end.now_ns();
-                match end.conn.handle_frame(now, frame) {
+            if end.receive(frame) {
+                match end.conn.handle_frame(end.clock_ns, frame) {
                     Some(Event::Answered { call: which, app_error, payload }) if which == call => {
                         // What is owed to the peer, such as a reply to a ping, goes out with the next call.
                         return answer(app_error, &payload);
@@ -75,6 +73,13 @@ impl<P: FramePipe> BusyClient<P> {
                     }
                     Some(Event::Opened { call, .. }) => end.conn.respond_not_served(call),
                     _ => {}
+                }
+            } else if end.idle() {
+                let since = *since.get_or_insert(end.clock_ns);
+                if end.clock_ns - since >= remaining {
+                    let started = end.conn.cancel(call);
+                    end.transmit();
+                    return Err(Failure::DeadlineExceeded { started }.into());
                 }
             }
             while let Some(event) = end.conn.poll_event() {
@@ -97,7 +102,7 @@ impl<P: FramePipe> BusyClient<P> {
     /// Why the link is over.
     pub fn poll(&mut self) -> Result<(), LinkError> {
         while self.end.receive(&mut self.frame) {
-            let now = self.end.now_ns();
+            let now = self.end.clock_ns;
             if let Some(Event::Opened { call, .. }) = self.end.conn.handle_frame(now, &self.frame) {
                 self.end.conn.respond_not_served(call);
             }

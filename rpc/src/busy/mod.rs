@@ -6,7 +6,7 @@
 mod client;
 mod server;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tombolo_transport::{Messages, TryRecv};
 
@@ -61,6 +61,8 @@ impl FramePipe for Messages {
 
 /// Looks at the pipe between two looks at the clock, which costs as much as several of them.
 const LOOKS_PER_CLOCK: u32 = 64;
+/// Time between two readings of the clock after which nobody can have been listening.
+const GAP_NS: u64 = 1_000_000_000;
 
 /// What client and server have in common: one end of a link on a pipe that is polled.
 #[derive(Debug)]
@@ -69,6 +71,8 @@ struct Polled<P: FramePipe> {
     pipe: P,
     config: LinkConfig,
     epoch: Instant,
+    /// The clock as last read: now and then, because reading it costs as much as half a call.
+    clock_ns: u64,
     looks: u32,
 }
 
@@ -81,13 +85,12 @@ impl<P: FramePipe> Polled<P> {
         let frame_bytes = u32::try_from(pipe.max_len()).unwrap_or(u32::MAX);
         crate::link::check_frame_bytes(frame_bytes)?;
         let conn = Connection::new(config.core(side, nonce, frame_bytes), 0);
-        let mut polled = Self { conn, pipe, config, epoch: Instant::now(), looks: 0 };
+        let mut polled = Self { conn, pipe, config, epoch: Instant::now(), clock_ns: 0, looks: 0 };
         let mut frame = Vec::with_capacity(crate::connection::FRAGMENT_FRAME_BYTES as usize);
         while polled.conn.peer().is_none() {
             polled.transmit();
             if polled.receive(&mut frame) {
-                let now = polled.now_ns();
-                polled.conn.handle_frame(now, &frame);
+                polled.conn.handle_frame(polled.clock_ns, &frame);
                 polled.settle();
             } else {
                 polled.idle();
@@ -101,8 +104,14 @@ impl<P: FramePipe> Polled<P> {
         Ok(polled)
     }
 
-    fn now_ns(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    /// Reads the clock.
+    fn tick(&mut self) -> u64 {
+        let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        if now.saturating_sub(self.clock_ns) > GAP_NS {
+            self.conn.resumed(now);
+        }
+        self.clock_ns = now;
+        now
     }
 
     /// Sends what is due, as far as there is room.
@@ -110,17 +119,18 @@ impl<P: FramePipe> Polled<P> {
         let Self { conn, pipe, .. } = self;
         while let Some(frame) = conn.poll_transmit() {
             // A frame that has been handed out must go: the peer makes room, or is found silent.
-            let started = Instant::now();
+            let mut since = None;
             loop {
                 match pipe.try_send(frame) {
                     Ok(true) => break,
-                    Ok(false) if started.elapsed() < self.config.silence_max => {
-                        std::hint::spin_loop();
-                        std::thread::yield_now();
-                    }
-                    Ok(false) => return conn.lost(LinkError::Silent { silent: started.elapsed() }),
+                    Ok(false) => {}
                     Err(error) => return conn.lost(LinkError::Lost(error.to_string())),
                 }
+                let silent = since.get_or_insert_with(Instant::now).elapsed();
+                if silent >= self.config.silence_max {
+                    return conn.lost(LinkError::Silent { silent });
+                }
+                std::thread::yield_now();
             }
         }
     }
@@ -141,20 +151,22 @@ impl<P: FramePipe> Polled<P> {
         }
     }
 
-    /// Nothing came: now and then, a look at the clock.
-    fn idle(&mut self) {
+    /// Nothing came: now and then, a look at the clock. Returns whether this was such a time.
+    fn idle(&mut self) -> bool {
         self.looks += 1;
         if self.looks < LOOKS_PER_CLOCK {
-            return std::hint::spin_loop();
+            std::hint::spin_loop();
+            return false;
         }
         self.looks = 0;
-        let now = self.now_ns();
+        let now = self.tick();
         if self.conn.poll_timeout().is_some_and(|due| due <= now) {
             self.conn.handle_timeout(now);
         }
         if let Err(error) = self.pipe.flush() {
             self.conn.lost(LinkError::Lost(error.to_string()));
         }
+        true
     }
 
     /// Acts on what the handshake asks; everything else that is queued matters to nobody here.
@@ -190,11 +202,6 @@ impl<P: FramePipe> Drop for Polled<P> {
             }
         }
     }
-}
-
-/// A duration as nanoseconds, from now on.
-fn after(now_ns: u64, duration: Duration) -> u64 {
-    now_ns.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX - 1))
 }
 
 #[cfg(test)]

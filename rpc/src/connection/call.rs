@@ -60,10 +60,7 @@ pub(super) struct Call {
 pub(super) enum Partial {
     #[default]
     Nothing,
-    Request {
-        open: Open,
-        metadata: Bytes,
-    },
+    Request(Box<(Open, Bytes)>),
     Item,
     Answer {
         app_error: bool,
@@ -94,7 +91,7 @@ pub(super) enum Outgoing {
     Frame(Vec<u8>),
 }
 
-/// Spreads call ids, which are handed out in sequence, over the table: one multiplication.
+/// A hash for ids: one multiplication spreads those of calls, which are handed out in sequence.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct IdHasher;
 
@@ -118,6 +115,11 @@ impl Hasher for IdHash {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         }
+    }
+
+    /// Ids of methods are hashes already, and which there are is for the server to say, not for the peer.
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id;
     }
 
     fn write_u32(&mut self, id: u32) {

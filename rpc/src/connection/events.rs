@@ -17,19 +17,10 @@ pub enum Payload<'a> {
 
 impl Payload<'_> {
     /// The bytes on their own, copied if they are borrowed.
-    pub fn to_bytes(&self) -> Bytes {
+    pub fn into_bytes(self) -> Bytes {
         match self {
             Self::Borrowed([]) => Bytes::new(),
             Self::Borrowed(part) => Bytes::copy_from_slice(part),
-            Self::Owned(bytes) => bytes.clone(),
-        }
-    }
-
-    /// The bytes on their own, as a slice of `frame` if they are borrowed from it.
-    pub fn into_bytes(self, frame: &Bytes) -> Bytes {
-        match self {
-            Self::Borrowed([]) => Bytes::new(),
-            Self::Borrowed(part) => frame.slice_ref(part),
             Self::Owned(bytes) => bytes,
         }
     }

@@ -84,7 +84,7 @@ impl Connection {
         };
         let mine = call.method.is_some();
         match header.kind {
-            Kind::Data if matches!(call.partial_of, Partial::Request { .. }) => {
+            Kind::Data if matches!(call.partial_of, Partial::Request(_)) => {
                 self.handle_request_part(id, header.more(), body)
             }
             Kind::Data => self.handle_item(id, header.more(), body),
@@ -193,7 +193,7 @@ impl Connection {
             call.partial = payload.to_vec();
             call.assembling = payload.len();
             self.assembling_bytes += payload.len();
-            call.partial_of = Partial::Request { open, metadata: Bytes::copy_from_slice(metadata) };
+            call.partial_of = Partial::Request(Box::new((open, Bytes::copy_from_slice(metadata))));
             self.calls.insert(id, call);
             return Ok(None);
         }
@@ -241,9 +241,8 @@ impl Connection {
             return Ok(None);
         }
         self.assembling_bytes -= std::mem::take(&mut call.assembling);
-        let Partial::Request { open, metadata } = std::mem::take(&mut call.partial_of) else {
-            return Ok(None);
-        };
+        let Partial::Request(request) = std::mem::take(&mut call.partial_of) else { return Ok(None) };
+        let (open, metadata) = *request;
         let payload = std::mem::take(&mut call.partial);
         call.running = true;
         let deadline_ns = (call.deadline_ns != u64::MAX).then_some(call.deadline_ns);

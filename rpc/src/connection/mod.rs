@@ -308,6 +308,11 @@ impl Connection {
         token
     }
 
+    /// Nobody has listened until `now_ns`: the peer's silence up to now means nothing.
+    pub(crate) fn resumed(&mut self, now_ns: u64) {
+        self.heard_ns = self.heard_ns.max(now_ns);
+    }
+
     /// Takes no new calls from the peer; closes once all calls, of both sides, have ended.
     pub fn go_away(&mut self, now_ns: u64, reason: &str) {
         if self.draining || self.phase != Phase::Open {

@@ -38,13 +38,25 @@ impl Connection {
         metadata: &[u8],
         payload: Payload<'_>,
     ) -> Result<u32, Failure> {
-        self.may_open(deadline_ns, now_ns, metadata.len(), payload.len())?;
+        if deadline_ns.is_some_and(|at| at <= now_ns) {
+            return Err(Failure::DeadlineExceeded { started: false });
+        }
+        let remaining_ns = deadline_ns.map(|at| at - now_ns);
+        self.open_with(method, remaining_ns, deadline_ns, metadata, payload)
+    }
+
+    /// Calls a method of the peer, which is told that `remaining_ns` are left; here the call expires at `deadline_ns`.
+    pub(crate) fn open_with(
+        &mut self,
+        method: &'static MethodInfo,
+        remaining_ns: Option<u64>,
+        deadline_ns: Option<u64>,
+        metadata: &[u8],
+        payload: Payload<'_>,
+    ) -> Result<u32, Failure> {
+        self.may_open(metadata.len(), payload.len())?;
         let id = self.take_id();
-        let open = Open {
-            method: method.id,
-            fingerprint: method.fingerprint,
-            remaining_ns: deadline_ns.map(|at| at - now_ns),
-        };
+        let open = Open { method: method.id, fingerprint: method.fingerprint, remaining_ns };
         let mut call = Call {
             method: Some(method),
             deadline_ns: deadline_ns.unwrap_or(u64::MAX),
@@ -72,13 +84,7 @@ impl Connection {
         Ok(id)
     }
 
-    fn may_open(
-        &self,
-        deadline_ns: Option<u64>,
-        now_ns: u64,
-        metadata: usize,
-        payload: usize,
-    ) -> Result<(), Failure> {
+    fn may_open(&self, metadata: usize, payload: usize) -> Result<(), Failure> {
         match &self.phase {
             Phase::Open => {}
             Phase::Closed(error) => {
@@ -91,9 +97,6 @@ impl Connection {
         }
         if let Some(reason) = &self.peer_draining {
             return Err(Failure::Draining(reason.clone()));
-        }
-        if deadline_ns.is_some_and(|at| at <= now_ns) {
-            return Err(Failure::DeadlineExceeded { started: false });
         }
         let too_large = |what: &str, len: usize, max: u64| Failure::TooLarge {
             what: what.to_owned(),

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::task::Waker;
 
-use bytes::Bytes;
-
 use super::shared::Core;
 use super::slots::{Answer, Slot, StreamPhase, Streams};
 use super::{Auth, Inner, LinkState, Served};
@@ -15,7 +13,7 @@ use crate::service::ServeRequest;
 impl Inner {
     pub(super) fn dispatch_queued(&self, core: &mut Core, wake: &mut Vec<Waker>) {
         while let Some(event) = core.conn.poll_event() {
-            self.dispatch(core, event, &Bytes::new(), wake, &mut Vec::new());
+            self.dispatch(core, event, wake, &mut Vec::new());
         }
     }
 
@@ -23,13 +21,12 @@ impl Inner {
         &self,
         core: &mut Core,
         event: Event<'_>,
-        frame: &Bytes,
         wake: &mut Vec<Waker>,
         opened: &mut Vec<ServeRequest>,
     ) {
         match event {
             Event::Answered { call, app_error, payload } => {
-                core.answered(call, Ok((app_error, payload.into_bytes(frame))), wake);
+                core.answered(call, Ok((app_error, payload.into_bytes())), wake);
             }
             Event::Failed { call, failure } => core.answered(call, Err(failure), wake),
             Event::Opened { call, method, fingerprint, deadline_ns, metadata, payload } => {
@@ -40,15 +37,15 @@ impl Inner {
                     method,
                     fingerprint,
                     deadline_ns,
-                    metadata: metadata.into_bytes(frame),
-                    payload: payload.into_bytes(frame),
+                    metadata: metadata.into_bytes(),
+                    payload: payload.into_bytes(),
                 });
                 core.slots.insert(call, Slot::Served(served));
             }
             Event::Item { call, payload, cost } => {
                 let Some(streams) = core.streams(call) else { return };
                 let mut state = streams.lock();
-                state.items.push_back((payload.into_bytes(frame), cost));
+                state.items.push_back((payload.into_bytes(), cost));
                 wake.extend(state.items_waker.take());
             }
             Event::ItemsEnded { call } => {

@@ -29,13 +29,14 @@ impl Inner {
                 self.waker.wake_by_ref();
                 break;
             }
-            let Rx { receiver: Some(receiver), wake, opened } = &mut *rx else { break };
-            let mut core = match receiver.poll_recv(&mut cx) {
+            let Rx { receiver: Some(receiver), frame, wake, opened } = &mut *rx else { break };
+            let mut core = match receiver.poll_recv_into(&mut cx, frame) {
                 Poll::Pending => break,
-                Poll::Ready(Ok(Some(frame))) => {
+                Poll::Ready(Ok(true)) => {
+                    let now = self.now_ns();
                     let mut core = self.core();
-                    if let Some(event) = core.conn.handle_frame(self.now_ns(), &frame) {
-                        self.dispatch(&mut core, event, &frame, wake, opened);
+                    if let Some(event) = core.conn.handle_frame(now, frame) {
+                        self.dispatch(&mut core, event, wake, opened);
                     }
                     core
                 }

@@ -65,6 +65,8 @@ pub(super) struct Tx {
 pub(super) struct Rx {
     /// `None` once the link is over.
     pub(super) receiver: Option<MessageReceiver>,
+    /// The frame at hand; its memory is used again for the next.
+    pub(super) frame: Vec<u8>,
     pub(super) wake: Vec<Waker>,
     pub(super) opened: Vec<ServeRequest>,
 }
@@ -101,7 +103,12 @@ impl Inner {
         Arc::new(Self {
             core: Mutex::new(Core { conn, slots: HashMap::default(), pings: Vec::new() }),
             tx: Mutex::new(Tx { sender: Some(sender), waiting: Vec::new() }),
-            rx: Mutex::new(Rx { receiver: Some(receiver), wake: Vec::new(), opened: Vec::new() }),
+            rx: Mutex::new(Rx {
+                receiver: Some(receiver),
+                frame: Vec::new(),
+                wake: Vec::new(),
+                opened: Vec::new(),
+            }),
             tx_wanted: AtomicBool::new(false),
             rx_wanted: AtomicBool::new(false),
             waker: Waker::from(driver.clone()),

@@ -20,7 +20,8 @@ pub(crate) struct Handler {
 /// Counts a call as ended when it is dropped.
 struct Count {
     counters: Arc<MethodCounters>,
-    started: Instant,
+    /// `None` where reading the clock costs too much.
+    started: Option<Instant>,
     well: bool,
 }
 
@@ -33,9 +34,10 @@ pub(crate) enum Started {
 }
 
 impl Handler {
-    pub(super) fn new(future: HandlerFuture, counters: Arc<MethodCounters>) -> Self {
+    pub(super) fn new(future: HandlerFuture, counters: Arc<MethodCounters>, timed: bool) -> Self {
         counters.started();
-        Self { future, count: Count { counters, started: Instant::now(), well: false } }
+        let started = timed.then(Instant::now);
+        Self { future, count: Count { counters, started, well: false } }
     }
 
     /// Takes the first step here. A future must cope with a later waker, so this one is a dummy: the handler is polled
@@ -77,7 +79,7 @@ pub(super) fn panicked(panic: &(dyn Any + Send)) -> Reply {
 
 impl Drop for Count {
     fn drop(&mut self) {
-        let ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.counters.ended(self.well, ns);
+        let taken = self.started.map_or(0, |at| u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        self.counters.ended(self.well, taken);
     }
 }

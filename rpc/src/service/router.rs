@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::handler::{Handler, Started, panicked};
 use super::reflection::{Reflected, ReflectionServer};
 use super::{Ctx, Incoming, MethodCounters, Reply, Service};
-use crate::connection::PeerInfo;
+use crate::connection::{IdHasher, PeerInfo};
 use crate::link::{Cancel, Inner, StreamParts};
 use crate::schema::{MethodInfo, MethodKind, ServiceInfo, method_id};
 use crate::wire::fault::{Code, Fault};
@@ -27,7 +27,7 @@ pub struct Router {
 
 #[derive(Clone)]
 struct Table {
-    methods: HashMap<u64, Method>,
+    methods: HashMap<u64, Method, IdHasher>,
     services: Vec<&'static ServiceInfo>,
     interceptors: Vec<Interceptor>,
 }
@@ -82,7 +82,7 @@ pub(crate) struct ServeRequest {
 impl Router {
     /// A router that serves nothing but reflection.
     pub fn new() -> Self {
-        let table = Table { methods: HashMap::new(), services: Vec::new(), interceptors: Vec::new() };
+        let table = Table { methods: HashMap::default(), services: Vec::new(), interceptors: Vec::new() };
         Self { table: Arc::new(table) }.service(ReflectionServer::new(Reflected::default()))
     }
 
@@ -242,8 +242,9 @@ impl Router {
                 }
             })?;
         }
+        let timed = cx.link.is_some();
         let future = method.service.call(method.index, Incoming { cx, args, parts });
-        Ok(Handler::new(future, method.counters.clone()))
+        Ok(Handler::new(future, method.counters.clone(), timed))
     }
 }
 

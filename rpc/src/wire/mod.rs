@@ -4,3 +4,6 @@ pub(crate) mod fault;
 pub(crate) mod frame;
 pub(crate) mod hello;
 pub(crate) mod metadata;
+
+#[cfg(test)]
+mod tests;
