@@ -288,3 +288,44 @@ fn two_threads_exchange_messages_over_real_mappings() {
         }
     });
 }
+
+/// Bursts of random length both ways: the ring restarts at its first slot, walks, fills, and acknowledges in headers, all at once.
+#[test]
+fn two_threads_converse_over_real_mappings() {
+    let layout = HalfLayout { slots_log2: 3, bytes_log2: 10, loan_count: 2, loan_log2: 12 };
+    let (a, b) = mapped_messages(layout);
+    let count = 20_000;
+    let converse = move |(mut tx, mut rx): MappedMessages, seed: u64| {
+        let (mut sent, mut received, mut random) = (0, 0, seed);
+        let mut out = Vec::new();
+        while sent < count || received < count {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            for _ in 0..random >> 60 {
+                let len = [8, 56, 57, 300, 2000][(sent * 7 + sent / 5) % 5];
+                if sent == count || tx.try_send(&message(len, sent)).is_err() {
+                    break;
+                }
+                sent += 1;
+            }
+            let _nobody_sleeps = tx.flush().unwrap();
+            for _ in 0..(random >> 56) & 15 {
+                match rx.try_recv(&mut out) {
+                    Ok(_) => {
+                        assert_eq!(out, message(out.len(), received), "message {received}");
+                        received += 1;
+                    }
+                    Err(error) => {
+                        assert_eq!(error, RingError::WouldBlock);
+                        std::thread::yield_now();
+                        break;
+                    }
+                }
+            }
+        }
+        (tx, rx) // both ends stay until both threads are done
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(move || converse(b, 2));
+        let _ends = (converse(a, 1), other.join().unwrap());
+    });
+}
