@@ -36,8 +36,9 @@ impl CliError {
     }
 
     /// The user pressed Ctrl-C. What was begun goes on in the daemon.
-    pub(super) fn interrupted() -> Self {
-        Self::new(ExitKind::Interrupted, "interrupted; what was begun goes on")
+    pub(super) fn interrupted(something_was_begun: bool) -> Self {
+        let message = if something_was_begun { "interrupted; what was begun goes on" } else { "" };
+        Self::new(ExitKind::Interrupted, message)
     }
 
     /// Our stdout was closed: whoever reads has had enough.

@@ -57,10 +57,11 @@ pub fn main() -> ExitCode {
         }
     };
     let context = Context { output: Output::new(&cli.global), global: cli.global };
+    let changes = cli.command.changes_something();
     let outcome = runtime.block_on(async {
         tokio::select! {
             outcome = run(&context, cli.command) => outcome,
-            _ = tokio::signal::ctrl_c() => Err(CliError::interrupted()),
+            _ = tokio::signal::ctrl_c() => Err(CliError::interrupted(changes)),
         }
     });
     // A thread may sit in read(2) on our stdin: it must not keep us.

@@ -84,6 +84,14 @@ impl Default for HealthConfig {
     }
 }
 
+impl HealthConfig {
+    /// The defaults for heartbeats `heartbeat` apart: patience grows with the gap.
+    pub fn for_heartbeat(heartbeat: Duration) -> Self {
+        let default = Self::default();
+        Self { heartbeat, pause: default.pause.max(heartbeat), ..default }
+    }
+}
+
 /// Watches one boot of one kernel.
 #[derive(Clone, Debug)]
 pub struct Monitor {

@@ -44,6 +44,9 @@ pub struct InstanceSpec {
     pub boot_timeout_ms: u64,
     /// How long it may take to stop in good order, in milliseconds. Default 10 000.
     pub grace_ms: u64,
+    /// How often its agent shows a sign of life in the pool, in milliseconds, 20 to 10 000. A hang is told after some
+    /// five of them; each costs a busy moment inside. A death is told at once whatever this is. Default 200.
+    pub heartbeat_ms: u64,
     /// Files of the host that the kernel finds at boot.
     pub files: Vec<FileSpec>,
     /// Kernel modules to load at boot, in order.
@@ -102,6 +105,7 @@ impl Default for InstanceSpec {
             on_hang: OnHang::default(),
             boot_timeout_ms: 60_000,
             grace_ms: 10_000,
+            heartbeat_ms: 200,
             files: Vec::new(),
             modules: Vec::new(),
             extra_args: Vec::new(),
@@ -137,6 +141,9 @@ impl InstanceSpec {
         }
         if self.entrypoint.as_ref().is_some_and(|entry| entry.argv.is_empty()) {
             return refuse("entrypoint.argv is empty; name a program, or leave the entrypoint out".into());
+        }
+        if !(20..=10_000).contains(&self.heartbeat_ms) {
+            return refuse(format!("heartbeat_ms is {}; it must be 20 to 10000", self.heartbeat_ms));
         }
         if self.boot_timeout_ms == 0 {
             return refuse("boot_timeout_ms is 0; no kernel boots in no time".into());
@@ -199,6 +206,7 @@ mod tests {
             "memory_mib = 1",
             "entrypoint = { argv = [] }",
             "boot_timeout_ms = 0",
+            "heartbeat_ms = 1",
             "files = [{ guest = 'etc/x', source = '/x' }]",
             "extra_args = ['a b']",
         ] {

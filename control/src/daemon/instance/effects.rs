@@ -12,7 +12,7 @@ use super::Instance;
 use super::message::Message;
 use super::view::LAST_WORDS;
 use super::watch::Confirmation;
-use crate::core::health::{HealthConfig, Monitor};
+use crate::core::health::Monitor;
 use crate::core::lifecycle::{Effect, End, Input};
 use crate::core::policy::to_broker_policy;
 use crate::core::{EventKind, State};
@@ -105,6 +105,7 @@ impl Instance {
         config.entrypoint = spec.entrypoint.clone();
         config.probes = spec.probes.clone();
         config.log_level = spec.log_level.clone();
+        config.heartbeat_ms = spec.heartbeat_ms;
         config.policy = to_broker_policy(&self.shared.rules());
         if kind.makes_kernels() {
             config.hostname = Some(self.record.name.to_string());
@@ -140,7 +141,7 @@ impl Instance {
             return self.step_failed("spawn", "nothing was loaded".into()).await;
         };
         self.admit_agent();
-        self.monitor = Monitor::new(HealthConfig::default());
+        self.monitor = Monitor::new(super::health_config(&self.record));
         self.probe.reset();
         self.record.spawned_unix_ns = Some(unix_ns());
         let (shared, mailbox) = (self.shared.clone(), self.mailbox.clone());

@@ -42,6 +42,7 @@ impl Instance {
             let inventory = agent.hello().deadline(ORDER_MAX).await.map_err(|error| error.to_string());
             mailbox.send(Message::AgentIntroduced { link: number, inventory }).await;
         });
+        self.follow_health(number, link.clone());
         self.link = Some(AgentLink { number, link });
         self.probe.reset();
         self.push_rules();
@@ -130,15 +131,28 @@ impl Instance {
         });
     }
 
-    /// Asks how everything is, once.
+    /// Asks for a sign of life, once. Cheap inside; how everything is comes by itself when it changes.
     pub(super) fn send_probe(&mut self) {
         let Some(link) = &self.link else { return };
-        let (health, number, mailbox) =
-            (HealthClient::new(link.link.clone()), link.number, self.mailbox.clone());
+        let (agent, number, mailbox) =
+            (AgentClient::new(link.link.clone()), link.number, self.mailbox.clone());
         tokio::spawn(async move {
-            let outcome =
-                health.status().deadline(super::watch::PROBE_MAX).await.map_err(|error| error.to_string());
+            let outcome = agent.ping().deadline(super::watch::PROBE_MAX).await;
+            let outcome = outcome.map(drop).map_err(|error| error.to_string());
             mailbox.send(Message::Probed { link: number, outcome }).await;
+        });
+    }
+
+    /// Has the agent report each change of how its programs are, for as long as the link lives.
+    fn follow_health(&self, number: u64, link: Link) {
+        let mailbox = self.mailbox.clone();
+        tokio::spawn(async move {
+            let (call, mut reports) = HealthClient::new(link).watch(0);
+            // Held: dropping it would end the reports.
+            let _call = call.no_deadline();
+            while let Ok(Some(report)) = reports.recv().await {
+                mailbox.send(Message::Reported { link: number, report }).await;
+            }
         });
     }
 

@@ -30,7 +30,9 @@ pub(crate) enum Message {
     /// A link broke.
     LinkClosed { link: u64, reason: String },
     /// A probe came back, or did not.
-    Probed { link: u64, outcome: Result<HealthReport, String> },
+    Probed { link: u64, outcome: Result<(), String> },
+    /// How the kernel and its programs are has changed.
+    Reported { link: u64, report: HealthReport },
     /// The policy has changed.
     RulesChanged,
 }

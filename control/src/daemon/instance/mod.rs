@@ -86,6 +86,7 @@ pub(crate) fn start(shared: Arc<Shared>, record: InstanceRecord, resume: bool) -
     let (sender, inbox) = mpsc::channel(MAILBOX_MESSAGES);
     let mailbox = Mailbox::new(sender);
     let verdict = view::verdict_of_the_past(&record);
+    let monitor = Monitor::new(health_config(&record));
     let face =
         channel::Sender::new(Face { view: view::view(&shared, &record, verdict), link: None, kernel: None });
     let handle = Handle { name: record.name.clone(), mailbox: mailbox.clone(), face: face.subscribe() };
@@ -98,7 +99,7 @@ pub(crate) fn start(shared: Arc<Shared>, record: InstanceRecord, resume: bool) -
         timers: HashMap::new(),
         kernel: None,
         kernel_spec: None,
-        monitor: Monitor::new(HealthConfig::default()),
+        monitor,
         verdict,
         link: None,
         links_seen: 0,
@@ -207,13 +208,14 @@ impl Instance {
     async fn handle(&mut self, message: Message) {
         match message {
             Message::Command { command, reply } => self.command(command, reply).await,
-            Message::Inspect { reply } => drop(reply.send(self.detail().await)),
+            Message::Inspect { reply } => self.inspect(reply).await,
             Message::Spawned { incarnation, outcome } => self.spawned(incarnation, outcome).await,
             Message::Ended { incarnation, exit } => self.ended(incarnation, exit).await,
             Message::AgentArrived(arrived) => self.agent_arrived(arrived).await,
             Message::AgentIntroduced { link, inventory } => self.agent_introduced(link, inventory).await,
             Message::LinkClosed { link, reason } => self.link_closed(link, reason).await,
             Message::Probed { link, outcome } => self.probed(link, outcome).await,
+            Message::Reported { link, report } => self.reported(link, report).await,
             Message::RulesChanged => self.push_rules(),
         }
     }
@@ -286,6 +288,11 @@ impl Instance {
     fn now_ns(&self) -> u64 {
         monotonic_ns()
     }
+}
+
+/// How patient to be with the kernel of this record.
+fn health_config(record: &InstanceRecord) -> HealthConfig {
+    HealthConfig::for_heartbeat(Duration::from_millis(record.spec.heartbeat_ms))
 }
 
 async fn sleep_until(at: Option<Instant>) {

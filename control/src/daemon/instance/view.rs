@@ -1,9 +1,12 @@
 //! What others see of an instance.
 
+use tokio::sync::oneshot;
+use tombolo_agent::api::health::HealthClient;
 use tombolo_transport::pool::Member;
 
 use super::super::shared::Shared;
 use super::Instance;
+use super::watch::PROBE_MAX;
 use crate::api::{InstanceDetail, InstanceView, LastWord};
 use crate::core::State;
 use crate::core::health::Verdict;
@@ -54,7 +57,21 @@ pub(super) fn view(shared: &Shared, record: &InstanceRecord, verdict: Verdict) -
 }
 
 impl Instance {
-    pub(super) async fn detail(&self) -> InstanceDetail {
+    /// Answers with everything that is known, its load as it is now. The agent is asked in a task of its own.
+    pub(super) async fn inspect(&self, reply: oneshot::Sender<InstanceDetail>) {
+        let mut detail = self.detail().await;
+        let health = self.link.as_ref().map(|link| HealthClient::new(link.link.clone()));
+        tokio::spawn(async move {
+            if let Some(health) = health
+                && let Ok(report) = health.status().deadline(PROBE_MAX).await
+            {
+                detail.report = Some(report);
+            }
+            drop(reply.send(detail));
+        });
+    }
+
+    async fn detail(&self) -> InstanceDetail {
         let folder = self.shared.places.instance(&self.record.name);
         let words = tokio::fs::read(folder.join(LAST_WORDS)).await.unwrap_or_default();
         let now_ns = self.now_ns();

@@ -17,7 +17,7 @@ const PROBE_EVERY_NS: u64 = 1_000_000_000;
 /// The same while something is suspicious.
 const PROBE_AGAIN_NS: u64 = 250_000_000;
 /// How long after a death the heartbeat is looked at once more: three beats and a little.
-const CONFIRM_AFTER_NS: u64 = 350_000_000;
+const CONFIRM_AFTER_NS: u64 = 700_000_000;
 
 /// When probes are sent.
 #[derive(Debug, Default)]
@@ -77,7 +77,7 @@ impl Instance {
         self.judge(now_ns).await;
     }
 
-    pub(super) async fn probed(&mut self, link: u64, outcome: Result<HealthReport, String>) {
+    pub(super) async fn probed(&mut self, link: u64, outcome: Result<(), String>) {
         if !self.is_current(link) {
             return;
         }
@@ -85,9 +85,9 @@ impl Instance {
         self.probe.failing = outcome.is_err();
         let now_ns = self.now_ns();
         match outcome {
-            Ok(report) => {
-                self.monitor.probe_answered(now_ns, wellness(&report));
-                self.report = Some(report);
+            Ok(()) => {
+                let wellness = self.report.as_ref().map_or(Wellness::NotReady, wellness);
+                self.monitor.probe_answered(now_ns, wellness);
             }
             Err(reason) => {
                 tracing::debug!(instance = %self.record.name, reason, "a probe was not answered");
@@ -95,6 +95,19 @@ impl Instance {
             }
         }
         if self.kernel.is_some() {
+            self.judge(now_ns).await;
+        }
+    }
+
+    pub(super) async fn reported(&mut self, link: u64, report: HealthReport) {
+        if !self.is_current(link) {
+            return;
+        }
+        let now_ns = self.now_ns();
+        self.monitor.probe_answered(now_ns, wellness(&report));
+        self.report = Some(report);
+        // Before the agent has introduced itself there is nothing to judge.
+        if self.kernel.is_some() && self.inventory.is_some() {
             self.judge(now_ns).await;
         }
     }
