@@ -1,7 +1,8 @@
 //! How a task waits for a ring: first by looking again at once, then by asking again and again, letting other tasks run in
 //! between, then asleep.
 //!
-//! Looking costs some nanoseconds, so it is worth trying about as long as letting others run would take. Asking costs half a microsecond a time and no system call; sleeping costs a bell and a wake-up, tens of microseconds. So the
+//! Looking costs some nanoseconds, so it is worth trying about as long as letting others run would take. Asking costs half
+//! a microsecond a time and no system call; sleeping costs a bell and a wake-up, tens of microseconds. So the
 //! budget for asking is about the price of a wake-up. It adapts: a connection on which asking keeps failing stops asking, and starts again
 //! when it is woken soon after it fell asleep.
 
