@@ -185,6 +185,18 @@ pub enum FileError {
         /// Length of the partial file, or of the file to get.
         there: u64,
     },
+    /// The file does not fit.
+    #[error("`{path}` needs {needed} bytes more, and {available} are left {place}; nothing was changed")]
+    NoSpace {
+        /// The target.
+        path: String,
+        /// Bytes to come.
+        needed: u64,
+        /// Bytes that are left.
+        available: u64,
+        /// Of what: the file system, or the kernel's memory where the file system lies in it.
+        place: String,
+    },
     /// Another put writes the same file.
     #[error("another put writes `{path}`; nothing was changed")]
     Busy {

@@ -3,6 +3,7 @@
 mod look;
 mod path;
 mod put;
+mod room;
 mod service;
 
 pub use put::{PutFile, PutLocks};

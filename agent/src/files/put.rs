@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::path::{checked_file, system};
+use super::room::room_in;
 use crate::api::files::{FileError, Put, PutDone};
 
 /// What is read at a time to hash what a partial file holds already.
@@ -90,6 +91,7 @@ impl PutFile {
         if let Some(parent) = target.parent().filter(|_| request.parents) {
             std::fs::create_dir_all(parent).map_err(|e| system("making the directory", parent, &e))?;
         }
+        check_room(&target, &request)?;
         let mut file = File::options()
             .read(true)
             .write(true)
@@ -117,7 +119,13 @@ impl PutFile {
             self.remove_partial();
             return Err(FileError::TooLong { path: self.request.path.clone(), announced: self.request.len });
         }
-        self.file.write_all(piece).map_err(|e| system("writing", &self.target, &e))?;
+        self.file.write_all(piece).map_err(|e| {
+            if e.kind() == io::ErrorKind::StorageFull {
+                // What was written is what fills the device.
+                self.remove_partial();
+            }
+            system("writing", &self.target, &e)
+        })?;
         self.hasher.update(piece);
         self.received += piece.len() as u64;
         Ok(())
@@ -168,6 +176,17 @@ fn check_target(target: &Path, replace: bool) -> Result<(), FileError> {
         Ok(_) if !replace => Err(FileError::Exists { path }),
         _ => Ok(()),
     }
+}
+
+fn check_room(target: &Path, request: &Put) -> Result<(), FileError> {
+    let parent = target.parent().unwrap_or_else(|| Path::new("/"));
+    let room = room_in(parent).map_err(|e| system("looking at the file system of", parent, &e))?;
+    let needed = request.len.saturating_sub(request.offset);
+    if needed > room.available {
+        let (path, place) = (request.path.clone(), room.place.to_owned());
+        return Err(FileError::NoSpace { path, needed, available: room.available, place });
+    }
+    Ok(())
 }
 
 /// Cuts `file` to `len`, hashes it, and leaves the position at its end.
@@ -275,6 +294,15 @@ mod tests {
         let bed = Bed::new();
         let error = bed.put(bed.request(b"four", 0), b"fives").unwrap_err();
         assert!(matches!(error, FileError::TooLong { .. }));
+        assert_eq!(bed.files(), 0);
+    }
+
+    #[test]
+    fn a_file_that_cannot_fit_is_refused_before_its_first_byte() {
+        let bed = Bed::new();
+        let request = Put { len: u64::MAX / 2, ..bed.request(b"", 0) };
+        let error = PutFile::begin(request, &bed.locks).unwrap_err();
+        assert!(matches!(error, FileError::NoSpace { .. }), "{error}");
         assert_eq!(bed.files(), 0);
     }
 
