@@ -8,10 +8,12 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 
+use nix::sys::personality::{self, Persona};
 use nix::sys::signal::SigSet;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal, setpgid};
 
 use super::{Job, names};
+use crate::spawner::SpawnerKind;
 
 /// What a shell returns for a program it could not execute.
 pub(super) const EXIT_NOT_EXECUTED: i32 = 127;
@@ -42,6 +44,11 @@ fn prepare(keeper_pid: i32) -> io::Result<Command> {
         return Err(io::Error::other("the keeper died"));
     }
     let job: Job = serde_json::from_slice(&fs::read(names::JOB)?)?;
+    if job.kind == SpawnerKind::Uml {
+        // User-mode Linux counts everything from its program to its heap as memory of the kernel: a random start of the heap
+        // costs it up to 32 MiB, which is the difference between booting and running out of memory. Some sandboxes forbid this.
+        let _ = personality::get().and_then(|now| personality::set(now | Persona::ADDR_NO_RANDOMIZE));
+    }
     let mut argv = job.argv.iter().map(|arg| arg.replace("{doorbell}", &Job::DOORBELL_FD.to_string()));
     let program = argv.next().ok_or_else(|| io::Error::other("job.json names no program"))?;
     let mut command = Command::new(program);
