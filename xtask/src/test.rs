@@ -57,7 +57,7 @@ fn check_all(args: &Args) -> Result<()> {
     };
     checks.check("AF_VSOCK conformance inside a kernel", || vsock_in_a_kernel(&kernel, &programs));
     checks.check("end-to-end tests on real kernels", || end_to_end(&kernel, &programs));
-    checks.check("the demo on real kernels", demo);
+    checks.check("the demo on real kernels", || demo(&programs));
     checks.finish()
 }
 
@@ -146,9 +146,9 @@ fn vsock_in_a_kernel(kernel: &Path, programs: &Path) -> Result<()> {
 }
 
 /// Runs the demo as a user would, and checks what it reports.
-fn demo() -> Result<()> {
+fn demo(programs: &Path) -> Result<()> {
     let mut demo = Command::new(std::env::current_exe()?);
-    demo.args(["demo", "--json", "--spawner", "uml"]);
+    demo.args(["demo", "--json", "--spawner", "uml", "--programs"]).arg(programs);
     let output = command::run_for(&mut demo, DEMO_MAX)?;
     print!("{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout);

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::SigSet;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -198,6 +199,12 @@ impl Bed {
             .with_context(|| format!("`tombolo --json {}` printed no JSON: {text}", args.join(" ")))
     }
 
+    /// What the control plane knows of an instance at a glance.
+    pub(super) fn view(&self, instance: &str) -> Result<Value> {
+        let mut detail = self.json(&["inspect", instance])?;
+        Ok(detail["instance"]["view"].take())
+    }
+
     /// Runs the demo's application in an instance and returns the JSON on its last line.
     pub(super) fn app(&self, instance: &str, args: &[&str]) -> Result<Value> {
         let mut words = vec!["exec".to_owned(), instance.to_owned(), "--".to_owned()];
@@ -292,7 +299,12 @@ fn start_daemon(dir: &Path, programs: &Path, spawner: SpawnerKind, image: Option
     }
     // Of a group of its own: Ctrl-C is for the demo, which then ends the daemon.
     daemon.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-    daemon.spawn().context("could not run tombolod")
+    // A program inherits the signals its parent blocks; the daemon must hear them.
+    let blocked = SigSet::thread_get_mask()?;
+    SigSet::empty().thread_set_mask()?;
+    let started = daemon.spawn().context("could not run tombolod");
+    blocked.thread_set_mask()?;
+    started
 }
 
 fn last_json(text: &str) -> Result<Value> {
@@ -317,24 +329,14 @@ fn sockets_in(dir: &Path, left: &mut Vec<String>) {
     }
 }
 
-/// The value of `key`, wherever in the document it is.
-pub(super) fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
-    match value {
-        Value::Object(map) => map.get(key).or_else(|| map.values().find_map(|value| find(value, key))),
-        Value::Array(list) => list.iter().find_map(|value| find(value, key)),
-        _ => None,
-    }
-}
-
-/// The text of `key`, wherever in the document it is.
+/// The text of a field.
 pub(super) fn text(value: &Value, key: &str) -> Result<String> {
-    let found = find(value, key).and_then(Value::as_str);
-    found.map(str::to_owned).with_context(|| format!("no text `{key}` in {value}"))
+    value[key].as_str().map(str::to_owned).with_context(|| format!("no text `{key}` in {value}"))
 }
 
-/// The number of `key`, wherever in the document it is.
+/// The number of a field.
 pub(super) fn number(value: &Value, key: &str) -> Result<f64> {
-    find(value, key).and_then(Value::as_f64).with_context(|| format!("no number `{key}` in {value}"))
+    value[key].as_f64().with_context(|| format!("no number `{key}` in {value}"))
 }
 
 /// SIGKILL.

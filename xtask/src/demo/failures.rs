@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::bed::{find, kill, number, text};
+use super::bed::{kill, number, text};
 use super::{Stage, must};
 use crate::command::{Line, Lines};
 
@@ -21,7 +21,7 @@ impl Stage<'_> {
     pub(super) fn kill_db_in_mid_traffic(&mut self) -> Result<()> {
         let bed = &*self.bed;
         let report = &mut *self.report;
-        let before = bed.json(&["inspect", "db"])?;
+        let before = bed.view("db")?;
         let (pid, incarnation) = (number(&before, "pid")? as i32, text(&before, "incarnation")?);
 
         let (mut client, killed_at) =
@@ -48,10 +48,7 @@ impl Stage<'_> {
                     && number(event, "at_unix_ns").is_ok_and(|at| at >= unix_ns(killed_at))
             })?;
             let ms = (number(&died, "at_unix_ns")? - unix_ns(killed_at)) / 1e6;
-            Ok((
-                format!("after {ms:.1} ms: {}", find(&died, "end").map(Value::to_string).unwrap_or_default()),
-                round(ms),
-            ))
+            Ok((format!("after {ms:.1} ms: {}", died["end"]), round(ms)))
         })?);
         report.control_notice_how = "from just before kill(2) to the time stamp of the event `died`";
 
@@ -60,7 +57,7 @@ impl Stage<'_> {
                 event(line, "resumed").map(|_| line.read_at)
             })?;
             let ms = resumed.duration_since(killed_at).unwrap_or_default().as_secs_f64() * 1e3;
-            let after = bed.json(&["inspect", "db"])?;
+            let after = bed.view("db")?;
             let new = text(&after, "incarnation")?;
             must(new != incarnation, || format!("it still is incarnation {new}"))?;
             report.traffic_resumed_ms = Some(round(ms));
@@ -97,17 +94,17 @@ impl Stage<'_> {
         let bed = &*self.bed;
         let hung_ms =
             self.progress.step("freeze web: hung, not dead; thaw: healthy, not restarted", || {
-                let before = bed.json(&["inspect", "web"])?;
+                let before = bed.view("web")?;
                 let frozen_at = Instant::now();
                 bed.tombolo(&["debug", "freeze", "web"])?;
                 bed.tombolo(&["wait", "web", "--for", "hung", "--timeout", "30s"])?;
                 let hung_ms = frozen_at.elapsed().as_secs_f64() * 1e3;
                 bed.tombolo(&["debug", "thaw", "web"])?;
                 bed.tombolo(&["wait", "web", "--for", "ready", "--timeout", "30s"])?;
-                let after = bed.json(&["inspect", "web"])?;
+                let after = bed.view("web")?;
                 for key in ["boot_id", "incarnation", "pid", "boots"] {
-                    let (was, is) = (find(&before, key), find(&after, key));
-                    must(was.is_some() && was == is, || format!("its {key} was {was:?} and is {is:?}"))?;
+                    let (was, is) = (&before[key], &after[key]);
+                    must(!was.is_null() && was == is, || format!("its {key} was {was} and is {is}"))?;
                 }
                 Ok((format!("reported hung after {hung_ms:.0} ms; same boot afterwards"), round(hung_ms)))
             })?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use super::bed::{find, number, text};
+use super::bed::{number, text};
 use super::report::Instance;
 use super::{Stage, must};
 use crate::command::Lines;
@@ -92,14 +92,12 @@ impl Stage<'_> {
         let before = self.report.instances.clone();
         self.report.adopted =
             self.progress.step("SIGKILL to tombolod; a new one adopts the kernels", || {
-                let boots = NAMES
-                    .map(|name| boot_of(&bed.json(&["inspect", name])?))
-                    .into_iter()
-                    .collect::<Result<Vec<_>>>()?;
+                let boots =
+                    NAMES.map(|name| boot_of(&bed.view(name)?)).into_iter().collect::<Result<Vec<_>>>()?;
                 bed.replace_daemon()?;
                 for (name, before) in NAMES.into_iter().zip(&boots) {
                     bed.tombolo(&["wait", name, "--for", "running"])?;
-                    let after = boot_of(&bed.json(&["inspect", name])?)?;
+                    let after = boot_of(&bed.view(name)?)?;
                     must(after == *before, || format!("{name} was {before:?} before and is {after:?} now"))?;
                 }
                 let web = look_into("web", &bed.app("web", &["where-am-i"])?)?;
@@ -127,11 +125,11 @@ impl Stage<'_> {
                 line.text.contains("SIGTERM").then_some(())
             })?;
             for name in NAMES {
-                let view = bed.json(&["inspect", name])?;
+                let view = bed.view(name)?;
                 let state = text(&view, "state")?;
                 must(state == "stopped", || format!("{name} is {state}: {view}"))?;
-                let end = find(&view, "last_end").map(Value::to_string).unwrap_or_default().to_lowercase();
-                must(end.contains("power"), || format!("{name} ended by {end}, not by powering off"))?;
+                let end = view["last_end"].to_string();
+                must(end == "\"powered-off\"", || format!("{name} ended by {end}, not by powering off"))?;
             }
             Ok(("both powered off".into(), ()))
         })

@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// Leave daemon and kernels running at the end, and say how to reach and how to end them
     #[arg(long)]
     pub(crate) keep: bool,
+    /// Use the programs in this folder, as `cargo xtask build` made them, instead of building them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) programs: Option<std::path::PathBuf>,
 }
 
 /// What makes the kernels.
@@ -83,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// The story, one step after the other. Each fails the whole.
 fn story(args: &Args, remains: &Mutex<Remains>, progress: &mut Progress, report: &mut Report) -> Result<()> {
     let programs = progress.step("build the programs, the agent as a static binary", || {
-        let dir = build::static_programs()?;
+        let dir = args.programs.clone().map_or_else(build::static_programs, Ok)?;
         Ok((format!("in {}", dir.display()), dir))
     })?;
     let (spawner, kernel) = progress.step("find or fetch a kernel", || choose_kernel(args.spawner))?;
