@@ -27,6 +27,24 @@ pub fn static_program(name: &str) -> Option<PathBuf> {
     if path.is_file() { Some(path) } else { missing(&format!("{} does not exist", path.display())) }
 }
 
+/// A folder with all programs: the static ones, or those cargo built beside this test.
+///
+/// # Panics
+/// When there are none and [`REQUIRE`] is set.
+pub fn programs() -> Option<PathBuf> {
+    if let Some(dir) = std::env::var_os(STATIC_BIN) {
+        return Some(PathBuf::from(dir));
+    }
+    // target/debug/deps/TEST: the programs are one folder up.
+    let beside = std::env::current_exe().ok()?.parent()?.parent()?.to_owned();
+    let all = ["tombolod", "tombolo", "tombolo-agent"].iter().all(|name| beside.join(name).is_file());
+    if all {
+        Some(beside)
+    } else {
+        missing("the programs are not built: run `cargo build --workspace --bins`")
+    }
+}
+
 /// Whether there is a kernel image.
 ///
 /// # Panics

@@ -50,3 +50,13 @@ pub fn checksum(path: &Path) -> Result<Value> {
     hasher.update_reader(file).with_context(|| format!("could not read {}", path.display()))?;
     Ok(json!({ "blake3": hasher.finalize().to_hex().as_str(), "bytes": bytes }))
 }
+
+/// Panics the kernel. Only a user-mode one: this must never be the host's.
+///
+/// # Errors
+/// When it is another, or does not let us.
+pub fn panic_kernel() -> Result<()> {
+    let cpu = fs::read_to_string("/proc/cpuinfo").context("could not read /proc/cpuinfo")?;
+    anyhow::ensure!(cpu.contains("User Mode Linux"), "this is not a user-mode kernel: left alone");
+    fs::write("/proc/sysrq-trigger", "c").context("could not panic this kernel")
+}

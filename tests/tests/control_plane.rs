@@ -1,0 +1,219 @@
+//! The control plane as its users meet it: what goes wrong is said, nothing is lost, nothing is left behind.
+//!
+//! On processes where a kernel makes no difference; `on_real_kernels.rs` has what needs kernels.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tombolo_tests::bed::{Bed, send_signal};
+
+/// `return` if the bed cannot be had (which was said).
+macro_rules! bed {
+    ($start:expr) => {
+        match $start {
+            Some(bed) => bed,
+            None => return,
+        }
+    };
+}
+
+#[test]
+fn without_a_daemon_one_is_told_how_to_start_it() {
+    let bed = bed!(Bed::prepare("process"));
+    let said = bed.tombolo(&["ps"]);
+    assert_eq!(said.code, 8, "{said:?}");
+    assert!(said.stderr.contains("tombolod"), "{said:?}");
+}
+
+#[test]
+fn second_daemon_on_one_state_folder_is_refused() {
+    let bed = bed!(Bed::start("process"));
+    let second = bed.daemon_command().output().unwrap();
+    assert_eq!(second.status.code(), Some(4), "{second:?}");
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(said.contains(&bed.state_dir().display().to_string()), "{said}");
+    bed.must(&["ps"]);
+    bed.nothing_is_left();
+}
+
+#[test]
+fn unknown_instance_and_bad_usage_have_their_exit_codes() {
+    let bed = bed!(Bed::start("process"));
+    for args in [["inspect", "nobody"], ["start", "nobody"], ["stop", "nobody"], ["rm", "nobody"]] {
+        let said = bed.tombolo(&args);
+        assert_eq!(said.code, 3, "{args:?}: {said:?}");
+        assert!(said.stderr.contains("nobody"), "{said:?}");
+    }
+    assert_eq!(bed.tombolo(&["inspect"]).code, 2);
+    assert_eq!(bed.tombolo(&["inspect", "NOT A NAME"]).code, 2);
+    bed.must(&["create", "web"]);
+    assert_eq!(bed.tombolo(&["create", "web", "--memory", "128"]).code, 4, "another instance of that name");
+    bed.nothing_is_left();
+}
+
+#[test]
+fn exec_of_a_missing_program_says_so() {
+    let bed = bed!(Bed::start("process"));
+    bed.must(&["up", "web"]);
+    let said = bed.tombolo(&["exec", "web", "--", "/no/such/program"]);
+    assert!(said.code != 0, "{said:?}");
+    assert!(said.stderr.contains("/no/such/program"), "{said:?}");
+    let said = bed.tombolo(&["exec", "web", "--", "sh", "-c", "exit 7"]);
+    assert_eq!(said.code, 7, "the program's own exit code: {said:?}");
+    bed.nothing_is_left();
+}
+
+#[test]
+fn image_that_is_no_kernel_is_refused_and_nothing_is_left() {
+    let bed = bed!(Bed::start("process"));
+    bed.must(&["create", "web", "--spawner", "uml", "--image", "/bin/true", "--restart", "never"]);
+    let said = bed.tombolo(&["start", "web"]);
+    assert!(said.code != 0, "{said:?}");
+    let view = bed.until("web", "failed", |view| view["state"] == "failed");
+    let error = view["last_error"].as_str().unwrap_or_default();
+    assert!(error.contains("/bin/true"), "{view}");
+    bed.must(&["rm", "web"]);
+    bed.nothing_is_left();
+}
+
+#[test]
+fn read_only_and_full_state_folders_are_refused_with_the_reason() {
+    let bed = bed!(Bed::prepare("process"));
+    let state = bed.state_dir();
+    fs::create_dir(&state).unwrap();
+    for (mount, expected) in [("ro", "ead-only"), ("size=16k", "o space left")] {
+        // A mount in a user namespace of its own: works without root, and binds root, too.
+        let script = format!("mount -t tmpfs -o {mount} none {} && exec \"$@\"", state.display());
+        let mut daemon = bed.daemon_command();
+        let program = daemon.get_program().to_owned();
+        let mut wrapped = Command::new("unshare");
+        wrapped.args([
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "sh",
+            "-c",
+            &script,
+            "sh",
+        ]);
+        wrapped.arg(program).args(daemon.get_args()).stdin(Stdio::null());
+        let output = wrapped.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        if said.contains("unshare:") || said.contains("mount:") {
+            eprintln!("SKIPPED: no mounts in a user namespace here: {said}");
+            return;
+        }
+        assert!(!output.status.success(), "{mount}: {output:?}");
+        assert!(said.contains(expected), "{mount}: {said}");
+        assert!(said.contains(&state.display().to_string()), "{mount}: {said}");
+        daemon.stdin(Stdio::null());
+    }
+    assert!(bed.processes().is_empty());
+}
+
+#[test]
+fn daemon_killed_at_any_moment_of_a_start_loses_nothing() {
+    let mut bed = bed!(Bed::start("process"));
+    bed.must(&["create", "web"]);
+    for delay_ms in [0, 5, 10, 20, 40, 60, 80, 120, 160, 240] {
+        bed.must(&["start", "web", "--no-wait"]);
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        bed.end_daemon("KILL");
+        bed.start_daemon();
+        let view = bed.until("web", "running", |view| view["state"] == "running");
+        let kernels = bed.processes().iter().filter(|(_, command)| command.contains("keeper --dir")).count();
+        assert_eq!(kernels, 1, "after {delay_ms} ms: {view} {:?}", bed.processes());
+        bed.must(&["stop", "web"]);
+    }
+    bed.nothing_is_left();
+}
+
+#[test]
+fn daemon_killed_at_any_moment_of_a_stop_stops_all_the_same() {
+    let mut bed = bed!(Bed::start("process"));
+    bed.must(&["create", "web"]);
+    for delay_ms in [0, 5, 10, 20, 40, 80] {
+        bed.must(&["start", "web"]);
+        bed.must(&["stop", "web", "--no-wait"]);
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        bed.end_daemon("KILL");
+        bed.start_daemon();
+        bed.until("web", "stopped", |view| view["state"] == "stopped");
+        assert!(
+            bed.processes().iter().all(|(_, command)| !command.contains("keeper --dir")),
+            "{:?}",
+            bed.processes()
+        );
+    }
+    bed.nothing_is_left();
+}
+
+#[test]
+fn terminated_daemon_leaves_its_kernels_to_the_next() {
+    let mut bed = bed!(Bed::start("process"));
+    bed.must(&["up", "web"]);
+    let before = bed.view("web");
+    assert_eq!(bed.end_daemon("TERM"), 0);
+    bed.start_daemon();
+    let after = bed.until("web", "running", |view| view["state"] == "running");
+    for key in ["pid", "incarnation", "boots"] {
+        assert_eq!(before[key], after[key], "{key}");
+    }
+    assert_eq!(bed.must(&["exec", "web", "--", "echo", "hello"]).stdout, "hello\n");
+    bed.nothing_is_left();
+}
+
+#[test]
+fn killed_keeper_is_noticed_and_the_policy_restarts_the_instance() {
+    let bed = bed!(Bed::start("process"));
+    bed.must(&["up", "web", "--restart", "always"]);
+    let before = bed.view("web");
+    for signal in ["KILL", "TERM"] {
+        let view = bed.view("web");
+        let keepers = bed.processes();
+        let (keeper, _) = keepers.iter().find(|(_, command)| command.contains("keeper --dir")).unwrap();
+        send_signal(*keeper, signal);
+        bed.until("web", "restarted", |now| {
+            now["state"] == "running"
+                && now["incarnation"] != view["incarnation"]
+                && !now["incarnation"].is_null()
+        });
+    }
+    assert!(bed.view("web")["boots"].as_u64() > before["boots"].as_u64());
+    bed.nothing_is_left();
+}
+
+#[test]
+fn damaged_pool_is_replaced_when_no_kernel_uses_it() {
+    let mut bed = bed!(Bed::start("process"));
+    bed.must(&["up", "web"]);
+    bed.must(&["stop", "web"]);
+    let pool = tombolo_control::paths::pool(&bed.state_dir());
+    for (what, damage) in [("truncated", 4096_usize), ("overwritten", 0)] {
+        bed.end_daemon("KILL");
+        let file = fs::File::options().read(true).write(true).open(&pool).unwrap();
+        if damage > 0 {
+            file.set_len(damage as u64).unwrap();
+        } else {
+            std::os::unix::fs::FileExt::write_all_at(&file, &[0x5a; 4096], 0).unwrap();
+        }
+        bed.start_daemon();
+        bed.must(&["start", "web"]);
+        assert_eq!(bed.must(&["exec", "web", "--", "echo", what]).stdout.trim(), what);
+        bed.must(&["stop", "web"]);
+    }
+    bed.nothing_is_left();
+}
+
+#[test]
+fn program_that_ignores_sigterm_is_stopped_by_force_after_its_grace() {
+    let bed = bed!(Bed::start("process"));
+    bed.must(&["up", "web", "--", "/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"]);
+    bed.must(&["stop", "web", "--grace", "1s"]);
+    assert_eq!(bed.view("web")["state"], "stopped");
+    bed.nothing_is_left();
+}

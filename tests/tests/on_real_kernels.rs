@@ -1,0 +1,109 @@
+//! What needs kernels: boots apart from the host's, panics, hangs, adoption across a daemon's death.
+
+use serde_json::Value;
+use tombolo_tests::bed::{Bed, send_signal};
+use tombolo_tests::prerequisites;
+
+/// A bed with one kernel `web` that has the demo's application, which also serves as its shell.
+fn bed_with_web(restart: &str) -> Option<Bed> {
+    let app = prerequisites::static_program("tombolo-demo-kv")?;
+    let bed = Bed::start("uml")?;
+    let file = format!("{}:/bin/app", app.display());
+    bed.must(&["up", "web", "--memory", "128", "--restart", restart, "--file", &file]);
+    Some(bed)
+}
+
+fn where_am_i(bed: &Bed) -> Value {
+    serde_json::from_str(&bed.must(&["exec", "web", "--", "/bin/app", "where-am-i"]).stdout).unwrap()
+}
+
+#[test]
+fn kernel_boots_apart_from_the_host_and_powers_off() {
+    let Some(bed) = bed_with_web("never") else { return };
+    let host = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let inside = where_am_i(&bed);
+    assert_ne!(inside["boot_id"], host.trim());
+    assert_eq!(inside["boot_id"], bed.view("web")["boot_id"]);
+    bed.must(&["stop", "web"]);
+    assert_eq!(bed.view("web")["last_end"], "powered-off");
+    bed.nothing_is_left();
+}
+
+#[test]
+fn panic_is_told_from_a_kill_and_restarted() {
+    let Some(bed) = bed_with_web("on-failure") else { return };
+    let first = bed.view("web");
+    // The answer may or may not get out before the end.
+    bed.tombolo(&["exec", "web", "--", "/bin/app", "panic"]);
+    let second = bed
+        .until("web", "booted again", |view| view["state"] == "running" && view["boots"] != first["boots"]);
+    assert_eq!(second["last_end"], "panicked", "{second}");
+    send_signal(bed.pid("web"), "KILL");
+    let third = bed
+        .until("web", "booted again", |view| view["state"] == "running" && view["boots"] != second["boots"]);
+    assert_eq!(third["last_end"], serde_json::json!({ "signaled": 9 }), "{third}");
+    assert_ne!(first["boot_id"], third["boot_id"]);
+    bed.nothing_is_left();
+}
+
+#[test]
+fn hang_is_reported_and_nothing_is_restarted() {
+    let Some(bed) = bed_with_web("always") else { return };
+    let before = where_am_i(&bed);
+    bed.must(&["debug", "freeze", "web"]);
+    bed.must(&["wait", "web", "--for", "hung", "--timeout", "30s"]);
+    bed.must(&["debug", "thaw", "web"]);
+    bed.must(&["wait", "web", "--for", "running", "--timeout", "30s"]);
+    assert_eq!(where_am_i(&bed)["boot_id"], before["boot_id"]);
+    bed.nothing_is_left();
+}
+
+#[test]
+fn frozen_kernel_is_stopped_by_force() {
+    let Some(bed) = bed_with_web("always") else { return };
+    bed.must(&["debug", "freeze", "web"]);
+    bed.must(&["stop", "web", "--grace", "1s"]);
+    assert_eq!(bed.view("web")["state"], "stopped");
+    bed.nothing_is_left();
+}
+
+#[test]
+fn kernel_outlives_the_daemon_and_is_adopted() {
+    let Some(mut bed) = bed_with_web("never") else { return };
+    let before = where_am_i(&bed);
+    for signal in ["KILL", "TERM"] {
+        bed.end_daemon(signal);
+        bed.start_daemon();
+        bed.until("web", "running", |view| view["state"] == "running");
+        assert_eq!(where_am_i(&bed)["boot_id"], before["boot_id"]);
+    }
+    bed.nothing_is_left();
+}
+
+#[test]
+fn kernel_that_ends_while_no_daemon_runs_is_found_ended() {
+    let Some(mut bed) = bed_with_web("never") else { return };
+    let pid = bed.pid("web");
+    bed.end_daemon("KILL");
+    send_signal(pid, "KILL");
+    bed.start_daemon();
+    let view = bed.until("web", "ended", |view| view["state"] != "running" && !view["last_end"].is_null());
+    assert_eq!(view["last_end"], serde_json::json!({ "signaled": 9 }), "{view}");
+    bed.nothing_is_left();
+}
+
+#[test]
+fn two_kernels_may_talk_only_when_policy_allows() {
+    let Some(bed) = bed_with_web("never") else { return };
+    let app = prerequisites::static_program("tombolo-demo-kv").unwrap();
+    let file = format!("{}:/bin/app", app.display());
+    bed.must(&["up", "db", "--memory", "128", "--file", &file, "--", "/bin/app", "serve"]);
+    let attempt = ["exec", "web", "--", "/bin/app", "try", "db/kv"];
+    let refused = bed.tombolo(&attempt);
+    assert!(refused.code != 0 && refused.stderr.contains("polic"), "{refused:?}");
+    bed.must(&["policy", "allow", "web", "db:kv"]);
+    bed.must(&attempt);
+    let unknown = bed.tombolo(&["exec", "web", "--", "/bin/app", "try", "db/nothing"]);
+    assert!(unknown.code != 0 && unknown.stderr.contains("nothing"), "{unknown:?}");
+    bed.nothing_is_left();
+}
