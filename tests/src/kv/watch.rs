@@ -6,11 +6,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use tombolo_rpc::Blob;
+use tombolo_rpc::{Blob, CallError};
 use tombolo_transport::Endpoint;
 
 use super::measure::{connect, key};
-use super::{KvClient, expected_value};
+use super::{KvClient, KvError, expected_value};
 
 /// How often it says that it is alive.
 const ALIVE: Duration = Duration::from_millis(10);
@@ -32,9 +32,11 @@ pub async fn watch(broker: &Path, name: &str) -> Result<()> {
     let mut kv = KvClient::new(connect(&endpoint, name).await?);
     let mut round = 0;
     loop {
-        let (calls, error) = call_until_failure(&kv, &mut round).await?;
+        let (calls, failed) = call_until_failure(&kv, &mut round).await?;
         let failed_at = Instant::now();
-        say(&json!({ "event": "failed", "at_unix_ns": unix_ns(), "calls": calls, "error": error }))?;
+        say(
+            &json!({ "event": "failed", "at_unix_ns": unix_ns(), "calls": calls, "error": failed.text, "kind": failed.kind, "outcome": failed.outcome }),
+        )?;
         kv = loop {
             match connect(&endpoint, name).await {
                 Ok(link) => break KvClient::new(link),
@@ -43,7 +45,7 @@ pub async fn watch(broker: &Path, name: &str) -> Result<()> {
         };
         // Only a reply proves that it is back.
         if let Err(error) = checked_call(&kv, 0, round).await {
-            say(&json!({ "event": "not-yet", "at_unix_ns": unix_ns(), "error": error }))?;
+            say(&json!({ "event": "not-yet", "at_unix_ns": unix_ns(), "error": error.text }))?;
             continue;
         }
         let after_ms = failed_at.elapsed().as_secs_f64() * 1e3;
@@ -52,7 +54,7 @@ pub async fn watch(broker: &Path, name: &str) -> Result<()> {
 }
 
 /// Calls until one fails; returns how many succeeded and the error.
-async fn call_until_failure(kv: &KvClient, round: &mut u32) -> Result<(u64, String)> {
+async fn call_until_failure(kv: &KvClient, round: &mut u32) -> Result<(u64, Failed)> {
     let mut calls = 0_u64;
     let mut said = Instant::now();
     loop {
@@ -70,17 +72,37 @@ async fn call_until_failure(kv: &KvClient, round: &mut u32) -> Result<(u64, Stri
     }
 }
 
-/// Writes and reads back one value. The error is that of the call, with its type, or that the reply was wrong.
-async fn checked_call(kv: &KvClient, index: u32, round: u32) -> Result<(), String> {
+/// A call that did not do.
+struct Failed {
+    /// For people.
+    text: String,
+    /// The error's type.
+    kind: String,
+    /// Whether the call ran.
+    outcome: String,
+}
+
+impl Failed {
+    fn from(error: &CallError<KvError>) -> Self {
+        let debug = match error {
+            CallError::App(error) => format!("App{error:?}"),
+            CallError::Failed(failure) => format!("{failure:?}"),
+        };
+        let kind = debug.split([' ', '(']).next().unwrap_or_default().to_owned();
+        Self { text: error.to_string(), kind, outcome: format!("{:?}", error.outcome()).to_lowercase() }
+    }
+}
+
+/// Writes and reads back one value.
+async fn checked_call(kv: &KvClient, index: u32, round: u32) -> Result<(), Failed> {
     let expected = expected_value(index, round);
-    let say = |error: &dyn std::fmt::Debug, text: String| format!("{} [{error:?}]", text);
-    kv.write(key(index), Blob::from(expected.clone()))
-        .deadline(CALL_MAX)
-        .await
-        .map_err(|error| say(&error, error.to_string()))?;
-    let read =
-        kv.read(key(index)).deadline(CALL_MAX).await.map_err(|error| say(&error, error.to_string()))?;
-    if read.is_some_and(|value| value.0 == expected) { Ok(()) } else { Err("the reply was wrong".into()) }
+    let write = kv.write(key(index), Blob::from(expected.clone())).deadline(CALL_MAX);
+    write.await.map_err(|error| Failed::from(&error))?;
+    let read = kv.read(key(index)).deadline(CALL_MAX).await.map_err(|error| Failed::from(&error))?;
+    if read.is_some_and(|value| value.0 == expected) {
+        return Ok(());
+    }
+    Err(Failed { text: "the reply was wrong".into(), kind: "WrongReply".into(), outcome: "done".into() })
 }
 
 fn say(event: &Value) -> Result<()> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::SigSet;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
 use super::SpawnerKind;
@@ -339,7 +339,10 @@ pub(super) fn number(value: &Value, key: &str) -> Result<f64> {
     value[key].as_f64().with_context(|| format!("no number `{key}` in {value}"))
 }
 
-/// SIGKILL.
-pub(super) fn kill(pid: i32) {
-    process::kill(pid, Signal::KILL);
+/// SIGKILL to a whole process group.
+pub(super) fn kill_group(leader: i32) {
+    if let Some(leader) = Pid::from_raw(leader) {
+        // A group that is gone is no error here: the story goes on to look for its death.
+        let _ = kill_process_group(leader, Signal::KILL);
+    }
 }

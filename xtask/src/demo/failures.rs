@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::bed::{kill, number, text};
+use super::bed::{kill_group, number, text};
 use super::{Stage, must};
 use crate::command::{Line, Lines};
 
@@ -29,7 +29,8 @@ impl Stage<'_> {
                 let mut client = bed.app_lines("web", &["watch", "db/kv"])?;
                 let offset_ns = clock_offset(&mut client)?;
                 let killed_at = SystemTime::now();
-                kill(pid);
+                // All of the kernel's processes at once, as a kernel dies: its programs are processes of the host, too.
+                kill_group(pid);
                 let failed = client.find("an error", HANG_MAX, |line| event(line, "failed"))?;
                 let noticed_ns = number(&failed, "at_unix_ns")? + offset_ns;
                 let client_ms = (noticed_ns - unix_ns(killed_at)) / 1e6;
@@ -39,6 +40,7 @@ impl Stage<'_> {
                 report.client_error = Some(error);
                 Ok((seen, (client, killed_at)))
             })?;
+        self.progress.note(&format!("\"{}\"", report.client_error.as_deref().unwrap_or_default()));
         report.client_notice_how = "from just before kill(2) on the host to the client's error by its own clock, which is mapped to \
                                     the host's by the fastest of 100 lines it printed before (so the delay of that line is included)";
 
@@ -48,7 +50,7 @@ impl Stage<'_> {
                     && number(event, "at_unix_ns").is_ok_and(|at| at >= unix_ns(killed_at))
             })?;
             let ms = (number(&died, "at_unix_ns")? - unix_ns(killed_at)) / 1e6;
-            Ok((format!("after {ms:.1} ms: {}", died["end"]), round(ms)))
+            Ok((format!("{ms:.1} ms: {}", died["end"]), round(ms)))
         })?);
         report.control_notice_how = "from just before kill(2) to the time stamp of the event `died`";
 

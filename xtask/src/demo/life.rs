@@ -42,7 +42,11 @@ impl Stage<'_> {
 
     pub(super) fn look_inside(&mut self) -> Result<()> {
         let bed = &*self.bed;
-        let (instances, distinct) = self.progress.step("look inside: three different boots", || {
+        let title = match bed.spawner {
+            super::SpawnerKind::Uml => "look inside: three kernels, three boots",
+            super::SpawnerKind::Process => "look inside: all on the host's kernel",
+        };
+        let (instances, distinct) = self.progress.step(title, || {
             let instances = NAMES.map(|name| look_into(name, &bed.app(name, &["where-am-i"])?));
             let instances = instances.into_iter().collect::<Result<Vec<_>>>()?;
             let mut boot_ids: Vec<String> =
