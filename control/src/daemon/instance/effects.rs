@@ -276,6 +276,10 @@ impl Instance {
 
     async fn keep_last_words(&mut self) {
         let words = self.black_box();
+        if words.is_empty() {
+            // It never got as far as to say anything; what an earlier kernel said stays.
+            return;
+        }
         let (count, last) =
             (words.len() as u32, words.last().map(|word| word.text.clone()).unwrap_or_default());
         let folder = self.shared.places.instance(&self.record.name);
