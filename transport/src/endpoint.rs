@@ -33,8 +33,8 @@ impl Endpoint {
     /// Must be called within a Tokio runtime, on which a task of the endpoint then runs.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if the broker is not there or refuses our credentials;
-    /// [`Error::BadPool`](crate::Error::BadPool) if the pool it hands out is not one we can use.
+    /// [`Error::Io`] if the broker is not there or refuses our credentials;
+    /// [`Error::BadPool`] if the pool it hands out is not one we can use.
     pub async fn attach(broker_socket: impl AsRef<Path>) -> Result<Self> {
         Self::attach_with(broker_socket, AttachOptions::default()).await
     }
@@ -96,7 +96,7 @@ impl Endpoint {
     /// Finds the address of a service by `KERNEL/SERVICE`, or by `SERVICE` alone in this kernel.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) says which of the two names is unknown.
+    /// [`Error::NotFound`] says which of the two names is unknown.
     pub async fn resolve(&self, name: &str) -> Result<Addr> {
         match &self.0 {
             Backend::Shm(shm) => shm.resolve(name).await,
@@ -115,9 +115,9 @@ impl Endpoint {
     /// Connects a byte stream.
     ///
     /// # Errors
-    /// [`Error::Refused`](crate::Error::Refused) if nobody listens there, its backlog is full or its kernel is not
-    /// there, [`Error::Denied`](crate::Error::Denied) if a policy forbids it, [`Error::TimedOut`](crate::Error::TimedOut)
-    /// after `options.timeout`, [`Error::NoMemory`](crate::Error::NoMemory) if either extent is full.
+    /// [`Error::Refused`] if nobody listens there, its backlog is full or its kernel is not
+    /// there, [`Error::Denied`] if a policy forbids it, [`Error::TimedOut`]
+    /// after `options.timeout`, [`Error::NoMemory`] if either extent is full.
     ///
     /// # Cancel safety
     /// Dropping the future abandons the attempt; a connection that was made meanwhile is closed.
@@ -144,8 +144,8 @@ impl Endpoint {
     /// Listens for byte streams on `port`; [`Port::ANY`] takes a free one (see [`Listener::local_addr`]).
     ///
     /// # Errors
-    /// [`Error::AddrInUse`](crate::Error::AddrInUse) if the port is taken (or the name),
-    /// [`Error::Denied`](crate::Error::Denied) for a port below 1024 without privilege.
+    /// [`Error::AddrInUse`] if the port is taken (or the name),
+    /// [`Error::Denied`] for a port below 1024 without privilege.
     pub async fn listen(&self, port: Port, options: ListenOptions) -> Result<Listener> {
         match &self.0 {
             Backend::Shm(shm) => Ok(Listener::shm(shm.listen(port, options).await?)),

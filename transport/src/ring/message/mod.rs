@@ -66,8 +66,8 @@ pub(super) struct Cross<W> {
 
 /// Both directions of messages over a pair of halves.
 ///
-/// `live` is asked before anything received is handed over. It is cloned into every [`Received`], so it may also hold what keeps
-/// our half from being given to another connection. `bell` is called when dropping a [`Received`] must ring the
+/// `live` is asked before anything received is handed over. It is cloned into every [`Received`](super::Received), so it may also hold what keeps
+/// our half from being given to another connection. `bell` is called when dropping a [`Received`](super::Received) must ring the
 /// peer; without it the next [`MessageRx::flush`] says so.
 ///
 /// # Panics
