@@ -277,7 +277,7 @@ impl Bed {
         left.extend(
             bound.lines().filter(|line| line.contains(&dir)).map(|line| format!("bound socket {line}")),
         );
-        let new = shm_files().into_iter().filter(|file| !self.shm_before.contains(file));
+        let new = shm_files().into_iter().filter(|file| !self.shm_before.contains(file) && !is_mapped(file));
         left.extend(new.map(|file| format!("shared memory {}", file.display())));
         left
     }
@@ -317,6 +317,15 @@ fn shm_files() -> Vec<PathBuf> {
     all.filter(|entry| entry.file_name().to_string_lossy().starts_with("tombolo-"))
         .map(|entry| entry.path())
         .collect()
+}
+
+/// Whether a living process has it mapped: then it is another program's, since none of ours is left.
+fn is_mapped(file: &Path) -> bool {
+    let name = file.display().to_string();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|entry| fs::read_to_string(entry.path().join("maps")).ok())
+        .any(|maps| maps.lines().any(|line| line.ends_with(&name)))
 }
 
 fn sockets_in(dir: &Path, left: &mut Vec<String>) {
