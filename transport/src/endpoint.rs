@@ -9,7 +9,7 @@ use crate::listener::{Listener, MessageListener};
 use crate::memory::MemoryEndpoint;
 use crate::messages::Messages;
 use crate::options::{AttachOptions, ConnectOptions, ListenOptions};
-use crate::shm;
+use crate::shm::{self, Way};
 use crate::sockets::SocketEndpoint;
 use crate::stream::Stream;
 use crate::vsock::{VsockConfig, VsockEndpoint};
@@ -30,7 +30,8 @@ impl Endpoint {
     /// Attaches to the shared-memory fabric through this kernel's broker, which listens on the Unix socket
     /// `broker_socket` (`/run/tombolo/broker.sock` inside a spawned kernel).
     ///
-    /// Must be called within a Tokio runtime, on which a task of the endpoint then runs.
+    /// Must be called within a Tokio runtime, on which a task of the endpoint then runs. When the broker goes away, every
+    /// connection and listener of the endpoint ends; the next call on it attaches again, if a new broker is there.
     ///
     /// # Errors
     /// [`Error::Io`] if the broker is not there or refuses our credentials;
@@ -41,12 +42,13 @@ impl Endpoint {
 
     /// As [`Endpoint::attach`], with options.
     pub async fn attach_with(broker_socket: impl AsRef<Path>, options: AttachOptions) -> Result<Self> {
-        Ok(Self(Backend::Shm(shm::ShmEndpoint::attach(broker_socket.as_ref(), options).await?)))
+        let way = Way::Socket(broker_socket.as_ref().to_owned());
+        Ok(Self(Backend::Shm(shm::ShmEndpoint::attach(way, options).await?)))
     }
 
-    /// Through a socket that a broker has the other end of.
-    pub(crate) async fn attach_stream(stream: std::os::unix::net::UnixStream) -> Result<Self> {
-        Ok(Self(Backend::Shm(shm::ShmEndpoint::attach_stream(stream).await?)))
+    /// In the process that runs the broker.
+    pub(crate) async fn attach_way(way: Way) -> Result<Self> {
+        Ok(Self(Backend::Shm(shm::ShmEndpoint::attach(way, AttachOptions::default()).await?)))
     }
 
     /// How often a sleeping task was found by the timer because its bell had been lost. Stays 0 when all is well, and on

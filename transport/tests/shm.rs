@@ -284,7 +284,20 @@ async fn a_fenced_kernel_resets_its_connections_everywhere() {
     from_k2_to_host.send(b"unharmed").await.unwrap();
     assert_eq!(at_host.recv().await.unwrap().unwrap(), b"unharmed"[..]);
     drop((from_host, from_k2, at_k1, at_k1_too));
-    // It goes on in a new generation.
+    // It goes on in a new generation, and so does the endpoint of its process.
+    let again = async {
+        loop {
+            // The first of these may still reach the broker before it has noticed.
+            if let Ok(listening) = _a[1].listen_messages(Port::ANY, ListenOptions::default()).await
+                && _a[0].connect_messages(listening.local_addr()).await.is_ok()
+            {
+                return listening;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let listening = timeout(WATCHDOG, again).await.expect("the endpoint never came back");
+    drop((listening, _a, _b, _c));
     let (mut near, mut far, _d) = connected(&fabric, 0, 1, Sizes::default()).await;
     near.send(b"again").await.unwrap();
     assert_eq!(far.recv().await.unwrap().unwrap(), b"again"[..]);
@@ -312,10 +325,13 @@ async fn the_end_of_a_broker_resets_its_processes_and_their_peers() {
 async fn a_broker_that_starts_again_leaves_alone_what_old_processes_hold() {
     let mut fabric = Fabric::new(1).await;
     let (near, far, endpoints) = connected(&fabric, 0, 1, Sizes::default()).await;
+    let by_socket = Endpoint::attach(fabric.socket(Member(1))).await.unwrap();
     let before = fabric.brokers[1].status().await.unwrap();
     fabric.brokers.remove(1).stop().await;
+    assert!(matches!(by_socket.resolve("x").await, Err(Error::Io { .. })), "there is no broker now");
     fabric.brokers.push(Broker::start(fabric.config(Member(1))).await.unwrap());
     fabric.join(1);
+    assert!(matches!(by_socket.resolve("x").await, Err(Error::NotFound { .. })), "it attached again");
     let after = fabric.brokers[1].status().await.unwrap();
     assert!(after.generation > before.generation);
     assert_eq!(after.heap_free_bytes, before.heap_free_bytes, "the old process still holds its half");

@@ -12,6 +12,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::incarnation::Incarnation;
 use crate::pool::{Member, Pool};
+use crate::shm::Way;
 
 /// Starts brokers.
 #[derive(Debug)]
@@ -83,13 +84,7 @@ impl BrokerHandle {
     /// # Errors
     /// [`Error::Io`] if the broker has stopped.
     pub async fn endpoint(&self) -> Result<Endpoint> {
-        let (ours, theirs) =
-            std::os::unix::net::UnixStream::pair().map_err(|e| Error::io("making a socket pair", e))?;
-        for socket in [&ours, &theirs] {
-            socket.set_nonblocking(true).map_err(|e| Error::io("making a socket pair non-blocking", e))?;
-        }
-        self.send(Command::Adopt(theirs))?;
-        Endpoint::attach_stream(ours).await
+        Endpoint::attach_way(Way::Here(self.commands.downgrade())).await
     }
 
     /// The pool, as this member sees it.

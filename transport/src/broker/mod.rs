@@ -17,7 +17,7 @@
 //!   next broker starts, the kernel is fenced, or the peers look for themselves (100 ms). The next broker leaves alone what applications of the earlier one
 //!   may still write (they hold locks on it), and gives it out when they let go.
 //! - A kernel: nothing, until the primary says so with [`BrokerHandle::fence`]; then everywhere at once. A fenced kernel that was only frozen notices, drops its
-//!   applications, and goes on in a new generation: its applications have to attach again.
+//!   applications, and goes on in a new generation: its applications have to connect and listen again.
 //!
 //! The decisions are in a state machine without I/O (`core`), the rest is its shell.
 
@@ -35,3 +35,4 @@ mod shell;
 pub use config::BrokerConfig;
 pub use handle::{Broker, BrokerHandle, BrokerStatus, MemberStatus};
 pub use policy::{KernelId, KernelMatch, ParsePolicyError, Policy, PolicyAction, PolicyRule, PortMatch};
+pub(crate) use shell::Command;

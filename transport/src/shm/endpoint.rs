@@ -1,12 +1,14 @@
 //! The endpoint of this backend.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::UnixStream;
+use tokio::sync::mpsc::WeakUnboundedSender;
 
 use crate::addr::{Addr, Cid, Port};
+use crate::broker::Command;
 use crate::broker::protocol::ClientMessage;
 use crate::broker::record::ConnKind;
 use crate::error::{Error, Result};
@@ -22,19 +24,57 @@ use crate::shm::conn::Conn;
 use crate::shm::{messages, stream};
 use crate::stream::Stream;
 
-/// A share in an attachment.
+/// Attached to a broker, and able to attach again when that one is gone. Clones share the attachment.
 #[derive(Clone, Debug)]
-pub(crate) struct ShmEndpoint(Arc<Client>);
+pub(crate) struct ShmEndpoint(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    way: Way,
+    options: AttachOptions,
+    cid: Cid,
+    current: Mutex<Arc<Client>>,
+    /// Held while attaching again, so that it is done once.
+    attaching: tokio::sync::Mutex<()>,
+}
+
+/// How to get to the broker.
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// By its socket.
+    Socket(PathBuf),
+    /// It runs in this process: a socket pair, one end of which it adopts. (Weak: an endpoint does not keep it running.)
+    Here(WeakUnboundedSender<Command>),
+}
+
+impl Way {
+    async fn attach(&self, options: &AttachOptions) -> Result<Arc<Client>> {
+        match self {
+            Self::Socket(path) => Client::attach_path(path, options.clone()).await,
+            Self::Here(commands) => {
+                let attempt = "attaching to the broker of this process";
+                let failed = |e: std::io::Error| Error::io(attempt, e);
+                let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+                let theirs = theirs.into_std().map_err(failed)?;
+                let commands = commands.upgrade();
+                let sent = commands.is_some_and(|commands| commands.send(Command::Adopt(theirs)).is_ok());
+                if !sent {
+                    return Err(failed(std::io::Error::new(
+                        std::io::ErrorKind::NotConnected,
+                        "it has stopped",
+                    )));
+                }
+                Client::attach(ours, options.clone(), attempt).await
+            }
+        }
+    }
+}
 
 impl ShmEndpoint {
-    pub(crate) async fn attach(socket: &Path, options: AttachOptions) -> Result<Self> {
-        Ok(Self(Client::attach_path(socket, options).await?))
-    }
-
-    pub(crate) async fn attach_stream(stream: std::os::unix::net::UnixStream) -> Result<Self> {
-        let attempt = "attaching to the broker of this process";
-        let stream = UnixStream::from_std(stream).map_err(|e| Error::io(attempt, e))?;
-        Ok(Self(Client::attach(stream, AttachOptions::default(), attempt).await?))
+    pub(crate) async fn attach(way: Way, options: AttachOptions) -> Result<Self> {
+        let client = way.attach(&options).await?;
+        let (cid, current, attaching) = (client.cid, Mutex::new(client), tokio::sync::Mutex::new(()));
+        Ok(Self(Arc::new(Inner { way, options, cid, current, attaching })))
     }
 
     pub(crate) fn local_cid(&self) -> Cid {
@@ -42,11 +82,11 @@ impl ShmEndpoint {
     }
 
     pub(crate) fn bells_found_by_timer(&self) -> u64 {
-        self.0.found_by_timer.load(Ordering::Relaxed)
+        self.current().found_by_timer.load(Ordering::Relaxed)
     }
 
     pub(crate) async fn resolve(&self, name: &str) -> Result<Addr> {
-        self.0.resolve(name).await
+        self.client().await?.resolve(name).await
     }
 
     pub(crate) async fn connect(&self, addr: Addr, options: &ConnectOptions) -> Result<Stream> {
@@ -55,6 +95,26 @@ impl ShmEndpoint {
 
     pub(crate) async fn connect_messages(&self, addr: Addr, options: &ConnectOptions) -> Result<Messages> {
         Ok(messages::open(&self.dial(addr, ConnKind::Messages, options).await?))
+    }
+
+    fn current(&self) -> Arc<Client> {
+        Arc::clone(&self.0.current.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The attachment, made anew if its broker has gone.
+    async fn client(&self) -> Result<Arc<Client>> {
+        let client = self.current();
+        if !client.broker_died() {
+            return Ok(client);
+        }
+        let _once = self.0.attaching.lock().await;
+        let client = self.current();
+        if !client.broker_died() {
+            return Ok(client);
+        }
+        let client = self.0.way.attach(&self.0.options).await?;
+        *self.0.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&client);
+        Ok(client)
     }
 
     pub(crate) async fn listen(&self, port: Port, options: ListenOptions) -> Result<ShmListener> {
@@ -69,17 +129,18 @@ impl ShmEndpoint {
         let layout = layout_of(&options.sizes, kind)?;
         let timeout_ms = options.timeout.as_millis() as u64;
         let message = |request| ClientMessage::Connect { request, addr, kind, layout, timeout_ms };
-        self.0.connect(addr, options.timeout, message).await
+        self.client().await?.connect(addr, options.timeout, message).await
     }
 
     async fn bind(&self, port: Port, kind: ConnKind, options: ListenOptions) -> Result<ShmListener> {
         let layout = layout_of(&options.sizes, kind)?;
         let ListenOptions { backlog, name, .. } = options;
-        let addr = Addr::new(self.0.cid, port);
+        let client = self.client().await?;
+        let addr = Addr::new(client.cid, port);
         let asked = name.clone();
         let message = |request| ClientMessage::Listen { request, port, kind, backlog, name, layout };
-        let (addr, arrivals) = self.0.listen(addr, asked, message).await?;
-        Ok(ShmListener::new(Arc::clone(&self.0), addr, arrivals))
+        let (addr, arrivals) = client.listen(addr, asked, message).await?;
+        Ok(ShmListener::new(client, addr, arrivals))
     }
 }
 
