@@ -383,7 +383,7 @@ pub struct TopArgs {
 
 #[derive(Clone, Debug, Args)]
 pub struct ForwardArgs {
-    /// Where to listen on this host: [ADDRESS:]PORT, or the path of a Unix socket
+    /// Where to listen on this host: PORT, ADDRESS:PORT, or the path of a Unix socket
     pub listen: String,
     /// Where to connect: NAME:PORT or NAME/SERVICE of the fabric, NAME:tcp:PORT or NAME:unix:PATH inside the instance
     pub target: String,

@@ -77,6 +77,13 @@ impl Client {
 pub(super) async fn attach(global: &Global) -> Result<Endpoint, CliError> {
     let path = runtime_dir_of(global).join(paths::BROKER_SOCKET);
     Endpoint::attach(&path).await.map_err(|error| {
+        if error.kind() == std::io::ErrorKind::PermissionDenied {
+            let message = format!(
+                "you may not attach to the fabric at {}: only root, the daemon's user and operators may",
+                path.display()
+            );
+            return CliError::new(ExitKind::Denied, message);
+        }
         CliError::new(ExitKind::Unreachable, unreachable(global, &path, &crate::daemon::chain(&error)))
     })
 }
