@@ -126,7 +126,10 @@ impl<T: DeserializeOwned, E: DeserializeOwned> Future for Call<T, E> {
     type Output = Result<T, CallError<E>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // Answers may come so fast that a task would never wait; it lets others run all the same.
+        let turn = ready!(tokio::task::coop::poll_proceed(cx));
         let answer = ready!(self.poll_answer(cx));
+        turn.made_progress();
         self.state = State::Done;
         Poll::Ready(decode_answer(answer))
     }

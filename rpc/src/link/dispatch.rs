@@ -1,6 +1,7 @@
 //! From what the protocol says happened to whoever waits for it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Waker;
 
 use super::shared::Core;
@@ -88,6 +89,7 @@ impl Inner {
             Event::GoingAway { reason } => tracing::debug!(reason, "the peer takes no new calls"),
             Event::Closed(error) => {
                 core.pings.clear();
+                self.over.store(true, Ordering::Release);
                 self.state.send_replace(LinkState::Closed(error));
             }
         }

@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 
 use tombolo_transport::Messages;
 
+use super::LinkConfig;
 use super::config::check_frame_bytes;
 use super::shared::Inner;
-use super::{LinkConfig, LinkState};
 use crate::connection::{Connection, Side};
 use crate::error::LinkError;
 use crate::service::Router;
 
+/// Rounds, while the transport is hot, between two looks at the timer.
+const ROUNDS_PER_TIMER: u32 = 32;
 /// How long the last words may take to go out.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -43,15 +45,17 @@ pub(super) fn spawn(
 async fn drive(inner: Arc<Inner>) {
     {
         let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
+        let mut rounds = 0u32;
         poll_fn(|cx| {
             inner.driver.0.register(cx.waker());
-            inner.pump_rx(true);
+            let again = inner.pump_rx(true);
             inner.pump_tx();
-            poll_timer(&inner, timer.as_mut(), cx);
-            match &*inner.state.borrow() {
-                LinkState::Closed(_) => Poll::Ready(()),
-                LinkState::Connecting | LinkState::Open => Poll::Pending,
+            rounds = rounds.wrapping_add(1);
+            // While the transport asks to be polled again at once, timers can wait for a few rounds.
+            if !again || rounds.is_multiple_of(ROUNDS_PER_TIMER) {
+                poll_timer(&inner, timer.as_mut(), cx);
             }
+            if inner.over.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }

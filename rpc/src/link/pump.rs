@@ -13,26 +13,44 @@ use crate::service::{Reply, ReplyKind, ServeRequest, Started};
 /// Frames taken in one go before other tasks get their turn.
 const RX_BUDGET: usize = 64;
 
+/// Looks at a transport that asks to be polled again, before others get their turn: one or two microseconds.
+const LOOKS: u32 = 24;
+
 impl Inner {
-    /// Moves frames in. `inline`: handlers may take their first step here. Returns at once if somebody else is at it; the
+    /// Moves frames in. `driver`: handlers may take their first step here. Returns at once if somebody else is at it; the
     /// driver is then woken to look again once that is done.
-    pub(crate) fn pump_rx(self: &Arc<Self>, inline: bool) {
+    ///
+    /// Where the transport asks to be polled again at once, this looks a few times itself, which is cheaper than a
+    /// round through the scheduler and often catches the answer to what was just sent. Returns whether the driver has
+    /// been woken to go on asking.
+    pub(crate) fn pump_rx(self: &Arc<Self>, driver: bool) -> bool {
         // The driver may have been woken for something that the holder of the lock has just missed.
         self.rx_wanted.store(true, Ordering::Relaxed);
         // Pairs with the fence below: either we find the lock free, or its holder finds our note.
         fence(Ordering::SeqCst);
-        let Ok(mut rx) = self.rx.try_lock() else { return };
+        let Ok(mut rx) = self.rx.try_lock() else { return false };
         self.rx_wanted.store(false, Ordering::Relaxed);
-        let mut cx = Context::from_waker(&self.waker);
-        for taken in 0.. {
+        self.rx_waker.polling.store(true, Ordering::SeqCst);
+        let mut cx = Context::from_waker(&self.rx_ready);
+        let (mut taken, mut looks) = (0, 0);
+        loop {
             if taken == RX_BUDGET {
                 self.waker.wake_by_ref();
                 break;
             }
             let Rx { receiver: Some(receiver), frame, wake, opened } = &mut *rx else { break };
+            self.rx_waker.asked.store(false, Ordering::SeqCst);
             let mut core = match receiver.poll_recv_into(&mut cx, frame) {
-                Poll::Pending => break,
+                Poll::Pending => {
+                    looks += 1;
+                    if taken == 0 && looks < LOOKS && self.rx_waker.asked.load(Ordering::SeqCst) {
+                        std::hint::spin_loop();
+                        continue;
+                    }
+                    break;
+                }
                 Poll::Ready(Ok(true)) => {
+                    taken += 1;
                     let now = self.now_ns();
                     let mut core = self.core();
                     if let Some(event) = core.conn.handle_frame(now, frame) {
@@ -62,14 +80,17 @@ impl Inner {
             }
         }
         let opened = std::mem::take(&mut rx.opened);
+        self.rx_waker.polling.store(false, Ordering::SeqCst);
+        let again = self.rx_waker.asked.load(Ordering::SeqCst);
         drop(rx);
         fence(Ordering::SeqCst);
-        if self.rx_wanted.load(Ordering::Relaxed) {
+        if again || self.rx_wanted.load(Ordering::Relaxed) {
             self.waker.wake_by_ref();
         }
         for request in opened {
-            self.serve(request, inline);
+            self.serve(request, driver);
         }
+        again
     }
 
     /// Moves frames out until there are none or the transport is full.

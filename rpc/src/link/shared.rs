@@ -35,7 +35,11 @@ pub(crate) struct Inner {
     pub(super) tx_wanted: AtomicBool,
     /// Somebody found `rx` taken: whoever holds it wakes the driver.
     pub(super) rx_wanted: AtomicBool,
+    pub(super) rx_waker: Arc<RxWaker>,
+    pub(super) rx_ready: Waker,
     pub(super) waker: Waker,
+    /// The link is over.
+    pub(super) over: AtomicBool,
     pub(super) driver: Arc<WakeDriver>,
     /// When the driver's timer will fire, in nanoseconds.
     pub(super) armed_ns: AtomicU64,
@@ -71,6 +75,29 @@ pub(super) struct Rx {
     pub(super) opened: Vec<ServeRequest>,
 }
 
+/// What the transport wakes when something may have arrived. While somebody is polling it, that is only noted: whoever polls
+/// looks again, or hands over to the driver at the end.
+pub(super) struct RxWaker {
+    pub(super) polling: AtomicBool,
+    /// The transport has woken us since it was last polled. Also its way of saying "ask me again soon".
+    pub(super) asked: AtomicBool,
+    driver: Arc<WakeDriver>,
+}
+
+impl Wake for RxWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // SeqCst here and where `polling` ends: either the poller sees the note or we see that it has ended.
+        self.asked.store(true, Ordering::SeqCst);
+        if !self.polling.load(Ordering::SeqCst) {
+            self.driver.0.wake();
+        }
+    }
+}
+
 /// Wakes the driver task, whoever polls the transport.
 #[derive(Default)]
 pub(super) struct WakeDriver(pub(super) AtomicWaker);
@@ -100,6 +127,11 @@ impl Inner {
         runtime: Handle,
     ) -> Arc<Self> {
         let driver = Arc::new(WakeDriver::default());
+        let rx_waker = Arc::new(RxWaker {
+            polling: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
+            driver: driver.clone(),
+        });
         Arc::new(Self {
             core: Mutex::new(Core { conn, slots: HashMap::default(), pings: Vec::new() }),
             tx: Mutex::new(Tx { sender: Some(sender), waiting: Vec::new() }),
@@ -111,7 +143,10 @@ impl Inner {
             }),
             tx_wanted: AtomicBool::new(false),
             rx_wanted: AtomicBool::new(false),
+            rx_ready: Waker::from(rx_waker.clone()),
+            rx_waker,
             waker: Waker::from(driver.clone()),
+            over: AtomicBool::new(false),
             driver,
             armed_ns: AtomicU64::new(u64::MAX),
             epoch,
