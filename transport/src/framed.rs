@@ -1,6 +1,7 @@
 //! Message boundaries on a byte stream: each message is its length (u32, little endian) and then its bytes.
 
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
@@ -147,8 +148,9 @@ impl FramedReceiver {
     }
 
     fn poll_read_some(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
-        let mut chunk = [0u8; 16 * 1024];
-        let mut read = ReadBuf::new(&mut chunk);
+        // Not zeroed: that would cost more than reading a small message.
+        let mut chunk = [const { MaybeUninit::uninit() }; 16 * 1024];
+        let mut read = ReadBuf::uninit(&mut chunk);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut read)).map_err(|e| lost(self.peer, e))?;
         self.buffer.extend_from_slice(read.filled());
         Poll::Ready(Ok(read.filled().len()))
