@@ -108,6 +108,7 @@ pub mod connection;
 mod error;
 mod link;
 pub mod schema;
+mod scratch;
 mod service;
 mod wire;
 

@@ -197,3 +197,134 @@ fn answer(output: &ReturnType, at: Span) -> Result<(Type, Type)> {
     }
     Err(Error::new(ty.span(), message))
 }
+
+#[cfg(test)]
+mod tests {
+    use quote::quote;
+
+    use super::*;
+
+    fn refusal(method: TokenStream) -> String {
+        let item = quote!(trait Kv { #method });
+        Service::parse(quote!(name = "a.Kv"), item).map(|_| ()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn method_is_taken_apart() {
+        let item = quote! {
+            pub trait Kv {
+                /// Doc.
+                async fn attach(&self, cx: &Ctx, id: u64, input: Receiver<In>, out: rpc::Sender<Out>) -> Result<i32, E>;
+            }
+        };
+        let service = Service::parse(quote!(name = "a.b.Kv"), item).ok().unwrap();
+        let method = &service.methods[0];
+        assert_eq!((&*service.name, method.ident.to_string()), ("a.b.Kv", "attach".to_owned()));
+        let arguments: Vec<_> = method.arguments.iter().map(|a| a.ident.to_string()).collect();
+        assert_eq!(arguments, ["id"]);
+        assert!(method.items_in.is_some() && method.items_out.is_some());
+    }
+
+    #[test]
+    fn wrong_signatures_are_refused_with_what_to_write_instead() {
+        let cases = [
+            (
+                quote!(
+                    fn f(&self, cx: &Ctx) -> Result<(), E>;
+                ),
+                "must be an `async fn`",
+            ),
+            (
+                quote!(
+                    async fn f(cx: &Ctx) -> Result<(), E>;
+                ),
+                "first argument must be `&self`",
+            ),
+            (
+                quote!(
+                    async fn f(&mut self, cx: &Ctx) -> Result<(), E>;
+                ),
+                "first argument must be `&self`",
+            ),
+            (
+                quote!(
+                    async fn f(&self, key: String) -> Result<(), E>;
+                ),
+                "second argument must be `cx: &Ctx`",
+            ),
+            (
+                quote!(
+                    async fn f(&self, cx: &Ctx, key: &str) -> Result<(), E>;
+                ),
+                "`String` for `&str`",
+            ),
+            (
+                quote!(
+                    async fn f(&self, cx: &Ctx) -> u32;
+                ),
+                "must return `Result<Answer, Error>`",
+            ),
+            (
+                quote!(
+                    async fn f(&self, cx: &Ctx) -> Result<u32>;
+                ),
+                "both types named",
+            ),
+            (
+                quote!(
+                    async fn f(&self, cx: &Ctx);
+                ),
+                "must return `Result<Answer, Error>`",
+            ),
+            (
+                quote!(
+                    async fn f(&self, cx: &Ctx, o: Sender<A>, i: Receiver<B>) -> R;
+                ),
+                "before the `Sender`",
+            ),
+            (
+                quote!(
+                    async fn f(&self, cx: &Ctx, o: Sender<A>, n: u8) -> R;
+                ),
+                "the streams come last",
+            ),
+            (
+                quote!(
+                    async fn f<T>(&self, cx: &Ctx, t: T) -> Result<(), E>;
+                ),
+                "no type parameters",
+            ),
+            (
+                quote!(
+                    async fn f(&self, cx: &Ctx) -> Result<(), E> {
+                        Ok(())
+                    }
+                ),
+                "no default body",
+            ),
+            (
+                quote!(
+                    const N: u32;
+                ),
+                "a service has only methods",
+            ),
+            (quote!(), "at least one method"),
+        ];
+        for (method, expected) in cases {
+            let text = refusal(method);
+            assert!(text.contains(expected), "expected `{expected}`, got `{text}`");
+        }
+    }
+
+    #[test]
+    fn names_that_others_could_not_write_are_refused() {
+        for name in ["", "a..b", "a b", "a/b", "ä"] {
+            let item = quote!(
+                trait Kv {
+                    async fn f(&self, cx: &Ctx) -> Result<(), E>;
+                }
+            );
+            assert!(Service::parse(quote!(name = #name), item).is_err(), "{name} was accepted");
+        }
+    }
+}

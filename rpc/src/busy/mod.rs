@@ -64,6 +64,8 @@ const LOOKS_PER_CLOCK: u32 = 64;
 /// Ticks of the processor's own clock between two looks at the system's: about a millisecond. The system's is a system
 /// call of 30 microseconds under user-mode Linux, as long as a hundred calls.
 const TICKS_PER_CLOCK: u64 = 3_000_000;
+/// Looks without a pause in between after something has come.
+const HOT_LOOKS: u32 = 4 * LOOKS_PER_CLOCK;
 /// Time between two readings of the clock after which nobody can have been listening.
 const GAP_NS: u64 = 1_000_000_000;
 
@@ -125,7 +127,8 @@ impl<P: FramePipe> Polled<P> {
         now
     }
 
-    /// Sends what is due, as far as there is room.
+    /// Sends what is due; a peer that makes no room for long is taken for dead.
+    #[inline]
     fn transmit(&mut self) {
         let Self { conn, pipe, .. } = self;
         while let Some(frame) = conn.poll_transmit() {
@@ -147,9 +150,13 @@ impl<P: FramePipe> Polled<P> {
     }
 
     /// Receives a frame, if there is one.
+    #[inline]
     fn receive(&mut self, frame: &mut Vec<u8>) -> bool {
         match self.pipe.try_recv(frame) {
-            Ok(TryRecv::Message) => true,
+            Ok(TryRecv::Message) => {
+                self.looks = 0;
+                true
+            }
             Ok(TryRecv::Empty) => false,
             Ok(TryRecv::End) => {
                 self.conn.lost(LinkError::Lost("the peer closed it without a word".to_owned()));
@@ -163,13 +170,16 @@ impl<P: FramePipe> Polled<P> {
     }
 
     /// Nothing came: now and then, a look at the clock. Returns whether this was such a time.
+    #[inline]
     fn idle(&mut self) -> bool {
-        self.looks += 1;
-        if self.looks < LOOKS_PER_CLOCK {
-            std::hint::spin_loop();
+        self.looks = self.looks.wrapping_add(1);
+        if !self.looks.is_multiple_of(LOOKS_PER_CLOCK) {
+            // A pause costs more than a look, so at first there is none: most answers come within a microsecond.
+            if self.looks > HOT_LOOKS {
+                std::hint::spin_loop();
+            }
             return false;
         }
-        self.looks = 0;
         let now = self.tick();
         if self.conn.poll_timeout().is_some_and(|due| due <= now) {
             self.conn.handle_timeout(now);

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use super::{FramePipe, Polled};
-use crate::connection::{Event, PeerInfo, Side};
+use crate::connection::{Event, PeerInfo, SMALL_BYTES, Side};
 use crate::error::LinkError;
 use crate::link::{Cancel, LinkConfig};
+use crate::scratch;
 use crate::service::{Handler, Reply, ReplyKind, Router, ServeRequest, Started};
 
 /// Serves the unary methods of a [`Router`] by polling. Handlers run here, one step at a time; one that waits is polled
@@ -19,6 +20,8 @@ pub struct BusyServer<P: FramePipe> {
     frame: Vec<u8>,
     waiting: Vec<Waiting>,
     frames: u32,
+    /// From a call that did not need it, for the next.
+    spare: Option<Cancel>,
 }
 
 /// Frames served between two readings of the clock.
@@ -46,6 +49,7 @@ impl<P: FramePipe> BusyServer<P> {
             frame: Vec::with_capacity(16 * 1024),
             waiting: Vec::new(),
             frames: 0,
+            spare: None,
         })
     }
 
@@ -97,7 +101,7 @@ impl<P: FramePipe> BusyServer<P> {
         }
         match self.end.conn.handle_frame(self.end.clock_ns, &self.frame) {
             Some(Event::Opened { call, method, fingerprint, deadline_ns, metadata, payload }) => {
-                let cancel = Cancel::default();
+                let mut cancel = std::mem::take(&mut self.spare).unwrap_or_default();
                 let request = ServeRequest {
                     call,
                     method,
@@ -110,7 +114,11 @@ impl<P: FramePipe> BusyServer<P> {
                 let deadline = deadline_ns
                     .and_then(|at| self.end.epoch.checked_add(std::time::Duration::from_nanos(at)));
                 match self.router.start_polled(&self.peer, deadline, request) {
-                    Started::Done(reply) => self.finish(call, reply),
+                    Started::Done(reply) => {
+                        self.finish(call, reply);
+                        // Whatever the handler has started and left behind is told; mostly there is nobody.
+                        if cancel.is_fresh() { self.spare = Some(cancel) } else { cancel.cancel() }
+                    }
                     Started::Running(handler) => self.waiting.push(Waiting { call, handler, cancel }),
                 }
             }
@@ -136,8 +144,12 @@ impl<P: FramePipe> BusyServer<P> {
 
     fn finish(&mut self, call: u32, reply: Reply) {
         match reply.0 {
-            ReplyKind::Answer { app_error, payload } => {
+            ReplyKind::Answer { app_error, payload } if payload.len() <= SMALL_BYTES => {
                 self.end.conn.respond(call, app_error, (&payload[..]).into());
+                scratch::give(payload);
+            }
+            ReplyKind::Answer { app_error, payload } => {
+                self.end.conn.respond(call, app_error, payload.into());
             }
             ReplyKind::Fault(fault) => self.end.conn.fail(call, fault),
         }

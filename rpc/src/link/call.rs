@@ -16,6 +16,7 @@ use super::slots::{Answer, Deadline, Request, StreamPhase, Streams};
 use crate::blob::with_source;
 use crate::error::{CallError, Failure};
 use crate::schema::MethodInfo;
+use crate::scratch;
 use crate::wire::metadata::Metadata;
 
 /// A call of ours: await it for the answer.
@@ -100,9 +101,14 @@ impl<T, E> Call<T, E> {
             inner.pump_rx(false);
             return take(cx);
         }
-        if let State::Ready(request) = &self.state {
+        if let State::Ready(request) = &mut self.state {
             match inner.open_unary(request, cx.waker()) {
-                Ok(call) => self.state = State::Waiting(call),
+                Ok(call) => {
+                    if let Ok(payload) = &mut request.payload {
+                        scratch::give(std::mem::take(payload));
+                    }
+                    self.state = State::Waiting(call);
+                }
                 Err(failure) => return Poll::Ready(Err(failure)),
             }
             inner.pump_tx();
@@ -215,7 +221,7 @@ fn request<A: serde::Serialize>(method: &'static MethodInfo, args: &A) -> Reques
 
 /// Encodes a value; what cannot be encoded fails the call instead of the program.
 pub(crate) fn encode<A: serde::Serialize>(value: &A) -> Result<Vec<u8>, Failure> {
-    postcard::to_extend(value, Vec::with_capacity(64))
+    postcard::to_extend(value, scratch::take())
         .map_err(|error| Failure::Malformed(format!("cannot be encoded: {error}")))
 }
 

@@ -7,7 +7,9 @@ use std::task::{Context, Poll, Waker};
 use super::Inner;
 use super::shared::{Rx, Tx, lock};
 use super::slots::{Slot, Streams};
+use crate::connection::SMALL_BYTES;
 use crate::error::LinkError;
+use crate::scratch;
 use crate::service::{Reply, ReplyKind, ServeRequest, Started};
 
 /// Frames taken in one go before other tasks get their turn.
@@ -198,6 +200,10 @@ impl Inner {
             }
             served.cancel.cancel();
             match reply.0 {
+                ReplyKind::Answer { app_error, payload } if payload.len() <= SMALL_BYTES => {
+                    core.conn.respond(call, app_error, (&payload[..]).into());
+                    scratch::give(payload);
+                }
                 ReplyKind::Answer { app_error, payload } => {
                     core.conn.respond(call, app_error, payload.into());
                 }

@@ -51,6 +51,11 @@ impl Cancel {
         self.0.notify.notify_waiters();
     }
 
+    /// Whether nobody else holds this any more and it has not been used: good for another call.
+    pub(crate) fn is_fresh(&mut self) -> bool {
+        Arc::get_mut(&mut self.0).is_some_and(|state| !*state.cancelled.get_mut())
+    }
+
     pub(crate) fn is_cancelled(&self) -> bool {
         self.0.cancelled.load(Ordering::Acquire)
     }

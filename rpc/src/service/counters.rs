@@ -40,7 +40,11 @@ impl MethodCounters {
 
     pub(super) fn ended(&self, well: bool, latency_ns: u64) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.errors.fetch_add(u64::from(!well), Ordering::Relaxed);
-        self.latency_ns_sum.fetch_add(latency_ns, Ordering::Relaxed);
+        if !well {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        if latency_ns != 0 {
+            self.latency_ns_sum.fetch_add(latency_ns, Ordering::Relaxed);
+        }
     }
 }
