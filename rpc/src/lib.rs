@@ -104,6 +104,7 @@ extern crate self as tombolo_rpc;
 
 mod blob;
 pub mod busy;
+mod clock;
 pub mod connection;
 mod error;
 mod link;

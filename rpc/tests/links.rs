@@ -244,7 +244,7 @@ async fn interceptor_sees_metadata_and_refuses_before_the_handler_starts() {
     .await;
     let read = counted.counters("tombolo.test.Kv", "read").unwrap();
     assert_eq!((read.calls(), read.errors(), read.in_flight()), (2, 1, 0));
-    assert!(read.latency_ns_sum() > 0);
+    assert!(read.latency_ns_sum() < 20_000_000_000);
     assert_eq!(counted.counters("tombolo.test.Kv", "hang").unwrap().calls(), 0);
 }
 

@@ -5,13 +5,14 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tombolo_transport::Messages;
 
 use super::LinkConfig;
 use super::config::check_frame_bytes;
 use super::shared::Inner;
+use crate::clock;
 use crate::connection::{Connection, Side};
 use crate::error::LinkError;
 use crate::service::Router;
@@ -34,10 +35,9 @@ pub(super) fn spawn(
     let (sender, receiver) = messages.split();
     let frame_bytes_max = u32::try_from(sender.max_len()).unwrap_or(u32::MAX);
     check_frame_bytes(frame_bytes_max)?;
-    let epoch = Instant::now();
-    let conn = Connection::new(config.core(side, nonce, frame_bytes_max), 0);
+    let conn = Connection::new(config.core(side, nonce, frame_bytes_max), clock::exact_ns());
     let runtime = tokio::runtime::Handle::current();
-    let inner = Inner::new(conn, epoch, (sender, receiver), config, router, runtime.clone());
+    let inner = Inner::new(conn, (sender, receiver), config, router, runtime.clone());
     runtime.spawn(drive(inner.clone()));
     Ok(inner)
 }
@@ -73,7 +73,7 @@ fn poll_timer(inner: &Inner, mut timer: std::pin::Pin<&mut tokio::time::Sleep>, 
         let Some(due_ns) = inner.core().conn.poll_timeout() else { return };
         let armed_ns = inner.armed_ns.load(Ordering::Relaxed);
         if due_ns < armed_ns {
-            let Some(due) = inner.instant(due_ns) else { return };
+            let Some(due) = clock::instant(due_ns) else { return };
             timer.as_mut().reset(due.into());
             inner.armed_ns.store(due_ns, Ordering::Relaxed);
         }

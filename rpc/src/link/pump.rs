@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 use super::Inner;
 use super::shared::{Rx, Tx, lock};
 use super::slots::{Slot, Streams};
+use crate::clock;
 use crate::connection::SMALL_BYTES;
 use crate::error::LinkError;
 use crate::scratch;
@@ -53,7 +54,7 @@ impl Inner {
                 }
                 Poll::Ready(Ok(true)) => {
                     taken += 1;
-                    let now = self.now_ns();
+                    let now = clock::ceiling_ns();
                     let mut core = self.core();
                     if let Some(event) = core.conn.handle_frame(now, frame) {
                         self.dispatch(&mut core, event, wake, opened);

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Wake, Waker};
-use std::time::Instant;
 
 use futures_util::task::AtomicWaker;
 use tokio::runtime::Handle;
@@ -13,6 +12,7 @@ use tombolo_transport::{MessageReceiver, MessageSender};
 
 use super::slots::{Deadline, Request, Slot, StreamPhase, Streams};
 use super::{Alive, LinkConfig};
+use crate::clock;
 use crate::connection::{Connection, Payload, PeerInfo};
 use crate::error::{Failure, LinkError};
 use crate::schema::MethodKind;
@@ -43,7 +43,6 @@ pub(crate) struct Inner {
     pub(super) driver: Arc<WakeDriver>,
     /// When the driver's timer will fire, in nanoseconds.
     pub(super) armed_ns: AtomicU64,
-    epoch: Instant,
     pub(crate) state: watch::Sender<LinkState>,
     pub(super) peer: OnceLock<Arc<PeerInfo>>,
     pub(super) alive: OnceLock<Weak<Alive>>,
@@ -120,7 +119,6 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Inner {
     pub(super) fn new(
         conn: Connection,
-        epoch: Instant,
         (sender, receiver): (MessageSender, MessageReceiver),
         config: LinkConfig,
         router: Router,
@@ -149,7 +147,6 @@ impl Inner {
             over: AtomicBool::new(false),
             driver,
             armed_ns: AtomicU64::new(u64::MAX),
-            epoch,
             state: watch::Sender::new(LinkState::Connecting),
             peer: OnceLock::new(),
             alive: OnceLock::new(),
@@ -157,15 +154,6 @@ impl Inner {
             router,
             runtime,
         })
-    }
-
-    pub(crate) fn now_ns(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    /// The point on our clock as an [`Instant`].
-    pub(crate) fn instant(&self, at_ns: u64) -> Option<Instant> {
-        self.epoch.checked_add(std::time::Duration::from_nanos(at_ns))
     }
 
     pub(crate) fn core(&self) -> MutexGuard<'_, Core> {
@@ -191,7 +179,7 @@ impl Inner {
     }
 
     pub(super) fn go_away(&self, reason: &str) {
-        let now = self.now_ns();
+        let now = clock::coarse_ns();
         self.core().conn.go_away(now, reason);
         self.settle();
     }
@@ -201,7 +189,7 @@ impl Inner {
         {
             let mut core = self.core();
             if core.conn.closed().is_none() {
-                let now = self.now_ns();
+                let now = clock::coarse_ns();
                 let token = core.conn.ping(now);
                 core.pings.push((token, done));
             }
@@ -260,7 +248,7 @@ impl Inner {
 
     fn open(&self, core: &mut Core, request: &Request) -> Result<u32, Failure> {
         let payload = request.payload.as_ref().map_err(Clone::clone)?;
-        let now = self.now_ns();
+        let now = clock::ceiling_ns();
         let after = match request.deadline {
             Deadline::Default if request.method.kind == MethodKind::Unary => {
                 Some(self.config.default_deadline)
@@ -314,7 +302,7 @@ impl Inner {
         let mut wake = Vec::new();
         {
             let mut core = self.core();
-            core.conn.handle_timeout(self.now_ns());
+            core.conn.handle_timeout(clock::exact_ns());
             self.dispatch_queued(&mut core, &mut wake);
         }
         wake.drain(..).for_each(Waker::wake);

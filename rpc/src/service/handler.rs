@@ -6,9 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
 use super::{HandlerFuture, MethodCounters, Reply};
+use crate::clock;
 use crate::wire::fault::{Code, Fault};
 
 /// A handler under way.
@@ -20,8 +20,7 @@ pub(crate) struct Handler {
 /// Counts a call as ended when it is dropped.
 struct Count {
     counters: Arc<MethodCounters>,
-    /// `None` where reading the clock costs too much.
-    started: Option<Instant>,
+    started_ns: u64,
     well: bool,
 }
 
@@ -34,10 +33,9 @@ pub(crate) enum Started {
 }
 
 impl Handler {
-    pub(super) fn new(future: HandlerFuture, counters: Arc<MethodCounters>, timed: bool) -> Self {
+    pub(super) fn new(future: HandlerFuture, counters: Arc<MethodCounters>) -> Self {
         counters.started();
-        let started = timed.then(Instant::now);
-        Self { future, count: Count { counters, started, well: false } }
+        Self { future, count: Count { counters, started_ns: clock::coarse_ns(), well: false } }
     }
 
     /// Takes the first step here. A future must cope with a later waker, so this one is a dummy: the handler is polled
@@ -79,7 +77,6 @@ pub(super) fn panicked(panic: &(dyn Any + Send)) -> Reply {
 
 impl Drop for Count {
     fn drop(&mut self) {
-        let taken = self.started.map_or(0, |at| u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX));
-        self.counters.ended(self.well, taken);
+        self.counters.ended(self.well, clock::coarse_ns().saturating_sub(self.started_ns));
     }
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::handler::{Handler, Started, panicked};
 use super::reflection::{Reflected, ReflectionServer};
 use super::{Ctx, Incoming, MethodCounters, Reply, Service};
+use crate::clock;
 use crate::connection::{IdHasher, PeerInfo};
 use crate::link::{Cancel, Inner, StreamParts};
 use crate::schema::{MethodInfo, MethodKind, ServiceInfo, method_id};
@@ -150,7 +151,7 @@ impl Router {
             };
             Some(StreamParts { _link: None, inner: inner.clone(), streams })
         };
-        let deadline = request.deadline_ns.and_then(|at| inner.instant(at));
+        let deadline = request.deadline_ns.and_then(clock::instant);
         let cx = Ctx {
             method: method.info,
             peer: inner.peer(),
@@ -242,9 +243,8 @@ impl Router {
                 }
             })?;
         }
-        let timed = cx.link.is_some();
         let future = method.service.call(method.index, Incoming { cx, args, parts });
-        Ok(Handler::new(future, method.counters.clone(), timed))
+        Ok(Handler::new(future, method.counters.clone()))
     }
 }
 
