@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::start::back;
 use super::{Event, LineHandle, Shell, only_primary};
 use crate::addr::Cid;
 use crate::broker::core::MemberInfo;
@@ -172,6 +173,10 @@ impl Shell {
         if old.as_ref().is_some_and(|row| row.incarnation != incarnation) {
             self.fence(member, self.pool.live_generation(member))?;
         }
+        // A kernel that maps the pool as a device cannot ask for pages itself: a full file system would kill it later.
+        let layout = self.pool.layout;
+        back(&self.pool_fd, layout.extent(member) as u64, layout.heap_offset as u64)
+            .map_err(|e| Error::io(format!("reserving memory for member {member} in the pool"), e))?;
         let content = RowContent { in_use: true, cid: cid.0, incarnation, name: name.to_owned() };
         if let Some(writer) = &self.row_writer {
             writer.write(member, &content);

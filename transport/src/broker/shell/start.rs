@@ -177,7 +177,7 @@ fn next_generation(pool: &Pool) -> Result<u64> {
 
 /// Makes sure that the pages are there, so that writing them cannot fail (a full /dev/shm would be a SIGBUS). Devices have
 /// their pages already.
-fn back(fd: impl AsFd, offset: u64, len: u64) -> std::io::Result<()> {
+pub(super) fn back(fd: impl AsFd, offset: u64, len: u64) -> std::io::Result<()> {
     use rustix::io::Errno;
     match rustix::fs::fallocate(fd, rustix::fs::FallocateFlags::empty(), offset, len) {
         Ok(())
