@@ -3,15 +3,15 @@
 //! A thread of its own, because it must go on beating while the runtime is busy and must stop when nothing runs.
 
 use std::io;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tombolo_transport::Incarnation;
 use tombolo_transport::pool::{HeartbeatWriter, Phase};
 
-/// Speaks to the heartbeat thread. Dropped, the thread ends.
+/// The heartbeat. When the last clone is dropped, it stops.
 #[derive(Clone, Debug)]
-pub struct Heartbeat(mpsc::Sender<Phase>);
+pub struct Heartbeat(Arc<Mutex<HeartbeatWriter>>);
 
 impl Heartbeat {
     /// Starts to beat every `interval`, in phase [`Phase::Booting`].
@@ -23,30 +23,29 @@ impl Heartbeat {
         incarnation: Incarnation,
         interval: Duration,
     ) -> io::Result<Self> {
-        let (sender, phases) = mpsc::channel();
         writer.set_incarnation(incarnation);
         writer.set_phase(Phase::Booting);
         writer.beat();
-        std::thread::Builder::new()
-            .name("heartbeat".to_owned())
-            .spawn(move || beat(writer, &phases, interval))?;
-        Ok(Self(sender))
+        let writer = Arc::new(Mutex::new(writer));
+        let beating = Arc::downgrade(&writer);
+        std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || beat(&beating, interval))?;
+        Ok(Self(writer))
     }
 
     /// Says what the kernel is doing, with a beat at once.
     pub fn set_phase(&self, phase: Phase) {
-        // The thread lives as long as this sender.
-        let _ = self.0.send(phase);
+        let mut writer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.set_phase(phase);
+        writer.beat();
     }
 }
 
-fn beat(mut writer: HeartbeatWriter, phases: &mpsc::Receiver<Phase>, interval: Duration) {
+/// Sleeps and beats, nothing else: under user-mode Linux each further system call, a look at the clock included, would cost
+/// as much again.
+fn beat(writer: &Weak<Mutex<HeartbeatWriter>>, interval: Duration) {
     loop {
-        match phases.recv_timeout(interval) {
-            Ok(phase) => writer.set_phase(phase),
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) => return,
-        }
-        writer.beat();
+        std::thread::sleep(interval);
+        let Some(writer) = writer.upgrade() else { return };
+        writer.lock().unwrap_or_else(PoisonError::into_inner).beat();
     }
 }
