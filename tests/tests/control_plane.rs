@@ -3,10 +3,11 @@
 //! On processes where a kernel makes no difference; `on_real_kernels.rs` has what needs kernels.
 
 use std::fs;
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tombolo_tests::bed::{Bed, send_signal};
+use tombolo_tests::wait::LONG;
 
 /// `return` if the bed cannot be had (which was said).
 macro_rules! bed {
@@ -78,41 +79,53 @@ fn image_that_is_no_kernel_is_refused_and_nothing_is_left() {
 }
 
 #[test]
-fn read_only_and_full_state_folders_are_refused_with_the_reason() {
+fn read_only_state_folder_is_refused_with_the_reason() {
     let bed = bed!(Bed::prepare("process"));
-    let state = bed.state_dir();
-    fs::create_dir(&state).unwrap();
-    for (mount, expected) in [("ro", "ead-only"), ("size=16k", "o space left")] {
-        // A mount in a user namespace of its own: works without root, and binds root, too.
-        let script = format!("mount -t tmpfs -o {mount} none {} && exec \"$@\"", state.display());
-        let mut daemon = bed.daemon_command();
-        let program = daemon.get_program().to_owned();
-        let mut wrapped = Command::new("unshare");
-        wrapped.args([
-            "--user",
-            "--map-root-user",
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "sh",
-            "-c",
-            &script,
-            "sh",
-        ]);
-        wrapped.arg(program).args(daemon.get_args()).stdin(Stdio::null());
-        let output = wrapped.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        if said.contains("unshare:") || said.contains("mount:") {
-            eprintln!("SKIPPED: no mounts in a user namespace here: {said}");
-            return;
-        }
-        assert!(!output.status.success(), "{mount}: {output:?}");
-        assert!(said.contains(expected), "{mount}: {said}");
-        assert!(said.contains(&state.display().to_string()), "{mount}: {said}");
-        daemon.stdin(Stdio::null());
+    let Some(mut daemon) = daemon_on_mount(&bed, "ro") else { return };
+    let ended = daemon.wait().unwrap();
+    assert!(!ended.success(), "{ended}");
+    let said = bed.daemon_log();
+    assert!(said.contains("ead-only"), "{said}");
+    assert!(said.contains(&bed.state_dir().display().to_string()), "{said}");
+}
+
+#[test]
+fn full_state_folder_refuses_changes_and_still_answers() {
+    let bed = bed!(Bed::prepare("process"));
+    let Some(mut daemon) = daemon_on_mount(&bed, "size=16k") else { return };
+    let start = Instant::now();
+    while bed.tombolo(&["ps"]).code != 0 {
+        assert!(daemon.try_wait().unwrap().is_none() && start.elapsed() < LONG, "{}", bed.daemon_log());
+        std::thread::sleep(Duration::from_millis(20));
     }
-    assert!(bed.processes().is_empty());
+    let said = bed.tombolo(&["create", "web"]);
+    assert!(said.code != 0 && said.stderr.contains("free the disk"), "{said:?}");
+    assert!(!bed.must(&["ps"]).stdout.contains("web"), "what was refused is not there");
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+}
+
+/// A daemon whose state folder is a mount of its own, in a user namespace: that works without root, and binds root, too.
+/// `None` where such mounts are not allowed.
+fn daemon_on_mount(bed: &Bed, options: &str) -> Option<Child> {
+    let namespace = ["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child"];
+    fs::create_dir(bed.state_dir()).unwrap();
+    let mount = format!("mount -t tmpfs -o {options} none {}", bed.state_dir().display());
+    let probe = Command::new("unshare").args(namespace).args(["sh", "-c", &mount]).output();
+    if !probe.is_ok_and(|probe| probe.status.success()) {
+        eprintln!("SKIPPED: no mounts in a user namespace here");
+        return None;
+    }
+    let log = fs::File::create(bed.dir().join("tombolod.log")).unwrap();
+    let daemon = bed.daemon_command();
+    let script = format!("{mount} && exec \"$@\"");
+    let mut wrapped = Command::new("unshare");
+    wrapped
+        .args(namespace)
+        .args(["sh", "-c", &script, "sh"])
+        .arg(daemon.get_program())
+        .args(daemon.get_args());
+    Some(wrapped.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
 }
 
 #[test]
