@@ -27,6 +27,9 @@ pub struct VsockStream {
     peer: Addr,
     /// Set on Multikernel's transport, whose ring tells of being full by ENOSPC and never of having room again.
     pacing: Option<Pacing>,
+    /// We have shut down our direction. The kernel reports such a socket as writable no more (`vsock_poll`), so a write that
+    /// waited for that would wait for ever instead of failing.
+    has_shut_down: bool,
 }
 
 #[derive(Debug, Default)]
@@ -43,7 +46,7 @@ impl VsockStream {
         peer: Addr,
     ) -> Self {
         let pacing = (transport == VsockTransport::Multikernel).then(Pacing::default);
-        Self { io, local, peer, pacing }
+        Self { io, local, peer, pacing, has_shut_down: false }
     }
 
     /// The other side.
@@ -86,6 +89,9 @@ impl AsyncRead for VsockStream {
 impl AsyncWrite for VsockStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        if this.has_shut_down {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         let Some(pacing) = &mut this.pacing else {
             return Pin::new(&mut this.io).poll_write(cx, bytes);
         };
@@ -108,6 +114,7 @@ impl AsyncWrite for VsockStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.has_shut_down = true;
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
