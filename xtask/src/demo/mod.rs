@@ -86,7 +86,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// The story, one step after the other. Each fails the whole.
 fn story(args: &Args, remains: &Mutex<Remains>, progress: &mut Progress, report: &mut Report) -> Result<()> {
     let programs = progress.step("build the programs, the agent as a static binary", || {
-        let dir = args.programs.clone().map_or_else(build::static_programs, Ok)?;
+        // Absolute: the daemon and the programs it starts have folders of their own.
+        let dir = match &args.programs {
+            Some(dir) => dir.canonicalize().with_context(|| format!("no folder {}", dir.display()))?,
+            None => build::static_programs()?,
+        };
         Ok((format!("in {}", dir.display()), dir))
     })?;
     let (spawner, kernel) = progress.step("find or fetch a kernel", || choose_kernel(args.spawner))?;
