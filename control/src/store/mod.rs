@@ -161,14 +161,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Damaged`] if a record cannot be understood.
     pub fn instances(&self) -> Result<Vec<InstanceRecord>, StoreError> {
-        let rows = self.read(INSTANCES, |table| {
-            table
-                .iter()?
-                .map(|row| row.map(|(key, value)| (key.value().to_owned(), value.value().to_owned())))
-                .collect()
-        })?;
-        let rows: Vec<(String, Vec<u8>)> = rows.unwrap_or_default();
-        rows.iter().map(|(key, value)| decode("instance", key, value)).collect()
+        self.decode_all(INSTANCES, "instance")
     }
 
     /// All policy rules, in order.
@@ -176,14 +169,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Damaged`] if a rule cannot be understood.
     pub fn rules(&self) -> Result<Vec<Rule>, StoreError> {
-        let rows = self.read(POLICY, |table| {
-            table
-                .iter()?
-                .map(|row| row.map(|(key, value)| (key.value().to_owned(), value.value().to_owned())))
-                .collect()
-        })?;
-        let rows: Vec<(String, Vec<u8>)> = rows.unwrap_or_default();
-        rows.iter().map(|(key, value)| decode("policy rule", key, value)).collect()
+        self.decode_all(POLICY, "policy rule")
     }
 
     /// Events with numbers after `after`, at most `limit` of them, oldest first.
@@ -227,6 +213,22 @@ impl Store {
 
     fn last_event(&self) -> Result<u64, StoreError> {
         Ok(self.read(EVENTS, |table| Ok(table.last()?.map(|(key, _)| key.value())))?.flatten().unwrap_or(0))
+    }
+
+    /// Every record of a table, in the order of its keys.
+    fn decode_all<T: DeserializeOwned>(
+        &self,
+        table: TableDefinition<'_, &'static str, &'static [u8]>,
+        what: &'static str,
+    ) -> Result<Vec<T>, StoreError> {
+        let rows = self.read(table, |table| {
+            table
+                .iter()?
+                .map(|row| row.map(|(key, value)| (key.value().to_owned(), value.value().to_owned())))
+                .collect()
+        })?;
+        let rows: Vec<(String, Vec<u8>)> = rows.unwrap_or_default();
+        rows.iter().map(|(key, value)| decode(what, key, value)).collect()
     }
 
     /// Reads a table; `None` if it does not exist yet.
