@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::IntoRawFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 
@@ -12,7 +13,7 @@ use nix::sys::personality::{self, Persona};
 use nix::sys::signal::SigSet;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal, setpgid};
 
-use super::{Job, names};
+use super::{Job, names, xstate};
 use crate::spawner::SpawnerKind;
 
 /// What a shell returns for a program it could not execute.
@@ -53,5 +54,17 @@ fn prepare(keeper_pid: i32) -> io::Result<Command> {
     let program = argv.next().ok_or_else(|| io::Error::other("job.json names no program"))?;
     let mut command = Command::new(program);
     command.args(argv).env_clear().envs(job.env);
+    if job.kind == SpawnerKind::Uml {
+        match xstate::preload() {
+            Ok((library, fd)) => {
+                command.env("LD_PRELOAD", library);
+                // The linker opens it by its number, after exec.
+                let _open_for_ever = fd.into_raw_fd();
+            }
+            Err(error) => {
+                eprintln!("no library is preloaded: on processors with AMX the kernel will panic: {error}")
+            }
+        }
+    }
     Ok(command)
 }

@@ -22,6 +22,7 @@ mod job;
 mod process_table;
 mod serve;
 mod wire;
+mod xstate;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
