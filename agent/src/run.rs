@@ -38,9 +38,6 @@ use crate::state::Lifecycle;
 const SIGTERM_GRACE: Duration = Duration::from_secs(10);
 /// How long links may take to end before the power goes off: what is under way then are follows.
 const DRAIN_LIMIT: Duration = Duration::from_millis(200);
-/// How often the broker looks for bells that were lost, when it has a doorbell. Each look costs an idle kernel under user-mode
-/// Linux about half a millisecond of CPU time.
-const RECHECK_WITH_DOORBELL: Duration = Duration::from_millis(500);
 /// How often the agent's own connections are looked at: they carry only the link, which has a keepalive of its own.
 const RECHECK_OF_LINK: Duration = Duration::from_secs(1);
 /// Left for other processes once the entrypoint has used up the grace.
@@ -191,9 +188,6 @@ impl Fabric {
         let mut broker_config = BrokerConfig::new(source(), config.member);
         broker_config.socket = Some(config.broker_socket.clone());
         broker_config.policy = config.policy.clone();
-        if config.doorbell.is_some() {
-            broker_config.recheck = RECHECK_WITH_DOORBELL;
-        }
         let broker = Broker::start(broker_config).await.context("starting the broker")?;
         let line = match (&config.doorbell, doorbell) {
             (Some(Doorbell::Path(path)), _) => {

@@ -52,6 +52,7 @@ pub mod messages;
 pub mod options;
 pub mod pool;
 mod ports;
+pub mod rhythm;
 pub mod ring;
 mod shm;
 mod sockets;

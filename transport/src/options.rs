@@ -30,7 +30,8 @@ impl Default for Sizes {
 #[derive(Clone, Debug)]
 pub struct AttachOptions {
     /// How long a task asks a ring again and again, letting other tasks run in between, before it sleeps. About the price of a
-    /// sleep and a wake-up pays best. It adapts downwards on connections where asking does not help. Default 100 µs.
+    /// sleep and a wake-up pays best, so it is raised to that, up to 2 ms, where system calls are slow (user-mode Linux). It adapts
+    /// downwards on connections where asking does not help. Zero: never ask. Default 100 µs.
     pub spin: Duration,
     /// How often to look for bells that were lost, while somebody sleeps. Default 100 ms.
     pub recheck: Duration,

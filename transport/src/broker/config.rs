@@ -28,8 +28,10 @@ pub struct BrokerConfig {
     pub allowed_gid: Option<u32>,
     /// Who may connect to us. Default [`Policy::default`].
     pub policy: Policy,
-    /// How often to look for bells that were lost. Default 100 ms.
+    /// How often to look at peers to which there is no doorbell line: without one, this is how they are heard. Default 100 ms.
     pub recheck: Duration,
+    /// How often to look for bells that were lost, while there is a line to every peer. Default 1 s.
+    pub recheck_with_lines: Duration,
 }
 
 impl BrokerConfig {
@@ -45,6 +47,7 @@ impl BrokerConfig {
             allowed_gid: None,
             policy: Policy::default(),
             recheck: Duration::from_millis(100),
+            recheck_with_lines: Duration::from_secs(1),
         }
     }
 }

@@ -37,7 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use mapping::{MapError, Mapping};
 pub use model::ModelMemory;
 pub use span::{OutOfBounds, OwnSpan, PeerSpan};
-pub use ticks::ticks;
+pub use ticks::{ticks, ticks_in};
 
 /// The size of a cache line, in bytes. What one core writes often never shares one with what another writes.
 pub const CACHE_LINE: usize = 64;

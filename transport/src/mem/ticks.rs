@@ -1,7 +1,10 @@
 //! The processor's own clock, for measuring what is shorter than a look at the system's.
 
-/// A count that grows at a constant rate on all cores (the time-stamp counter). Its unit is the processor's: divide by
-/// what it grew over a known time.
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// A count that grows at a constant rate on all cores (the time-stamp counter). Its unit is the processor's:
+/// [`ticks_in`] converts.
 ///
 /// Under user-mode Linux reading the system's clock is a system call that takes many microseconds; this takes a few
 /// nanoseconds everywhere.
@@ -15,18 +18,44 @@ pub fn ticks() -> u64 {
 /// Elsewhere: nanoseconds of the system's monotonic clock.
 #[cfg(not(target_arch = "x86_64"))]
 pub fn ticks() -> u64 {
-    use std::sync::OnceLock;
-    use std::time::Instant;
     static START: OnceLock<Instant> = OnceLock::new();
     u64::try_from(START.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// How many [`ticks`] a time has, to within a few percent. The first call measures for a fraction of a millisecond.
+pub fn ticks_in(time: Duration) -> u64 {
+    static PER_SECOND: OnceLock<u64> = OnceLock::new();
+    let per_second = *PER_SECOND.get_or_init(|| {
+        // Long enough that two readings of a slow clock are a small part of it.
+        const MEASURED: Duration = Duration::from_micros(400);
+        let (start, first) = (Instant::now(), ticks());
+        loop {
+            let (took, last) = (start.elapsed(), ticks());
+            if took >= MEASURED {
+                let ticks = u128::from(last.saturating_sub(first));
+                return u64::try_from(ticks * 1_000_000_000 / took.as_nanos()).unwrap_or(u64::MAX).max(1);
+            }
+        }
+    });
+    u64::try_from(time.as_nanos().saturating_mul(u128::from(per_second)) / 1_000_000_000).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn ticks_grow() {
-        let before = super::ticks();
-        std::thread::sleep(std::time::Duration::from_millis(1));
-        assert!(super::ticks() > before);
+        let before = ticks();
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(ticks() > before);
+    }
+
+    #[test]
+    fn ticks_in_grows_with_the_time() {
+        assert_eq!(ticks_in(Duration::ZERO), 0);
+        let one = ticks_in(Duration::from_millis(1));
+        assert!(one > 0);
+        assert!(ticks_in(Duration::from_millis(1000)).abs_diff(one * 1000) <= 1000);
     }
 }

@@ -22,7 +22,7 @@ use crate::fds;
 use crate::options::AttachOptions;
 use crate::pool::{Member, Pool};
 use crate::shm::conn::Conn;
-use crate::shm::reactor;
+use crate::shm::{budget, reactor};
 
 /// How long the broker may take to welcome us.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,7 +33,10 @@ pub(super) struct Client {
     pub(super) cid: Cid,
     pub(super) member: Member,
     pub(super) pool: Pool,
-    pub(super) options: AttachOptions,
+    /// How long a task asks before it sleeps, at most.
+    pub(super) budget_ticks: u64,
+    /// This kernel has one processor.
+    pub(super) is_uniprocessor: bool,
     /// Our own description of the pool: the broker's locks on our halves last as long as it. See `broker::locks`.
     _pool_fd: OwnedFd,
     bell: OwnedFd,
@@ -65,7 +68,7 @@ enum Pending {
 }
 
 impl Client {
-    pub(super) async fn attach_path(socket: &Path, options: AttachOptions) -> Result<Arc<Self>> {
+    pub(super) async fn attach_path(socket: &Path, options: &AttachOptions) -> Result<Arc<Self>> {
         let attempt = || format!("attaching to the broker at {}", socket.display());
         let stream = UnixStream::connect(socket).await.map_err(|e| Error::io(attempt(), e))?;
         Self::attach(stream, options, &attempt()).await
@@ -73,7 +76,7 @@ impl Client {
 
     pub(super) async fn attach(
         stream: UnixStream,
-        options: AttachOptions,
+        options: &AttachOptions,
         attempt: &str,
     ) -> Result<Arc<Self>> {
         let welcome = tokio::time::timeout(WELCOME_TIMEOUT, welcome(stream));
@@ -90,7 +93,8 @@ impl Client {
             cid,
             member,
             pool,
-            options,
+            budget_ticks: budget::budget_ticks(options.spin),
+            is_uniprocessor: budget::is_uniprocessor(),
             _pool_fd: pool_fd,
             bell,
             outgoing,
@@ -105,7 +109,7 @@ impl Client {
             tasks: Mutex::default(),
         });
         let weak = || Arc::downgrade(&client);
-        let reactor = reactor::spawn(weak(), eventfd, client.options.recheck)?;
+        let reactor = reactor::spawn(weak(), eventfd, options.recheck)?;
         tokio::spawn(write(write_half, queue));
         *lock(&client.tasks) = vec![reactor, tokio::spawn(read(read_half, rest, weak()))];
         Ok(client)

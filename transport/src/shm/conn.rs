@@ -159,6 +159,16 @@ impl Conn {
         self.reset_on_drop.store(true, Ordering::Relaxed);
     }
 
+    /// How long to ask before sleeping, in ticks. Whoever shares the only processor with the peer need not ask: while it does, the
+    /// peer cannot answer.
+    pub(super) fn budget_ticks(&self) -> u64 {
+        if self.peer == self.client.member && self.client.is_uniprocessor {
+            0
+        } else {
+            self.client.budget_ticks
+        }
+    }
+
     /// Makes the peer look. One system call.
     pub(super) fn ring(&self) {
         self.client.ring(self.peer);

@@ -50,7 +50,7 @@ pub(crate) enum Way {
 impl Way {
     async fn attach(&self, options: &AttachOptions) -> Result<Arc<Client>> {
         match self {
-            Self::Socket(path) => Client::attach_path(path, options.clone()).await,
+            Self::Socket(path) => Client::attach_path(path, options).await,
             Self::Here(commands) => {
                 let attempt = "attaching to the broker of this process";
                 let failed = |e: std::io::Error| Error::io(attempt, e);
@@ -64,7 +64,7 @@ impl Way {
                         "it has stopped",
                     )));
                 }
-                Client::attach(ours, options.clone(), attempt).await
+                Client::attach(ours, options, attempt).await
             }
         }
     }

@@ -18,7 +18,7 @@ pub(super) fn open(conn: &Arc<Conn>) -> Messages {
     let bell = Arc::new(move || ringing.ring());
     let (tx, rx) = message_pair(conn.own.clone(), conn.theirs.clone(), Live(Arc::clone(conn)), Some(bell));
     conn.adopt();
-    let waiter = || Waiter::new(conn.client.options.spin);
+    let waiter = || Waiter::new(conn.budget_ticks());
     let sender = ShmSender { tx, waiter: waiter(), conn: Arc::clone(conn) };
     let receiver = ShmReceiver { rx, waiter: waiter(), conn: Arc::clone(conn) };
     Messages::shm(sender, receiver)

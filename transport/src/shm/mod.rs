@@ -15,6 +15,7 @@
 //! After the death of our broker the rings would still work, but nobody would ring for us, reclaim our memory, or reset us when the peer dies: better
 //! a prompt error than a slow surprise. A task that polls notices each of these with its next poll, one that sleeps when it is rung or at the re-check.
 
+mod budget;
 mod client;
 mod conn;
 mod endpoint;

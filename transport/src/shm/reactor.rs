@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::doorbell::watch;
 use crate::error::{Error, Result};
+use crate::rhythm;
 use crate::shm::client::Client;
 
 pub(super) fn spawn(client: Weak<Client>, eventfd: OwnedFd, recheck: Duration) -> Result<JoinHandle<()>> {
@@ -24,7 +25,7 @@ async fn run(client: Weak<Client>, bell: AsyncFd<OwnedFd>, recheck: Duration) {
         let Some(is_anyone_parked) = client.upgrade().map(|client| client.is_anyone_parked()) else { return };
         let by_timer = tokio::select! {
             () = rung(&bell) => false,
-            () = tokio::time::sleep(recheck), if is_anyone_parked => true,
+            () = tokio::time::sleep_until(rhythm::next(recheck)), if is_anyone_parked => true,
             // Nobody sleeps, so nobody needs a timer.
             () = first_parked.notified(), if !is_anyone_parked => continue,
         };

@@ -20,7 +20,7 @@ const WAKE_FOR_BYTES: usize = 64 * 1024;
 pub(super) fn open(conn: &Arc<Conn>) -> Stream {
     let (tx, rx) = byte_pair(conn.own.clone(), conn.theirs.clone(), Live(Arc::clone(conn)));
     conn.adopt();
-    let waiter = || Waiter::new(conn.client.options.spin);
+    let waiter = || Waiter::new(conn.budget_ticks());
     let reader = ShmReader { rx, waiter: waiter(), conn: Arc::clone(conn) };
     let writer = ShmWriter { tx, waiter: waiter(), conn: Arc::clone(conn) };
     Stream::shm(reader, writer)

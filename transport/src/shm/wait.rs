@@ -3,13 +3,13 @@
 //!
 //! Looking costs some nanoseconds, so it is worth trying about as long as letting others run would take. Asking costs half
 //! a microsecond a time and no system call; sleeping costs a bell and a wake-up, tens of microseconds. So the
-//! budget for asking is about the price of a wake-up. It adapts: a connection on which asking keeps failing stops asking, and starts again
-//! when it is woken soon after it fell asleep.
+//! [budget](super::budget) for asking is about the price of a wake-up. It adapts: a connection on which asking keeps failing stops
+//! asking, and starts again when it is woken soon after it fell asleep.
 
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
 
+use crate::mem::ticks;
 use crate::ring::Arm;
 use crate::shm::client::Client;
 use crate::shm::conn::Parking;
@@ -19,26 +19,26 @@ const LOOKS: u32 = 32;
 
 /// Whoever is woken within so many budgets has woken from a nap that asking might have saved: the bell alone takes several
 /// wake-ups (of the peer's broker, of ours, of this process), more on a busy machine. Then asking is worth at most 1/20 of a CPU.
-const QUICK_WAKE: u32 = 20;
+const QUICK_WAKE: u64 = 20;
 
-/// One direction's waiting.
+/// One direction's waiting. Times are in [`ticks`].
 #[derive(Debug)]
 pub(super) struct Waiter {
     looks_left: u32,
-    budget: Duration,
-    budget_max: Duration,
+    budget: u64,
+    budget_max: u64,
     state: WaitState,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum WaitState {
     Awake,
-    Asking { since: Instant },
-    Parked { since: Instant },
+    Asking { since: u64 },
+    Parked { since: u64 },
 }
 
 impl Waiter {
-    pub(super) fn new(budget_max: Duration) -> Self {
+    pub(super) fn new(budget_max: u64) -> Self {
         Self { looks_left: LOOKS, budget: budget_max, budget_max, state: WaitState::Awake }
     }
 
@@ -50,18 +50,18 @@ impl Waiter {
         parking: &Parking,
         arm: impl FnOnce() -> Arm,
     ) -> Poll<()> {
-        if !matches!(self.state, WaitState::Parked { .. }) && !self.budget.is_zero() {
+        if !matches!(self.state, WaitState::Parked { .. }) && self.budget != 0 {
             if self.looks_left != 0 {
                 self.looks_left -= 1;
                 std::hint::spin_loop();
                 return Poll::Ready(());
             }
-            let now = Instant::now();
+            let now = ticks();
             let since = match self.state {
                 WaitState::Asking { since } => since,
                 _ => now,
             };
-            if now.duration_since(since) < self.budget {
+            if now.saturating_sub(since) < self.budget {
                 self.state = WaitState::Asking { since };
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
@@ -72,7 +72,7 @@ impl Waiter {
         if !matches!(self.state, WaitState::Parked { .. }) {
             parking.parked.store(true, Ordering::SeqCst);
             client.parked();
-            self.state = WaitState::Parked { since: Instant::now() };
+            self.state = WaitState::Parked { since: ticks() };
         }
         match arm() {
             Arm::Sleep => Poll::Pending,
@@ -100,12 +100,13 @@ impl Waiter {
             WaitState::Parked { since } => {
                 parking.parked.store(false, Ordering::SeqCst);
                 client.unparked();
-                self.budget = if since.elapsed() < QUICK_WAKE * self.budget_max {
+                let slept = ticks().saturating_sub(since);
+                self.budget = if slept < QUICK_WAKE * self.budget_max {
                     self.budget_max
                 } else if self.budget > self.budget_max / 8 {
                     self.budget / 2
                 } else {
-                    Duration::ZERO
+                    0
                 };
             }
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{BrokerCore, ClientId, Conn, ConnState, Output, half_len};
+use super::{BrokerCore, ClientId, Conn, ConnState, Output, Question, half_len};
 use crate::addr::{Addr, Cid, Port};
 use crate::broker::protocol::{Failure, Grant, Reply, ServerMessage};
 use crate::broker::record::{ConnKind, HalfRef, Record, RefuseCode};
@@ -49,6 +49,7 @@ impl BrokerCore {
             waits_at: None,
         };
         self.conns.insert(id, conn);
+        self.deadlines.insert((deadline, id));
         let (src_port, dst_port) = (local.port.0, addr.port.0);
         self.send(peer, Record::Connect { from: id, kind, half, src_port, dst_port });
         Ok(())
@@ -128,7 +129,8 @@ impl BrokerCore {
         let kind = conn.kind;
         let state = conn.state.clone();
         match state {
-            ConnState::Connecting { client, request, .. } => {
+            ConnState::Connecting { client, request, deadline } => {
+                self.deadlines.remove(&(deadline, to));
                 if let Err(reason) = self.check_peer_half(peer, &peer_half, kind) {
                     // We hold no memory of theirs, they hold none that we would ever tell them to free: give ours up
                     // only once they say CLOSED.
@@ -188,7 +190,10 @@ impl BrokerCore {
     pub(super) fn reset_conn(&mut self, id: u64) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         match conn.state {
-            ConnState::Connecting { .. } => conn.state = ConnState::Abandoned,
+            ConnState::Connecting { deadline, .. } => {
+                conn.state = ConnState::Abandoned;
+                self.deadlines.remove(&(deadline, id));
+            }
             ConnState::Established { .. } => {
                 let (half, peer) = (conn.half, conn.peer);
                 self.outputs.push_back(Output::ResetHalf(half));
@@ -200,24 +205,27 @@ impl BrokerCore {
     }
 
     pub(super) fn cancel(&mut self, client: ClientId, request: u64) {
-        let wanted = |conn: &Conn| matches!(conn.state, ConnState::Connecting { client: c, request: r, .. } if (c, r) == (client, request));
-        if let Some(conn) = self.conns.values_mut().find(|conn| wanted(conn)) {
+        let wanted = |state: &ConnState| match state {
+            ConnState::Connecting { client: c, request: r, deadline } if (*c, *r) == (client, request) => {
+                Some(*deadline)
+            }
+            _ => None,
+        };
+        let found = self.conns.iter_mut().find_map(|(id, conn)| Some((*id, wanted(&conn.state)?, conn)));
+        if let Some((id, deadline, conn)) = found {
             conn.state = ConnState::Abandoned;
+            self.deadlines.remove(&(deadline, id));
+            return;
         }
-        self.questions.retain(|_, question| (question.client, question.request) != (client, request));
+        let wanted = |question: &Question| (question.client, question.request) == (client, request);
+        self.drop_questions(wanted);
     }
 
-    pub(super) fn expire_connects(&mut self, now: Instant) {
-        let mut late = Vec::new();
-        for conn in self.conns.values_mut() {
-            if let ConnState::Connecting { client, request, deadline } = conn.state
-                && deadline <= now
-            {
-                conn.state = ConnState::Abandoned;
-                late.push((client, request));
-            }
-        }
-        for (client, request) in late {
+    /// `id`, if it is a connect under way, has taken too long. Our half stays until the peer is known not to use it.
+    pub(super) fn expire_connect(&mut self, id: u64) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if let ConnState::Connecting { client, request, .. } = conn.state {
+            conn.state = ConnState::Abandoned;
             self.fail(client, request, Failure::TimedOut);
         }
     }
@@ -282,6 +290,9 @@ impl BrokerCore {
 
     fn free(&mut self, id: u64) {
         let Some(conn) = self.conns.remove(&id) else { return };
+        if let ConnState::Connecting { deadline, .. } = conn.state {
+            self.deadlines.remove(&(deadline, id));
+        }
         if conn.client().is_some() {
             self.outputs.push_back(Output::Released { client: conn.client(), conn: id, own: conn.half });
         }

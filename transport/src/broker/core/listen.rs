@@ -113,6 +113,7 @@ impl BrokerCore {
                 let deadline = now + RESOLVE_TIMEOUT;
                 let question = Question { client, request, peer, service: service.clone(), deadline };
                 self.questions.insert(id, question);
+                self.deadlines.insert((deadline, id));
                 self.send(peer, Record::Resolve { from: id, name: service });
             }
             Err(failure) => self.fail(client, request, failure),
@@ -150,6 +151,7 @@ impl BrokerCore {
             return;
         }
         let Some(question) = self.questions.remove(&id) else { return };
+        self.deadlines.remove(&(question.deadline, id));
         let cid = self.members[peer.index()].as_ref().map_or(Cid::ANY, |member| member.cid);
         let result = match port {
             Some(port) => Ok(Reply::Resolved(Addr::new(cid, Port(port)))),
@@ -158,15 +160,31 @@ impl BrokerCore {
         self.answer(question.client, question.request, result);
     }
 
-    pub(super) fn expire_questions(&mut self, now: Instant) {
-        self.end_questions(|question| question.deadline <= now, &Failure::TimedOut);
+    /// `id`, if it is a question under way, has taken too long.
+    pub(super) fn expire_question(&mut self, id: u64) {
+        if let Some(question) = self.questions.remove(&id) {
+            self.fail(question.client, question.request, Failure::TimedOut);
+        }
     }
 
     pub(super) fn end_questions(&mut self, ends: impl Fn(&Question) -> bool, failure: &Failure) {
-        let ended: Vec<u64> = self.questions.iter().filter(|(_, q)| ends(q)).map(|(id, _)| *id).collect();
-        for question in ended.into_iter().filter_map(|id| self.questions.remove(&id)).collect::<Vec<_>>() {
+        for question in self.drop_questions(ends) {
             self.fail(question.client, question.request, failure.clone());
         }
+    }
+
+    /// Takes out the questions of that kind; nobody is answered.
+    pub(super) fn drop_questions(&mut self, of_that_kind: impl Fn(&Question) -> bool) -> Vec<Question> {
+        let dropped: Vec<u64> =
+            self.questions.iter().filter(|(_, q)| of_that_kind(q)).map(|(id, _)| *id).collect();
+        let mut questions = Vec::new();
+        for id in dropped {
+            if let Some(question) = self.questions.remove(&id) {
+                self.deadlines.remove(&(question.deadline, id));
+                questions.push(question);
+            }
+        }
+        questions
     }
 }
 

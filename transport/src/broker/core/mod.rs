@@ -21,7 +21,7 @@ mod members;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
 
 use crate::addr::{Addr, Cid, Port};
@@ -167,6 +167,8 @@ pub(crate) struct BrokerCore {
     listeners: BTreeMap<Port, Listener>,
     names: BTreeMap<String, Port>,
     questions: HashMap<u64, Question>,
+    /// When which connect or question under way has taken too long.
+    deadlines: BTreeSet<(Instant, u64)>,
     /// Numbers connections, listeners and questions. Never 0, never reused within a generation.
     next_id: u64,
     next_ephemeral: Port,
@@ -201,6 +203,7 @@ impl BrokerCore {
             listeners: BTreeMap::new(),
             names: BTreeMap::new(),
             questions: HashMap::new(),
+            deadlines: BTreeSet::new(),
             next_id: 1,
             next_ephemeral: Port::EPHEMERAL_FIRST,
             loopback: VecDeque::new(),
@@ -248,7 +251,7 @@ impl BrokerCore {
     pub(crate) fn handle_client_gone(&mut self, client: ClientId) {
         self.clients.remove(&client);
         self.unlisten_all(client);
-        self.questions.retain(|_, question| question.client != client);
+        self.drop_questions(|question| question.client == client);
         let held: Vec<u64> =
             self.conns.iter().filter(|(_, c)| c.client() == Some(client)).map(|(id, _)| *id).collect();
         for id in held {
@@ -267,10 +270,21 @@ impl BrokerCore {
         self.bad_records += 1;
     }
 
+    /// When [`BrokerCore::handle_timeout`] has something to do next.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
     /// Lets deadlines pass.
-    pub(crate) fn handle_tick(&mut self, now: Instant) {
-        self.expire_connects(now);
-        self.expire_questions(now);
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        while let Some((deadline, id)) = self.deadlines.pop_first() {
+            if deadline > now {
+                self.deadlines.insert((deadline, id));
+                return;
+            }
+            self.expire_connect(id);
+            self.expire_question(id);
+        }
     }
 
     pub(crate) fn set_policy(&mut self, policy: Policy) {

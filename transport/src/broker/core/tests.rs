@@ -310,11 +310,11 @@ fn connect_times_out_and_a_late_accept_is_closed_again() {
     sim.cut.insert(0, Vec::new());
     sim.start_connect(0, addr(3, 80));
     let before_deadline = sim.now + Duration::from_millis(999);
-    sim.cores[0].handle_tick(before_deadline);
+    sim.cores[0].handle_timeout(before_deadline);
     sim.settle();
     assert_eq!(sim.heard(0, APP), []);
     let deadline = sim.now + Duration::from_millis(1000);
-    sim.cores[0].handle_tick(deadline);
+    sim.cores[0].handle_timeout(deadline);
     sim.settle();
     assert_eq!(sim.answer(0, APP), Err(Failure::TimedOut));
     assert!(sim.free(0) < sim.full(), "the acceptor may be using it");

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::start::back;
 use super::{Event, LineHandle, Shell, only_primary};
@@ -127,6 +128,20 @@ impl Shell {
     pub(super) fn remove_line(&mut self, member: Member) {
         if let Some(line) = self.lines.remove(&member) {
             line.reader.abort();
+        }
+    }
+
+    /// How often to look around: more often while somebody can reach us in no other way.
+    pub(super) fn recheck_period(&self) -> Duration {
+        let needs_line = |member: Member| match self.member {
+            // Before it has a broker, too: that is how one learns that it has.
+            Member::PRIMARY => self.rows[member.index()].1.is_some(),
+            _ => member == Member::PRIMARY,
+        };
+        let mut others = self.pool.layout.members().filter(|member| *member != self.member);
+        match others.any(|member| needs_line(member) && !self.lines.contains_key(&member)) {
+            true => self.recheck,
+            false => self.recheck_with_lines,
         }
     }
 

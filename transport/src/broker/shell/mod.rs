@@ -1,6 +1,7 @@
 //! The broker's shell: one Tokio task that feeds the core from sockets, doorbells, shared memory and a timer, and carries
 //! out what it decides.
 
+mod alarm;
 mod clients;
 mod members;
 mod start;
@@ -28,6 +29,7 @@ use crate::mem::{OwnSpan, PeerSpan};
 use crate::pool::{Member, MemberRow, Pool, RowWriter};
 use crate::ring::{HalfLayout, OwnHalf, PeerHalf, State};
 
+use alarm::{Alarm, Due};
 use clients::ClientHandle;
 pub(crate) use start::start;
 
@@ -124,6 +126,7 @@ pub(crate) struct Shell {
     lines: HashMap<Member, LineHandle>,
     pipe: BellPipe,
     recheck: Duration,
+    recheck_with_lines: Duration,
     policy: Policy,
     socket: Option<PathBuf>,
     tasks: Vec<JoinHandle<()>>,
@@ -139,10 +142,10 @@ impl Shell {
         mut events: mpsc::Receiver<Event>,
         mut commands: mpsc::UnboundedReceiver<Command>,
     ) {
-        let mut tick = tokio::time::interval(self.recheck);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut alarm = Alarm::new(self.recheck_period());
         let mut stopped = None;
         loop {
+            alarm.set(self.recheck_period(), self.life.core.poll_timeout());
             tokio::select! {
                 event = events.recv() => {
                     // We hold a sender ourselves, so there always is an event to come.
@@ -163,7 +166,7 @@ impl Shell {
                     Some(command) => self.handle_command(command),
                     None => break,
                 },
-                _ = tick.tick() => self.handle_tick(),
+                due = alarm.wait() => self.handle_alarm(due),
             }
             self.drain();
         }
@@ -226,8 +229,15 @@ impl Shell {
         }
     }
 
-    /// Everything that a bell would have told us, had it not been lost; deadlines; memory that has become free.
-    fn handle_tick(&mut self) {
+    fn handle_alarm(&mut self, due: Due) {
+        if due.look_around {
+            self.look_around();
+        }
+        self.life.core.handle_timeout(due.now);
+    }
+
+    /// Everything that a bell would have told us, had it not been lost; memory that has become free.
+    fn look_around(&mut self) {
         self.refresh_members();
         self.drain();
         for member in self.pool.layout.members() {
@@ -235,7 +245,6 @@ impl Shell {
                 self.found_by_timer += 1;
             }
         }
-        self.life.core.handle_tick(Instant::now());
         self.recover_memory();
         self.lines.values().for_each(|line| line.line.retry());
         // A peer's ring that was full may have room by now.

@@ -66,6 +66,7 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
         lines: HashMap::new(),
         pipe: BellPipe::new()?,
         recheck: config.recheck,
+        recheck_with_lines: config.recheck_with_lines,
         policy: config.policy,
         socket: config.socket,
         tasks: Vec::new(),
