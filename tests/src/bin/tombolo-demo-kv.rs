@@ -59,5 +59,6 @@ async fn attempt(broker: &Path, name: &str) -> Result<()> {
 }
 
 fn on_tokio<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(future)
+    // One thread: a kernel of the demo has one processor, where waking another thread is pure cost.
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
 }
