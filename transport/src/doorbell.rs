@@ -3,6 +3,7 @@
 //! | from | to | what |
 //! |---|---|---|
 //! | process | its broker | a byte into the broker's bell pipe: which member to ring |
+//! | process of a spawned kernel | primary | the same byte, onto the line itself where that is a terminal line |
 //! | broker | a process of its kernel | the process's eventfd |
 //! | spawned kernel | primary | a byte on the line: which member to ring |
 //! | primary | spawned kernel | a byte on the line: which member rings |
@@ -10,12 +11,14 @@
 //! A byte that names member `m` is `0x80 | m`, so that no line discipline takes it for a control character; any other
 //! byte is noise and ignored.
 
+use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::event::EventfdFlags;
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 
@@ -79,6 +82,17 @@ impl Line {
         }
     }
 
+    /// A descriptor through which processes can ring, and do nothing else: only a terminal line can be opened that way.
+    pub(crate) fn write_end(&self) -> Option<OwnedFd> {
+        let fd = self.fd.get_ref();
+        if !rustix::termios::isatty(fd) {
+            return None;
+        }
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty()).ok()
+    }
+
     /// Waits for bells. An error, or the end, is final.
     pub(crate) async fn bells(&self) -> io::Result<Vec<Member>> {
         loop {
@@ -92,6 +106,34 @@ impl Line {
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+}
+
+/// The lines of a broker, by the member at their other end. Those who read a line pass bells on to others without asking the
+/// broker. Clones share the table.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lines(Arc<RwLock<HashMap<Member, Arc<Line>>>>);
+
+impl Lines {
+    pub(crate) fn insert(&self, member: Member, line: Arc<Line>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(member, line);
+    }
+
+    pub(crate) fn remove(&self, member: Member) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&member);
+    }
+
+    pub(crate) fn get(&self, member: Member) -> Option<Arc<Line>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&member).cloned()
+    }
+
+    pub(crate) fn has(&self, member: Member) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(&member)
+    }
+
+    /// Rings what found its line full before.
+    pub(crate) fn retry(&self) {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).values().for_each(|line| line.retry());
     }
 }
 

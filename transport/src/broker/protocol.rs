@@ -1,6 +1,6 @@
 //! What a process and its broker say to each other over the Unix socket: each message is its length (u32, little endian)
-//! and then postcard. The first answer of the broker carries three descriptors: the pool, the process's eventfd, and the
-//! end of the broker's bell pipe that is written.
+//! and then postcard. The first answer of the broker carries descriptors: the pool, the process's eventfd, the end of the
+//! broker's bell pipe that is written, and in a spawned kernel, if its doorbell is a terminal line, that one opened for writing.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::pool::Member;
 
 /// Raised with every change of a message. Process and broker must agree: both come from one build as a rule.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// The longest message in bytes; a longer one ends the attachment.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 

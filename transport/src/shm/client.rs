@@ -40,6 +40,8 @@ pub(super) struct Client {
     /// Our own description of the pool: the broker's locks on our halves last as long as it. See `broker::locks`.
     _pool_fd: OwnedFd,
     bell: OwnedFd,
+    /// The doorbell line of this kernel, where we may ring it without our broker.
+    line: Option<OwnedFd>,
     outgoing: mpsc::UnboundedSender<Vec<u8>>,
     broker_died: AtomicBool,
     next_request: AtomicU64,
@@ -85,7 +87,7 @@ impl Client {
             .map_err(|_| io::ErrorKind::TimedOut.into())
             .and_then(|welcome| welcome)
             .map_err(|e| Error::io(attempt, e))?;
-        let Welcome { stream, rest, cid, member, pool_len, pool: pool_fd, eventfd, bell } = welcome;
+        let Welcome { stream, rest, cid, member, pool_len, pool: pool_fd, eventfd, bell, line } = welcome;
         let pool = Pool::map(&pool_fd, pool_len, member, "of the broker")?;
         let (read_half, write_half) = stream.into_split();
         let (outgoing, queue) = mpsc::unbounded_channel();
@@ -97,6 +99,7 @@ impl Client {
             is_uniprocessor: budget::is_uniprocessor(),
             _pool_fd: pool_fd,
             bell,
+            line,
             outgoing,
             broker_died: AtomicBool::new(false),
             next_request: AtomicU64::new(1),
@@ -173,9 +176,16 @@ impl Client {
         }
     }
 
-    /// Rings a member's broker through ours. A full pipe means that our broker has bells enough to look for.
+    /// Rings a member's broker: over the line if we may, else through our broker, which also remembers whom a full line could
+    /// not tell. A full pipe means that our broker has bells enough to look for.
     pub(super) fn ring(&self, member: Member) {
-        let _ = rustix::io::write(&self.bell, &[doorbell::byte_of(member)]);
+        let bell = [doorbell::byte_of(member)];
+        if let Some(line) = self.line.as_ref().filter(|_| member != self.member)
+            && rustix::io::write(line, &bell).is_ok()
+        {
+            return;
+        }
+        let _ = rustix::io::write(&self.bell, &bell);
     }
 
     #[inline]
@@ -314,6 +324,7 @@ struct Welcome {
     pool: OwnedFd,
     eventfd: OwnedFd,
     bell: OwnedFd,
+    line: Option<OwnedFd>,
 }
 
 async fn welcome(mut stream: UnixStream) -> io::Result<Welcome> {
@@ -335,10 +346,13 @@ async fn welcome(mut stream: UnixStream) -> io::Result<Welcome> {
     };
     match answer {
         ServerMessage::Welcome { version: protocol::VERSION, cid, member, pool_len, .. } => {
-            let Ok([pool, eventfd, bell]) = <[OwnedFd; 3]>::try_from(passed) else {
+            let mut passed = passed.into_iter();
+            let (Some(pool), Some(eventfd), Some(bell)) = (passed.next(), passed.next(), passed.next())
+            else {
                 return Err(other("the broker did not pass the descriptors".into()));
             };
-            Ok(Welcome { stream, rest: data, cid, member, pool_len, pool, eventfd, bell })
+            let line = passed.next();
+            Ok(Welcome { stream, rest: data, cid, member, pool_len, pool, eventfd, bell, line })
         }
         ServerMessage::Welcome { version, .. } => Err(other(format!(
             "the broker speaks version {version}, this program version {}: use builds of one release",

@@ -19,6 +19,7 @@ use crate::broker::record::HalfRef;
 use crate::doorbell;
 use crate::error::{Error, Result};
 use crate::fds;
+use crate::pool::Member;
 
 /// How long a process may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -188,7 +189,10 @@ impl Shell {
             generation: self.life.generation,
         };
         let bytes = protocol::encode(&welcome)?;
-        let passed = [pool.as_fd(), eventfd.as_fd(), self.pipe.write_end().as_fd()];
+        // In a spawned kernel every bell goes to the primary: its processes may as well ring there themselves.
+        let line = self.lines.get(Member::PRIMARY).and_then(|line| line.write_end());
+        let mut passed = vec![pool.as_fd(), eventfd.as_fd(), self.pipe.write_end().as_fd()];
+        passed.extend(line.as_ref().map(AsFd::as_fd));
         fds::send(&stream, &bytes, &passed).map_err(|e| Error::io("welcoming a process", e))?;
 
         self.next_id += 1;

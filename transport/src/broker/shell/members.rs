@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use super::start::back;
-use super::{Event, LineHandle, Shell, only_primary};
+use super::{Event, LineReader, Shell, only_primary};
 use crate::addr::Cid;
 use crate::broker::core::MemberInfo;
 use crate::broker::link::{ControlLink, Taken};
-use crate::doorbell::{Line, ring_eventfd};
+use crate::doorbell::{Line, Lines, ring_eventfd};
 use crate::error::{Error, Result};
 use crate::incarnation::Incarnation;
 use crate::mem::MemoryMut;
@@ -110,24 +112,21 @@ impl Shell {
         let line = Arc::new(line);
         self.remove_line(member);
         self.next_id += 1;
-        let (id, events, bells) = (self.next_id, self.events.clone(), Arc::clone(&line));
-        let reader = tokio::spawn(async move {
-            while let Ok(bells) = bells.bells().await {
-                if events.send(Event::Bells(member, bells)).await.is_err() {
-                    return;
-                }
-            }
-            let _ = events.send(Event::LineDown(member, id)).await;
-        });
-        self.lines.insert(member, LineHandle { line, reader, id });
+        let id = self.next_id;
+        // Spawned kernels have no line to each other: the primary passes their bells on, here and at once.
+        let others = (self.member == Member::PRIMARY).then(|| self.lines.clone());
+        let task = tokio::spawn(read_line(Arc::clone(&line), member, id, others, self.events.clone()));
+        self.lines.insert(member, line);
+        self.line_readers.insert(member, LineReader { task, id });
         // Whatever was missed while there was no line.
         self.ring_everybody();
         self.scan(member);
     }
 
     pub(super) fn remove_line(&mut self, member: Member) {
-        if let Some(line) = self.lines.remove(&member) {
-            line.reader.abort();
+        self.lines.remove(member);
+        if let Some(reader) = self.line_readers.remove(&member) {
+            reader.task.abort();
         }
     }
 
@@ -139,7 +138,7 @@ impl Shell {
             _ => member == Member::PRIMARY,
         };
         let mut others = self.pool.layout.members().filter(|member| *member != self.member);
-        match others.any(|member| needs_line(member) && !self.lines.contains_key(&member)) {
+        match others.any(|member| needs_line(member) && !self.lines.has(member)) {
             true => self.recheck,
             false => self.recheck_with_lines,
         }
@@ -228,6 +227,30 @@ impl Shell {
         let members = self.pool.geometry().members_max;
         Err(Error::Invalid(format!("this pool has members 0 to {}, not {member}", members - 1)))
     }
+}
+
+/// Reads the line to `member` until it ends. In the primary, `others` are the lines over which bells that are not for us go on.
+async fn read_line(
+    line: Arc<Line>,
+    member: Member,
+    id: u64,
+    others: Option<Lines>,
+    events: mpsc::Sender<Event>,
+) {
+    while let Ok(mut bells) = line.bells().await {
+        if let Some(lines) = &others {
+            bells.retain(|bell| {
+                if let Some(other) = lines.get(*bell) {
+                    other.ring(member);
+                }
+                *bell == Member::PRIMARY
+            });
+        }
+        if !bells.is_empty() && events.send(Event::Bells(member, bells)).await.is_err() {
+            return;
+        }
+    }
+    let _ = events.send(Event::LineDown(member, id)).await;
 }
 
 pub(super) fn check_name(name: &str) -> Result<()> {

@@ -9,7 +9,6 @@ mod start;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
@@ -22,7 +21,7 @@ use crate::broker::link::ControlLink;
 use crate::broker::protocol::{self, ClientMessage};
 use crate::broker::record::HalfRef;
 use crate::broker::{BrokerStatus, MemberStatus, Policy, locks};
-use crate::doorbell::{self, BellPipe, Line};
+use crate::doorbell::{self, BellPipe, Line, Lines};
 use crate::error::{Error, Result};
 use crate::incarnation::Incarnation;
 use crate::mem::{OwnSpan, PeerSpan};
@@ -84,10 +83,10 @@ struct Watch {
     bells: u64,
 }
 
+/// Who reads a line.
 #[derive(Debug)]
-struct LineHandle {
-    line: Arc<Line>,
-    reader: JoinHandle<()>,
+struct LineReader {
+    task: JoinHandle<()>,
     id: u64,
 }
 
@@ -123,7 +122,8 @@ pub(crate) struct Shell {
     row_writer: Option<RowWriter>,
     rows: Vec<(u64, Option<MemberRow>)>,
     life: Life,
-    lines: HashMap<Member, LineHandle>,
+    lines: Lines,
+    line_readers: HashMap<Member, LineReader>,
     pipe: BellPipe,
     recheck: Duration,
     recheck_with_lines: Duration,
@@ -191,7 +191,7 @@ impl Shell {
             Event::Gone(client) => self.lose_client(client),
             Event::Bells(line, bells) => self.handle_line_bells(line, &bells),
             Event::LineDown(member, id) => {
-                if self.lines.get(&member).is_some_and(|line| line.id == id) {
+                if self.line_readers.get(&member).is_some_and(|reader| reader.id == id) {
                     tracing::debug!(%member, "doorbell line ended");
                     self.remove_line(member);
                 }
@@ -246,7 +246,7 @@ impl Shell {
             }
         }
         self.recover_memory();
-        self.lines.values().for_each(|line| line.line.retry());
+        self.lines.retry();
         // A peer's ring that was full may have room by now.
         let full: Vec<Member> = self
             .pool
@@ -298,29 +298,22 @@ impl Shell {
         if target == self.member {
             self.scan(target);
         } else if self.member == Member::PRIMARY {
-            if let Some(line) = self.lines.get(&target) {
-                line.line.ring(self.member);
+            if let Some(line) = self.lines.get(target) {
+                line.ring(self.member);
             }
-        } else if let Some(line) = self.lines.get(&Member::PRIMARY) {
-            line.line.ring(target);
+        } else if let Some(line) = self.lines.get(Member::PRIMARY) {
+            line.ring(target);
         }
     }
 
+    /// Bells for us, that came over the line to `line`. In the primary, those for others have been passed on already.
     fn handle_line_bells(&mut self, line: Member, bells: &[Member]) {
         let layout = self.pool.layout;
         for bell in bells.iter().filter(|bell| layout.has(**bell)) {
-            if self.member != Member::PRIMARY {
-                // The primary says who rings. Its own bell may also mean that somebody was fenced.
-                self.refresh_members();
-                self.drain();
-                self.scan(*bell);
-            } else if *bell == Member::PRIMARY {
-                self.refresh_members();
-                self.drain();
-                self.scan(line);
-            } else if let Some(other) = self.lines.get(bell) {
-                other.line.ring(line);
-            }
+            // The primary's line says who rings. Its own bell may also mean that somebody was fenced.
+            self.refresh_members();
+            self.drain();
+            self.scan(if self.member == Member::PRIMARY { line } else { *bell });
         }
     }
 
@@ -407,7 +400,7 @@ impl Shell {
                 cid: info.cid,
                 name: info.name.clone(),
                 generation: info.generation,
-                line: self.lines.contains_key(&member),
+                line: self.lines.has(member),
                 connections: self.life.core.connections_with(member),
             })
         });

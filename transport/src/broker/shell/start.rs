@@ -12,7 +12,7 @@ use super::{Command, EVENTS_MAX, Event, Life, Shell};
 use crate::broker::core::{Backing, BrokerCore};
 use crate::broker::link::ControlLink;
 use crate::broker::{BrokerConfig, locks};
-use crate::doorbell::BellPipe;
+use crate::doorbell::{BellPipe, Lines};
 use crate::error::{Error, Result};
 use crate::incarnation::Incarnation;
 use crate::mem::OwnSpan;
@@ -63,7 +63,8 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
         row_writer,
         rows: vec![(u64::MAX, None); layout.geometry.members_max as usize],
         life,
-        lines: HashMap::new(),
+        lines: Lines::default(),
+        line_readers: HashMap::new(),
         pipe: BellPipe::new()?,
         recheck: config.recheck,
         recheck_with_lines: config.recheck_with_lines,
@@ -218,7 +219,7 @@ impl Shell {
         self.publish_generation(0);
         self.ring_everybody();
         self.tasks.drain(..).for_each(|task| task.abort());
-        let lines: Vec<Member> = self.lines.keys().copied().collect();
+        let lines: Vec<Member> = self.line_readers.keys().copied().collect();
         lines.into_iter().for_each(|member| self.remove_line(member));
         if let Some(path) = &self.socket {
             let _ = std::fs::remove_file(path);
