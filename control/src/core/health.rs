@@ -163,15 +163,19 @@ impl Monitor {
         self.end = Some(end);
     }
 
-    /// Notes that this code runs now and means to run again in `next`: finds out when it was kept from running.
-    pub fn tick(&mut self, now_ns: u64, next: Duration) {
-        if let Some(due_ns) = self.tick_due_ns {
+    /// Notes that this code runs now: finds out when it was kept from running longer than [`Monitor::sleep`] said.
+    pub fn tick(&mut self, now_ns: u64) {
+        if let Some(due_ns) = self.tick_due_ns.take() {
             let lag_ns = now_ns.saturating_sub(due_ns);
             if lag_ns > self.config.own_lag_max.as_nanos() as u64 {
                 // Others on this machine were kept waiting as well: give them as long as we lost, once.
                 self.excused_until_ns = now_ns + lag_ns.min(MAX_EXCUSE_NS);
             }
         }
+    }
+
+    /// Notes that this code means to run again within `next`.
+    pub fn sleep(&mut self, now_ns: u64, next: Duration) {
         self.tick_due_ns = Some(now_ns + next.as_nanos() as u64);
     }
 
@@ -287,7 +291,8 @@ mod tests {
             while self.now_ms < until_ms {
                 self.now_ms += TICK_MS;
                 let now_ns = self.now_ms * 1_000_000;
-                self.monitor.tick(now_ns, Duration::from_millis(TICK_MS));
+                self.monitor.tick(now_ns);
+                self.monitor.sleep(now_ns, Duration::from_millis(TICK_MS));
                 if self.beats {
                     self.monitor.heartbeat(now_ns, self.now_ms / 100 + 1);
                 }
@@ -375,7 +380,7 @@ mod tests {
         let now_ns = scene.now_ms * 1_000_000;
         scene.monitor.probe_failed();
         scene.monitor.probe_failed();
-        scene.monitor.tick(now_ns, Duration::from_millis(TICK_MS));
+        scene.monitor.tick(now_ns);
         assert_eq!(scene.verdict(), Verdict::Ready);
         scene.run(1_000);
         assert_eq!(scene.verdict(), Verdict::Ready);

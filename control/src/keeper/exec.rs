@@ -62,7 +62,7 @@ fn prepare(keeper_pid: i32) -> io::Result<Command> {
                 let _open_for_ever = fd.into_raw_fd();
             }
             Err(error) => {
-                eprintln!("no library is preloaded: on processors with AMX the kernel will panic: {error}")
+                eprintln!("no library is preloaded: on processors with AMX the kernel will panic: {error}");
             }
         }
     }

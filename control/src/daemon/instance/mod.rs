@@ -15,10 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch as channel};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tombolo_agent::api::agent::Inventory;
 use tombolo_agent::api::health::HealthReport;
 use tombolo_rpc::Link;
+use tombolo_transport::rhythm;
 
 pub(crate) use effects::chain;
 use message::Message;
@@ -36,8 +37,6 @@ use crate::time::{monotonic_ns, unix_ns};
 /// Messages that may wait for an instance's task: more than its helpers can send at once (a handful), so that only
 /// callers ever wait for room.
 const MAILBOX_MESSAGES: usize = 64;
-/// How often the heartbeat is looked at.
-const TICK: Duration = Duration::from_millis(100);
 
 /// What others see of an instance without asking its task.
 #[derive(Clone, Debug)]
@@ -119,22 +118,21 @@ impl Instance {
         if resume {
             self.resume().await;
         }
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look_at = Instant::now();
         while !self.removed {
             while let Some(input) = self.inputs.pop_front() {
                 // What could not be recorded has been logged, and nothing that needs recording was done.
                 let _ = self.step(input, vec![]).await;
             }
             let next_timer = self.timers.values().min().copied();
-            let watching = self.kernel.is_some() || self.confirm.is_some();
+            let next_look = (self.kernel.is_some() || self.confirm.is_some()).then_some(look_at);
             tokio::select! {
                 message = inbox.recv() => match message {
                     Some(message) => self.handle(message).await,
                     None => break,
                 },
                 () = sleep_until(next_timer) => self.expire().await,
-                _ = tick.tick(), if watching => self.look().await,
+                () = sleep_until(next_look) => look_at = rhythm::next(self.look().await),
             }
         }
         tracing::debug!(instance = %self.record.name, "the task of this instance ends");

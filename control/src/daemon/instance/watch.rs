@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use tombolo_agent::api::health::HealthReport;
 
-use super::{Instance, TICK};
+use super::Instance;
 use crate::core::health::Wellness;
 use crate::core::lifecycle::Input;
 use crate::core::{EventKind, State};
 use crate::store::Batch;
 
+/// From one look to the next while something is suspicious; otherwise a heartbeat apart.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How long an agent may take to answer a probe.
 pub(super) const PROBE_MAX: Duration = Duration::from_millis(300);
 /// From one probe to the next.
@@ -53,14 +55,14 @@ impl Confirmation {
 }
 
 impl Instance {
-    /// One look at everything that does not report by itself.
-    pub(super) async fn look(&mut self) {
+    /// One look at everything that does not report by itself. Returns when to look again at the latest.
+    pub(super) async fn look(&mut self) -> Duration {
         let now_ns = self.now_ns();
         self.confirm_death(now_ns).await;
         if self.kernel.is_none() {
-            return;
+            return LOOK_AGAIN;
         }
-        self.monitor.tick(now_ns, TICK);
+        self.monitor.tick(now_ns);
         if let Some(beats) = self.beats() {
             self.monitor.heartbeat(now_ns, beats);
         }
@@ -75,6 +77,10 @@ impl Instance {
             }
         }
         self.judge(now_ns).await;
+        let calm = self.verdict.answers() && !self.probe.failing && !self.monitor.wants_probe(now_ns);
+        let again = if calm { Duration::from_millis(self.record.spec.heartbeat_ms) } else { LOOK_AGAIN };
+        self.monitor.sleep(now_ns, again);
+        again
     }
 
     pub(super) async fn probed(&mut self, link: u64, outcome: Result<(), String>) {
