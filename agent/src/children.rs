@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | C1 | a child is in the table before its exit can be collected | both happen under the table's lock |
 //! | C2 | a signal is only sent to a process id that has not been collected | sent under the lock, from the table |
+//! | C3 | what a [`OnEnd::KillGroup`] child leaves in its process group dies with it | killed while the child is a zombie, so that its number means nobody else |
 
 use std::collections::HashMap;
 use std::io;
@@ -15,8 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus};
+use nix::sys::wait::{Id, WaitPidFlag};
 use nix::unistd::Pid;
+use rustix::process::{WaitOptions, WaitStatus};
 use tokio::sync::watch;
 
 use crate::api::exec::ExitStatus as Exit;
@@ -27,8 +29,25 @@ pub struct Children(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    table: Mutex<HashMap<i32, watch::Sender<Option<Exit>>>>,
+    table: Mutex<Table>,
     scope: Scope,
+}
+
+type Table = HashMap<i32, Entry>;
+
+#[derive(Debug)]
+struct Entry {
+    exit: watch::Sender<Option<Exit>>,
+    on_end: OnEnd,
+}
+
+/// What becomes of the rest of a child's process group when the child ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnEnd {
+    /// It runs on, as below a shell.
+    LeaveGroup,
+    /// It is killed: a program that is started again and again must not leave more behind each time.
+    KillGroup,
 }
 
 /// Whose exits are collected.
@@ -97,17 +116,17 @@ impl Children {
         Self(Arc::new(Inner { table: Mutex::default(), scope }))
     }
 
-    /// Starts `command`.
+    /// Starts `command`, which must lead a process group if it is to be killed with its group.
     ///
     /// # Errors
     /// What fork or execve said; nothing runs then.
-    pub fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+    pub fn spawn(&self, command: &mut Command, on_end: OnEnd) -> io::Result<Child> {
         let mut table = self.lock();
         let mut child = command.spawn()?;
         let (sender, receiver) = watch::channel(None);
         let pipes =
             Pipes { stdin: child.stdin.take(), stdout: child.stdout.take(), stderr: child.stderr.take() };
-        table.insert(child.id() as i32, sender);
+        table.insert(child.id() as i32, Entry { exit: sender, on_end });
         Ok(Child { pid: child.id(), pipes, exit: ExitWatch(receiver) })
     }
 
@@ -138,9 +157,15 @@ impl Children {
     /// Collects every exit there is. Returns how many were orphans.
     pub fn reap(&self) -> u64 {
         match self.0.scope {
-            Scope::AllChildren => self.reap_all(),
+            Scope::AllChildren => {
+                std::iter::from_fn(|| reap_next(&mut self.lock())).filter(|known| !known).count() as u64
+            }
             Scope::OwnChildren => {
-                self.reap_own();
+                let mut table = self.lock();
+                let pids: Vec<i32> = table.keys().copied().collect();
+                for pid in pids.into_iter().filter(|pid| has_ended(Id::Pid(Pid::from_raw(*pid))).is_some()) {
+                    collect(&mut table, Some(pid));
+                }
                 0
             }
         }
@@ -157,60 +182,119 @@ impl Children {
         }
     }
 
-    fn reap_all(&self) -> u64 {
-        let mut orphans = 0;
-        loop {
-            let mut table = self.lock();
-            match nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(status) => match exit_of(status) {
-                    Some((pid, exit)) if !deliver(&mut table, pid, exit) => orphans += 1,
-                    Some(_) => {}
-                    None => return orphans,
-                },
-                Err(Errno::EINTR) => {}
-                Err(_) => return orphans,
-            }
-        }
-    }
-
-    fn reap_own(&self) {
-        let mut table = self.lock();
-        let pids: Vec<i32> = table.keys().copied().collect();
-        for pid in pids {
-            if let Ok(status) = nix::sys::wait::waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG))
-                && let Some((pid, exit)) = exit_of(status)
-            {
-                deliver(&mut table, pid, exit);
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<i32, watch::Sender<Option<Exit>>>> {
+    fn lock(&self) -> MutexGuard<'_, Table> {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn deliver(table: &mut HashMap<i32, watch::Sender<Option<Exit>>>, pid: i32, exit: Exit) -> bool {
-    match table.remove(&pid) {
-        Some(sender) => {
-            sender.send_replace(Some(exit));
-            true
-        }
-        None => false,
+/// Collects one exit, if there is one; whether it was that of a child of the table.
+fn reap_next(table: &mut Table) -> Option<bool> {
+    let pid = has_ended(Id::All)?;
+    collect(table, pid)
+}
+
+/// Whether one of these children has ended and waits to be collected; inside, its process id.
+///
+/// That is not known of one that died by a real-time signal: `nix` cannot say so.
+fn has_ended(which: Id<'_>) -> Option<Option<i32>> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    match nix::sys::wait::waitid(which, flags) {
+        Ok(status) => status.pid().map(|pid| Some(pid.as_raw())),
+        Err(Errno::EINVAL) => Some(None),
+        // No children at all.
+        Err(_) => None,
     }
 }
 
-fn exit_of(status: WaitStatus) -> Option<(i32, Exit)> {
-    match status {
-        WaitStatus::Exited(pid, code) => Some((pid.as_raw(), Exit::Code(code))),
-        WaitStatus::Signaled(pid, signal, core_dumped) => {
-            Some((pid.as_raw(), Exit::Signal { signal: signal as i32, core_dumped }))
+/// Collects the exit of `pid`, or of any child that has ended; whether it is in the table.
+fn collect(table: &mut Table, pid: Option<i32>) -> Option<bool> {
+    if let Some(pid) = pid
+        && table.get(&pid).is_some_and(|entry| entry.on_end == OnEnd::KillGroup)
+    {
+        // Nobody but the zombie itself is the usual case.
+        let _ = kill(-pid, Signal::SIGKILL as i32);
+    }
+    let collected = match pid.and_then(rustix::process::Pid::from_raw) {
+        Some(pid) => rustix::process::waitpid(Some(pid), WaitOptions::NOHANG),
+        None => rustix::process::wait(WaitOptions::NOHANG),
+    };
+    let (pid, status) = collected.ok().flatten()?;
+    match table.remove(&pid.as_raw_pid()) {
+        Some(entry) => {
+            entry.exit.send_replace(Some(exit_of(status)));
+            Some(true)
         }
-        _ => None,
+        None => Some(false),
+    }
+}
+
+/// wait(2). `nix` would refuse the real-time signals, and lose the exit.
+fn exit_of(status: WaitStatus) -> Exit {
+    /// `WCOREDUMP`, which rustix lacks.
+    const CORE_DUMPED: i32 = 0x80;
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => Exit::Code(code),
+        (None, Some(signal)) => Exit::Signal { signal, core_dumped: status.as_raw() & CORE_DUMPED != 0 },
+        // Stops and continuations are not asked for.
+        (None, None) => Exit::Code(-1),
     }
 }
 
 fn kill(pid: i32, signal: i32) -> io::Result<()> {
     let signal = Signal::try_from(signal)?;
     Ok(nix::sys::signal::kill(Pid::from_raw(pid), signal)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt as _;
+    use std::process::Stdio;
+
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+        command
+    }
+
+    fn children() -> Children {
+        let children = Children::new(Scope::OwnChildren);
+        tokio::spawn(children.clone().run_reaper());
+        children
+    }
+
+    #[tokio::test]
+    async fn a_death_by_a_real_time_signal_is_known() {
+        let mut child = children().spawn(&mut shell("kill -40 $$"), OnEnd::LeaveGroup).unwrap();
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(20), child.exit.ended()).await;
+        assert_eq!(ended.expect("in time"), Exit::Signal { signal: 40, core_dumped: false });
+    }
+
+    #[tokio::test]
+    async fn what_a_child_leaves_in_its_group_dies_with_it_if_asked_for() {
+        for (on_end, survives) in [(OnEnd::LeaveGroup, true), (OnEnd::KillGroup, false)] {
+            let mut child = children().spawn(&mut shell("sleep 1000 >/dev/null & echo $!"), on_end).unwrap();
+            child.exit.ended().await;
+            let mut left = String::new();
+            std::io::Read::read_to_string(&mut child.pipes.stdout.unwrap(), &mut left).unwrap();
+            let left: i32 = left.trim().parse().unwrap();
+            if survives {
+                assert!(runs(left));
+                kill(left, Signal::SIGKILL as i32).unwrap();
+            }
+            let gone = async {
+                while runs(left) {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(std::time::Duration::from_secs(20), gone).await.expect("in time");
+        }
+    }
+
+    /// Killed, a process may still be on its way out, or a zombie of whoever collects orphans here.
+    fn runs(pid: i32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        !stat.is_empty() && !stat.contains(") Z ") && !stat.contains(") X ")
+    }
 }

@@ -12,9 +12,10 @@ use tombolo_agent::api::agent::AgentMode;
 use tombolo_agent::blackbox::BlackBox;
 use tombolo_agent::config::{AgentConfig, DEFAULT_PATH, Doorbell};
 use tombolo_agent::console::Console;
+use tombolo_agent::exec::ExecChild;
 use tombolo_agent::logs::{Log, LogLayer};
 use tombolo_agent::run::{Boot, run};
-use tombolo_agent::{exec, inventory, pid1};
+use tombolo_agent::{inventory, pid1};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -51,15 +52,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Become PROGRAM on the terminal that is stdin, in a session of its own.
+    /// Become PROGRAM. Used by the agent itself between fork and exec.
     #[command(hide = true)]
-    ExecChild {
-        /// Path of the program.
-        program: PathBuf,
-        /// Its arguments, its name first.
-        #[arg(last = true)]
-        argv: Vec<String>,
-    },
+    ExecChild(ExecChild),
 }
 
 fn main() -> ExitCode {
@@ -74,12 +69,7 @@ fn main() -> ExitCode {
     };
     match arguments.command {
         Some(Command::Info { json }) => print_info(json),
-        Some(Command::ExecChild { program, argv }) => {
-            let error = exec::exec_child(program.as_os_str(), &argv);
-            eprintln!("tombolo-agent: cannot run {}: {error}", program.display());
-            // What a shell says when a program is there but cannot be run.
-            ExitCode::from(126)
-        }
+        Some(Command::ExecChild(child)) => child.run(),
         None if arguments.check => check(&arguments.config),
         None => match live(&arguments.config) {
             Ok(mode) => pid1::finish(mode),

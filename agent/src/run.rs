@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tombolo_rpc::Router;
 use tombolo_transport::options::AttachOptions;
 use tombolo_transport::pool::{Phase, PoolSource};
@@ -24,7 +24,7 @@ use crate::blackbox::BlackBox;
 use crate::children::{Children, Scope};
 use crate::config::{AgentConfig, Doorbell, PoolConfig};
 use crate::entrypoint::EntrypointHandle;
-use crate::exec::{ExecEngine, ExecService};
+use crate::exec::{ExecEngine, ExecService, Launcher};
 use crate::files::FilesService;
 use crate::forward::{ForwardService, Forwards};
 use crate::health::{Health, HealthService, ProbeTools};
@@ -66,6 +66,8 @@ pub struct Boot {
 /// If the pool or a socket cannot be used: the agent would be of no use.
 pub async fn run(boot: Boot) -> anyhow::Result<()> {
     let Boot { config, mode, epoch, log, black_box, doorbell } = boot;
+    // Before anything is started that a sudden end would leave behind.
+    let signals = EndSignals::watch()?;
     let config = Arc::new(config);
     let lifecycle = Lifecycle::booting();
     let children = Children::new(Scope::AllChildren);
@@ -79,10 +81,12 @@ pub async fn run(boot: Boot) -> anyhow::Result<()> {
         None => None,
     };
     let endpoint = fabric.as_ref().map(|fabric| fabric.endpoint.clone());
-    let exec = ExecEngine::new(children.clone(), lifecycle.clone(), PathBuf::from("/proc/self/exe"));
+    // Without a kernel or namespace of its own, what the agent has started would outlive its sudden death.
+    let tied = mode == AgentMode::Service;
+    let launcher = Launcher::new(children.clone(), PathBuf::from("/proc/self/exe"), tied);
+    let exec = ExecEngine::new(launcher.clone(), lifecycle.clone());
     let forwards = Forwards::new(lifecycle.clone(), endpoint.clone());
-    let entrypoint =
-        config.entrypoint.clone().map(|it| EntrypointHandle::start(it, children.clone(), log.clone()));
+    let entrypoint = config.entrypoint.clone().map(|it| EntrypointHandle::start(it, launcher, log.clone()));
     let tools = ProbeTools { exec: exec.clone(), endpoint: endpoint.clone() };
     let health = Health::start(config.probes.clone(), tools, lifecycle.clone(), entrypoint.clone());
     let shutdown = ShutdownOrder::default();
@@ -113,7 +117,7 @@ pub async fn run(boot: Boot) -> anyhow::Result<()> {
     }
     tracing::info!(name = config.name, cid = config.cid.0, incarnation = %config.incarnation, ?mode, "agent runs");
 
-    let kill_at = await_order(&shutdown).await?;
+    let kill_at = await_order(signals, &shutdown).await;
     let ending = Ending { mode, lifecycle, children, entrypoint, shutdown, fabric: fabric.as_ref() };
     ending.stop_everything(kill_at).await;
     links.drain(DRAIN_LIMIT).await;
@@ -142,16 +146,57 @@ pub fn router(
         .service(ForwardServer::new(ForwardService::new(forwards)))
 }
 
-/// Waits for an order over RPC, SIGTERM or SIGINT.
-async fn await_order(shutdown: &ShutdownOrder) -> anyhow::Result<Instant> {
-    let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
-    tokio::select! {
-        kill_at = shutdown.given() => return Ok(kill_at),
-        _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
+/// The signals that ask for the end: of a service manager, of Ctrl-C, of a terminal that was closed.
+struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+    /// `None` if whoever started the agent had it ignored (nohup(1)).
+    hangup: Option<Signal>,
+}
+
+impl EndSignals {
+    /// From now on they are noted instead of ending the process.
+    fn watch() -> anyhow::Result<Self> {
+        let watch = |kind, name| signal(kind).with_context(|| format!("watching for {name}"));
+        Ok(Self {
+            terminate: watch(SignalKind::terminate(), "SIGTERM")?,
+            interrupt: watch(SignalKind::interrupt(), "SIGINT")?,
+            hangup: (!ignores_hangup()).then(|| watch(SignalKind::hangup(), "SIGHUP")).transpose()?,
+        })
     }
-    Ok(shutdown.give(Instant::now() + SIGTERM_GRACE))
+
+    /// The name of the next one.
+    async fn next(&mut self) -> &'static str {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = hangup => "SIGHUP",
+        }
+    }
+}
+
+/// proc(5): `SigIgn` is a bit mask in hexadecimal, of which SIGHUP is the first bit.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 != 0)
+}
+
+/// Waits for an order over RPC or a signal. The moment when whoever is left is killed.
+async fn await_order(mut signals: EndSignals, shutdown: &ShutdownOrder) -> Instant {
+    tokio::select! {
+        kill_at = shutdown.given() => kill_at,
+        name = signals.next() => {
+            tracing::info!("{name}: shutting down");
+            shutdown.give(Instant::now() + SIGTERM_GRACE)
+        }
+    }
 }
 
 async fn log_kernel(log: Log) {

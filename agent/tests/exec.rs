@@ -147,6 +147,23 @@ async fn a_detached_job_outlives_its_caller_and_is_read_from_any_offset() {
 }
 
 #[tokio::test]
+async fn a_key_means_one_job_and_only_a_detached_one() {
+    let agent = Agent::start(json!({}));
+    let clients = agent.clients().await;
+    let keyed = |spec: ExecSpec| ExecSpec { key: Some("one".into()), ..spec };
+    let job = within(clients.exec.start(keyed(spec(&["sleep", "1000"])))).await.unwrap();
+    let error = app(within(clients.exec.start(keyed(spec(&["sleep", "999"])))).await);
+    assert!(matches!(&error, ExecError::Invalid { field, .. } if field == "key"), "{error}");
+    // An attached job neither takes over the detached one nor is taken for it.
+    let (call, _input, mut out) = clients.exec.run(keyed(shell("echo mine")));
+    let mut written = Written::default();
+    written.read_all(&mut out).await;
+    assert_eq!(within(call).await.unwrap(), ExitStatus::Code(0));
+    assert!(written.job != job.job && written.stdout_text() == "mine\n", "{written:?}");
+    assert!(process_exists(job.pid));
+}
+
+#[tokio::test]
 async fn a_detached_job_nobody_reads_drops_its_oldest_output_and_says_how_much() {
     let agent = Agent::start(json!({}));
     let clients = agent.clients().await;
@@ -197,6 +214,32 @@ async fn signals_go_by_name_and_number() {
     assert_eq!(within(call).await.unwrap(), ExitStatus::Signal { signal: 9, core_dumped: false });
     let error = app(within(clients.exec.kill(written.job, Signal::Name("NOPE".into()))).await);
     assert!(error.to_string().contains("NOPE"), "{error}");
+}
+
+#[tokio::test]
+async fn a_death_by_a_real_time_signal_is_reported() {
+    let agent = Agent::start(json!({}));
+    let clients = agent.clients().await;
+    let (call, _input, _out) = clients.exec.run(shell("kill -40 $$"));
+    assert_eq!(within(call).await.unwrap(), ExitStatus::Signal { signal: 40, core_dumped: false });
+}
+
+#[tokio::test]
+async fn a_terminal_belongs_to_the_user_who_works_on_it() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: needs root");
+        return;
+    }
+    let agent = Agent::start(json!({}));
+    let clients = agent.clients().await;
+    let tty = Some(WindowSize { rows: 24, cols: 80 });
+    let script = "stat -c %u $(tty); echo by name > $(tty)";
+    let user = Some("4001:4002".to_owned());
+    let (call, _input, mut out) = clients.exec.run(ExecSpec { tty, user, ..shell(script) });
+    let mut written = Written::default();
+    written.read_all(&mut out).await;
+    assert_eq!(written.stdout_text(), "4001\r\nby name\r\n");
+    assert_eq!(within(call).await.unwrap(), ExitStatus::Code(0));
 }
 
 #[tokio::test]

@@ -15,9 +15,9 @@ pub use restart::{Decision, Ended, RestartCore};
 use crate::api::exec::{ExecError, ExitStatus};
 use crate::api::health::{EntrypointState, EntrypointStatus};
 use crate::api::logs::{LogLevel, LogSource};
-use crate::children::{Child, Children, ExitWatch, Pipes, Target};
+use crate::children::{Child, ExitWatch, OnEnd, Pipes, Target};
 use crate::config::Entrypoint;
-use crate::exec::Program;
+use crate::exec::{Launch, Launcher, Program};
 use crate::logs::{LineSplitter, Log};
 
 /// From SIGTERM to SIGKILL when a liveness probe asks for a restart.
@@ -42,7 +42,7 @@ enum Order {
 
 impl EntrypointHandle {
     /// Starts the entrypoint and a task that looks after it.
-    pub fn start(entrypoint: Entrypoint, children: Children, log: Log) -> Self {
+    pub fn start(entrypoint: Entrypoint, launcher: Launcher, log: Log) -> Self {
         let (orders, inbox) = mpsc::channel(8);
         let status = EntrypointStatus {
             argv: entrypoint.argv.clone(),
@@ -52,7 +52,7 @@ impl EntrypointHandle {
         };
         let (sender, receiver) = watch::channel(status);
         let core = RestartCore::new(entrypoint.restart);
-        tokio::spawn(Supervisor { entrypoint, children, log, core, inbox, status: sender }.run());
+        tokio::spawn(Supervisor { entrypoint, launcher, log, core, inbox, status: sender }.run());
         Self { orders, status: receiver }
     }
 
@@ -84,7 +84,7 @@ impl EntrypointHandle {
 
 struct Supervisor {
     entrypoint: Entrypoint,
-    children: Children,
+    launcher: Launcher,
     log: Log,
     core: RestartCore,
     inbox: mpsc::Receiver<Order>,
@@ -145,9 +145,13 @@ impl Supervisor {
     fn start(&self) -> Result<Child, ExecError> {
         let Entrypoint { argv, env, cwd, user, .. } = &self.entrypoint;
         let program = Program::resolve(argv, env.iter().cloned(), cwd.to_str(), user.as_deref())?;
-        let mut command = program.command();
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        self.children.spawn(&mut command).map_err(|e| program.spawn_error(&e))
+        let launch = Launch {
+            stdio: [Stdio::null(), Stdio::piped(), Stdio::piped()],
+            on_terminal: false,
+            on_end: OnEnd::KillGroup,
+            on_agent_death: nix::sys::signal::Signal::SIGTERM,
+        };
+        self.launcher.start(&program, launch)
     }
 
     async fn obey(&mut self, order: Option<Order>, pid: u32, mut exit: ExitWatch) -> Outcome {
@@ -173,7 +177,7 @@ impl Supervisor {
     }
 
     fn signal(&self, pid: u32, signal: i32) {
-        if let Err(error) = self.children.signal(pid, Target::Group, signal) {
+        if let Err(error) = self.launcher.children().signal(pid, Target::Group, signal) {
             tracing::warn!(pid, signal, %error, "the entrypoint could not be signalled");
         }
     }
@@ -250,7 +254,7 @@ async fn pump_lines(mut from: pipe::Receiver, source: LogSource, log: Log) {
 mod tests {
     use super::*;
     use crate::blackbox::BlackBox;
-    use crate::children::Scope;
+    use crate::children::{Children, Scope};
     use crate::config::RestartPolicy;
 
     struct Bed {
@@ -264,7 +268,8 @@ mod tests {
         let log = Log::new(1, BlackBox::default(), None);
         let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
         let entrypoint = Entrypoint { argv, env: vec![], cwd: "/".into(), user: None, restart };
-        Bed { handle: EntrypointHandle::start(entrypoint, children, log.clone()), log }
+        let launcher = Launcher::new(children, "/proc/self/exe".into(), false);
+        Bed { handle: EntrypointHandle::start(entrypoint, launcher, log.clone()), log }
     }
 
     async fn until(bed: &Bed, wanted: impl FnMut(&EntrypointStatus) -> bool) -> EntrypointStatus {
@@ -328,7 +333,8 @@ mod tests {
         let argv = vec!["/no/such/program".to_owned()];
         let restart = RestartPolicy::Never;
         let entrypoint = Entrypoint { argv, env: vec![], cwd: "/".into(), user: None, restart };
-        let bed = Bed { handle: EntrypointHandle::start(entrypoint, children, log.clone()), log };
+        let launcher = Launcher::new(children, "/proc/self/exe".into(), false);
+        let bed = Bed { handle: EntrypointHandle::start(entrypoint, launcher, log.clone()), log };
         let status = until(&bed, |status| matches!(status.state, EntrypointState::CannotStart { .. })).await;
         assert!(format!("{status:?}").contains("/no/such/program"));
     }

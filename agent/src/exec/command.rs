@@ -1,12 +1,12 @@
 //! From what a caller asks for to a command that can be started, or to an error that names what is missing.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::user::{UserIds, resolve_user};
 use crate::api::exec::ExecError;
 
 /// Where programs are looked for unless the caller's environment says otherwise.
@@ -27,17 +27,6 @@ pub struct Program {
     pub cwd: PathBuf,
     /// Whom to run as; `None`: as the agent.
     pub user: Option<UserIds>,
-}
-
-/// A user and its main group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UserIds {
-    /// User id.
-    pub uid: u32,
-    /// Group id.
-    pub gid: u32,
-    /// Home directory.
-    pub home: PathBuf,
 }
 
 impl Program {
@@ -66,28 +55,12 @@ impl Program {
         Ok(Self { asked, path, argv: argv.to_vec(), env, cwd, user })
     }
 
-    /// The command, without its stdio: a process group of its own is made unless it is to lead a session.
-    pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.path);
-        if let Some(name) = self.argv.first() {
-            command.arg0(name);
+    /// Has `command`, which names this program's path, do the rest: arguments, directory, user.
+    pub(super) fn fill(&self, command: &mut Command) {
+        if let Some((name, arguments)) = self.argv.split_first() {
+            command.arg0(name).args(arguments);
         }
-        command.args(self.argv.iter().skip(1));
-        self.surroundings(&mut command);
-        command.process_group(0);
-        command
-    }
-
-    /// The same program through a helper that first makes its stdin the controlling terminal of a new session.
-    pub fn command_on_terminal(&self, helper: &Path) -> Command {
-        let mut command = Command::new(helper);
-        command.arg("exec-child").arg(&self.path).arg("--").args(&self.argv);
-        self.surroundings(&mut command);
-        command
-    }
-
-    fn surroundings(&self, command: &mut Command) {
-        command.env_clear().envs(&self.env).current_dir(&self.cwd);
+        command.current_dir(&self.cwd);
         if let Some(user) = &self.user {
             command.uid(user.uid).gid(user.gid);
         }
@@ -113,7 +86,7 @@ impl Program {
     }
 }
 
-fn invalid(field: &str, reason: impl Into<String>) -> ExecError {
+pub(super) fn invalid(field: &str, reason: impl Into<String>) -> ExecError {
     ExecError::Invalid { field: field.to_owned(), reason: reason.into() }
 }
 
@@ -182,53 +155,6 @@ fn check_executable(path: &Path) -> Result<(), Option<String>> {
     }
 }
 
-/// A name of /etc/passwd, `UID` or `UID:GID`.
-fn resolve_user(user: &str) -> Result<UserIds, ExecError> {
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    resolve_user_in(user, &passwd)
-}
-
-fn resolve_user_in(user: &str, passwd: &str) -> Result<UserIds, ExecError> {
-    if let Some(ids) = passwd.lines().find_map(|line| passwd_entry(line, user)) {
-        return Ok(ids);
-    }
-    let (uid, gid) = match user.split_once(':') {
-        Some((uid, gid)) => (uid.parse().ok(), gid.parse().ok()),
-        None => (user.parse().ok(), user.parse().ok()),
-    };
-    match (uid, gid) {
-        (Some(uid), Some(gid)) => Ok(UserIds { uid, gid, home: PathBuf::from("/") }),
-        _ => Err(invalid("user", format!("`{user}` is neither in /etc/passwd nor a UID or UID:GID"))),
-    }
-}
-
-fn passwd_entry(line: &str, user: &str) -> Option<UserIds> {
-    let mut fields = line.split(':');
-    let (name, _password, uid, gid) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-    let home = fields.nth(1).unwrap_or("/");
-    (name == user || uid == user)
-        .then(|| Some(UserIds { uid: uid.parse().ok()?, gid: gid.parse().ok()?, home: PathBuf::from(home) }))
-        .flatten()
-}
-
-/// Makes stdin the controlling terminal of a new session and becomes the program; only returns if that fails.
-///
-/// This is the hidden subcommand `exec-child PROGRAM -- ARGV...`: done in a program of its own, between fork and exec
-/// of the real one, so that no code runs in a forked copy of a threaded process.
-pub fn exec_child(program: &OsStr, argv: &[String]) -> io::Error {
-    if let Err(error) = rustix::process::setsid() {
-        return error.into();
-    }
-    if let Err(error) = rustix::process::ioctl_tiocsctty(std::io::stdin()) {
-        return error.into();
-    }
-    let mut command = Command::new(program);
-    if let Some((name, arguments)) = argv.split_first() {
-        command.arg0(name).args(arguments);
-    }
-    command.exec()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,15 +198,5 @@ mod tests {
             let refused = Program::resolve(&["sh".into()], [], Some(cwd), None);
             assert!(matches!(refused, Err(ExecError::Invalid { .. })), "{cwd}");
         }
-    }
-
-    #[test]
-    fn users_are_found_by_name_number_or_pair() {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n";
-        let app = UserIds { uid: 1000, gid: 1001, home: "/home/app".into() };
-        assert_eq!(resolve_user_in("app", passwd).unwrap(), app);
-        assert_eq!(resolve_user_in("1000", passwd).unwrap(), app);
-        assert_eq!(resolve_user_in("7:8", passwd).unwrap(), UserIds { uid: 7, gid: 8, home: "/".into() });
-        assert!(resolve_user_in("nobody-here", passwd).is_err());
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::output::{Channel, Next, OutputBuffer, WhenFull};
 use super::pty::Pty;
-use crate::api::exec::{ExitStatus, JobInfo, WindowSize};
+use crate::api::exec::{ExecSpec, ExitStatus, JobInfo, WindowSize};
 use crate::children::{Child, Children, ExitWatch, Target};
 
 /// One read from a pipe or terminal: what a pipe holds by default.
@@ -44,15 +44,13 @@ pub struct JobFacts {
     pub id: u64,
     /// Its process id.
     pub pid: u32,
-    /// What runs.
-    pub argv: Vec<String>,
-    /// The caller's key.
-    pub key: Option<String>,
+    /// What was asked for.
+    pub spec: ExecSpec,
     /// Whether it outlives its caller.
     pub detached: bool,
     /// Since 1970.
     pub started_at_ms: u64,
-    /// Killed after this.
+    /// Killed after this long.
     pub timeout: Option<Duration>,
 }
 
@@ -196,8 +194,8 @@ impl Job {
         JobInfo {
             job: self.facts.id,
             pid: self.facts.pid,
-            argv: self.facts.argv.clone(),
-            key: self.facts.key.clone(),
+            argv: self.facts.spec.argv.clone(),
+            key: self.facts.spec.key.clone(),
             detached: self.facts.detached,
             tty: self.pty.is_some(),
             started_at_ms: self.facts.started_at_ms,

@@ -1,29 +1,35 @@
 //! Programs inside the kernel: the engine behind [`crate::api::exec::Exec`].
 
 mod command;
+mod helper;
 mod job;
+mod launch;
 mod output;
 mod pty;
 mod service;
 mod signal;
 mod table;
+mod user;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use command::{Program, exec_child};
+pub use command::Program;
+pub use helper::ExecChild;
 pub use job::{Job, JobFacts};
+pub use launch::{Launch, Launcher};
 pub use output::{Channel, Chunk, Next, OutputBuffer, WhenFull};
 pub use service::ExecService;
 pub use signal::number as signal_number;
+pub use user::UserIds;
 
 use self::pty::Pty;
 use self::table::JobTable;
 use crate::api::exec::{ExecError, ExecSpec, ExitStatus, Signal};
-use crate::children::Children;
+use crate::api::health::AgentPhase;
+use crate::children::{Children, OnEnd};
 use crate::state::Lifecycle;
 
 /// Output kept of a detached job, and how far an attached one may run ahead of its reader.
@@ -37,20 +43,18 @@ pub struct ExecEngine(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    children: Children,
+    launcher: Launcher,
     lifecycle: Lifecycle,
-    /// This program, which puts a job on its terminal.
-    helper: PathBuf,
     jobs: Mutex<JobTable>,
 }
 
 impl ExecEngine {
-    /// An engine without jobs. `helper` is the path of this program (`/proc/self/exe`).
-    pub fn new(children: Children, lifecycle: Lifecycle, helper: PathBuf) -> Self {
-        Self(Arc::new(Inner { children, lifecycle, helper, jobs: Mutex::default() }))
+    /// An engine without jobs.
+    pub fn new(launcher: Launcher, lifecycle: Lifecycle) -> Self {
+        Self(Arc::new(Inner { launcher, lifecycle, jobs: Mutex::default() }))
     }
 
-    /// Starts a job, or returns the one that has the same key.
+    /// Starts a job, or, if it is to be detached, returns the one that was started with the same key.
     ///
     /// # Errors
     /// See [`ExecError`]; whatever the error, nothing runs.
@@ -63,8 +67,13 @@ impl ExecEngine {
         let program = resolve(spec)?;
         // The lock is held while starting, so that two calls with one key start one job.
         let mut jobs = self.lock();
-        if let Some(job) = spec.key.as_deref().and_then(|key| jobs.by_key(key)) {
-            return Ok(job);
+        if let Some(job) = spec.key.as_deref().filter(|_| detached).and_then(|key| jobs.by_key(key)) {
+            return if job.facts.spec == *spec {
+                Ok(job)
+            } else {
+                let reason = format!("job {} has it and is another one", job.facts.id);
+                Err(ExecError::Invalid { field: "key".to_owned(), reason })
+            };
         }
         jobs.check_room()?;
         let job = self.spawn(&program, spec, detached, jobs.next_id())?;
@@ -83,33 +92,33 @@ impl ExecEngine {
             attempt: format!("{attempt} for `{}`", program.asked),
             reason: error.to_string(),
         };
-        let (mut command, pty) = match spec.tty {
-            None => (program.command(), None),
+        let (stdio, pty) = match spec.tty {
+            None => {
+                let stdin = if spec.stdin { Stdio::piped() } else { Stdio::null() };
+                ([stdin, Stdio::piped(), Stdio::piped()], None)
+            }
             Some(size) => {
-                let (pty, stdio) = Pty::open(size).map_err(|e| system("opening a terminal", e))?;
-                let mut command = program.command_on_terminal(&self.0.helper);
-                let [stdin, stdout, stderr] = stdio;
-                command.stdin(stdin).stdout(stdout).stderr(stderr);
-                (command, Some(pty))
+                let owner = program.user.as_ref().map(|user| user.uid);
+                let (pty, stdio) = Pty::open(size, owner).map_err(|e| system("opening a terminal", e))?;
+                (stdio, Some(pty))
             }
         };
-        if pty.is_none() {
-            command.stdin(if spec.stdin { Stdio::piped() } else { Stdio::null() });
-            command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        }
-        let child = self.0.children.spawn(&mut command).map_err(|e| program.spawn_error(&e))?;
-        // The parent's copies of the terminal's other side live in `command`: they would keep it open for ever.
-        drop(command);
+        let launch = Launch {
+            stdio,
+            on_terminal: pty.is_some(),
+            on_end: OnEnd::LeaveGroup,
+            on_agent_death: nix::sys::signal::Signal::SIGKILL,
+        };
+        let child = self.0.launcher.start(program, launch)?;
         let facts = JobFacts {
             id,
             pid: child.pid,
-            argv: program.argv.clone(),
-            key: spec.key.clone(),
+            spec: spec.clone(),
             detached,
             started_at_ms: wall_ms(),
             timeout: spec.timeout_ms.map(Duration::from_millis),
         };
-        Job::adopt(facts, child, pty, self.0.children.clone(), OUTPUT_BYTES)
+        Job::adopt(facts, child, pty, self.0.launcher.children().clone(), OUTPUT_BYTES)
             .map_err(|e| system("watching the output", e))
     }
 
@@ -172,16 +181,23 @@ impl ExecEngine {
         self.lock().remove(id);
     }
 
-    /// Runs a short program for the agent itself, its output discarded.
+    /// Runs a short program for the agent itself, its output discarded. What it leaves in its process group is killed.
     ///
     /// # Errors
     /// [`ExecError`] if it cannot be started. A dropped future kills it.
     pub async fn run_quietly(&self, argv: &[String], timeout: Duration) -> Result<ExitStatus, ExecError> {
+        if self.0.lifecycle.phase() == AgentPhase::ShuttingDown {
+            return Err(ExecError::NotAccepting { state: "shutting down".to_owned() });
+        }
         let program = Program::resolve(argv, [], None, None)?;
-        let mut command = program.command();
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = self.0.children.spawn(&mut command).map_err(|e| program.spawn_error(&e))?;
-        let guard = KillOnDrop { children: self.0.children.clone(), pid: child.pid };
+        let launch = Launch {
+            stdio: [Stdio::null(), Stdio::null(), Stdio::null()],
+            on_terminal: false,
+            on_end: OnEnd::KillGroup,
+            on_agent_death: nix::sys::signal::Signal::SIGKILL,
+        };
+        let child = self.0.launcher.start(&program, launch)?;
+        let guard = KillOnDrop { children: self.0.launcher.children().clone(), pid: child.pid };
         let mut exit = child.exit;
         let ended = tokio::time::timeout(timeout, exit.ended()).await;
         drop(guard);

@@ -18,15 +18,20 @@ pub struct Pty {
 }
 
 impl Pty {
-    /// A new terminal of that size, and stdin, stdout and stderr for the program that is to run on it.
+    /// A new terminal of that size, and stdin, stdout and stderr for the program that is to run on it as `owner`, who can
+    /// then also open it by name.
     ///
     /// # Errors
     /// What the system said; without devpts mounted there are no terminals.
-    pub fn open(size: WindowSize) -> io::Result<(Self, [Stdio; 3])> {
+    pub fn open(size: WindowSize, owner: Option<u32>) -> io::Result<(Self, [Stdio; 3])> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = rustix::pty::openpt(flags)?;
         rustix::pty::unlockpt(&master)?;
         let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+        if let Some(uid) = owner {
+            // The group stays that of all terminals, as devpts was mounted.
+            rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(uid)), None)?;
+        }
         let both = Interest::READABLE | Interest::WRITABLE;
         let pty = Self { master: crate::sys::watched(master, both)? };
         pty.resize(size)?;

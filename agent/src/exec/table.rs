@@ -27,8 +27,10 @@ impl JobTable {
         self.jobs.get(&id).cloned()
     }
 
+    /// The detached job that was started with `key`: an attached one belongs to its call.
     pub(super) fn by_key(&self, key: &str) -> Option<Arc<Job>> {
-        self.jobs.values().find(|job| job.facts.key.as_deref() == Some(key)).cloned()
+        let mut detached = self.jobs.values().filter(|job| job.facts.detached);
+        detached.find(|job| job.facts.spec.key.as_deref() == Some(key)).cloned()
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Job>> {

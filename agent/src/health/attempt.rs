@@ -69,13 +69,17 @@ fn check_age(path: &Path, max_age: Duration) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::children::{Children, Scope};
+    use crate::exec::Launcher;
     use crate::state::Lifecycle;
 
     fn tools() -> ProbeTools {
         let children = Children::new(Scope::OwnChildren);
         tokio::spawn(children.clone().run_reaper());
         ProbeTools {
-            exec: ExecEngine::new(children, Lifecycle::booting(), "/proc/self/exe".into()),
+            exec: ExecEngine::new(
+                Launcher::new(children, "/proc/self/exe".into(), false),
+                Lifecycle::booting(),
+            ),
             endpoint: None,
         }
     }

@@ -181,13 +181,14 @@ fn is_well(entrypoint: &EntrypointStatus) -> bool {
 mod tests {
     use super::*;
     use crate::children::{Children, Scope};
-    use crate::exec::ExecEngine;
+    use crate::exec::{ExecEngine, Launcher};
 
     fn start(probes: &[&str]) -> (Health, Lifecycle) {
         let children = Children::new(Scope::OwnChildren);
         tokio::spawn(children.clone().run_reaper());
         let lifecycle = Lifecycle::booting();
-        let exec = ExecEngine::new(children, lifecycle.clone(), "/proc/self/exe".into());
+        let exec =
+            ExecEngine::new(Launcher::new(children, "/proc/self/exe".into(), false), lifecycle.clone());
         let probes = probes.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
         let health = Health::start(probes, ProbeTools { exec, endpoint: None }, lifecycle.clone(), None);
         (health, lifecycle)
