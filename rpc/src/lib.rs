@@ -119,7 +119,7 @@ pub use connection::PeerInfo;
 pub use error::{CallError, Failure, LinkError, Never, Outcome};
 pub use link::{Auth, Call, Chooser, Link, LinkConfig, Receiver, Sender};
 pub use postcard_schema::Schema;
-pub use service::{CallInfo, Cancellation, Ctx, MethodCounters, Reject, Router, Service, reflection};
+pub use service::{CallInfo, Cancellation, Ctx, MethodCounters, Reject, Router, Service, health, reflection};
 pub use tombolo_rpc_macros::service;
 pub use wire::metadata::{Metadata, MetadataError, TRACEPARENT};
 

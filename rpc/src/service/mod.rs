@@ -3,6 +3,7 @@
 mod counters;
 mod ctx;
 mod handler;
+pub mod health;
 pub mod reflection;
 mod router;
 
