@@ -9,8 +9,8 @@ use tombolo_transport::BrokerHandle;
 use tombolo_transport::broker::Policy;
 
 use crate::api::agent::{
-    Agent, AgentError, AgentMode, Inventory, PolicyRule, Pong, Quiesce, QuiesceReport, ServiceEntry,
-    Shutdown, ShutdownAccepted,
+    Agent, AgentError, AgentMode, ClockReport, Inventory, PolicyRule, Pong, Quiesce, QuiesceReport,
+    ServiceEntry, Shutdown, ShutdownAccepted, SyncClock,
 };
 use crate::api::health::AgentPhase;
 use crate::config::AgentConfig;
@@ -22,7 +22,7 @@ use crate::state::Lifecycle;
 /// Longest grace that is accepted.
 const GRACE_MAX: Duration = Duration::from_secs(3600);
 /// After the grace: to kill, sync, unmount and power off.
-const AFTER_GRACE: Duration = Duration::from_secs(5);
+const AFTER_GRACE: Duration = Duration::from_secs(25);
 
 /// When everything is to be over: the moment of SIGKILL, once somebody has ordered it. Clones share it.
 #[derive(Clone, Debug)]
@@ -139,6 +139,11 @@ impl Agent for AgentService {
             monotonic_ns: now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64,
             wall_ns: wall.as_nanos() as u64,
         })
+    }
+
+    async fn sync_clock(&self, _cx: &Ctx, request: SyncClock) -> Result<ClockReport, AgentError> {
+        let AgentParts { config, mode, .. } = self.parts();
+        Ok(crate::clock::sync(&request, *mode, config.may_set_clock))
     }
 
     async fn quiesce(&self, _cx: &Ctx, request: Quiesce) -> Result<QuiesceReport, AgentError> {

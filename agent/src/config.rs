@@ -15,7 +15,7 @@ use tombolo_transport::{Cid, Incarnation, Member};
 mod probe;
 mod program;
 
-pub use probe::{ProbeAction, ProbeConfig, ProbeKind};
+pub use probe::{Exec, Fabric, FileAge, ProbeAction, ProbeConfig, ProbeKind, Rpc, Tcp};
 pub use program::{Entrypoint, RestartPolicy, User};
 
 /// Where a spawned kernel's agent finds its configuration.
@@ -73,6 +73,9 @@ pub struct AgentConfig {
     /// A `tracing` filter such as `info` or `tombolo_agent=debug,info`. Default `info`.
     #[serde(default = "default_log_level")]
     pub log_level: String,
+    /// Whether the control plane may step the clock of this kernel, if the agent is its first process. Default: no.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_set_clock: bool,
     /// Kernel modules to load before anything else, in this order. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub modules: Vec<PathBuf>,
@@ -164,6 +167,7 @@ impl AgentConfig {
             broker_socket: default_broker_socket(),
             policy: Policy::default(),
             log_level: default_log_level(),
+            may_set_clock: false,
             modules: Vec::new(),
             listen: None,
         }

@@ -8,8 +8,16 @@ use crate::config::AgentConfig;
 use crate::health::{system_load, uptime_ms};
 
 /// What this agent can do beyond the base of its version.
-const FEATURES: &[&str] =
-    &["exec.tty", "exec.detached", "files.resume", "logs.cursor", "forward.listen", "quiesce.auto-resume"];
+const FEATURES: &[&str] = &[
+    "clock.sync",
+    "exec.tty",
+    "exec.detached",
+    "files.resume",
+    "logs.cursor",
+    "forward.listen",
+    "probe.rpc",
+    "quiesce.auto-resume",
+];
 
 /// Version of the agent.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

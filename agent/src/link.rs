@@ -12,6 +12,7 @@ use tombolo_rpc::{Auth, Link, LinkConfig, Router};
 use tombolo_transport::{Addr, ConnectOptions, Endpoint, Messages, Port};
 
 use crate::config::AgentConfig;
+use crate::socket_file::{self, SocketFile};
 
 /// First pause between two attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -21,6 +22,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest message on a Unix socket, in bytes.
 const UNIX_MESSAGE_BYTES_MAX: usize = 256 * 1024;
+/// Longest request or item, in bytes: a program's arguments and environment may be as long as Linux takes them (`ARG_MAX`).
+const MESSAGE_BYTES_MAX: u32 = 2 * 1024 * 1024;
+/// Requests that have arrived in part, in bytes: the smallest kernel has 64 MiB in all.
+const ASSEMBLY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Calls of one caller at a time: fewer than there are threads for blocking work.
+const CALLS_MAX: u32 = 256;
 /// After this many failures in a row one is worth a warning: the control plane may just be restarting.
 const FAILURES_BEFORE_WARNING: u32 = 20;
 
@@ -55,6 +62,9 @@ pub fn link_config(config: &AgentConfig) -> LinkConfig {
         .identity(config.cid, config.incarnation)
         .auth(Auth::Secret(config.secret.0.0));
     link.build = format!("tombolo-agent {}", crate::inventory::VERSION);
+    link.message_bytes_max = MESSAGE_BYTES_MAX;
+    link.assembly_bytes_max = ASSEMBLY_BYTES_MAX;
+    link.calls_max = CALLS_MAX;
     link
 }
 
@@ -97,22 +107,20 @@ async fn dial(endpoint: &Endpoint, addr: Addr, config: &AgentConfig, router: Rou
 pub struct LocalSocket {
     listener: UnixListener,
     path: PathBuf,
+    _file: SocketFile,
 }
 
 impl LocalSocket {
-    /// Listens on `path`; a file left there by a dead agent is replaced.
+    /// Listens on `path`; a socket left there by a dead agent is replaced.
     ///
     /// # Errors
     /// What the system said; [`std::io::ErrorKind::AddrInUse`] if a living process listens there.
     pub fn bind(path: &Path) -> std::io::Result<Self> {
-        if std::os::unix::net::UnixStream::connect(path).is_err() {
-            // Nobody answers: whatever is there is a leftover, or nothing.
-            let _ = std::fs::remove_file(path);
-        }
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        Ok(Self { listener: UnixListener::bind(path)?, path: path.to_owned() })
+        let (listener, file) = socket_file::listen(path)?;
+        Ok(Self { listener, path: path.to_owned(), _file: file })
     }
 
     /// Serves every caller that proves the secret, for ever.
@@ -129,12 +137,6 @@ impl LocalSocket {
                 }
             }
         }
-    }
-}
-
-impl Drop for LocalSocket {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 

@@ -107,6 +107,7 @@ fn check(config: &Path) -> ExitCode {
 
 /// From the configuration to the moment when nothing is left but to power off.
 fn live(path: &Path) -> anyhow::Result<AgentMode> {
+    tombolo_agent::keep_inherited_fds();
     let mode = pid1::detect_mode();
     let not_mounted = if mode == AgentMode::Init { pid1::mount_basics() } else { Vec::new() };
     let config = AgentConfig::read(path)?;

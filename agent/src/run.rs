@@ -87,7 +87,7 @@ pub async fn run(boot: Boot) -> anyhow::Result<()> {
     let exec = ExecEngine::new(launcher.clone(), lifecycle.clone());
     let forwards = Forwards::new(lifecycle.clone(), endpoint.clone());
     let entrypoint = config.entrypoint.clone().map(|it| EntrypointHandle::start(it, launcher, log.clone()));
-    let tools = ProbeTools { exec: exec.clone(), endpoint: endpoint.clone() };
+    let tools = ProbeTools::new(exec.clone(), endpoint.clone());
     let health = Health::start(config.probes.clone(), tools, lifecycle.clone(), entrypoint.clone());
     let shutdown = ShutdownOrder::default();
     let parts = AgentParts {

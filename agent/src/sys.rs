@@ -35,6 +35,22 @@ pub fn inherited_fd(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Keeps the descriptors that this process inherited, beyond stdin, stdout and stderr, from the programs it starts: a lock
+/// or a pipe that whoever started the agent left open would live as long as the longest job. Call it before anything else
+/// is opened.
+pub fn keep_inherited_fds() {
+    // Without /proc this is the first process of a kernel, which inherits nothing.
+    let fds = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    for fd in fds.filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok()) {
+        if fd > 2 {
+            // SAFETY: it was open just now, and nothing else runs yet that could close it; the directory's own
+            // descriptor, which is among them, is open until the loop ends.
+            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+            let _ = rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC);
+        }
+    }
+}
+
 /// Lets the runtime watch a descriptor, which is made non-blocking.
 ///
 /// # Errors

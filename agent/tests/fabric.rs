@@ -5,6 +5,8 @@ mod common;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{Agent, Clients, Written, eventually, process_exists, shell, spec, within};
@@ -13,7 +15,8 @@ use tombolo_agent::api::agent::{AgentError, PolicyRule, Shutdown};
 use tombolo_agent::api::exec::ExitStatus;
 use tombolo_agent::api::files::{Get, Put};
 use tombolo_agent::api::forward::{ForwardRule, ForwardTarget};
-use tombolo_rpc::{Auth, Blob, CallError, Link, LinkConfig, Router};
+use tombolo_agent::api::health::{HealthReport, ProbeFailureKind as Kind, ProbeStatus, ProbeVerdict};
+use tombolo_rpc::{Auth, Blob, CallError, Ctx, Link, LinkConfig, Router, health};
 use tombolo_transport::pool::{Geometry, Phase, PoolSource};
 use tombolo_transport::{
     Broker, BrokerConfig, BrokerHandle, Cid, Endpoint, Incarnation, ListenOptions, Member, MessageListener,
@@ -221,4 +224,179 @@ async fn policy_and_services_are_those_of_the_broker() {
     let denied = within(primary.endpoint.connect(addr)).await;
     assert!(matches!(denied, Err(tombolo_transport::Error::Denied { .. })), "{denied:?}");
     drop(agent);
+}
+
+/// A program of kernel `web` that a test can have behave in any way.
+struct Program {
+    endpoint: Endpoint,
+    serving: Option<tokio::task::JoinHandle<()>>,
+}
+
+/// How a program treats whoever connects.
+#[derive(Clone, Copy)]
+enum Manner {
+    /// Serves `router` to anybody.
+    Open,
+    /// Wants a secret proven.
+    Secret,
+    /// Accepts and says nothing.
+    Mute,
+    /// Sends what is no frame of tombolo-rpc.
+    Babble,
+    /// Does not even accept.
+    Busy,
+}
+
+impl Program {
+    async fn of(bed: &Bed) -> Self {
+        let socket = bed.dir.path().join("broker.sock");
+        let endpoint = loop {
+            match Endpoint::attach(&socket).await {
+                Ok(endpoint) => break endpoint,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        Self { endpoint, serving: None }
+    }
+
+    /// From now on there is a service `kv` that behaves so.
+    async fn behave(&mut self, manner: Manner, router: Router) {
+        self.vanish().await;
+        let options = || ListenOptions { backlog: 2, ..ListenOptions::named("kv") };
+        let mut listener = loop {
+            // The name of the listener before is free once its end has been noticed.
+            match self.endpoint.listen_messages(Port::ANY, options()).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        self.serving = Some(tokio::spawn(async move {
+            let mut mute = Vec::new();
+            loop {
+                if let Manner::Busy = manner {
+                    std::future::pending::<()>().await;
+                }
+                let Ok((mut messages, _)) = listener.accept().await else { return };
+                match manner {
+                    Manner::Mute | Manner::Busy => mute.push(messages),
+                    Manner::Babble => {
+                        let _ = messages.send(b"GET / HTTP/1.1").await;
+                        mute.push(messages);
+                    }
+                    Manner::Open | Manner::Secret => {
+                        let auth =
+                            if let Manner::Secret = manner { Auth::Secret([1; 32]) } else { Auth::None };
+                        let config = LinkConfig::new("kv").auth(auth);
+                        let router = router.clone();
+                        tokio::spawn(async move {
+                            if let Ok(link) = Link::accept(messages, config, router).await {
+                                link.closed().await;
+                            }
+                        });
+                    }
+                }
+            }
+        }));
+    }
+
+    async fn vanish(&mut self) {
+        if let Some(serving) = self.serving.take() {
+            serving.abort();
+            let _ = serving.await;
+        }
+    }
+}
+
+/// Waits for a report in which the one probe is so.
+async fn probed(
+    reports: &mut tombolo_rpc::Receiver<HealthReport>,
+    what: &str,
+    wanted: impl Fn(&ProbeStatus) -> bool,
+) -> ProbeStatus {
+    let wait = async {
+        loop {
+            let status = reports.recv().await.unwrap().unwrap().probes.remove(0);
+            if wanted(&status) {
+                return status;
+            }
+        }
+    };
+    tokio::time::timeout(common::LIMIT, wait).await.unwrap_or_else(|_| panic!("never: {what}"))
+}
+
+fn rpc_probe(rpc: Value) -> Value {
+    json!({"probes": [{"name": "kv", "kind": "readiness", "period_ms": 30, "timeout_ms": 300,
+        "failure_threshold": 1, "rpc": rpc}]})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rpc_probe_needs_no_code_in_the_program_and_says_what_is_wrong() {
+    let bed = Bed::new();
+    let (near, far) = UnixStream::pair().unwrap();
+    let mut primary = bed.primary(&near).await;
+    let _agent = bed.agent(far, rpc_probe(json!({"target": "kv"})));
+    let clients = primary.accept().await;
+    let (_call, mut reports) = clients.health.watch(50);
+    let mut program = Program::of(&bed).await;
+    let fails = |kind: Kind| move |status: &ProbeStatus| status.last_failure_kind == Some(kind);
+
+    let status = probed(&mut reports, "no such name", fails(Kind::NotFound)).await;
+    assert!(status.last_failure.contains("kv"), "{status:?}");
+    // Of each misbehaviour the program recovers: the probe has left nothing behind that would keep it from it.
+    for (manner, kind, said) in [
+        (Manner::Mute, Kind::TimedOut, "HELLO"),
+        (Manner::Babble, Kind::NotRpc, "kv"),
+        (Manner::Secret, Kind::NotAuthenticated, "secret"),
+    ] {
+        program.behave(manner, Router::new()).await;
+        let status = probed(&mut reports, said, fails(kind)).await;
+        assert!(status.last_failure.contains(said), "{status:?}");
+        program.behave(Manner::Open, Router::new()).await;
+        let passing = |status: &ProbeStatus| status.verdict == ProbeVerdict::Passing;
+        let status = probed(&mut reports, "passing", passing).await;
+        assert_eq!((status.last_failure.as_str(), status.last_failure_kind), ("", None));
+    }
+    program.behave(Manner::Busy, Router::new()).await;
+    let stuck = [Kind::TimedOut, Kind::Refused];
+    let is_stuck = |status: &ProbeStatus| status.last_failure_kind.is_some_and(|kind| stuck.contains(&kind));
+    probed(&mut reports, "does not accept", is_stuck).await;
+    program.vanish().await;
+    probed(&mut reports, "gone", fails(Kind::NotFound)).await;
+}
+
+/// A program that knows how it is.
+struct Moody(Arc<AtomicBool>);
+
+impl health::Health for Moody {
+    async fn serving(&self, _cx: &Ctx, service: String) -> Result<(), health::NotServing> {
+        if self.0.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(health::NotServing { reason: format!("`{service}` is still loading") })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rpc_probe_wants_its_service_and_asks_a_program_that_knows_how_it_is() {
+    let bed = Bed::new();
+    let (near, far) = UnixStream::pair().unwrap();
+    let mut primary = bed.primary(&near).await;
+    let _agent = bed.agent(far, rpc_probe(json!({"target": "web/kv", "service": "tombolo.Health"})));
+    let clients = primary.accept().await;
+    let (_call, mut reports) = clients.health.watch(50);
+    let mut program = Program::of(&bed).await;
+
+    program.behave(Manner::Open, Router::new()).await;
+    let missing = |status: &ProbeStatus| status.last_failure_kind == Some(Kind::ServiceMissing);
+    let status = probed(&mut reports, "the service is missing", missing).await;
+    assert!(status.last_failure.contains("tombolo.Reflection"), "it says what there is: {status:?}");
+
+    let well = Arc::new(AtomicBool::new(false));
+    let router = Router::new().service(health::HealthServer::new(Moody(Arc::clone(&well))));
+    program.behave(Manner::Open, router).await;
+    let not_serving = |status: &ProbeStatus| status.last_failure_kind == Some(Kind::NotServing);
+    let status = probed(&mut reports, "not serving", not_serving).await;
+    assert!(status.last_failure.contains("`tombolo.Health` is still loading"), "{status:?}");
+    well.store(true, Ordering::Relaxed);
+    probed(&mut reports, "passing", |status| status.verdict == ProbeVerdict::Passing).await;
 }

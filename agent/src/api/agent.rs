@@ -12,6 +12,9 @@ pub trait Agent {
     async fn hello(&self, cx: &Ctx) -> Result<Inventory, AgentError>;
     /// Answers at once with the clocks of this kernel.
     async fn ping(&self, cx: &Ctx) -> Result<Pong, AgentError>;
+    /// Says how far the clock of this kernel is off, and steps it if asked to and permitted
+    /// ([`crate::config::AgentConfig::may_set_clock`]).
+    async fn sync_clock(&self, cx: &Ctx, request: SyncClock) -> Result<ClockReport, AgentError>;
     /// Takes on no new work (exec, put, forwards) until resumed, and writes file systems to their devices.
     ///
     /// Calling it again renews `auto_resume_ms`.
@@ -99,6 +102,42 @@ pub struct Pong {
     pub monotonic_ns: u64,
     /// Since 1970, in nanoseconds, by the clock of this kernel.
     pub wall_ns: u64,
+}
+
+/// Request of [`Agent::sync_clock`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct SyncClock {
+    /// The time by the caller's clock when this arrives, in nanoseconds since 1970: when it is sent, plus half a round trip
+    /// as measured with [`Agent::ping`].
+    pub wall_ns: u64,
+    /// How far `wall_ns` may be off, in nanoseconds: half a round trip.
+    pub uncertainty_ns: u64,
+    /// Step the clock if it is off by more than this many milliseconds, and more than the uncertainty. `None`: report only.
+    pub step_beyond_ms: Option<u64>,
+}
+
+/// Answer to [`Agent::sync_clock`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct ClockReport {
+    /// This kernel's clock minus the caller's, in nanoseconds, before anything was changed.
+    pub offset_ns: i64,
+    /// What was done about it.
+    pub action: ClockAction,
+}
+
+/// What [`Agent::sync_clock`] did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClockAction {
+    /// Nothing: it is near enough, or only a report was asked for.
+    Left,
+    /// The clock shows the caller's time now.
+    Stepped,
+    /// It is off by more than was asked for, and was left.
+    NotStepped {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// Request of [`Agent::quiesce`].

@@ -2,7 +2,8 @@
 //!
 //! A put writes to a partial file beside the target and renames it into place once length and checksum agree, so a
 //! reader sees the old file or the new one, whole. What an interrupted put has written stays, and
-//! [`Files::partial`] tells from where to go on.
+//! [`Files::partial`] tells from where to go on. The new file belongs to the agent's user; a link of that name is
+//! replaced, not followed.
 
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
@@ -202,6 +203,16 @@ pub enum FileError {
     Busy {
         /// The target.
         path: String,
+    },
+    /// As many puts and gets as may be are under way.
+    #[error(
+        "`{path}` must wait: {limit} transfers are under way already; nothing was changed, try again later"
+    )]
+    TooMany {
+        /// As it was given.
+        path: String,
+        /// How many there may be.
+        limit: u32,
     },
     /// The agent takes on no work now.
     #[error("this kernel is {state} and writes no files; nothing was changed")]

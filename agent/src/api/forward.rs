@@ -37,7 +37,7 @@ pub trait Forward {
 pub enum ForwardTarget {
     /// A TCP port. To listen on port 0 chooses a free one.
     Tcp {
-        /// A name or an address; default for listeners is 127.0.0.1.
+        /// An address, or a name of /etc/hosts in this kernel; default for listeners is 127.0.0.1.
         host: String,
         /// The port.
         port: u16,

@@ -67,6 +67,38 @@ pub struct ProbeStatus {
     pub failures_in_a_row: u32,
     /// Why the last try failed; empty if it passed.
     pub last_failure: String,
+    /// The same for programs; `None` if it passed.
+    pub last_failure_kind: Option<ProbeFailureKind>,
+}
+
+/// Why a try of a probe failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Schema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProbeFailureKind {
+    /// No result within the time-out.
+    TimedOut,
+    /// There is no such program, file, host, kernel or service name.
+    NotFound,
+    /// Nobody listens there.
+    Refused,
+    /// It is not permitted.
+    Denied,
+    /// The connection was lost, or something else went wrong on the way.
+    Lost,
+    /// Who listens there does not speak tombolo-rpc, or no version that the agent knows.
+    NotRpc,
+    /// Who listens there wants a secret proven.
+    NotAuthenticated,
+    /// The rpc service is not among those offered there.
+    ServiceMissing,
+    /// The program says itself that it cannot do its work now.
+    NotServing,
+    /// The program that was run ended by a signal or with another code than 0.
+    BadExit,
+    /// The file was not written to for too long.
+    Stale,
+    /// The probe could not be tried: this kernel has no pool, or is shutting down.
+    CannotTry,
 }
 
 /// The verdict of a probe.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
+use tombolo_transport::Addr;
 
 use super::ConfigError;
 
@@ -13,29 +14,81 @@ use super::ConfigError;
 /// {"name":"answers","kind":"readiness","tcp":{"port":6379},"period_ms":500,"failure_threshold":3}
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Document")]
 pub struct ProbeConfig {
     /// Unique among the probes of this kernel.
     pub name: String,
     /// What a verdict means.
     pub kind: ProbeKind,
-    /// What is tried: one of `exec`, `tcp`, `fabric`, `file_age`.
+    /// What is tried: one of `exec`, `tcp`, `fabric`, `rpc`, `file_age`.
     #[serde(flatten)]
     pub action: ProbeAction,
     /// Wait before the first try, in milliseconds. Default 0.
-    #[serde(default)]
     pub initial_delay_ms: u64,
     /// From the start of one try to the start of the next, in milliseconds, at least 10. Default 1000.
-    #[serde(default = "default_period_ms")]
     pub period_ms: u64,
     /// A try that takes longer has failed, in milliseconds, at least 1. Default 1000.
-    #[serde(default = "default_timeout_ms")]
     pub timeout_ms: u64,
     /// Failures in a row that turn the verdict to failing, at least 1. Default 3.
-    #[serde(default = "default_failure_threshold")]
     pub failure_threshold: u32,
     /// Successes in a row that turn the verdict to passing, at least 1. Default 1.
-    #[serde(default = "default_success_threshold")]
     pub success_threshold: u32,
+}
+
+/// A probe as it is written. Serde's `flatten` would take the first action it finds and ignore whatever else is there, a
+/// misspelt field as well as a second action; here neither is.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    name: String,
+    kind: ProbeKind,
+    exec: Option<Exec>,
+    tcp: Option<Tcp>,
+    fabric: Option<Fabric>,
+    rpc: Option<Rpc>,
+    file_age: Option<FileAge>,
+    #[serde(default)]
+    initial_delay_ms: u64,
+    #[serde(default = "default_period_ms")]
+    period_ms: u64,
+    #[serde(default = "default_timeout_ms")]
+    timeout_ms: u64,
+    #[serde(default = "default_failure_threshold")]
+    failure_threshold: u32,
+    #[serde(default = "default_success_threshold")]
+    success_threshold: u32,
+}
+
+impl TryFrom<Document> for ProbeConfig {
+    type Error = String;
+
+    fn try_from(document: Document) -> Result<Self, String> {
+        let Document { exec, tcp, fabric, rpc, file_age, .. } = document;
+        let actions = [
+            exec.map(ProbeAction::Exec),
+            tcp.map(ProbeAction::Tcp),
+            fabric.map(ProbeAction::Fabric),
+            rpc.map(ProbeAction::Rpc),
+            file_age.map(ProbeAction::FileAge),
+        ];
+        let mut actions = actions.into_iter().flatten();
+        let (Some(action), None) = (actions.next(), actions.next()) else {
+            let name = document.name;
+            return Err(format!(
+                "probe `{name}` must have exactly one of `exec`, `tcp`, `fabric`, `rpc`, `file_age`"
+            ));
+        };
+        Ok(Self {
+            name: document.name,
+            kind: document.kind,
+            action,
+            initial_delay_ms: document.initial_delay_ms,
+            period_ms: document.period_ms,
+            timeout_ms: document.timeout_ms,
+            failure_threshold: document.failure_threshold,
+            success_threshold: document.success_threshold,
+        })
+    }
 }
 
 /// What a probe decides.
@@ -51,34 +104,72 @@ pub enum ProbeKind {
 }
 
 /// What one try does.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProbeAction {
-    /// Passes if the program ends with code 0.
-    Exec {
-        /// Program and arguments.
-        argv: Vec<String>,
-    },
+    /// Passes if a program ends with code 0.
+    Exec(Exec),
     /// Passes if a TCP connection is accepted.
-    Tcp {
-        /// Default 127.0.0.1.
-        #[serde(default = "default_host")]
-        host: String,
-        /// The port.
-        port: u16,
-    },
+    Tcp(Tcp),
     /// Passes if a connection over the fabric to a port of this kernel is accepted.
-    Fabric {
-        /// The port.
-        port: u32,
-    },
-    /// Passes if the file was written to within this time.
-    FileAge {
-        /// The file.
-        path: PathBuf,
-        /// In milliseconds.
-        max_age_ms: u64,
-    },
+    Fabric(Fabric),
+    /// Passes if a server of tombolo-rpc answers.
+    Rpc(Rpc),
+    /// Passes if a file was written to lately.
+    FileAge(FileAge),
+}
+
+/// [`ProbeAction::Exec`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+}
+
+/// [`ProbeAction::Tcp`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tcp {
+    /// An address, or a name of /etc/hosts. Default 127.0.0.1.
+    #[serde(default = "default_host")]
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// [`ProbeAction::Fabric`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fabric {
+    /// The port.
+    pub port: u32,
+}
+
+/// [`ProbeAction::Rpc`].
+///
+/// The agent connects through this kernel's broker, as any program would, exchanges HELLO, and has the services listed by
+/// reflection: every server of tombolo-rpc can be probed so, without code of its own. One that also serves
+/// [`tombolo_rpc::health::Health`] is asked for its own opinion. Servers that want a secret proven cannot be probed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rpc {
+    /// Where it listens: `SERVICE` or `PORT` of this kernel, or `KERNEL/SERVICE` or `CID:PORT`, which policy must allow.
+    pub target: String,
+    /// The rpc service that must be offered there, such as `tombolo.demo.Kv`, and about which its health is asked.
+    /// Default: any will do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+}
+
+/// [`ProbeAction::FileAge`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileAge {
+    /// The file.
+    pub path: PathBuf,
+    /// In milliseconds.
+    pub max_age_ms: u64,
 }
 
 pub(super) fn validate_all(probes: &[ProbeConfig]) -> Result<(), ConfigError> {
@@ -107,10 +198,21 @@ impl ProbeConfig {
             return Err("thresholds must be at least 1".into());
         }
         match &self.action {
-            ProbeAction::Exec { argv } if argv.first().is_none_or(String::is_empty) => {
+            ProbeAction::Exec(Exec { argv }) if argv.first().is_none_or(String::is_empty) => {
                 Err("`exec.argv` must name a program".into())
             }
-            ProbeAction::FileAge { path, .. } if !path.is_absolute() => {
+            ProbeAction::Rpc(Rpc { target, .. }) if target.is_empty() => {
+                Err("`rpc.target` must be SERVICE, PORT, KERNEL/SERVICE or CID:PORT".into())
+            }
+            ProbeAction::Rpc(Rpc { target, .. })
+                if target.contains(':') && target.parse::<Addr>().is_err() =>
+            {
+                Err(format!("`rpc.target` `{target}` is not CID:PORT"))
+            }
+            ProbeAction::Rpc(Rpc { service: Some(service), .. }) if service.is_empty() => {
+                Err("`rpc.service` must not be empty; leave it out if any will do".into())
+            }
+            ProbeAction::FileAge(FileAge { path, .. }) if !path.is_absolute() => {
                 Err(format!("`file_age.path` {} is not an absolute path", path.display()))
             }
             _ => Ok(()),
@@ -156,17 +258,53 @@ mod tests {
         assert!(
             validate_all(&[good.clone(), good.clone()]).unwrap_err().to_string().contains("earlier probe")
         );
-        let spoils: [fn(&mut ProbeConfig); 5] = [
-            |p| p.period_ms = 1,
-            |p| p.timeout_ms = 0,
-            |p| p.failure_threshold = 0,
-            |p| p.action = ProbeAction::Exec { argv: vec![] },
-            |p| p.action = ProbeAction::FileAge { path: "x".into(), max_age_ms: 1 },
+        let rpc = |target: &str, service: Option<&str>| {
+            ProbeAction::Rpc(Rpc { target: target.into(), service: service.map(str::to_owned) })
+        };
+        let spoils: [&dyn Fn(&mut ProbeConfig); 8] = [
+            &|p| p.period_ms = 1,
+            &|p| p.timeout_ms = 0,
+            &|p| p.failure_threshold = 0,
+            &|p| p.action = ProbeAction::Exec(Exec { argv: vec![] }),
+            &|p| p.action = ProbeAction::FileAge(FileAge { path: "x".into(), max_age_ms: 1 }),
+            &|p| p.action = rpc("", None),
+            &|p| p.action = rpc("3:many", None),
+            &|p| p.action = rpc("kv", Some("")),
         ];
         for spoil in spoils {
             let mut probe = good.clone();
             spoil(&mut probe);
             assert!(validate_all(&[probe]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_probe_that_is_written_wrongly_is_refused_not_half_understood() {
+        for (text, said) in [
+            (r#"{"name":"p","kind":"startup","tcp":{"port":1},"perod_ms":5}"#, "perod_ms"),
+            (r#"{"name":"p","kind":"startup","tcp":{"port":1,"hots":"x"}}"#, "hots"),
+            (r#"{"name":"p","kind":"startup","tcp":{"port":1},"rpc":{"target":"kv"}}"#, "exactly one"),
+            (r#"{"name":"p","kind":"startup"}"#, "exactly one"),
+        ] {
+            let error = serde_json::from_str::<ProbeConfig>(text).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for action in [
+            r#""exec":{"argv":["true"]}"#,
+            r#""tcp":{"port":1}"#,
+            r#""fabric":{"port":1}"#,
+            r#""rpc":{"target":"kv","service":"tombolo.demo.Kv"}"#,
+            r#""rpc":{"target":"3:6379"}"#,
+            r#""file_age":{"path":"/x","max_age_ms":5}"#,
+        ] {
+            let probe = parse(&format!(r#"{{"name":"p","kind":"startup",{action}}}"#));
+            validate_all(std::slice::from_ref(&probe)).unwrap();
+            let again = parse(&serde_json::to_string(&probe).unwrap());
+            assert_eq!(again, probe);
         }
     }
 }

@@ -142,10 +142,17 @@ impl Job {
     /// Writes to its stdin, waiting while it does not read. A program that closed its stdin ignores it.
     pub async fn write_stdin(&self, bytes: &[u8]) {
         let mut stdin = self.stdin.lock().await;
-        let written = match &mut *stdin {
-            Some(Stdin::Pipe(pipe)) => pipe.write_all(bytes).await,
-            Some(Stdin::Terminal(pty)) => pty.write_all(bytes).await,
-            None => Ok(()),
+        let write = async {
+            match &mut *stdin {
+                Some(Stdin::Pipe(pipe)) => pipe.write_all(bytes).await,
+                Some(Stdin::Terminal(pty)) => pty.write_all(bytes).await,
+                None => Ok(()),
+            }
+        };
+        let written = tokio::select! {
+            written = write => written,
+            // Somebody else may have inherited its stdin, and may never read.
+            _ = self.ended() => Err(io::ErrorKind::BrokenPipe.into()),
         };
         if written.is_err() {
             *stdin = None;
@@ -233,8 +240,8 @@ impl Job {
         }
         self.lock_output().close();
         self.bump_output();
-        *self.stdin.lock().await = None;
         self.exit.send_replace(Some(status));
+        *self.stdin.lock().await = None;
     }
 
     /// After the end: goes on while output flows, and for [`DRAIN_GRACE`] after it stopped.
@@ -273,7 +280,12 @@ impl Job {
             buffer.reserve(READ_CHUNK_BYTES);
             match source.read_buf(&mut buffer).await {
                 Ok(0) | Err(_) => return,
-                Ok(_) => self.push(channel, buffer.split().freeze()),
+                // What is taken out of the buffer keeps all of its memory: worth it only if it fills most of it.
+                Ok(len) if len >= READ_CHUNK_BYTES / 2 => self.push(channel, buffer.split().freeze()),
+                Ok(_) => {
+                    self.push(channel, Bytes::copy_from_slice(&buffer));
+                    buffer.clear();
+                }
             }
         }
     }

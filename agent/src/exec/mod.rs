@@ -185,7 +185,7 @@ impl ExecEngine {
     ///
     /// # Errors
     /// [`ExecError`] if it cannot be started. A dropped future kills it.
-    pub async fn run_quietly(&self, argv: &[String], timeout: Duration) -> Result<ExitStatus, ExecError> {
+    pub async fn run_quietly(&self, argv: &[String]) -> Result<ExitStatus, ExecError> {
         if self.0.lifecycle.phase() == AgentPhase::ShuttingDown {
             return Err(ExecError::NotAccepting { state: "shutting down".to_owned() });
         }
@@ -197,11 +197,9 @@ impl ExecEngine {
             on_agent_death: nix::sys::signal::Signal::SIGKILL,
         };
         let child = self.0.launcher.start(&program, launch)?;
-        let guard = KillOnDrop { children: self.0.launcher.children().clone(), pid: child.pid };
+        let _guard = KillOnDrop { children: self.0.launcher.children().clone(), pid: child.pid };
         let mut exit = child.exit;
-        let ended = tokio::time::timeout(timeout, exit.ended()).await;
-        drop(guard);
-        Ok(ended.unwrap_or(ExitStatus::TimedOut))
+        Ok(exit.ended().await)
     }
 
     fn lock(&self) -> MutexGuard<'_, JobTable> {

@@ -11,6 +11,9 @@ use crate::api::files::{FileError, FileInfo, FileKind, GetDone};
 /// One piece on its way: large enough that its cost is in the bytes.
 pub(crate) const CHUNK_BYTES: usize = 256 * 1024;
 
+/// Most entries of a listing, which is sorted, hence held whole: about 10 MiB.
+pub(crate) const ENTRIES_MAX: usize = 65_536;
+
 /// Reads a file from `offset`, giving out each piece; `deliver` says `false` when nobody wants more.
 ///
 /// Returns `None` if nobody did.
@@ -73,17 +76,23 @@ pub(crate) fn stat(path: &str) -> Result<FileInfo, FileError> {
 /// What is in a directory, by name. Entries that vanish meanwhile are left out.
 ///
 /// # Errors
-/// [`FileError`].
+/// [`FileError`]; [`FileError::System`] also for a directory of more than [`ENTRIES_MAX`] entries.
 pub(crate) fn list(path: &str) -> Result<Vec<FileInfo>, FileError> {
     let target = checked(path)?;
-    let entries = std::fs::read_dir(&target).map_err(|e| system("listing", &target, &e))?;
-    let mut infos: Vec<FileInfo> = entries
-        .flatten()
-        .filter_map(|entry| {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            Some(info(name, &entry.path(), &entry.metadata().ok()?))
-        })
-        .collect();
+    let fail = |e: &io::Error| system("listing", &target, e);
+    let mut infos = Vec::new();
+    for entry in std::fs::read_dir(&target).map_err(|e| fail(&e))? {
+        let entry = entry.map_err(|e| fail(&e))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        match entry.metadata() {
+            Ok(meta) => infos.push(info(name, &entry.path(), &meta)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(system("looking at", &entry.path(), &error)),
+        }
+        if infos.len() > ENTRIES_MAX {
+            return Err(fail(&io::Error::other(format!("it holds more than {ENTRIES_MAX} entries"))));
+        }
+    }
     infos.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(infos)
 }

@@ -1,11 +1,14 @@
 //! Writing a file so that a reader sees the old one or the new one, whole. Blocking: runs on a thread for that.
 
 use std::collections::HashSet;
-use std::fs::{File, Permissions};
+use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
 use super::path::{checked_file, system};
 use super::room::room_in;
@@ -88,19 +91,16 @@ impl PutFile {
         let partial = partial_path(&target, &request.resume_key)?;
         let lock = locks.take(&partial, &request.path)?;
         check_target(&target, request.replace)?;
+        check_room(&target, &request)?;
         if let Some(parent) = target.parent().filter(|_| request.parents) {
             std::fs::create_dir_all(parent).map_err(|e| system("making the directory", parent, &e))?;
         }
-        check_room(&target, &request)?;
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
-            .open(&partial)
-            .map_err(|e| system("writing", &partial, &e))?;
+        let mut file = open_partial(&partial).map_err(|e| system("writing", &partial, &e))?;
+        // The set of locks knows paths: the same file may be meant by two, or by another agent. File systems without
+        // such locks have to do without.
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+            return Err(FileError::Busy { path: request.path });
+        }
         let there = file.metadata().map_err(|e| system("looking at", &partial, &e))?.len();
         if request.offset > there || request.offset > request.len {
             return Err(FileError::WrongOffset { path: request.path, asked: request.offset, there });
@@ -135,7 +135,7 @@ impl PutFile {
     ///
     /// # Errors
     /// [`FileError::Incomplete`] (the partial file stays), [`FileError::ChecksumMismatch`] (it is removed),
-    /// [`FileError::Exists`], or what the system said; the target is unchanged.
+    /// [`FileError::Exists`], or what the system said; the target is unchanged unless the error says otherwise.
     pub fn finish(self) -> Result<PutDone, FileError> {
         let (received, announced) = (self.received, self.request.len);
         if received < announced {
@@ -146,20 +146,29 @@ impl PutFile {
             return Err(FileError::ChecksumMismatch { path: self.request.path });
         }
         self.place().map_err(|e| system("replacing", &self.target, &e))?;
+        // The new name is on the device once its directory is.
+        let written = self.target.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all());
+        written.map_err(|e| FileError::System {
+            attempt: "the file is in place, but writing its directory to the device, of".to_owned(),
+            path: self.request.path.clone(),
+            reason: e.to_string(),
+        })?;
         Ok(PutDone { len: received })
     }
 
     fn place(&self) -> io::Result<()> {
         self.file.set_permissions(Permissions::from_mode(self.request.mode & MODE_MASK))?;
         self.file.sync_all()?;
-        if self.request.replace {
-            std::fs::rename(&self.partial, &self.target)?;
-        } else {
-            let flags = rustix::fs::RenameFlags::NOREPLACE;
-            rustix::fs::renameat_with(rustix::fs::CWD, &self.partial, rustix::fs::CWD, &self.target, flags)?;
+        // Whoever may write to the directory may have put another file there meanwhile.
+        let (ours, there) = (self.file.metadata()?, std::fs::symlink_metadata(&self.partial)?);
+        if (ours.dev(), ours.ino()) != (there.dev(), there.ino()) {
+            return Err(io::Error::other("somebody else has replaced the partial file"));
         }
-        // The new name is on the device once its directory is.
-        self.target.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+        if self.request.replace {
+            return std::fs::rename(&self.partial, &self.target);
+        }
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        Ok(rustix::fs::renameat_with(rustix::fs::CWD, &self.partial, rustix::fs::CWD, &self.target, flags)?)
     }
 
     fn remove_partial(&self) {
@@ -178,8 +187,44 @@ fn check_target(target: &Path, replace: bool) -> Result<(), FileError> {
     }
 }
 
+/// Opens a partial file, or makes it.
+///
+/// In a directory that others may write to, anything may lie in wait under its name: a link, a pipe, another name of a
+/// precious file. What is there is gone on with only if it is a plain file of ours without other names, and replaced
+/// otherwise.
+fn open_partial(partial: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(flags.bits() as i32);
+    match options.open(partial) {
+        Ok(file) if is_ours(&file.metadata()?) => return Ok(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Ok(_) | Err(_) => std::fs::remove_file(partial)?,
+    }
+    options.create_new(true).mode(0o600).open(partial)
+}
+
+fn is_ours(meta: &Metadata) -> bool {
+    meta.is_file() && meta.nlink() == 1 && meta.uid() == rustix::process::geteuid().as_raw()
+}
+
+/// How much of a put is there.
+///
+/// # Errors
+/// What the system said.
+pub(crate) fn partial_len(partial: &Path) -> Result<u64, FileError> {
+    match std::fs::symlink_metadata(partial) {
+        Ok(meta) => Ok(if is_ours(&meta) { meta.len() } else { 0 }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(system("looking at", partial, &error)),
+    }
+}
+
 fn check_room(target: &Path, request: &Put) -> Result<(), FileError> {
-    let parent = target.parent().unwrap_or_else(|| Path::new("/"));
+    // Directories that are still to be made will be where their nearest ancestor is.
+    let mut ancestors = target.ancestors().skip(1);
+    let parent = if request.parents { ancestors.find(|dir| dir.is_dir()) } else { ancestors.next() };
+    let parent = parent.unwrap_or_else(|| Path::new("/"));
     let room = room_in(parent).map_err(|e| system("looking at the file system of", parent, &e))?;
     let needed = request.len.saturating_sub(request.offset);
     if needed > room.available {
@@ -322,5 +367,85 @@ mod tests {
         std::fs::write(bed.target(), "old").unwrap();
         let request = Put { replace: false, ..bed.request(b"new", 0) };
         assert!(matches!(bed.put(request, b"new"), Err(FileError::Exists { .. })));
+    }
+
+    #[test]
+    fn what_lies_in_wait_under_the_partial_name_is_neither_followed_nor_written_to() {
+        let bed = Bed::new();
+        let precious = bed.dir.path().join("precious");
+        let partial = partial_path(&bed.target(), "key").unwrap();
+        let traps: [&dyn Fn() -> io::Result<()>; 3] = [
+            &|| std::os::unix::fs::symlink(&precious, &partial),
+            &|| std::fs::hard_link(&precious, &partial),
+            &|| {
+                let fifo = rustix::fs::FileType::Fifo;
+                Ok(rustix::fs::mknodat(rustix::fs::CWD, &partial, fifo, rustix::fs::Mode::RWXU, 0)?)
+            },
+        ];
+        for trap in traps {
+            std::fs::write(&precious, "precious").unwrap();
+            trap().unwrap();
+            assert_eq!(partial_len(&partial).unwrap(), 0);
+            bed.put(bed.request(b"new", 0), b"new").unwrap();
+            assert_eq!(std::fs::read(bed.target()).unwrap(), b"new");
+            assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
+            assert!(std::fs::symlink_metadata(&partial).is_err());
+        }
+    }
+
+    #[test]
+    fn a_directory_under_the_partial_name_is_an_error() {
+        let bed = Bed::new();
+        std::fs::create_dir(partial_path(&bed.target(), "key").unwrap()).unwrap();
+        assert!(bed.put(bed.request(b"new", 0), b"new").is_err());
+        assert!(!bed.target().exists());
+    }
+
+    #[test]
+    fn one_file_by_two_paths_is_one_file() {
+        let bed = Bed::new();
+        std::fs::create_dir(bed.dir.path().join("real")).unwrap();
+        std::os::unix::fs::symlink("real", bed.dir.path().join("link")).unwrap();
+        let path = |dir: &str| bed.dir.path().join(dir).join("file").display().to_string();
+        let first = Put { path: path("real"), ..bed.request(b"first", 0) };
+        let first = PutFile::begin(first, &bed.locks).unwrap();
+        let second = Put { path: path("link"), ..bed.request(b"second", 0) };
+        assert!(matches!(PutFile::begin(second.clone(), &bed.locks), Err(FileError::Busy { .. })));
+        drop(first);
+        bed.put(second, b"second").unwrap();
+    }
+
+    #[test]
+    fn a_partial_file_that_was_exchanged_is_not_put_in_place() {
+        let bed = Bed::new();
+        let mut put = PutFile::begin(bed.request(b"good", 0), &bed.locks).unwrap();
+        put.write(b"good").unwrap();
+        let partial = partial_path(&bed.target(), "key").unwrap();
+        std::fs::remove_file(&partial).unwrap();
+        std::fs::write(&partial, "evil").unwrap();
+        assert!(put.finish().unwrap_err().to_string().contains("somebody else"));
+        assert!(!bed.target().exists());
+    }
+
+    #[test]
+    fn a_put_that_is_refused_for_want_of_room_makes_no_directories() {
+        let bed = Bed::new();
+        let path = bed.dir.path().join("a/b/file").display().to_string();
+        let request = Put { path, len: u64::MAX / 2, parents: true, ..bed.request(b"", 0) };
+        let error = PutFile::begin(request.clone(), &bed.locks).unwrap_err();
+        assert!(matches!(error, FileError::NoSpace { .. }), "{error}");
+        assert_eq!(bed.files(), 0);
+        bed.put(Put { len: 0, ..request }, b"").unwrap();
+    }
+
+    #[test]
+    fn a_link_is_replaced_not_followed() {
+        let bed = Bed::new();
+        let pointed = bed.dir.path().join("pointed");
+        std::fs::write(&pointed, "old").unwrap();
+        std::os::unix::fs::symlink(&pointed, bed.target()).unwrap();
+        bed.put(bed.request(b"new", 0), b"new").unwrap();
+        assert!(std::fs::symlink_metadata(bed.target()).unwrap().is_file());
+        assert_eq!(std::fs::read(&pointed).unwrap(), b"old");
     }
 }

@@ -1,28 +1,39 @@
 //! The service [`Files`]: streams on one side, a thread for blocking file work on the other.
 
-use tokio::sync::mpsc;
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tombolo_rpc::{Blob, Ctx, Receiver, Sender};
 
 use super::look;
-use super::path::{checked_file, system};
-use super::put::{PutFile, PutLocks, partial_path};
+use super::path::checked_file;
+use super::put::{PutFile, PutLocks, partial_len, partial_path};
 use crate::api::files::{FileError, FileInfo, Files, Get, GetDone, Put, PutDone};
 use crate::state::Lifecycle;
 
 /// Pieces between the stream and the thread: enough that neither waits for the other all the time.
-const PIECES: usize = 4;
+const PIECES: usize = 2;
+/// Puts and gets at a time: each holds a thread and about a MiB, also while its caller does nothing, and the smallest
+/// kernel has 64 MiB.
+const TRANSFERS_MAX: usize = 16;
 
 /// Serves [`Files`].
 #[derive(Clone, Debug)]
 pub struct FilesService {
     lifecycle: Lifecycle,
     locks: PutLocks,
+    transfers: Arc<Semaphore>,
 }
 
 impl FilesService {
     /// Serves the files of this kernel.
     pub fn new(lifecycle: Lifecycle) -> Self {
-        Self { lifecycle, locks: PutLocks::default() }
+        Self { lifecycle, locks: PutLocks::default(), transfers: Arc::new(Semaphore::new(TRANSFERS_MAX)) }
+    }
+
+    fn transfer(&self, path: &str) -> Result<OwnedSemaphorePermit, FileError> {
+        let too_many = |_| FileError::TooMany { path: path.to_owned(), limit: TRANSFERS_MAX as u32 };
+        Arc::clone(&self.transfers).try_acquire_owned().map_err(too_many)
     }
 
     fn accepts_work(&self) -> Result<(), FileError> {
@@ -33,10 +44,12 @@ impl FilesService {
 impl Files for FilesService {
     async fn put(&self, _cx: &Ctx, request: Put, mut input: Receiver<Blob>) -> Result<PutDone, FileError> {
         self.accepts_work()?;
+        let transfer = self.transfer(&request.path)?;
         let locks = self.locks.clone();
         let (pieces, mut inbox) = mpsc::channel::<Blob>(PIECES);
         let path = request.path.clone();
         let writer = blocking(&path, "writing", move || {
+            let _transfer = transfer;
             let mut put = PutFile::begin(request, &locks)?;
             while let Some(piece) = inbox.blocking_recv() {
                 put.write(&piece)?;
@@ -64,17 +77,15 @@ impl Files for FilesService {
     async fn partial(&self, _cx: &Ctx, path: String, resume_key: String) -> Result<u64, FileError> {
         let target = checked_file(&path)?;
         let partial = partial_path(&target, &resume_key)?;
-        match std::fs::symlink_metadata(&partial) {
-            Ok(meta) => Ok(meta.len()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
-            Err(error) => Err(system("looking at", &partial, &error)),
-        }
+        blocking(&path, "looking at", move || partial_len(&partial)).await
     }
 
     async fn get(&self, _cx: &Ctx, request: Get, out: Sender<Blob>) -> Result<GetDone, FileError> {
+        let transfer = self.transfer(&request.path)?;
         let (pieces, mut inbox) = mpsc::channel::<Vec<u8>>(PIECES);
         let path = request.path.clone();
         let reader = blocking(&path, "reading", move || {
+            let _transfer = transfer;
             look::read_file(&request.path, request.offset, |piece| pieces.blocking_send(piece).is_ok())
         });
         let send = async {
@@ -95,7 +106,7 @@ impl Files for FilesService {
     }
 
     async fn stat(&self, _cx: &Ctx, path: String) -> Result<FileInfo, FileError> {
-        look::stat(&path)
+        blocking(&path.clone(), "looking at", move || look::stat(&path)).await
     }
 
     async fn list(&self, _cx: &Ctx, path: String, out: Sender<FileInfo>) -> Result<u64, FileError> {
@@ -115,12 +126,12 @@ impl Files for FilesService {
 
     async fn make_directory(&self, _cx: &Ctx, path: String, mode: u32) -> Result<(), FileError> {
         self.accepts_work()?;
-        look::make_directory(&path, mode)
+        blocking(&path.clone(), "making the directory", move || look::make_directory(&path, mode)).await
     }
 
     async fn remove(&self, _cx: &Ctx, path: String) -> Result<(), FileError> {
         self.accepts_work()?;
-        look::remove(&path)
+        blocking(&path.clone(), "removing", move || look::remove(&path)).await
     }
 }
 

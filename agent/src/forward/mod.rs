@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tombolo_transport::Endpoint;
 
@@ -19,6 +20,9 @@ use crate::state::Lifecycle;
 
 /// Deadline of a connection to a target, unless the caller says otherwise.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that may be open at a time, over all rules and callers: each costs two descriptors and two buffers, and
+/// whoever can reach a listener can open as many as he likes.
+const OPEN_MAX: usize = 256;
 /// Pause after a failed accept (out of descriptors, say), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -32,8 +36,8 @@ struct Inner {
     endpoint: Option<Endpoint>,
     rules: Mutex<BTreeMap<u64, Rule>>,
     last_id: AtomicU64,
-    /// Connections that are open, those bridged to callers included.
-    open: AtomicU32,
+    /// One for each connection that may be open, those bridged to callers included.
+    room: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -54,13 +58,21 @@ impl Forwards {
     /// None yet. `endpoint` is the way to the fabric, if there is one.
     pub fn new(lifecycle: Lifecycle, endpoint: Option<Endpoint>) -> Self {
         let rules = Mutex::default();
-        let (last_id, open) = (AtomicU64::new(0), AtomicU32::new(0));
-        Self(Arc::new(Inner { lifecycle, endpoint, rules, last_id, open }))
+        let (last_id, room) = (AtomicU64::new(0), Arc::new(Semaphore::new(OPEN_MAX)));
+        Self(Arc::new(Inner { lifecycle, endpoint, rules, last_id, room }))
     }
 
     /// Connections that are open.
     pub fn open(&self) -> u32 {
-        self.0.open.load(Ordering::Relaxed)
+        (OPEN_MAX - self.0.room.available_permits()) as u32
+    }
+
+    /// Room for a connection of a caller, who does not wait for others to end theirs.
+    fn room(&self, target: &ForwardTarget) -> Result<OwnedSemaphorePermit, ForwardError> {
+        Arc::clone(&self.0.room).try_acquire_owned().map_err(|_| ForwardError::Unreachable {
+            target: target.to_string(),
+            reason: format!("{OPEN_MAX} forwarded connections are open already"),
+        })
     }
 
     async fn connect(
@@ -107,7 +119,13 @@ impl Forwards {
             match listener.accept().await {
                 Ok(socket) => {
                     counters.total.fetch_add(1, Ordering::Relaxed);
-                    tokio::spawn(self.clone().bridge(socket, target.clone(), Arc::clone(&counters)));
+                    // Further ones wait in the backlog meanwhile. The semaphore is never closed.
+                    let Ok(room) = Arc::clone(&self.0.room).acquire_owned().await else { return };
+                    let bridge = self.clone().bridge(socket, target.clone(), Arc::clone(&counters));
+                    tokio::spawn(async move {
+                        bridge.await;
+                        drop(room);
+                    });
                 }
                 Err(reason) => {
                     counters.note_failure(format!("accepting: {reason}"));
@@ -118,7 +136,7 @@ impl Forwards {
     }
 
     async fn bridge(self, mut from: Box<dyn Socket>, target: ForwardTarget, counters: Arc<Counters>) {
-        let _open = Open::count([&self.0.open, &counters.open]);
+        let _open = Open::count(&counters.open);
         match self.connect(&target, CONNECT_TIMEOUT).await {
             Ok(mut to) => {
                 if let Err(error) = tokio::io::copy_bidirectional(&mut from, &mut to).await {
@@ -155,22 +173,18 @@ impl Counters {
     }
 }
 
-/// Counts a connection as open while it lives.
-struct Open<'a, const N: usize>([&'a AtomicU32; N]);
+/// Counts a connection of a rule as open while it lives.
+struct Open<'a>(&'a AtomicU32);
 
-impl<'a, const N: usize> Open<'a, N> {
-    fn count(counters: [&'a AtomicU32; N]) -> Self {
-        for counter in counters {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
-        Self(counters)
+impl<'a> Open<'a> {
+    fn count(counter: &'a AtomicU32) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
     }
 }
 
-impl<const N: usize> Drop for Open<'_, N> {
+impl Drop for Open<'_> {
     fn drop(&mut self) {
-        for counter in self.0 {
-            counter.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

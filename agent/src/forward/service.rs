@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tombolo_rpc::{Blob, Ctx, Receiver, Sender};
 
-use super::{CONNECT_TIMEOUT, Forwards, Open};
+use super::{CONNECT_TIMEOUT, Forwards};
 use crate::api::forward::{Forward, ForwardConnect, ForwardDone, ForwardError, ForwardInfo, ForwardRule};
 
 /// One read from a socket.
@@ -35,8 +35,8 @@ impl Forward for ForwardService {
             0 => CONNECT_TIMEOUT,
             ms => Duration::from_millis(ms),
         };
+        let _room = self.0.room(&request.target)?;
         let socket = self.0.connect(&request.target, timeout).await?;
-        let _open = Open::count([&self.0.0.open]);
         let (mut read, mut write) = tokio::io::split(socket);
         let mut done = ForwardDone::default();
         let (sent, received) = (&mut done.sent, &mut done.received);

@@ -1,13 +1,14 @@
 //! The kinds of socket a forward joins, as one.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::Path;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tombolo_transport::{Addr, Cid, Endpoint, ListenOptions, Listener, Port};
 
 use crate::api::forward::{ForwardError, ForwardTarget};
+use crate::socket_file::{self, SocketFile};
 
 /// Bytes both ways.
 pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -16,17 +17,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
 /// A listening socket of any kind.
 pub(super) enum AnyListener {
     Tcp(TcpListener),
-    Unix { listener: UnixListener, _file: RemoveOnDrop },
+    Unix { listener: UnixListener, _file: SocketFile },
     Fabric(Listener),
-}
-
-/// The file of a Unix socket, which goes with its listener.
-pub(super) struct RemoveOnDrop(PathBuf);
-
-impl Drop for RemoveOnDrop {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 impl fmt::Display for ForwardTarget {
@@ -48,8 +40,7 @@ pub(super) async fn connect(
     let unreachable = |reason: String| ForwardError::Unreachable { target: target.to_string(), reason };
     match target {
         ForwardTarget::Tcp { host, port } => {
-            let stream = TcpStream::connect((host.as_str(), *port)).await;
-            let stream = stream.map_err(|e| unreachable(e.to_string()))?;
+            let stream = crate::net::connect(host, *port).await.map_err(|e| unreachable(e.to_string()))?;
             // Whoever is bridged did its own batching.
             let _ = stream.set_nodelay(true);
             Ok(Box::new(stream))
@@ -82,13 +73,14 @@ impl AnyListener {
         match listen {
             ForwardTarget::Tcp { host, port } => {
                 let host = if host.is_empty() { "127.0.0.1" } else { host };
-                let listener = TcpListener::bind((host, *port)).await.map_err(|e| refuse(e.to_string()))?;
+                let listener = crate::net::listen(host, *port).await.map_err(|e| refuse(e.to_string()))?;
                 let port = listener.local_addr().map_or(*port, |addr| addr.port());
                 Ok((Self::Tcp(listener), ForwardTarget::Tcp { host: host.to_owned(), port }))
             }
             ForwardTarget::Unix { path } => {
-                let listener = UnixListener::bind(path).map_err(|e| refuse(e.to_string()))?;
-                Ok((Self::Unix { listener, _file: RemoveOnDrop(path.into()) }, listen.clone()))
+                let listening = socket_file::listen(Path::new(path));
+                let (listener, file) = listening.map_err(|e| refuse(e.to_string()))?;
+                Ok((Self::Unix { listener, _file: file }, listen.clone()))
             }
             ForwardTarget::Fabric { port, .. } => {
                 let listener = fabric(listen, endpoint)?.listen(Port(*port), ListenOptions::default()).await;

@@ -1,7 +1,9 @@
 //! Health as seen from inside: probes, the entrypoint, and the kernel's own figures.
 
 mod attempt;
+mod failure;
 mod probe;
+mod rpc;
 mod service;
 mod system;
 
@@ -11,7 +13,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 pub use attempt::ProbeTools;
-pub use probe::ProbeCore;
+pub use failure::ProbeFailure;
+pub use probe::{ProbeCore, Try};
 pub use service::HealthService;
 pub use system::{system_load, uptime_ms};
 
@@ -96,16 +99,25 @@ impl Health {
                 tokio::time::sleep(GATED_RECHECK).await;
                 continue;
             }
-            self.probe(index).handle_try(Instant::now());
+            if self.0.lifecycle.phase() == AgentPhase::ShuttingDown {
+                return;
+            }
+            let tried = self.probe(index).handle_try(Instant::now());
             let result = tools.attempt(&config).await;
-            self.handle_result(index, &config, result).await;
+            self.handle_result(index, &config, tried, result).await;
         }
     }
 
-    async fn handle_result(&self, index: usize, config: &ProbeConfig, result: Result<(), String>) {
+    async fn handle_result(
+        &self,
+        index: usize,
+        config: &ProbeConfig,
+        tried: Try,
+        result: Result<(), ProbeFailure>,
+    ) {
         let (changed, verdict) = {
             let mut core = self.probe(index);
-            (core.handle_result(result.clone()), core.verdict())
+            (core.handle_result(tried, result.clone()), core.verdict())
         };
         if !changed {
             return;
@@ -140,14 +152,21 @@ impl Health {
     async fn watch_entrypoint(self) {
         let Some(entrypoint) = &self.0.entrypoint else { return };
         let mut status = entrypoint.subscribe();
-        let mut restarts = status.borrow_and_update().restarts;
-        while status.changed().await.is_ok() {
-            let now_restarts = status.borrow_and_update().restarts;
-            if now_restarts != restarts {
-                restarts = now_restarts;
+        let mut last_run = None;
+        loop {
+            // Each run is probed afresh: not from its predecessor's end on, when there is nothing to probe.
+            let run = match &status.borrow_and_update().state {
+                EntrypointState::Running { pid, since_ms } => Some((*pid, *since_ms)),
+                _ => None,
+            };
+            if run.is_some() && run != last_run {
+                last_run = run;
                 self.reset_probes();
             }
             self.bump();
+            if status.changed().await.is_err() {
+                return;
+            }
         }
     }
 
@@ -190,7 +209,7 @@ mod tests {
         let exec =
             ExecEngine::new(Launcher::new(children, "/proc/self/exe".into(), false), lifecycle.clone());
         let probes = probes.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
-        let health = Health::start(probes, ProbeTools { exec, endpoint: None }, lifecycle.clone(), None);
+        let health = Health::start(probes, ProbeTools::new(exec, None), lifecycle.clone(), None);
         (health, lifecycle)
     }
 

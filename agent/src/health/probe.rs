@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::failure::ProbeFailure;
 use crate::api::health::{ProbeStatus, ProbeVerdict};
 use crate::config::{ProbeConfig, ProbeKind};
 
@@ -19,7 +20,16 @@ pub struct ProbeCore {
     tries: u64,
     passes_in_a_row: u32,
     failures_in_a_row: u32,
-    last_failure: String,
+    last_failure: Option<ProbeFailure>,
+    /// Which run of the entrypoint is probed.
+    run: u64,
+}
+
+/// A try that has begun, to be handed back with its result.
+#[derive(Debug)]
+#[must_use]
+pub struct Try {
+    run: u64,
 }
 
 impl ProbeCore {
@@ -33,7 +43,8 @@ impl ProbeCore {
             tries: 0,
             passes_in_a_row: 0,
             failures_in_a_row: 0,
-            last_failure: String::new(),
+            last_failure: None,
+            run: 0,
         }
     }
 
@@ -49,19 +60,24 @@ impl ProbeCore {
     }
 
     /// A try begins. The next is one period later, however long this one takes, but never before it has ended.
-    pub fn handle_try(&mut self, now: Instant) {
+    pub fn handle_try(&mut self, now: Instant) -> Try {
         self.due = now + Duration::from_millis(self.config.period_ms);
+        Try { run: self.run }
     }
 
-    /// A try ended. `true` if the verdict changed.
-    pub fn handle_result(&mut self, result: Result<(), String>) -> bool {
+    /// A try ended. `true` if the verdict changed. What was tried on an earlier run of the entrypoint says nothing about
+    /// the present one, and is ignored.
+    pub fn handle_result(&mut self, tried: Try, result: Result<(), ProbeFailure>) -> bool {
+        if tried.run != self.run {
+            return false;
+        }
         self.tries += 1;
         let before = self.verdict;
         match result {
             Ok(()) => {
                 self.passes_in_a_row = self.passes_in_a_row.saturating_add(1);
                 self.failures_in_a_row = 0;
-                self.last_failure.clear();
+                self.last_failure = None;
                 if self.passes_in_a_row >= self.config.success_threshold {
                     self.verdict = ProbeVerdict::Passing;
                 }
@@ -69,7 +85,7 @@ impl ProbeCore {
             Err(reason) => {
                 self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
                 self.passes_in_a_row = 0;
-                self.last_failure = reason;
+                self.last_failure = Some(reason);
                 if self.failures_in_a_row >= self.config.failure_threshold {
                     self.verdict = ProbeVerdict::Failing;
                 }
@@ -78,9 +94,9 @@ impl ProbeCore {
         self.verdict != before
     }
 
-    /// The entrypoint is being started again: begin afresh.
+    /// The entrypoint was started, perhaps again: begin afresh.
     pub fn reset(&mut self, now: Instant) {
-        *self = Self::new(self.config.clone(), now);
+        *self = Self { run: self.run + 1, ..Self::new(self.config.clone(), now) };
     }
 
     /// The verdict.
@@ -96,7 +112,8 @@ impl ProbeCore {
             verdict: self.verdict,
             tries: self.tries,
             failures_in_a_row: self.failures_in_a_row,
-            last_failure: self.last_failure.clone(),
+            last_failure: self.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
+            last_failure_kind: self.last_failure.as_ref().map(|failure| failure.kind),
         }
     }
 }
@@ -104,6 +121,16 @@ impl ProbeCore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::health::ProbeFailureKind;
+
+    fn failed(reason: &str) -> Result<(), ProbeFailure> {
+        Err(ProbeFailure::new(ProbeFailureKind::Refused, reason))
+    }
+
+    fn result(core: &mut ProbeCore, result: Result<(), ProbeFailure>) -> bool {
+        let tried = core.handle_try(Instant::now());
+        core.handle_result(tried, result)
+    }
 
     fn probe(extra: &str, now: Instant) -> ProbeCore {
         let text = format!(r#"{{"name":"p","tcp":{{"port":1}},{extra}}}"#);
@@ -116,11 +143,10 @@ mod tests {
             ProbeVerdict::Passing => '+',
             ProbeVerdict::Failing => '-',
         };
-        let result = |pass| if pass { Ok(()) } else { Err("no".to_owned()) };
         results
             .chars()
             .map(|c| {
-                core.handle_result(result(c == '+'));
+                result(core, if c == '+' { Ok(()) } else { failed("no") });
                 letter(core.verdict())
             })
             .collect()
@@ -138,12 +164,13 @@ mod tests {
     #[test]
     fn a_verdict_change_is_told_once() {
         let mut core = probe(r#""kind":"liveness","failure_threshold":2"#, Instant::now());
-        assert!(core.handle_result(Ok(())));
-        assert!(!core.handle_result(Ok(())));
-        assert!(!core.handle_result(Err("a".into())));
-        assert!(core.handle_result(Err("b".into())));
-        assert!(!core.handle_result(Err("c".into())));
+        assert!(result(&mut core, Ok(())));
+        assert!(!result(&mut core, Ok(())));
+        assert!(!result(&mut core, failed("a")));
+        assert!(result(&mut core, failed("b")));
+        assert!(!result(&mut core, failed("c")));
         assert_eq!(core.status().last_failure, "c");
+        assert_eq!(core.status().last_failure_kind, Some(ProbeFailureKind::Refused));
         assert_eq!(core.status().failures_in_a_row, 3);
     }
 
@@ -152,18 +179,27 @@ mod tests {
         let now = Instant::now();
         let mut core = probe(r#""kind":"liveness","initial_delay_ms":300,"period_ms":50"#, now);
         assert_eq!(core.due(), Some(now + Duration::from_millis(300)));
-        core.handle_try(now + Duration::from_millis(310));
+        let _ = core.handle_try(now + Duration::from_millis(310));
         assert_eq!(core.due(), Some(now + Duration::from_millis(360)));
     }
 
     #[test]
     fn a_startup_probe_is_done_once_it_passes() {
         let mut core = probe(r#""kind":"startup""#, Instant::now());
-        core.handle_result(Err("not yet".into()));
+        result(&mut core, failed("not yet"));
         assert!(core.due().is_some());
-        core.handle_result(Ok(()));
+        result(&mut core, Ok(()));
         assert_eq!(core.due(), None);
         core.reset(Instant::now());
         assert!(core.due().is_some());
+    }
+
+    #[test]
+    fn a_try_of_an_earlier_run_says_nothing_about_the_present_one() {
+        let mut core = probe(r#""kind":"liveness","failure_threshold":1"#, Instant::now());
+        let tried = core.handle_try(Instant::now());
+        core.reset(Instant::now());
+        assert!(!core.handle_result(tried, failed("the earlier run is gone")));
+        assert_eq!((core.verdict(), core.status().tries), (ProbeVerdict::Pending, 0));
     }
 }

@@ -1,5 +1,7 @@
 //! The end: everyone is asked to stop, then made to, and the kernel powers off.
 
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -13,6 +15,9 @@ use crate::children::{Children, Target};
 
 /// After SIGKILL: how long the dead are waited for. A process in the middle of a device access dies when that ends.
 const KILL_WAIT: Duration = Duration::from_secs(2);
+/// How long writing file systems out may take, unmounting included: with the above, what
+/// [`crate::api::agent::ShutdownAccepted::within_ms`] allows for.
+const WRITE_OUT_MAX: Duration = Duration::from_secs(20);
 /// How often those who are left are counted.
 const RECHECK: Duration = Duration::from_millis(20);
 
@@ -82,29 +87,89 @@ fn own_children() -> impl Iterator<Item = i32> {
 
 /// Writes file systems out and ends: as init, powers off; otherwise exits with code 0.
 pub fn finish(mode: AgentMode) -> ! {
-    rustix::fs::sync();
-    if mode == AgentMode::Init {
-        unmount_all();
+    // On a thread: a device that hangs must not keep the kernel from powering off.
+    let (done, finished) = std::sync::mpsc::sync_channel(1);
+    let write_out = move || {
         rustix::fs::sync();
+        if mode == AgentMode::Init {
+            unmount_all();
+            rustix::fs::sync();
+        }
+        let _ = done.send(());
+    };
+    if std::thread::Builder::new().spawn(write_out).is_ok() && finished.recv_timeout(WRITE_OUT_MAX).is_err() {
+        eprintln!("tombolo-agent: file systems could not be written out in time");
+    }
+    if mode == AgentMode::Init {
         // Returns only if this is not permitted; then ending as init makes the kernel panic, which ends it as well.
         let _ = nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_POWER_OFF);
     }
     std::process::exit(0)
 }
 
-/// Unmounts what can be, latest first, and makes the rest read-only.
+/// Unmounts what can be, latest first, and makes the rest read-only, the root last.
 fn unmount_all() {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let targets: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).collect();
-    for target in targets.iter().rev().filter(|target| !keeps(target)) {
-        if umount2(*target, MntFlags::empty()).is_err() {
-            let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-            let _ = mount(None::<&str>, *target, None::<&str>, flags, None::<&str>);
+    for target in mount_points(&mounts).iter().rev().filter(|target| !keeps(target)) {
+        if target == Path::new("/") || umount2(target, MntFlags::empty()).is_err() {
+            make_read_only(target);
         }
     }
 }
 
-/// Memory only: nothing there would be saved, and the last messages need /dev.
-fn keeps(target: &str) -> bool {
-    target == "/" || ["/proc", "/sys", "/dev"].iter().any(|kept| target.starts_with(kept))
+fn make_read_only(target: &Path) {
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    let _ = mount(None::<&str>, target, None::<&str>, flags, None::<&str>);
+}
+
+/// proc_pid_mounts(5): `SOURCE TARGET TYPE OPTIONS 0 0`.
+fn mount_points(mounts: &str) -> Vec<PathBuf> {
+    mounts.lines().filter_map(|line| Some(unescape(line.split(' ').nth(1)?))).collect()
+}
+
+/// Spaces, tabs, line ends and backslashes are written as a backslash and three octal digits.
+fn unescape(text: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let digits =
+            after.get(..3).filter(|_| *first == b'\\').and_then(|digits| str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    std::ffi::OsString::from_vec(bytes).into()
+}
+
+/// Nothing there would be saved, and the last messages need /dev.
+fn keeps(target: &Path) -> bool {
+    ["/proc", "/sys", "/dev"].iter().any(|kept| target.starts_with(kept))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read_with_their_odd_characters() {
+        let mounts =
+            "rootfs / rootfs rw 0 0\n/dev/a /mnt/a\\040b\\134c ext4 rw 0 0\nbroken\nx /y\\09 tmpfs\n";
+        assert_eq!(mount_points(mounts), ["/", "/mnt/a b\\c", "/y\\09"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn only_what_lies_below_proc_sys_and_dev_stays_mounted() {
+        for (target, kept) in
+            [("/dev", true), ("/dev/shm", true), ("/devel", false), ("/system", false), ("/", false)]
+        {
+            assert_eq!(keeps(Path::new(target)), kept, "{target}");
+        }
+    }
 }

@@ -23,7 +23,7 @@ pub const AGENT: &str = env!("CARGO_BIN_EXE_tombolo-agent");
 pub const LIMIT: Duration = Duration::from_secs(30);
 const SECRET: [u8; 32] = [7; 32];
 
-/// An agent process of its own. Dropped, it is killed.
+/// An agent process of its own. Dropped, it is ended in order.
 pub struct Agent {
     pub dir: TempDir,
     pub process: Child,
@@ -32,6 +32,11 @@ pub struct Agent {
 impl Agent {
     /// Starts one with the defaults and `extra` fields.
     pub fn start(extra: Value) -> Self {
+        Self::start_with(&[], extra)
+    }
+
+    /// The same behind `launcher`, a program that becomes it or starts it.
+    pub fn start_with(launcher: &[&str], extra: Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = json!({
             "name": "web", "cid": 3, "member": 1, "incarnation": "01".repeat(16),
@@ -39,12 +44,18 @@ impl Agent {
         });
         let fields = config.as_object_mut().unwrap();
         fields.extend(extra.as_object().unwrap().clone());
-        let path = dir.path().join("agent.json");
-        std::fs::write(&path, config.to_string()).unwrap();
-        let log = std::fs::File::create(dir.path().join("agent.log")).unwrap();
-        let mut command = Command::new(AGENT);
-        command.arg("--config").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        Self { dir, process: command.spawn().unwrap() }
+        std::fs::write(dir.path().join("agent.json"), config.to_string()).unwrap();
+        let process = spawn(launcher, dir.path());
+        Self { dir, process }
+    }
+
+    /// Starts another one with the same configuration, once this one has ended.
+    pub fn restart(&mut self) {
+        self.process = spawn(&[], self.dir.path());
+    }
+
+    pub fn pid(&self) -> nix::unistd::Pid {
+        nix::unistd::Pid::from_raw(self.process.id() as i32)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -78,10 +89,26 @@ impl Agent {
     }
 }
 
+fn spawn(launcher: &[&str], dir: &Path) -> Child {
+    let log = std::fs::File::options().create(true).append(true).open(dir.join("agent.log")).unwrap();
+    let words: Vec<&str> = launcher.iter().copied().chain([AGENT]).collect();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).arg("--config").arg(dir.join("agent.json"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+}
+
 impl Drop for Agent {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("the agent logged:\n{}", self.log());
+        }
+        // First in order, so that what it has started goes too.
+        if matches!(self.process.try_wait(), Ok(None)) {
+            let _ = nix::sys::signal::kill(self.pid(), nix::sys::signal::Signal::SIGTERM);
+        }
+        let start = std::time::Instant::now();
+        while matches!(self.process.try_wait(), Ok(None)) && start.elapsed() < LIMIT {
+            std::thread::sleep(Duration::from_millis(5));
         }
         let _ = self.process.kill();
         let _ = self.process.wait();
