@@ -130,6 +130,14 @@ impl Children {
         Ok(Child { pid: child.id(), pipes, exit: ExitWatch(receiver) })
     }
 
+    /// From now on the rest of the child's process group is left alone when the child ends: somebody else ends it, with
+    /// more patience.
+    pub fn leave_group(&self, pid: u32) {
+        if let Some(entry) = self.lock().get_mut(&(pid as i32)) {
+            entry.on_end = OnEnd::LeaveGroup;
+        }
+    }
+
     /// Sends `signal` to a child; `false` if it has ended already.
     ///
     /// # Errors

@@ -26,8 +26,8 @@ const UNIX_MESSAGE_BYTES_MAX: usize = 256 * 1024;
 const MESSAGE_BYTES_MAX: u32 = 2 * 1024 * 1024;
 /// Requests that have arrived in part, in bytes: the smallest kernel has 64 MiB in all.
 const ASSEMBLY_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Calls of one caller at a time: fewer than there are threads for blocking work.
-const CALLS_MAX: u32 = 256;
+/// Calls of one caller at a time: no more than there are threads for blocking work.
+const CALLS_MAX: u32 = 512;
 /// After this many failures in a row one is worth a warning: the control plane may just be restarting.
 const FAILURES_BEFORE_WARNING: u32 = 20;
 

@@ -107,6 +107,20 @@ async fn sigterm_in_the_middle_of_everything_ends_it_all_in_order() {
 }
 
 #[tokio::test]
+async fn the_children_of_an_entrypoint_have_the_rest_of_its_grace() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "(trap 'sleep 0.3; echo done > done; exit' TERM; echo $$ > pid; while :; do sleep 0.02; done) & \
+        trap 'exit 0' TERM; wait";
+    let mut agent =
+        Agent::start(json!({"entrypoint": {"argv": ["/bin/sh", "-c", script], "cwd": dir.path()}}));
+    let _clients = agent.clients().await;
+    pid_in(dir.path().join("pid")).await;
+    nix::sys::signal::kill(agent.pid(), Signal::SIGTERM).unwrap();
+    assert!(ended(&mut agent).await.success());
+    assert_eq!(written(&dir.path().join("done")).as_deref(), Some("done"));
+}
+
+#[tokio::test]
 async fn sigkill_takes_along_what_it_started_and_a_new_agent_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let mut agent = Agent::start(json!({ "entrypoint": entrypoint(dir.path()) }));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{Agent, Written, eventually, process_exists, shell, within};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tombolo_agent::api::agent::{AgentMode, Quiesce, Shutdown};
+use tombolo_agent::api::agent::{AgentMode, ClockAction, Quiesce, Shutdown, SyncClock};
 use tombolo_agent::api::exec::ExecError;
 use tombolo_agent::api::files::{FileError, Get, Put};
 use tombolo_agent::api::forward::{ForwardConnect, ForwardError, ForwardRule, ForwardTarget};
@@ -43,6 +43,20 @@ async fn it_says_who_it_is_to_those_who_know_the_secret() {
     assert!(pong.monotonic_ns > 0 && pong.wall_ns > 0);
     let error = within(agent.try_link([8; 32])).await.unwrap_err();
     assert!(matches!(error, LinkError::NotAuthenticated(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_service_says_how_far_its_clock_is_off_and_leaves_it() {
+    let agent = Agent::start(json!({"may_set_clock": true}));
+    let clients = agent.clients().await;
+    let pong = within(clients.agent.ping()).await.unwrap();
+    let wall_ns = pong.wall_ns + 3_600_000_000_000;
+    let request = |step_beyond_ms| SyncClock { wall_ns, uncertainty_ns: 0, step_beyond_ms };
+    let report = within(clients.agent.sync_clock(request(None))).await.unwrap();
+    assert!((-3_600_000_000_000..-3_500_000_000_000).contains(&report.offset_ns), "{report:?}");
+    assert_eq!(report.action, ClockAction::Left);
+    let report = within(clients.agent.sync_clock(request(Some(500)))).await.unwrap();
+    assert!(matches!(report.action, ClockAction::NotStepped { .. }), "{report:?}");
 }
 
 #[tokio::test]

@@ -161,6 +161,10 @@ impl Supervisor {
             // Nobody can speak to us any more: the agent is going.
             None => (Duration::ZERO, Outcome::Stopped),
         };
+        if matches!(outcome, Outcome::Stopped) {
+            // Nothing comes after it: whoever is left of its group has the rest of the grace.
+            self.launcher.children().leave_group(pid);
+        }
         tracing::info!(pid, grace_ms = grace.as_millis() as u64, "stopping the entrypoint");
         self.enter(EntrypointState::Stopping);
         self.signal(pid, nix::libc::SIGTERM);

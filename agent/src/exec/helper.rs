@@ -75,8 +75,11 @@ impl ExecChild {
         }
         if let [uid, gid, groups @ ..] = &self.ids[..] {
             let groups: Vec<Gid> = groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+            // Only root may; others can become nobody but themselves, and keep the groups they have.
+            let set_groups =
+                if Uid::effective().is_root() { nix::unistd::setgroups(&groups) } else { Ok(()) };
             // In this order: the last takes away the right to the others.
-            nix::unistd::setgroups(&groups)
+            set_groups
                 .and_then(|()| nix::unistd::setgid(Gid::from_raw(*gid)))
                 .and_then(|()| nix::unistd::setuid(Uid::from_raw(*uid)))
                 .map_err(|e| at(Step::User)(e.into()))?;

@@ -55,6 +55,9 @@ pub struct InstanceSpec {
     pub extra_args: Vec<String>,
     /// How much the agent logs (a `tracing` filter). Default `info`.
     pub log_level: String,
+    /// Whether the kernel's clock is set to this host's when it is off by half a second or more: after a boot without a
+    /// clock of its own, or a freeze. Only where the spawner makes kernels. Default true.
+    pub sync_clock: bool,
 }
 
 /// A file of the host that the kernel finds at boot.
@@ -110,6 +113,7 @@ impl Default for InstanceSpec {
             modules: Vec::new(),
             extra_args: Vec::new(),
             log_level: "info".to_owned(),
+            sync_clock: true,
         }
     }
 }

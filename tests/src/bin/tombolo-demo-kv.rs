@@ -13,6 +13,7 @@ usage: tombolo-demo-kv COMMAND [--broker SOCKET]
   where-am-i             the kernel this runs on, as JSON
   count LINES GAP_MS     print lines, one after the other
   checksum FILE          the BLAKE3 checksum of a file, as JSON
+  set-clock-back SECONDS set the clock of the kernel this runs on, if that is a user-mode one
   panic                  panic the kernel this runs on, if that is a user-mode one
   floor                  what a cache line and a Unix socket cost on this machine, as JSON
   serve                  be the key-value service `kv` of this kernel, until SIGTERM
@@ -43,6 +44,7 @@ fn run() -> Result<()> {
         ["checksum", file] => println!("{}", inside::checksum(Path::new(file))?),
         ["floor"] => println!("{}", floor::measure()?),
         ["floor-echo"] => floor::echo()?,
+        ["set-clock-back", seconds] => inside::set_clock_back(Duration::from_secs(seconds.parse()?))?,
         ["panic"] => inside::panic_kernel()?,
         ["serve"] => on_tokio(serve::serve(&broker))?,
         ["try", name] => on_tokio(attempt(&broker, name))?,

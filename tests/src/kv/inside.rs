@@ -26,7 +26,24 @@ pub fn where_am_i() -> Result<Value> {
         "boot_id": boot_id.trim(),
         "memory_kib": total.context("/proc/meminfo tells no MemTotal")?,
         "pid": std::process::id(),
+        "unix_ms": unix_ms(),
+        "ids": ids()?,
     }))
+}
+
+fn unix_ms() -> u64 {
+    std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Who this process is: user, group, and further groups.
+fn ids() -> Result<Value> {
+    let status = fs::read_to_string("/proc/self/status").context("could not read /proc/self/status")?;
+    let numbers = |name: &str| -> Vec<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_default().split_whitespace().filter_map(|word| word.parse().ok()).collect()
+    };
+    let effective = |name: &str| numbers(name).get(1).copied();
+    Ok(json!({ "uid": effective("Uid:"), "gid": effective("Gid:"), "groups": numbers("Groups:") }))
 }
 
 /// Prints `count` lines, `gap` apart.
@@ -51,12 +68,29 @@ pub fn checksum(path: &Path) -> Result<Value> {
     Ok(json!({ "blake3": hasher.finalize().to_hex().as_str(), "bytes": bytes }))
 }
 
-/// Panics the kernel. Only a user-mode one: this must never be the host's.
+/// Refuses to go on where the kernel is not a user-mode one: it must never be the host's.
+fn ensure_user_mode() -> Result<()> {
+    let cpu = fs::read_to_string("/proc/cpuinfo").context("could not read /proc/cpuinfo")?;
+    anyhow::ensure!(cpu.contains("User Mode Linux"), "this is not a user-mode kernel: left alone");
+    Ok(())
+}
+
+/// Sets the kernel's clock back by so much. Only a user-mode one's.
+///
+/// # Errors
+/// When it is another, or does not let us.
+pub fn set_clock_back(by: Duration) -> Result<()> {
+    ensure_user_mode()?;
+    let then = (Duration::from_millis(unix_ms())).saturating_sub(by);
+    let time = rustix::time::Timespec { tv_sec: then.as_secs() as i64, tv_nsec: then.subsec_nanos().into() };
+    rustix::time::clock_settime(rustix::time::ClockId::Realtime, time).context("could not set the clock")
+}
+
+/// Panics the kernel. Only a user-mode one.
 ///
 /// # Errors
 /// When it is another, or does not let us.
 pub fn panic_kernel() -> Result<()> {
-    let cpu = fs::read_to_string("/proc/cpuinfo").context("could not read /proc/cpuinfo")?;
-    anyhow::ensure!(cpu.contains("User Mode Linux"), "this is not a user-mode kernel: left alone");
+    ensure_user_mode()?;
     fs::write("/proc/sysrq-trigger", "c").context("could not panic this kernel")
 }

@@ -109,6 +109,7 @@ impl Instance {
         config.policy = to_broker_policy(&self.shared.rules());
         if kind.makes_kernels() {
             config.hostname = Some(self.record.name.to_string());
+            config.may_set_clock = spec.sync_clock;
         }
         let initrd_files = spec.files.iter().map(|file| InitrdFile {
             guest_path: file.guest.clone(),

@@ -14,7 +14,7 @@ use crate::core::policy::to_broker_policy;
 use crate::core::{EventKind, State};
 
 /// How long an agent may take to say what it is, or to take an order.
-const ORDER_MAX: Duration = Duration::from_secs(3);
+pub(super) const ORDER_MAX: Duration = Duration::from_secs(3);
 
 /// The link to an instance's agent. Numbered, so that what a former link brings is told from what this one does.
 #[derive(Debug)]
@@ -46,6 +46,7 @@ impl Instance {
         self.link = Some(AgentLink { number, link });
         self.probe.reset();
         self.push_rules();
+        self.sync_clock();
         self.publish();
         if self.record.life.state() == State::Draining {
             self.drain(self.record.spec.grace());

@@ -3,6 +3,7 @@
 //! Whatever takes long (spawning, calls to the agent, waiting for the end) runs in tasks of its own with a deadline and
 //! reports back as a [`Message`], so that a mute kernel never makes its task deaf.
 
+mod clock;
 mod commands;
 mod effects;
 mod link;

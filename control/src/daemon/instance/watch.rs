@@ -133,6 +133,7 @@ impl Instance {
             let since_ns = self.silent_since_ns.take().unwrap_or(now_ns);
             events.push(EventKind::Recovered { after_ms: now_ns.saturating_sub(since_ns) / 1_000_000 });
             let _ = self.step(Input::Answers, events).await;
+            self.sync_clock();
         } else {
             let incarnation = self.record.incarnation.map(|incarnation| incarnation.to_string());
             let batch = events.into_iter().fold(Batch::new(), |batch, event| {
