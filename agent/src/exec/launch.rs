@@ -20,6 +20,7 @@ use rustix::pipe::PipeFlags;
 
 use super::command::Program;
 use super::helper::{Failure, Step};
+use super::user::UserIds;
 use crate::api::exec::ExecError;
 use crate::children::{Child, Children, OnEnd, Target};
 
@@ -56,7 +57,8 @@ impl Launcher {
     /// Starts children of `children`. `helper` is this program (`/proc/self/exe`).
     ///
     /// `tied`: a program gets [`Launch::on_agent_death`] when this process dies, however it dies. The first process of a
-    /// kernel or namespace needs no such tie: nothing outlives it.
+    /// kernel or namespace needs no such tie: nothing outlives it. The system ties to the thread that starts the program,
+    /// which must live as long as the process.
     pub fn new(children: Children, helper: PathBuf, tied: bool) -> Self {
         Self(Arc::new(Inner { children, helper, tied, forking: Mutex::default() }))
     }
@@ -72,8 +74,8 @@ impl Launcher {
     /// [`ExecError`]: nothing runs then.
     pub fn start(&self, program: &Program, launch: Launch) -> Result<Child, ExecError> {
         let Launch { stdio: [stdin, stdout, stderr], on_terminal, on_end, on_agent_death } = launch;
-        let groups = program.user.as_ref().map_or(&[][..], |user| &user.groups);
-        let helped = on_terminal || self.0.tied || !groups.is_empty();
+        let has_groups = program.user.as_ref().is_some_and(|user| !user.groups.is_empty());
+        let helped = on_terminal || self.0.tied || has_groups;
         let mut command = if helped { Command::new(&self.0.helper) } else { Command::new(&program.path) };
         command.env_clear().envs(&program.env).stdin(stdin).stdout(stdout).stderr(stderr);
         // A new session needs a process that leads no group yet.
@@ -81,35 +83,46 @@ impl Launcher {
             command.process_group(0);
         }
         let _forking = self.0.forking.lock().unwrap_or_else(PoisonError::into_inner);
-        if !helped {
-            program.fill(&mut command);
-            return self.0.children.spawn(&mut command, on_end).map_err(|e| program.spawn_error(&e));
+        if helped {
+            self.describe(program, on_terminal, on_agent_death, &mut command);
+            return self.start_helper(program, command, on_end);
         }
-        let system = |attempt: &str, error: io::Error| ExecError::System {
-            attempt: format!("{attempt} for `{}`", program.asked),
-            reason: error.to_string(),
-        };
-        let (report, write_end) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
-            .and_then(|(read, write)| {
-                rustix::io::fcntl_setfd(&write, rustix::io::FdFlags::empty()).map(|()| (read, write))
-            })
-            .map_err(|e| system("making a pipe", e.into()))?;
-        command.arg("exec-child").arg("--report").arg(write_end.as_raw_fd().to_string());
-        command.arg("--cwd").arg(&program.cwd);
+        program.fill(&mut command);
+        self.0.children.spawn(&mut command, on_end).map_err(|e| program.spawn_error(&e))
+    }
+
+    /// The arguments of the helper, [`super::helper::ExecChild`], but for the pipe.
+    fn describe(&self, program: &Program, on_terminal: bool, on_agent_death: Signal, command: &mut Command) {
+        command.arg("exec-child").arg("--cwd").arg(&program.cwd);
         if on_terminal {
             command.arg("--terminal");
         }
-        if let Some(user) = &program.user {
-            let ids = [user.uid, user.gid].iter().chain(groups).map(u32::to_string).collect::<Vec<_>>();
+        if let Some(UserIds { uid, gid, groups, .. }) = &program.user {
+            let ids = [uid, gid].into_iter().chain(groups).map(u32::to_string).collect::<Vec<_>>();
             command.arg("--ids").arg(ids.join(","));
         }
         if self.0.tied {
             command.arg("--parent").arg(std::process::id().to_string());
             command.arg("--on-parent-death").arg((on_agent_death as i32).to_string());
         }
+    }
+
+    fn start_helper(
+        &self,
+        program: &Program,
+        mut command: Command,
+        on_end: OnEnd,
+    ) -> Result<Child, ExecError> {
+        let system = |attempt: &str, error: io::Error| ExecError::System {
+            attempt: format!("{attempt} for `{}`", program.asked),
+            reason: error.to_string(),
+        };
+        let (report, write_end) = inheritable_pipe().map_err(|e| system("making a pipe", e))?;
+        command.arg("--report").arg(write_end.as_raw_fd().to_string());
         command.arg(&program.path).arg("--").args(&program.argv);
-        let child =
-            self.0.children.spawn(&mut command, on_end).map_err(|e| system("starting the helper", e))?;
+        let child = self.0.children.spawn(&mut command, on_end);
+        let child = child.map_err(|e| system("starting the helper", e))?;
+        // Our copies would keep the pipe, and a terminal's other side, open.
         drop((command, write_end));
         match read_report(report) {
             Ok(None) => Ok(child),
@@ -127,6 +140,13 @@ impl Launcher {
             }
         }
     }
+}
+
+/// A pipe whose second end the next child inherits.
+fn inheritable_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::fcntl_setfd(&write, rustix::io::FdFlags::empty())?;
+    Ok((read, write))
 }
 
 /// What the helper says: nothing once it has become the program.
