@@ -98,7 +98,8 @@
 //!   it must not block or compute for long before its first `.await` (or see [`LinkConfig::inline_handlers`]).
 //!
 //! # Where to look
-//! [`connection`] is the protocol without I/O; [`busy`] calls and serves without a runtime; `docs/rpc-wire.md` is the format.
+//! [`connection`] is the protocol without I/O; [`busy`] calls and serves without a runtime; [`health`] lets a program say how it
+//! is; `docs/rpc-wire.md` is the format.
 
 extern crate self as tombolo_rpc;
 

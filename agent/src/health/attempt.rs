@@ -1,7 +1,7 @@
 //! One try of a probe.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -19,8 +19,8 @@ use crate::exec::ExecEngine;
 pub struct ProbeTools {
     exec: ExecEngine,
     endpoint: Option<Endpoint>,
-    /// Files at which a thread looks.
-    looking: Arc<Mutex<HashSet<PathBuf>>>,
+    /// Names of the probes for which a thread looks at a file.
+    looking: Arc<Mutex<HashSet<String>>>,
 }
 
 impl ProbeTools {
@@ -36,15 +36,15 @@ impl ProbeTools {
     pub async fn attempt(&self, probe: &ProbeConfig) -> Result<(), ProbeFailure> {
         let timeout = Duration::from_millis(probe.timeout_ms);
         let stage = Stage::default();
-        let attempt = self.act(&probe.action, timeout, &stage);
+        let attempt = self.act(probe, timeout, &stage);
         tokio::time::timeout(timeout, attempt).await.unwrap_or_else(|_| {
             let text = format!("no result within {} ms, still {}", probe.timeout_ms, stage.name());
             Err(ProbeFailure::new(Kind::TimedOut, text))
         })
     }
 
-    async fn act(&self, action: &ProbeAction, timeout: Duration, stage: &Stage) -> Result<(), ProbeFailure> {
-        match action {
+    async fn act(&self, probe: &ProbeConfig, timeout: Duration, stage: &Stage) -> Result<(), ProbeFailure> {
+        match &probe.action {
             ProbeAction::Exec(Exec { argv }) => self.run(argv).await,
             ProbeAction::Tcp(Tcp { host, port }) => crate::net::connect(host, *port)
                 .await
@@ -60,7 +60,7 @@ impl ProbeTools {
                 RpcTry { endpoint, target, service, timeout, stage }.run().await
             }
             ProbeAction::FileAge(FileAge { path, max_age_ms }) => {
-                self.check_age(path, Duration::from_millis(*max_age_ms)).await
+                self.check_age(&probe.name, path, Duration::from_millis(*max_age_ms)).await
             }
         }
     }
@@ -89,12 +89,16 @@ impl ProbeTools {
     }
 
     /// Looks on a thread, which alone is stuck if the file system hangs; the next try does not send another after it.
-    async fn check_age(&self, path: &Path, max_age: Duration) -> Result<(), ProbeFailure> {
-        let Some(looking) = Looking::begin(&self.looking, path) else {
+    async fn check_age(&self, name: &str, path: &Path, max_age: Duration) -> Result<(), ProbeFailure> {
+        let Some(looking) = Looking::begin(&self.looking, name) else {
             let text = format!("an earlier look at {} has not come back", path.display());
             return Err(ProbeFailure::new(Kind::TimedOut, text));
         };
-        let look = move || std::fs::metadata(&looking.path).and_then(|meta| meta.modified());
+        let file = path.to_owned();
+        let look = move || {
+            let _looking = looking;
+            std::fs::metadata(&file).and_then(|meta| meta.modified())
+        };
         let looked =
             tokio::task::spawn_blocking(look).await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
         let modified =
@@ -109,23 +113,23 @@ impl ProbeTools {
     }
 }
 
-/// A file at which a thread looks, as long as this lives.
+/// A thread looks for a probe, as long as this lives.
 struct Looking {
-    all: Arc<Mutex<HashSet<PathBuf>>>,
-    path: PathBuf,
+    all: Arc<Mutex<HashSet<String>>>,
+    name: String,
 }
 
 impl Looking {
     /// `None` if one does already.
-    fn begin(all: &Arc<Mutex<HashSet<PathBuf>>>, path: &Path) -> Option<Self> {
-        let begins = all.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
-        begins.then(|| Self { all: Arc::clone(all), path: path.to_owned() })
+    fn begin(all: &Arc<Mutex<HashSet<String>>>, name: &str) -> Option<Self> {
+        let begins = all.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        begins.then(|| Self { all: Arc::clone(all), name: name.to_owned() })
     }
 }
 
 impl Drop for Looking {
     fn drop(&mut self) {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.path);
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
     }
 }
 
@@ -188,8 +192,10 @@ mod tests {
         file.set_modified(SystemTime::now() - Duration::from_secs(61)).unwrap();
         assert_eq!(tools().attempt(&probe).await.unwrap_err().kind, Kind::Stale);
         let tools = tools();
-        let stuck = Looking::begin(&tools.looking, &path);
+        let stuck = Looking::begin(&tools.looking, "p");
         assert_eq!(tools.attempt(&probe).await.unwrap_err().kind, Kind::TimedOut, "one look at a time");
+        let other = ProbeConfig { name: "q".into(), ..probe.clone() };
+        assert_eq!(tools.attempt(&other).await.unwrap_err().kind, Kind::Stale, "others are not held up");
         drop(stuck);
         assert_eq!(tools.attempt(&probe).await.unwrap_err().kind, Kind::Stale);
     }
