@@ -261,4 +261,29 @@ mod tests {
         std::fs::remove_file(&fresh).unwrap();
         until(&health, |report| !report.ready && report.live).await;
     }
+
+    #[tokio::test]
+    async fn a_run_that_hangs_from_its_start_is_restarted_whatever_was_probed_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let children = Children::new(Scope::OwnChildren);
+        tokio::spawn(children.clone().run_reaper());
+        let launcher = Launcher::new(children, "/proc/self/exe".into(), false);
+        let lifecycle = Lifecycle::booting();
+        let exec = ExecEngine::new(launcher.clone(), lifecycle.clone());
+        // The first run ends, so that the probe fails while there is nothing to probe; the second hangs.
+        let script = "[ -e ran ] && exec sleep 1000; touch ran; exit 1";
+        let entrypoint =
+            serde_json::json!({"argv": ["/bin/sh", "-c", script], "cwd": dir.path(), "restart": "always"});
+        let log = crate::logs::Log::new(1, crate::blackbox::BlackBox::default(), None);
+        let entrypoint = serde_json::from_value(entrypoint).unwrap();
+        let entrypoint = EntrypointHandle::start(entrypoint, launcher, log);
+        let probe = serde_json::json!({"name": "never", "kind": "liveness", "period_ms": 20, "failure_threshold": 1,
+            "file_age": {"path": dir.path().join("never"), "max_age_ms": 1}});
+        let probes = vec![serde_json::from_value(probe).unwrap()];
+        Health::start(probes, ProbeTools::new(exec, None), lifecycle, Some(entrypoint.clone()));
+        let mut status = entrypoint.subscribe();
+        let restarted = status.wait_for(|status| status.restarts >= 2);
+        tokio::time::timeout(Duration::from_secs(20), restarted).await.expect("in time").unwrap();
+        entrypoint.stop(Duration::from_secs(5)).await;
+    }
 }
