@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::kernel::Party;
 
 /// What a shell can be told to do to a unit. All are idempotent: the state asked for may already be there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Schema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Schema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Command {
     /// Ask the donor's agent to stop using it, in the sense of [`DrainRule`](crate::operation::DrainRule).
@@ -33,7 +33,7 @@ pub enum Command {
 }
 
 /// What an agent says about a unit in its kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Schema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Schema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Inside {
     /// In use.
@@ -49,7 +49,7 @@ pub enum Inside {
 }
 
 /// What the witnesses say about one unit, all of it looked up after the command it answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Sighting {
     /// Whom the spawner says it is attached to: [`Party::Pool`] for nobody, `None` if the spawner cannot tell.
     pub attached: Option<Party>,

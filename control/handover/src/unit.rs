@@ -52,7 +52,7 @@ pub enum Kind {
 }
 
 /// A unit and what does not change when its owner does.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Schema)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Schema)]
 pub struct Unit {
     /// Its name.
     pub id: UnitId,
@@ -63,7 +63,7 @@ pub struct Unit {
 }
 
 /// What is known of a unit beyond its node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Schema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Schema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Traits {
     /// Of a CPU.

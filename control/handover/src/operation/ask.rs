@@ -35,7 +35,7 @@ impl Operation {
     pub(super) fn give_up(&mut self, work: &mut Work) {
         for at in 0..self.units.len() {
             if self.units[at].is_active() {
-                let decision = give_up(&self.units[at]);
+                let decision = give_up(&self.units[at], &self.view(work));
                 self.carry_out(at, decision, 0, work);
             }
         }

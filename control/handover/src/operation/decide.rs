@@ -25,6 +25,8 @@ pub(super) struct View {
     pub(super) tries_max: u8,
     pub(super) donor: Party,
     pub(super) donor_runs: bool,
+    /// Whether the donor has booted anew since: what it was not told to give up may have gone with its former boot.
+    pub(super) donor_rebooted: bool,
     pub(super) receiver: Party,
     /// Whether the boot of the receiver that agreed still runs.
     pub(super) receiver_runs: bool,
@@ -117,9 +119,9 @@ pub(super) fn decide(unit: &Progress, view: &View) -> Decision {
 
 /// What to do about a unit when patience is at an end and no answer has placed it.
 ///
-/// Before the point of no return nobody was told to take it away, so it is the donor's; before a grant was told it is free.
-/// Anything else would be a guess.
-pub(super) fn give_up(unit: &Progress) -> Decision {
+/// What nobody was told to take away is the donor's, for as long as the donor lives; what was seen free and nobody was told to attach is
+/// free. Anything else would be a guess.
+pub(super) fn give_up(unit: &Progress, view: &View) -> Decision {
     let doubt = match unit.place {
         // What was seen last was before the last command.
         _ if unit.asked => Doubt::Unseen,
@@ -140,10 +142,12 @@ pub(super) fn give_up(unit: &Progress) -> Decision {
             Settle(Fate::Stranded)
         }
         Step::Looking | Step::Draining => Fail,
-        Step::Undoing => Settle(Fate::Returned),
+        Step::Undoing if !view.donor_rebooted => Settle(Fate::Returned),
         Step::Granting if !unit.told.is_some_and(Command::moves) => Settle(Fate::Pooled),
-        Step::Revoking if !unit.told.is_some_and(Command::moves) => Settle(Fate::Returned),
-        Step::Granting | Step::Revoking | Step::Withdrawing => unproven,
+        Step::Revoking if !view.donor_rebooted && !unit.told.is_some_and(Command::moves) => {
+            Settle(Fate::Returned)
+        }
+        Step::Granting | Step::Revoking | Step::Withdrawing | Step::Undoing => unproven,
         Step::Waiting | Step::Ready | Step::Offlined | Step::Revoked | Step::Settled(_) => Look,
     }
 }

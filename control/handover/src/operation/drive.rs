@@ -121,6 +121,7 @@ impl Operation {
             tries_max: self.rules.tries_max,
             donor: self.donor,
             donor_runs: runs(work.ledger.present(self.donor)),
+            donor_rebooted: work.ledger.present(self.donor) != self.donor,
             receiver: self.receiver,
             receiver_runs: runs(self.receiver),
         }

@@ -30,7 +30,7 @@ pub enum Effect {
 }
 
 /// A question to one party about an operation as a whole.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ask {
     /// About which operation.
     pub operation: OpId,
@@ -49,7 +49,7 @@ pub struct Ask {
 }
 
 /// Something to do about one unit, and the look that follows it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Act {
     /// For which operation.
     pub operation: OpId,
@@ -72,7 +72,7 @@ pub struct Act {
 }
 
 /// Memory that rests with the ends of an operation, lots in transit left out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Resting {
     /// With the donor, in granules.
     pub donor: u64,
@@ -112,7 +112,7 @@ pub enum Question {
 }
 
 /// An answer to a question.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reply {
     /// Yes, or done.
     Yes,
@@ -121,7 +121,7 @@ pub enum Reply {
 }
 
 /// A refusal, with what the one who refuses knows.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Schema)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Schema)]
 pub struct Veto {
     /// Why, in words for an operator.
     pub reason: String,
@@ -130,7 +130,7 @@ pub struct Veto {
 }
 
 /// Something that has happened.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Input {
     /// A party has answered a question.
     Answered {

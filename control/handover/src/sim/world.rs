@@ -5,6 +5,7 @@
 //! whatever is not newer than the newest it has answered.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 
 use crate::kernel::{Incarnation, InstanceId, Kernel, Party};
 use crate::ledger::Ledger;
@@ -350,6 +351,41 @@ impl World {
         }
         for truth in self.units.values_mut() {
             truth.agents_seen.remove(&Some(id));
+        }
+    }
+
+    /// Whether a command would be refused because its target has answered an epoch as new.
+    pub fn is_fenced(&self, act: &Act) -> bool {
+        let Some(truth) = self.units.get(&act.unit.id) else { return false };
+        let agent = match act.command {
+            Some(Command::Drain | Command::Undrain) => holder(act.donor),
+            Some(Command::Online) => holder(act.receiver),
+            Some(Command::Revoke(_) | Command::Grant(_)) | None => None,
+        };
+        let seen = match agent {
+            Some(of) => truth.agents_seen.get(&of).copied().unwrap_or(0),
+            None => truth.spawner_seen,
+        };
+        act.epoch <= seen
+    }
+
+    /// The epochs that witnesses have answered for a unit.
+    pub fn fences(&self, unit: UnitId) -> impl Iterator<Item = u64> + '_ {
+        let truth = self.units.get(&unit);
+        truth
+            .into_iter()
+            .flat_map(|truth| std::iter::once(truth.spawner_seen).chain(truth.agents_seen.values().copied()))
+    }
+
+    /// Hashes what can be told apart from inside: of epochs, only how they compare, as `rank` says.
+    pub fn hash_shape<H: Hasher>(&self, rank: impl Fn(UnitId, u64) -> usize, into: &mut H) {
+        self.kernels.hash(into);
+        self.unfinished.hash(into);
+        for (unit, truth) in &self.units {
+            (unit, &truth.attached, rank(*unit, truth.spawner_seen)).hash(into);
+            for (holder, seen) in &truth.agents_seen {
+                (holder, rank(*unit, *seen)).hash(into);
+            }
         }
     }
 
