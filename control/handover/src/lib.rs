@@ -19,6 +19,8 @@
 #![forbid(unsafe_code)]
 
 pub mod balance;
+#[cfg(test)]
+mod bench;
 pub mod coordinator;
 pub mod kernel;
 pub mod ledger;

@@ -14,7 +14,7 @@
 //! uses up a message, a misfortune or patience), so the graph has no cycle, and *every operation ends* is: no state without a next one has
 //! an operation that has not ended.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::time::Instant;
 
@@ -56,6 +56,8 @@ struct State {
     acts: BTreeSet<Act>,
     asks: BTreeSet<Ask>,
     answers: BTreeSet<Input>,
+    /// The one timer of each operation. It dies with the daemon.
+    timers: BTreeMap<OpId, u32>,
     misfortunes: u8,
     unreported: Vec<Kernel>,
     released: Vec<InstanceId>,
@@ -112,8 +114,7 @@ impl State {
             match effect {
                 Effect::Act(act) => drop(self.acts.insert(act)),
                 Effect::Ask(ask) => drop(self.asks.insert(ask)),
-                // Deadlines pass at any time.
-                Effect::Arm { .. } => {}
+                Effect::Arm { operation, round, .. } => drop(self.timers.insert(operation, round)),
             }
         }
     }
@@ -186,6 +187,7 @@ impl Hash for State {
         for operation in self.coordinator.operations() {
             let phase = operation.phase;
             (operation.id, phase, operation.expiries, &operation.open, operation.hooks_ran).hash(into);
+            (self.timers.get(&operation.id) == Some(&operation.round)).hash(into);
             for p in &operation.units {
                 let refused = p.veto.is_some();
                 (p.unit, &p.step, p.asked, p.tries, p.looks, p.told, p.touched, p.place, refused).hash(into);
@@ -252,6 +254,7 @@ impl Model for Machine {
             acts: BTreeSet::new(),
             asks: BTreeSet::new(),
             answers: BTreeSet::new(),
+            timers: BTreeMap::new(),
             misfortunes: self.misfortunes,
             unreported: Vec::new(),
             released: Vec::new(),
@@ -287,7 +290,10 @@ impl Model for Machine {
             }
         }
         for operation in state.coordinator.operations().filter(|operation| !operation.phase.is_terminal()) {
-            actions.push(Action::Expire(operation.id, operation.round));
+            // However little has happened.
+            if state.timers.get(&operation.id) == Some(&operation.round) {
+                actions.push(Action::Expire(operation.id, operation.round));
+            }
             if unlucky && operation.phase.is_before_point_of_no_return() {
                 actions.push(Action::Cancel(operation.id));
             }
@@ -353,6 +359,7 @@ impl Model for Machine {
             Action::HearAndAgain(input) => state.hear(input),
             Action::Expire(operation, round) => state.hear(Input::Expired { operation, round }),
             Action::DaemonDies => {
+                state.timers.clear();
                 state.coordinator = reread(&state.coordinator);
                 let effects = persist(state.coordinator.recover(0));
                 state.send(effects);

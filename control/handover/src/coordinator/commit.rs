@@ -92,21 +92,12 @@ pub struct Step<'a> {
     coordinator: &'a mut Coordinator,
     work: Work,
     commit: Option<Commit>,
-    forgotten: Vec<OpId>,
 }
 
 impl<'a> Step<'a> {
     pub(super) fn new(coordinator: &'a mut Coordinator, mut work: Work) -> Self {
         let commit = work.commit();
-        Self { coordinator, work, commit, forgotten: Vec::new() }
-    }
-
-    pub(super) fn forgetting(mut self, operations: Vec<OpId>) -> Self {
-        if let (Some(commit), false) = (&mut self.commit, operations.is_empty()) {
-            commit.forgotten_operations.clone_from(&operations);
-            self.forgotten = operations;
-        }
-        self
+        Self { coordinator, work, commit }
     }
 
     /// What is to be stored; `None` if nothing has changed.
@@ -145,8 +136,8 @@ impl<'a> Step<'a> {
     }
 
     fn happen(self) -> Vec<Effect> {
-        let Work { ledger, operations, effects, .. } = self.work;
-        self.coordinator.take_over(ledger, operations, &self.forgotten);
+        let Work { ledger, operations, forgotten_operations, effects, .. } = self.work;
+        self.coordinator.take_over(ledger, operations, &forgotten_operations);
         effects
     }
 }

@@ -308,11 +308,9 @@ impl Coordinator {
     pub fn forget(&mut self, now_ns: u64, ids: &[OpId]) -> Step<'_> {
         let ended =
             |id: &&OpId| self.operations.get(id).is_some_and(|operation| operation.phase.is_terminal());
-        let ended: Vec<OpId> = ids.iter().filter(ended).copied().collect();
         let mut work = self.work(now_ns, None);
-        // The record is written a last time so that the step is one that changes something.
-        work.operations.extend(ended.iter().filter_map(|id| self.operations.get(id).cloned()));
-        Step::new(self, work).forgetting(ended)
+        work.forgotten_operations = ids.iter().filter(ended).copied().collect();
+        Step::new(self, work)
     }
 
     /// Quarantines units that the ledger has in transit with an operation that is not in the journal. For a store that lost rows:

@@ -20,6 +20,7 @@ pub(crate) struct Work {
     units: Vec<UnitChange>,
     instances: Vec<InstanceRow>,
     forgotten_instances: Vec<InstanceId>,
+    pub(super) forgotten_operations: Vec<OpId>,
     events: Vec<Event>,
 }
 
@@ -34,6 +35,7 @@ impl Work {
             units: Vec::new(),
             instances: Vec::new(),
             forgotten_instances: Vec::new(),
+            forgotten_operations: Vec::new(),
             events: Vec::new(),
         }
     }
@@ -43,6 +45,7 @@ impl Work {
         let changed = !(self.units.is_empty()
             && self.instances.is_empty()
             && self.forgotten_instances.is_empty()
+            && self.forgotten_operations.is_empty()
             && self.operations.is_empty());
         if changed {
             self.ledger.raise_version();
@@ -53,7 +56,7 @@ impl Work {
             instances: std::mem::take(&mut self.instances),
             forgotten_instances: std::mem::take(&mut self.forgotten_instances),
             operations: self.operations.clone(),
-            forgotten_operations: Vec::new(),
+            forgotten_operations: self.forgotten_operations.clone(),
             events: std::mem::take(&mut self.events),
         })
     }
@@ -135,7 +138,9 @@ impl Work {
 
     pub(crate) fn note_phase(&mut self, operation: OpId, from: Phase, to: Phase) {
         debug_assert!(from == to || from.may_become(to), "{operation} may not go from {from} to {to}");
-        self.note(operation, EventKind::Phase { from, to });
+        if from != to {
+            self.note(operation, EventKind::Phase { from, to });
+        }
     }
 
     pub(crate) fn note_settled(&mut self, operation: OpId, unit: UnitId, fate: &Fate) {

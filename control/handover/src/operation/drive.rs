@@ -1,6 +1,6 @@
 //! Driving the units of an operation, one by one, by the table in `decide`.
 
-use super::decide::{Decision, View, decide};
+use super::decide::{Decision, View, decide, give_up};
 use super::{Fate, Operation, Step};
 use crate::coordinator::Work;
 use crate::kernel::Party;
@@ -65,7 +65,13 @@ impl Operation {
                 self.units[at].begin(step);
                 self.drive(at, pause_ms, work);
             }
-            Decision::Settle(fate) => self.settle(at, fate, work),
+            Decision::Settle(fate) => {
+                self.settle(at, fate, work);
+                if self.phase.is_before_point_of_no_return() && self.request.shortfall == Shortfall::Abort {
+                    let cause = self.unavailable(at);
+                    self.call_off(cause, work);
+                }
+            }
             Decision::Fail => self.fail(at, work),
         }
     }
@@ -80,6 +86,28 @@ impl Operation {
             Shortfall::Abort => {
                 let cause = self.unavailable(at);
                 self.call_off(cause, work);
+            }
+        }
+    }
+
+    /// Whether the time to drain may run out for some units alone, because others are drained and may go on without them.
+    pub(super) fn can_leave_behind(&self) -> bool {
+        self.request.shortfall == Shortfall::MoveTheRest && self.open.is_empty() && self.has(&Step::Offlined)
+    }
+
+    /// Gives back what is not drained in time, and waits for that in turn.
+    pub(super) fn leave_behind(&mut self, work: &mut Work) {
+        self.expiries = self.expiries.saturating_add(1);
+        self.new_round(work);
+        for at in 0..self.units.len() {
+            match self.units[at].step {
+                Step::Draining => self.fail(at, work),
+                Step::Undoing if self.expiries >= self.rules.patience => {
+                    let decision = give_up(&self.units[at], &self.view(work));
+                    self.carry_out(at, decision, 0, work);
+                }
+                Step::Undoing => self.look(at, 0, work),
+                _ => {}
             }
         }
     }

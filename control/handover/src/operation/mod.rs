@@ -214,6 +214,7 @@ impl Operation {
                     self.ask_again(work);
                 }
             }
+            Phase::Draining if self.can_leave_behind() => self.leave_behind(work),
             phase => self.call_off(Cause::Deadline { phase }, work),
         }
         self.advance(work);
