@@ -2,6 +2,7 @@
 
 mod bed;
 mod failures;
+mod idle;
 mod life;
 mod progress;
 mod report;
@@ -109,6 +110,7 @@ fn story(args: &Args, remains: &Mutex<Remains>, progress: &mut Progress, report:
     stage.measure_the_host()?;
     stage.measure_kernel_to_kernel()?;
     stage.move_a_file()?;
+    stage.leave_everything_alone()?;
     stage.kill_db_in_mid_traffic()?;
     stage.read_last_words()?;
     stage.freeze_and_thaw_web()?;

@@ -35,6 +35,8 @@ pub(super) struct Report {
     pub(super) stream_gb_per_s: Option<f64>,
     /// Round trip of 56 bytes over a Unix socket between two processes of the host.
     pub(super) uds_rtt_ns_p50: Option<u64>,
+    /// What daemon, keepers and both kernels take of one processor while nobody wants anything of them, in percent.
+    pub(super) idle_cpu_percent: Option<f64>,
     /// From the SIGKILL of `db` to the typed error in the client.
     pub(super) client_notice_ms: Option<f64>,
     /// How that was measured.
