@@ -23,6 +23,8 @@ pub(super) struct Call {
     /// Long messages that wait for their turn, and what must not overtake them.
     pub(super) queue: VecDeque<Outgoing>,
     pub(super) queued_bytes: usize,
+    /// Its frames that wait in the lane of small ones: what is in `queue` must not overtake them.
+    pub(super) in_lane: u32,
     /// Whether the call is in the list of those that take turns.
     pub(super) scheduled: bool,
     /// Bytes of items that the peer lets us send.

@@ -1,6 +1,6 @@
 //! The first part of a connection: HELLO, PROOF.
 
-use super::{Config, Connection, Event, PeerInfo, Phase, Proof, Side};
+use super::{About, Config, Connection, Event, PeerInfo, Phase, Proof, Side};
 use crate::error::LinkError;
 use crate::wire::frame::{Header, Kind};
 use crate::wire::hello::{FEATURES, Hello, HelloError, Limits, VERSIONS, proof};
@@ -27,7 +27,7 @@ impl Connection {
             build: build.clone(),
         }
         .encode();
-        self.control.push(0, |out| {
+        self.control.push(About::Link, |out| {
             out.extend_from_slice(&Header::new(Kind::Hello, 0).to_bytes());
             out.extend_from_slice(&self.hello);
         });
@@ -84,7 +84,7 @@ impl Connection {
         }
         let ours = self.proof_of(&secret, self.config.side);
         self.phase = Phase::Proving { secret: Some(secret) };
-        self.control.push(0, |out| {
+        self.control.push(About::Link, |out| {
             out.extend_from_slice(&Header::new(Kind::Proof, 0).to_bytes());
             out.extend_from_slice(ours.as_bytes());
         });

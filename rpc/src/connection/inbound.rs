@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 
-use super::call::{Call, Outgoing, Partial, is_after};
-use super::{Connection, Ended, Event, Payload, Phase, REPLIES_MAX};
+use super::call::{Outgoing, Partial, is_after};
+use super::{About, Connection, Ended, Event, Payload, Phase, REPLIES_MAX};
 use crate::error::{Failure, LinkError};
 use crate::wire::fault::{Code, Fault, clip};
 use crate::wire::frame::{APP_ERROR, Header, Kind, Open, number};
@@ -61,7 +61,7 @@ impl Connection {
                 let token: [u8; 8] = number(Kind::Ping, body)?;
                 self.replies_waiting += 1;
                 self.check_replies()?;
-                self.control.push(0, |out| {
+                self.control.push(About::Reply, |out| {
                     out.extend_from_slice(&Header::new(Kind::Pong, 0).to_bytes());
                     out.extend_from_slice(&token);
                 });
@@ -76,6 +76,7 @@ impl Connection {
                 return Ok(Some(Event::Pong { token }));
             }
             Kind::GoAway => return self.handle_go_away(id, body),
+            Kind::Response => return self.handle_response(id, header, body),
             Kind::Hello | Kind::Proof | Kind::Close => return Ok(None),
             _ => {}
         }
@@ -113,7 +114,6 @@ impl Connection {
                 self.schedule(id);
                 Ok(None)
             }
-            Kind::Response if mine => self.handle_response(id, header, body),
             Kind::Error if mine => {
                 let fault = Fault::parse(header.aux, body)?;
                 let Some(method) = call.method else { return Ok(None) };
@@ -143,7 +143,9 @@ impl Connection {
     }
 
     fn check_replies(&self) -> Result<(), String> {
-        if self.replies_waiting > REPLIES_MAX + self.config.calls_max as usize {
+        // A window is given back in at most four steps.
+        let credits = 4 * u64::from(self.calls_theirs.saturating_add(self.calls_mine));
+        if u64::from(self.replies_waiting) > u64::from(REPLIES_MAX) + credits {
             return Err(format!("{} answers are waiting and none is read", self.replies_waiting));
         }
         Ok(())
@@ -160,7 +162,8 @@ impl Connection {
         if id == 0 || id % 2 != self.config.side.other() as u32 % 2 {
             return Err(format!("OPEN with id {id}, which is not the peer's to use"));
         }
-        if self.last_peer_id != 0 && !is_after(id, self.last_peer_id) || self.calls.contains_key(&id) {
+        let taken = self.calls_theirs != 0 && self.calls.contains_key(&id);
+        if self.last_peer_id != 0 && !is_after(id, self.last_peer_id) || taken {
             return Err(format!("OPEN with id {id} after {}", self.last_peer_id));
         }
         if metadata.len() > usize::from(self.config.metadata_bytes_max) {
@@ -172,7 +175,8 @@ impl Connection {
             // GOAWAY has named the last call that counts; this one does not.
             return self.note_refused(id);
         }
-        if self.calls_theirs >= self.config.calls_max
+        // Answers that the peer does not read count as well.
+        if self.calls_theirs.max(self.answers_waiting) >= self.config.calls_max
             || self.assembling_bytes + payload.len() > self.config.assembly_bytes_max
         {
             self.refuse(id, &Fault::new(Code::Overloaded, false, 10_000, "too many calls"));
@@ -180,14 +184,8 @@ impl Connection {
         }
         self.last_peer_id = id;
         let deadline_ns = open.remaining_ns.map(|left| now_ns.saturating_add(left));
-        let mut call = Call {
-            deadline_ns: deadline_ns.unwrap_or(u64::MAX),
-            credit: u64::from(self.peer_limits.window_bytes),
-            granted: u64::from(self.config.window_bytes),
-            running: !header.more(),
-            ..Call::default()
-        };
-        self.earliest_ns = self.earliest_ns.min(call.deadline_ns);
+        let mut call = self.new_call(deadline_ns);
+        call.running = !header.more();
         self.calls_theirs += 1;
         if header.more() {
             call.partial = payload.to_vec();
@@ -229,9 +227,7 @@ impl Connection {
             return Err(format!("an empty fragment on call {id}"));
         }
         if self.assembling_bytes + body.len() > self.config.assembly_bytes_max {
-            self.replies_waiting += 1;
             self.fail(id, Fault::new(Code::Overloaded, false, 10_000, "too many long requests"));
-            self.check_replies()?;
             return Ok(None);
         }
         call.partial.extend_from_slice(body);
@@ -289,6 +285,7 @@ impl Connection {
             if call.unread == 0 {
                 call.returnable += std::mem::take(&mut call.partial_cost);
                 self.grant(id);
+                self.check_replies()?;
             }
             return Ok(None);
         }
@@ -316,7 +313,6 @@ impl Connection {
                 failure: Failure::TooLarge { what, len: max.saturating_add(1), max },
             };
         }
-        self.replies_waiting += 1;
         self.fail(id, Fault::new(Code::Overloaded, true, 10_000, "too many long items"));
         Event::Cancelled { call: id, why: Ended::Overload }
     }
@@ -329,7 +325,10 @@ impl Connection {
     ) -> Result<Option<Event<'a>>, String> {
         let app_error = header.flags & APP_ERROR != 0;
         let max = self.config.message_bytes_max;
-        let Some(call) = self.calls.get_mut(&id) else { return Ok(None) };
+        let Some(call) = self.calls.get_mut(&id) else { return self.check_late(header).map(|()| None) };
+        if call.method.is_none() {
+            return Err(format!("RESPONSE from the wrong side on call {id}"));
+        }
         let first = match call.partial_of {
             Partial::Nothing => true,
             // The server may end the call while an item of it was still incomplete.
@@ -349,8 +348,13 @@ impl Connection {
             if body.is_empty() {
                 return Err(format!("an empty fragment on call {id}"));
             }
+            if self.assembling_bytes + body.len() > self.config.assembly_bytes_max {
+                return Ok(Some(self.give_up(id)));
+            }
             call.partial_of = Partial::Answer { app_error };
             call.partial.extend_from_slice(body);
+            call.assembling += body.len();
+            self.assembling_bytes += body.len();
             return Ok(None);
         }
         let payload = if first {

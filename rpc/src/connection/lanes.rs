@@ -3,12 +3,25 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+/// Whom a waiting frame is about, for the books.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum About {
+    /// Nobody keeps books of it.
+    Link,
+    /// A call; what it queues elsewhere must not overtake this.
+    Call(u32),
+    /// The end of a call of the peer's.
+    Answer,
+    /// Anything else that the peer has caused.
+    Reply,
+}
+
 /// Frames in order. Pushing encodes straight into the buffer; a drained lane allocates nothing.
 #[derive(Debug, Default)]
 pub(super) struct Lane {
     bytes: Vec<u8>,
-    /// Where each frame ends, and the call of ours that it belongs to (0 if to none).
-    frames: VecDeque<(usize, u32)>,
+    /// Where each frame ends, and whom it is about.
+    frames: VecDeque<(usize, About)>,
     head: usize,
 }
 
@@ -16,8 +29,9 @@ pub(super) struct Lane {
 const COMPACT_BYTES: usize = 64 * 1024;
 
 impl Lane {
-    /// Appends the frame that `encode` writes. `ours`: the call of ours that it belongs to, or 0.
-    pub(super) fn push(&mut self, ours: u32, encode: impl FnOnce(&mut Vec<u8>)) {
+    /// Appends the frame that `encode` writes.
+    #[inline]
+    pub(super) fn push(&mut self, about: About, encode: impl FnOnce(&mut Vec<u8>)) {
         if self.frames.is_empty() {
             self.bytes.clear();
             self.head = 0;
@@ -29,14 +43,15 @@ impl Lane {
             self.head = 0;
         }
         encode(&mut self.bytes);
-        self.frames.push_back((self.bytes.len(), ours));
+        self.frames.push_back((self.bytes.len(), about));
     }
 
-    /// Takes the next frame: where it lies, and the call of ours that it belongs to.
-    pub(super) fn pop(&mut self) -> Option<(Range<usize>, u32)> {
-        let (end, ours) = self.frames.pop_front()?;
+    /// Takes the next frame: where it lies, and whom it is about.
+    #[inline]
+    pub(super) fn pop(&mut self) -> Option<(Range<usize>, About)> {
+        let (end, about) = self.frames.pop_front()?;
         let start = std::mem::replace(&mut self.head, end);
-        Some((start..end, ours))
+        Some((start..end, about))
     }
 
     /// A frame that was just popped.
@@ -63,10 +78,10 @@ mod tests {
         let mut lane = Lane::default();
         let mut next = 0u32;
         for i in 0..40_000u32 {
-            lane.push(i, |out| out.extend_from_slice(&i.to_le_bytes()));
+            lane.push(About::Call(i), |out| out.extend_from_slice(&i.to_le_bytes()));
             if i % 2 == 1 {
-                let (range, ours) = lane.pop().unwrap();
-                assert_eq!(ours, next);
+                let (range, about) = lane.pop().unwrap();
+                assert_eq!(about, About::Call(next));
                 assert_eq!(lane.frame(range), next.to_le_bytes());
                 next += 1;
             }

@@ -36,7 +36,7 @@ use crate::wire::hello::{FRAME_BYTES_MIN, Hello, Limits, WINDOW_BYTES_MIN};
 use call::Call;
 pub(crate) use call::IdHasher;
 pub use events::{Ended, Event, Payload};
-use lanes::Lane;
+use lanes::{About, Lane};
 pub use outbound::SendError;
 
 pub use crate::wire::hello::Side;
@@ -46,12 +46,16 @@ pub use crate::wire::hello::Side;
 pub(crate) const FRAGMENT_FRAME_BYTES: u32 = 16 * 1024;
 /// Messages up to this long, in bytes, go before those that are longer.
 pub(crate) const SMALL_BYTES: usize = 4 * 1024;
+/// Records of ended calls that are kept for others.
+const SPARE_CALLS_MAX: usize = 64;
 /// Bytes of items of one call that may wait for their turn before its sender is told to wait.
 const SEND_BUFFER_BYTES: usize = 128 * 1024;
 /// Bytes of small frames that may wait to be sent before new calls are refused here: the transport is stuck.
 const LANE_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Answers to misbehaviour and pings that may wait before a peer that does not read them is dropped.
-const REPLIES_MAX: usize = 4096;
+/// Bytes of small frames that may wait before items wait with their calls, each of which has room for few.
+const LANE_ITEM_BYTES_MAX: usize = 256 * 1024;
+/// Refusals, credit and answers to pings that may wait before a peer that does not read them is dropped.
+const REPLIES_MAX: u32 = 4096;
 
 /// How an end proves, and has the other end prove, the per-boot secret.
 #[derive(Clone, PartialEq, Eq)]
@@ -141,7 +145,9 @@ pub struct Connection {
     /// What the peer takes; all zero before its HELLO.
     peer_limits: Limits,
 
-    calls: HashMap<u32, Call, IdHasher>,
+    calls: HashMap<u32, Box<Call>, IdHasher>,
+    /// Of calls that are over, for others.
+    spare_calls: Vec<Box<Call>>,
     calls_mine: u32,
     calls_theirs: u32,
     /// The id of our next call.
@@ -157,7 +163,10 @@ pub struct Connection {
     /// The frame being handed out, when it comes from `bulk`.
     scratch: Vec<u8>,
     small_in_a_row: u32,
-    replies_waiting: usize,
+    /// Answers to calls of the peer's that wait in the lane of small frames.
+    answers_waiting: u32,
+    /// What else the peer has caused and that waits in a lane.
+    replies_waiting: u32,
     /// A CLOSE that goes out even though the connection is closed.
     farewell: Option<Vec<u8>>,
 
@@ -204,6 +213,7 @@ impl Connection {
                 window_bytes: 0,
             },
             calls: HashMap::with_capacity_and_hasher(64, IdHasher),
+            spare_calls: Vec::new(),
             calls_mine: 0,
             calls_theirs: 0,
             next_id: config.side as u32,
@@ -214,6 +224,7 @@ impl Connection {
             bulk: VecDeque::new(),
             scratch: Vec::new(),
             small_in_a_row: 0,
+            answers_waiting: 0,
             replies_waiting: 0,
             farewell: None,
             events: VecDeque::new(),
@@ -300,7 +311,7 @@ impl Connection {
         self.ping_token += 1;
         let token = self.ping_token;
         if self.phase == Phase::Open {
-            self.control.push(0, |out| {
+            self.control.push(About::Link, |out| {
                 out.extend_from_slice(&Header::new(Kind::Ping, 0).to_bytes());
                 out.extend_from_slice(&token.to_le_bytes());
             });
@@ -320,7 +331,7 @@ impl Connection {
         }
         self.draining = true;
         let last = self.last_peer_id;
-        self.control.push(0, |out| {
+        self.control.push(About::Link, |out| {
             out.extend_from_slice(&Header::new(Kind::GoAway, last).to_bytes());
             out.extend_from_slice(clip(reason).as_bytes());
         });
@@ -370,6 +381,7 @@ impl Connection {
             });
         }
         (self.calls_mine, self.calls_theirs, self.assembling_bytes) = (0, 0, 0);
+        (self.answers_waiting, self.replies_waiting) = (0, 0);
         self.control = Lane::default();
         self.small = Lane::default();
         self.bulk = VecDeque::new();

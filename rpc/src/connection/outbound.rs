@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use super::call::{Call, Outgoing, Partial};
 use super::{
-    Connection, Ended, Event, FRAGMENT_FRAME_BYTES, LANE_BYTES_MAX, Payload, Phase, SEND_BUFFER_BYTES,
-    SMALL_BYTES,
+    About, Connection, Ended, Event, FRAGMENT_FRAME_BYTES, LANE_BYTES_MAX, LANE_ITEM_BYTES_MAX, Payload,
+    Phase, SEND_BUFFER_BYTES, SMALL_BYTES, SPARE_CALLS_MAX,
 };
 use crate::error::{Failure, REQUEST};
 use crate::schema::MethodInfo;
@@ -14,6 +14,8 @@ use crate::wire::frame::{APP_ERROR, HEADER_BYTES, Header, Kind, MORE, OPEN_BYTES
 
 /// Small frames that may go before a fragment gets its turn, so that a flood of small calls does not starve bulk.
 const SMALL_IN_A_ROW: u32 = 32;
+/// Turns of calls that are over before they are swept out.
+const STALE_TURNS_MAX: usize = 64;
 /// What a caller is told to wait when this side itself is full.
 const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(10);
 
@@ -57,16 +59,12 @@ impl Connection {
         self.may_open(metadata.len(), payload.len())?;
         let id = self.take_id();
         let open = Open { method: method.id, fingerprint: method.fingerprint, remaining_ns };
-        let mut call = Call {
-            method: Some(method),
-            deadline_ns: deadline_ns.unwrap_or(u64::MAX),
-            credit: u64::from(self.peer_limits.window_bytes),
-            granted: u64::from(self.config.window_bytes),
-            ..Call::default()
-        };
+        let mut call = self.new_call(deadline_ns);
+        call.method = Some(method);
         let len = OPEN_BYTES + metadata.len() + payload.len();
         if payload.len() <= SMALL_BYTES && len <= self.fragment_bytes() {
-            self.small.push(id, |out| {
+            call.in_lane = 1;
+            self.small.push(About::Call(id), |out| {
                 open.put(out, id, metadata.len() as u16, false);
                 out.extend_from_slice(metadata);
                 out.extend_from_slice(&payload);
@@ -78,7 +76,6 @@ impl Connection {
             call.scheduled = true;
             self.bulk.push_back(id);
         }
-        self.earliest_ns = self.earliest_ns.min(call.deadline_ns);
         self.calls.insert(id, call);
         self.calls_mine += 1;
         Ok(id)
@@ -118,6 +115,17 @@ impl Connection {
         Ok(())
     }
 
+    /// A record for a call, in memory of one that is over if there is any.
+    #[inline]
+    pub(super) fn new_call(&mut self, deadline_ns: Option<u64>) -> Box<Call> {
+        let mut call = self.spare_calls.pop().unwrap_or_default();
+        call.deadline_ns = deadline_ns.unwrap_or(u64::MAX);
+        call.credit = u64::from(self.peer_limits.window_bytes);
+        call.granted = u64::from(self.config.window_bytes);
+        self.earliest_ns = self.earliest_ns.min(call.deadline_ns);
+        call
+    }
+
     fn take_id(&mut self) -> u32 {
         loop {
             let id = self.next_id;
@@ -136,7 +144,8 @@ impl Connection {
         }
         let started = self.drop_call(call);
         if started {
-            self.control.push(0, |out| out.extend_from_slice(&Header::new(Kind::Cancel, call).to_bytes()));
+            self.control
+                .push(About::Link, |out| out.extend_from_slice(&Header::new(Kind::Cancel, call).to_bytes()));
         }
         self.close_if_drained();
         started
@@ -144,14 +153,19 @@ impl Connection {
 
     /// Forgets a call; returns whether its OPEN has gone out.
     pub(super) fn drop_call(&mut self, id: u32) -> bool {
-        let Some(call) = self.calls.remove(&id) else { return true };
+        let Some(mut call) = self.calls.remove(&id) else { return true };
         self.assembling_bytes -= call.assembling;
         if call.method.is_some() {
             self.calls_mine -= 1;
         } else {
             self.calls_theirs -= 1;
         }
-        call.sent
+        let sent = call.sent;
+        if self.spare_calls.len() < SPARE_CALLS_MAX {
+            *call = Call::default();
+            self.spare_calls.push(call);
+        }
+        sent
     }
 
     pub(super) fn expire_call(&mut self, id: u32) {
@@ -181,7 +195,8 @@ impl Connection {
         }
         if call.queue.is_empty() && payload.len() <= SMALL_BYTES && HEADER_BYTES + payload.len() <= fragment {
             let flags = if app_error { APP_ERROR } else { 0 };
-            self.small.push(0, |out| {
+            self.answers_waiting += 1;
+            self.small.push(About::Answer, |out| {
                 out.extend_from_slice(&Header { flags, ..Header::new(Kind::Response, id) }.to_bytes());
                 out.extend_from_slice(&payload);
             });
@@ -208,7 +223,8 @@ impl Connection {
             call.queue.push_back(Outgoing::Frame(frame));
             self.schedule(id);
         } else {
-            self.small.push(0, |out| out.extend_from_slice(&frame));
+            self.answers_waiting += 1;
+            self.small.push(About::Answer, |out| out.extend_from_slice(&frame));
             self.drop_call(id);
             self.close_if_drained();
         }
@@ -222,7 +238,7 @@ impl Connection {
     /// Refuses a call that was never started here.
     pub(super) fn refuse(&mut self, id: u32, fault: &Fault) {
         self.replies_waiting += 1;
-        self.small.push(0, |out| error_frame(out, id, fault));
+        self.small.push(About::Reply, |out| error_frame(out, id, fault));
     }
 
     /// Sends an item on a call of either side.
@@ -240,15 +256,16 @@ impl Connection {
             return Err(SendError::Failed(Failure::TooLarge { what: "an item".to_owned(), len, max }));
         }
         let frame = HEADER_BYTES + payload.len();
-        // Our own OPEN must go first: its lane is the small one unless it waits in the call's queue.
+        // A peer that gives credit and then reads nothing finds the lane bounded.
         if call.queue.is_empty()
             && payload.len() <= SMALL_BYTES
             && frame <= fragment
             && frame as u64 <= call.credit
+            && self.small.len_bytes() < LANE_ITEM_BYTES_MAX
         {
             call.credit -= frame as u64;
-            let ours = if call.method.is_some() { id } else { 0 };
-            self.small.push(ours, |out| {
+            call.in_lane += 1;
+            self.small.push(About::Call(id), |out| {
                 out.extend_from_slice(&Header::new(Kind::Data, id).to_bytes());
                 out.extend_from_slice(&payload);
             });
@@ -272,8 +289,9 @@ impl Connection {
         }
         call.ended = true;
         if call.queue.is_empty() {
-            let ours = if call.method.is_some() { id } else { 0 };
-            self.small.push(ours, |out| out.extend_from_slice(&Header::new(Kind::End, id).to_bytes()));
+            call.in_lane += 1;
+            self.small
+                .push(About::Call(id), |out| out.extend_from_slice(&Header::new(Kind::End, id).to_bytes()));
         } else {
             call.queue.push_back(Outgoing::End);
             self.schedule(id);
@@ -297,8 +315,13 @@ impl Connection {
         if waits && !call.queue.is_empty() {
             call.queue.push_back(Outgoing::Stop);
         } else {
-            let (lane, ours) = if waits { (&mut self.small, id) } else { (&mut self.control, 0) };
-            lane.push(ours, |out| out.extend_from_slice(&Header::new(Kind::Stop, id).to_bytes()));
+            let (lane, about) = if waits {
+                call.in_lane += 1;
+                (&mut self.small, About::Call(id))
+            } else {
+                (&mut self.control, About::Link)
+            };
+            lane.push(about, |out| out.extend_from_slice(&Header::new(Kind::Stop, id).to_bytes()));
         }
     }
 
@@ -322,7 +345,8 @@ impl Connection {
         }
         let bytes = std::mem::take(&mut call.returnable);
         call.granted += u64::from(bytes);
-        self.control.push(0, |out| {
+        self.replies_waiting += 1;
+        self.control.push(About::Reply, |out| {
             out.extend_from_slice(&Header::new(Kind::Credit, id).to_bytes());
             out.extend_from_slice(&bytes.to_le_bytes());
         });
@@ -332,10 +356,15 @@ impl Connection {
     pub(super) fn schedule(&mut self, id: u32) {
         let fragment = self.fragment_bytes();
         let Some(call) = self.calls.get_mut(&id) else { return };
-        if !call.scheduled && can_send(call, fragment) {
-            call.scheduled = true;
-            self.bulk.push_back(id);
+        if call.scheduled || !can_send(call, fragment) {
+            return;
         }
+        call.scheduled = true;
+        // Calls that are over leave their ids here until it is their turn, which it never is if nothing is read.
+        if self.bulk.len() > 2 * self.calls.len() + STALE_TURNS_MAX {
+            self.bulk.retain(|id| self.calls.contains_key(id));
+        }
+        self.bulk.push_back(id);
     }
 
     /// The longest frame with a fragment, in bytes: 16 KiB unless the peer takes less.
@@ -354,23 +383,22 @@ impl Connection {
             self.scratch = frame;
             return Some(&self.scratch);
         }
-        if let Some((range, _)) = self.control.pop() {
+        if let Some((range, about)) = self.control.pop() {
+            self.replies_waiting -= u32::from(about == About::Reply);
             return Some(self.control.frame(range));
         }
         if self.small_in_a_row >= SMALL_IN_A_ROW && self.next_fragment() {
             self.small_in_a_row = 0;
             return Some(&self.scratch);
         }
-        while let Some((range, ours)) = self.small.pop() {
-            if ours != 0 {
-                // What belongs to a call that is over, and perhaps was never sent, stays here.
-                let Some(call) = self.calls.get_mut(&ours) else { continue };
-                call.sent = true;
+        while let Some((range, about)) = self.small.pop() {
+            match about {
+                About::Call(id) if !self.leaves_lane(id) => continue,
+                About::Call(_) | About::Link => {}
+                About::Answer => self.answers_waiting -= 1,
+                About::Reply => self.replies_waiting -= 1,
             }
             self.small_in_a_row += 1;
-            if self.small.is_empty() {
-                self.replies_waiting = 0;
-            }
             return Some(self.small.frame(range));
         }
         self.small_in_a_row = 0;
@@ -385,6 +413,22 @@ impl Connection {
             }
         }
         None
+    }
+
+    /// A small frame of a call is about to go out; false if it is to stay here.
+    #[inline]
+    fn leaves_lane(&mut self, id: u32) -> bool {
+        let Some(call) = self.calls.get_mut(&id) else {
+            // What belongs to a call of ours that is over, and perhaps was never sent, stays. What comes before the answer
+            // to a call of the peer's goes.
+            return id % 2 != self.config.side as u32 % 2;
+        };
+        call.sent = true;
+        call.in_lane -= 1;
+        if call.in_lane == 0 && !call.queue.is_empty() {
+            self.schedule(id);
+        }
+        true
     }
 
     /// Writes the next fragment into `scratch`, taking turns; false if no call has one.
@@ -417,6 +461,7 @@ impl Connection {
 fn can_send(call: &Call, fragment: usize) -> bool {
     match call.queue.front() {
         None => false,
+        Some(_) if call.in_lane != 0 => false,
         Some(Outgoing::Item { payload, sent }) => {
             let frame = (HEADER_BYTES + payload.len() - sent).min(fragment);
             call.credit >= frame as u64

@@ -108,6 +108,102 @@ fn flood_of_small_calls_does_not_starve_bulk() {
     assert!((4..=8).contains(&turns), "bulk had {turns} turns in 200 frames");
 }
 
+/// Small frames of other calls, more than may go before a fragment gets its turn.
+fn crowd(sim: &mut Sim) {
+    for _ in 0..64 {
+        sim.open(b"small");
+    }
+}
+
+#[test]
+fn long_item_does_not_overtake_the_opening_of_its_call() {
+    let mut sim = Sim::established();
+    crowd(&mut sim);
+    let call = sim.open(b"stream");
+    sim.a.send_item(call, Payload::Owned(vec![1; 10_000].into())).unwrap();
+    sim.run();
+    assert_eq!(sim.b.closed(), None);
+    let items =
+        sim.told_b().iter().filter(|e| matches!(e, Event::Item { call: c, .. } if *c == call)).count();
+    assert_eq!(items, 1);
+}
+
+#[test]
+fn long_item_does_not_overtake_a_short_one_of_its_stream() {
+    let mut sim = Sim::established();
+    let call = sim.open(b"stream");
+    sim.run();
+    sim.told_b();
+    crowd(&mut sim);
+    let lens = [10, 10_000, 20, 9_000, 30];
+    for len in lens {
+        sim.a.send_item(call, Payload::Owned(vec![1; len].into())).unwrap();
+    }
+    sim.a.end_items(call);
+    sim.run();
+    let told = sim.told_b();
+    let items: Vec<_> = told
+        .iter()
+        .filter_map(|event| match event {
+            Event::Item { payload, .. } => Some(payload.len()),
+            Event::ItemsEnded { .. } => Some(0),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(items, [10, 10_000, 20, 9_000, 30, 0]);
+}
+
+#[test]
+fn long_answer_does_not_overtake_the_items_before_it() {
+    let mut sim = Sim::established();
+    let call = sim.open(b"stream");
+    crowd(&mut sim);
+    sim.run();
+    let opened = sim.told_b();
+    // Answers to the crowd fill the lane.
+    for event in opened {
+        if let Event::Opened { call: other, .. } = event
+            && other != call
+        {
+            sim.b.respond(other, false, b"y"[..].into());
+        }
+    }
+    for _ in 0..40 {
+        sim.b.send_item(call, b"item"[..].into()).unwrap();
+    }
+    sim.b.respond(call, false, Payload::Owned(vec![1; 10_000].into()));
+    sim.run();
+    assert_eq!(sim.a.closed(), None);
+    let told = sim.told_a();
+    let of_call: Vec<_> = told
+        .iter()
+        .filter_map(|event| match event {
+            Event::Item { call: c, .. } if *c == call => Some(false),
+            Event::Answered { call: c, .. } if *c == call => Some(true),
+            _ => None,
+        })
+        .collect();
+    assert_eq!((of_call.len(), of_call.last()), (41, Some(&true)), "items were overtaken and lost");
+}
+
+#[test]
+fn answers_that_arrive_in_part_are_bounded_together() {
+    let mut ours = config(Side::Connector);
+    ours.assembly_bytes_max = 250_000;
+    let mut sim = Sim::established_with(ours, config(Side::Acceptor));
+    let calls: Vec<u32> = (0..4).map(|_| sim.open(b"x")).collect();
+    sim.run();
+    for call in &calls {
+        sim.b.respond(*call, false, Payload::Owned(vec![1; 200_000].into()));
+    }
+    sim.run();
+    let told = sim.told_a();
+    let failed = told.iter().filter(|e| matches!(e, Event::Failed { failure: Failure::TooLarge { .. }, .. }));
+    assert!((1..=3).contains(&failed.count()), "{}", told.len());
+    assert_eq!((sim.a.assembling_bytes, sim.a.in_flight(), sim.b.in_flight()), (0, (0, 0), (0, 0)));
+    assert!(sim.a.closed().is_none() && sim.b.closed().is_none());
+}
+
 #[test]
 fn sender_stops_at_the_end_of_its_credit_and_only_this_stream() {
     let mut sim = Sim::established();

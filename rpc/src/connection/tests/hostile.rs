@@ -112,6 +112,66 @@ fn peer_that_calls_and_pings_but_never_reads_is_dropped() {
 }
 
 #[test]
+fn answers_that_are_not_read_are_bounded() {
+    let mut sim = Sim::established();
+    let mut started = 0;
+    for i in 0..100_000u32 {
+        sim.to_b.push_back(open(2 * i + 1, false, b""));
+        sim.deliver(End::B);
+        for event in sim.told_b() {
+            if let Event::Opened { call, .. } = event {
+                started += 1;
+                sim.b.respond(call, false, vec![7; 4096].into());
+            }
+        }
+        if sim.b.closed().is_some() {
+            break;
+        }
+    }
+    assert_eq!(started, super::sim::config(crate::connection::Side::Acceptor).calls_max);
+    let why = sim.b.closed().expect("answers pile up without end").to_string();
+    assert!(why.contains("none is read"), "{why}");
+}
+
+#[test]
+fn items_to_a_peer_that_gives_credit_and_reads_nothing_are_bounded() {
+    let mut sim = Sim::established();
+    sim.to_b.push_back(open(1, false, b""));
+    sim.to_b.push_back(frame(Kind::Credit, 0, 0, 1, &(1u32 << 31).to_le_bytes()));
+    while sim.deliver(End::B) {}
+    let mut bytes = 0;
+    while sim.b.send_item(1, vec![7; 1000].into()).is_ok() {
+        bytes += 1000;
+        assert!(bytes < 1 << 20, "items pile up without end");
+    }
+}
+
+#[test]
+fn turns_of_calls_that_are_over_do_not_pile_up() {
+    let mut sim = Sim::established();
+    for i in 0..10_000u32 {
+        let call = 2 * i + 1;
+        sim.to_b.push_back(open(call, false, b""));
+        sim.deliver(End::B);
+        sim.b.respond(call, false, vec![7; 10_000].into());
+        sim.to_b.push_back(frame(Kind::Cancel, 0, 0, call, b""));
+        sim.deliver(End::B);
+    }
+    assert_eq!(sim.b.closed(), None);
+    assert!(sim.b.bulk.len() < 1000, "{}", sim.b.bulk.len());
+}
+
+#[test]
+fn idle_link_lives_on_pings_for_years() {
+    let mut sim = Sim::established();
+    for _ in 0..100_000 {
+        sim.pass(5_000_000_000);
+        sim.run();
+        assert_eq!((sim.a.closed(), sim.b.closed()), (None, None), "after {} s", sim.now / 1_000_000_000);
+    }
+}
+
+#[test]
 fn close_with_escape_sequences_is_printed_without_them() {
     let mut sim = Sim::established();
     sim.to_b.push_back(frame(Kind::Close, 0, 1, 0, b"\x1b[31mred\n"));
