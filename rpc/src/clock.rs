@@ -24,8 +24,8 @@ static READ_AT: AtomicU64 = AtomicU64::new(0);
 
 /// The time to about a millisecond, never later than it is. Never goes back.
 pub(crate) fn coarse_ns() -> u64 {
-    // A reading and its ticks may be from different threads; then one reading comes early or late, no more.
-    let age = ticks().wrapping_sub(READ_AT.load(Ordering::Relaxed));
+    // Acquire: the reading is at least as new as its ticks say.
+    let age = ticks().wrapping_sub(READ_AT.load(Ordering::Acquire));
     let read = READ_NS.load(Ordering::Relaxed);
     if age < TICKS_PER_READING && read != 0 { read } else { exact_ns() }
 }
@@ -38,9 +38,13 @@ pub(crate) fn ceiling_ns() -> u64 {
 
 /// The time, read from the system. Timers are judged by this one, which has surely reached what they were set to.
 pub(crate) fn exact_ns() -> u64 {
+    // The ticks before the reading, and published after it: whoever is held up in between makes readings look older
+    // than they are, which costs one more, and never newer.
+    let at = ticks();
     let now = u64::try_from(EPOCH.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    READ_AT.store(ticks(), Ordering::Relaxed);
-    READ_NS.fetch_max(now, Ordering::Relaxed).max(now)
+    let newest = READ_NS.fetch_max(now, Ordering::Relaxed).max(now);
+    READ_AT.store(at, Ordering::Release);
+    newest
 }
 
 /// The point on this clock as an [`Instant`]; `None` if it is further off than an `Instant` can be.
