@@ -13,6 +13,7 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::Schema;
+use crate::scratch::SHARE_AT_LEAST_BYTES;
 
 /// Bytes in an argument, an answer or an item. Cheap to clone.
 ///
@@ -26,14 +27,12 @@ thread_local! {
     static SOURCE: RefCell<Option<Bytes>> = const { RefCell::new(None) };
 }
 
-/// Blobs shorter than this are copied: a slice would keep a whole message alive to save a few cache lines.
-const BORROW_AT_LEAST_BYTES: usize = 1024;
-
 /// Runs `decode` with `source` as the message that blobs are sliced from.
 pub(crate) fn with_source<R>(source: &Bytes, decode: impl FnOnce(&[u8]) -> R) -> R {
-    if source.len() < BORROW_AT_LEAST_BYTES {
+    if source.len() < SHARE_AT_LEAST_BYTES {
         return decode(source);
     }
+    // Blobs shorter than this are copied too.
     let outer = SOURCE.replace(Some(source.clone()));
     let result = decode(source);
     SOURCE.set(outer);
@@ -42,7 +41,7 @@ pub(crate) fn with_source<R>(source: &Bytes, decode: impl FnOnce(&[u8]) -> R) ->
 
 /// `part` as a slice of the message being decoded, if that is where it lies and if it is worth it.
 fn slice_of_source(part: &[u8]) -> Option<Bytes> {
-    if part.len() < BORROW_AT_LEAST_BYTES {
+    if part.len() < SHARE_AT_LEAST_BYTES {
         return None;
     }
     SOURCE.with_borrow(|source| {

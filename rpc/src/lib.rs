@@ -120,9 +120,13 @@ pub use connection::PeerInfo;
 pub use error::{CallError, Failure, LinkError, Never, Outcome};
 pub use link::{Auth, Call, Chooser, Link, LinkConfig, Receiver, Sender};
 pub use postcard_schema::Schema;
-pub use service::{CallInfo, Cancellation, Ctx, MethodCounters, Reject, Router, Service, health, reflection};
+pub use service::{
+    CallInfo, Cancellation, Ctx, HandlerFuture, MethodCounters, Reject, ReplayLimits, Reply, Router, Service,
+    health, reflection,
+};
 pub use tombolo_rpc_macros::service;
-pub use wire::metadata::{Metadata, MetadataError, TRACEPARENT};
+pub use wire::metadata::{IDEMPOTENCY_KEY, Metadata, MetadataError, TRACEPARENT};
+pub use wire::trace::{BadTraceparent, TraceContext};
 
 /// What the macro's code uses. Not for others.
 #[doc(hidden)]

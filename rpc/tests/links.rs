@@ -9,7 +9,6 @@ use std::time::Duration;
 use common::{KvClient, KvServer, Store, config, pipe, serve, socket, soon, try_link};
 use tombolo_rpc::{
     Auth, CallError, Ctx, Failure, LinkConfig, LinkError, Metadata, Never, Outcome, Reject, Router,
-    TRACEPARENT,
 };
 use tombolo_transport::{Cid, Incarnation, Messages};
 
@@ -219,7 +218,7 @@ async fn service_that_is_not_there_is_named() {
 async fn interceptor_sees_metadata_and_refuses_before_the_handler_starts() {
     let store = Arc::new(Store::default());
     let router = Router::new().service(KvServer::shared(store.clone())).intercept(|call| {
-        match (call.method.name, call.metadata.traceparent()) {
+        match (call.method.name, call.metadata.trace()) {
             ("hang", _) => Err(Reject::Overloaded { retry_after: Duration::from_millis(7) }),
             ("read", None) => Err(Reject::Refused(format!("{} must trace its reads", call.peer.role))),
             _ => Ok(()),
@@ -237,7 +236,7 @@ async fn interceptor_sees_metadata_and_refuses_before_the_handler_starts() {
         assert_eq!(error, CallError::Failed(Failure::Overloaded { retry_after }));
         assert_eq!(store.hung.load(Ordering::SeqCst), 0);
         let mut metadata = Metadata::new();
-        metadata.set(TRACEPARENT, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
+        metadata.set_trace("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap());
         kv.read("k".into()).metadata(&metadata).await.unwrap();
         kv.read("/".into()).metadata(&metadata).await.unwrap_err();
     })

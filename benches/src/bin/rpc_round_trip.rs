@@ -2,7 +2,8 @@
 //!
 //! Five ways take turns: two bare cache lines; tombolo-rpc on shared memory, both sides polling without a runtime; the
 //! same under Tokio; tombolo-rpc on a Unix socket, under Tokio; and tarpc on a Unix socket. Each side has one Tokio
-//! thread, on a core of its own. With `--bare` the shared memory is left out.
+//! thread, on a core of its own. With `--bare` the shared memory is left out; with `--profile polling` or
+//! `--profile tokio` that way alone is run, for long, and nothing is reported but its time.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,6 +25,7 @@ const BUSY_CALLS: u64 = 1_000;
 const SHM_CALLS: u64 = 500;
 const SOCKET_CALLS: u64 = 100;
 const BATCHES: usize = 101;
+const PROFILE_BATCHES: usize = 2_000;
 /// Where the polling server listens.
 const BUSY_PORT: Port = Port(5001);
 
@@ -88,6 +90,9 @@ fn lead() -> anyhow::Result<()> {
         follower.order("busy accept")?;
         polling = Some(BusyClient::connect(messages, quiet("bench"))?);
     }
+    if let Some(way) = profiled() {
+        return profile(&way, &mut follower, &runtime, &clients, polling.as_mut());
+    }
     let [mut floor, mut busy, mut shm, mut socket, mut tarpc] = std::array::from_fn(|_| Series::default());
     for batch in 0..=BATCHES {
         follower.order("lines hot")?;
@@ -139,6 +144,38 @@ fn lead() -> anyhow::Result<()> {
         );
     }
     report.print()
+}
+
+/// The one way to run, if `--profile` names one.
+fn profiled() -> Option<String> {
+    std::env::args().skip_while(|arg| arg != "--profile").nth(1)
+}
+
+/// Runs one way alone, for a profiler to look at.
+fn profile(
+    way: &str,
+    follower: &mut Follower,
+    runtime: &Runtime,
+    clients: &Clients,
+    mut polling: Option<&mut BusyClient<Messages>>,
+) -> anyhow::Result<()> {
+    let mut series = Series::default();
+    for _ in 0..PROFILE_BATCHES {
+        let ns = match (way, &mut polling, &clients.shm) {
+            ("polling", Some(client), _) => {
+                follower.order("busy serve")?;
+                let mut result = Ok(());
+                let ns = timed_ns(BUSY_CALLS, || result = call_busy(client, BUSY_CALLS));
+                result?;
+                ns
+            }
+            ("tokio", _, Some(client)) => timed(runtime, SHM_CALLS, call(client.clone(), SHM_CALLS))?,
+            _ => bail!("there is no way `{way}`: polling or tokio, on shared memory"),
+        };
+        series.push(ns);
+    }
+    println!("{way}: min {:.0} ns, median {:.0} ns", series.min(), series.median());
+    Ok(())
 }
 
 async fn connect(places: &Places) -> anyhow::Result<Clients> {

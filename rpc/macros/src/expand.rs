@@ -90,7 +90,7 @@ fn server(service: &Service) -> TokenStream {
         let input = method.items_in.iter().map(|_| quote!(::tombolo_rpc::Receiver::from_parts(__parts)));
         let out = method.items_out.iter().map(|_| quote!(::tombolo_rpc::Sender::from_parts(__parts)));
         quote! {
-            #index => ::std::boxed::Box::pin(async move {
+            #index => ::tombolo_rpc::__private::HandlerFuture::new(async move {
                 let (#(#idents,)*) = match __call.args::<(#(#types,)*)>() {
                     ::core::result::Result::Ok(__args) => __args,
                     ::core::result::Result::Err(__reply) => return __reply,
@@ -144,7 +144,7 @@ fn server(service: &Service) -> TokenStream {
                 let __service = ::std::sync::Arc::clone(&self.0);
                 match __method {
                     #(#arms)*
-                    _ => ::std::boxed::Box::pin(::core::future::ready(
+                    _ => ::tombolo_rpc::__private::HandlerFuture::new(::core::future::ready(
                         ::tombolo_rpc::__private::Incoming::no_such_method(),
                     )),
                 }

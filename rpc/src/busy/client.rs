@@ -8,8 +8,9 @@ use serde::de::DeserializeOwned;
 use super::{FramePipe, Polled};
 use crate::connection::{Event, Payload, PeerInfo, Side};
 use crate::error::{CallError, Failure, LinkError};
-use crate::link::{LinkConfig, decode};
+use crate::link::{LinkConfig, decode_answer, decode_slice};
 use crate::schema::MethodInfo;
+use crate::scratch::Body;
 
 /// Makes unary calls, one at a time, and polls for each answer. The macro writes a typed `..BusyClient` around it.
 #[derive(Debug)]
@@ -119,19 +120,11 @@ fn answer<T: DeserializeOwned, E: DeserializeOwned>(
     payload: &Payload<'_>,
 ) -> Result<T, CallError<E>> {
     let bytes = match payload {
-        Payload::Owned(bytes) => return crate::link::decode_answer(Ok((app_error, bytes.clone()))),
+        Payload::Owned(bytes) => return decode_answer(Ok((app_error, Body::Shared(bytes.clone())))),
         Payload::Borrowed(bytes) => bytes,
     };
     if app_error {
         return Err(CallError::App(decode_slice(bytes, "the application's error")?));
     }
     Ok(decode_slice(bytes, "the answer")?)
-}
-
-fn decode_slice<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, Failure> {
-    match postcard::take_from_bytes(bytes) {
-        Ok((value, [])) => Ok(value),
-        // Says what is wrong in the same words as everywhere.
-        _ => decode(&bytes::Bytes::copy_from_slice(bytes), what),
-    }
 }

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use tombolo_transport::{Messages, TryRecv};
 
+use crate::clock;
 use crate::connection::{Connection, Event, Side};
 use crate::error::LinkError;
 use crate::link::{Auth, LinkConfig};
@@ -75,7 +76,6 @@ struct Polled<P: FramePipe> {
     conn: Connection,
     pipe: P,
     config: LinkConfig,
-    epoch: Instant,
     /// The clock as last read: now and then, because reading it costs as much as half a call.
     clock_ns: u64,
     /// The processor's clock when the system's was read last.
@@ -91,9 +91,9 @@ impl<P: FramePipe> Polled<P> {
             .map_err(|error| LinkError::ClosedHere(format!("no random bytes for the handshake: {error}")))?;
         let frame_bytes = u32::try_from(pipe.max_len()).unwrap_or(u32::MAX);
         crate::link::check_frame_bytes(frame_bytes)?;
-        let conn = Connection::new(config.core(side, nonce, frame_bytes), 0);
-        let mut polled =
-            Self { conn, pipe, config, epoch: Instant::now(), clock_ns: 0, read_at: None, looks: 0 };
+        let clock_ns = clock::exact_ns();
+        let conn = Connection::new(config.core(side, nonce, frame_bytes), clock_ns);
+        let mut polled = Self { conn, pipe, config, clock_ns, read_at: None, looks: 0 };
         let mut frame = Vec::with_capacity(crate::connection::FRAGMENT_FRAME_BYTES as usize);
         while polled.conn.peer().is_none() {
             polled.transmit();
@@ -119,7 +119,7 @@ impl<P: FramePipe> Polled<P> {
             return self.clock_ns;
         }
         self.read_at = Some(ticks);
-        let now = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let now = clock::exact_ns();
         if now.saturating_sub(self.clock_ns) > GAP_NS {
             self.conn.resumed(now);
         }

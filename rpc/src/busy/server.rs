@@ -101,19 +101,17 @@ impl<P: FramePipe> BusyServer<P> {
         }
         match self.end.conn.handle_frame(self.end.clock_ns, &self.frame) {
             Some(Event::Opened { call, method, fingerprint, deadline_ns, metadata, payload }) => {
-                let mut cancel = std::mem::take(&mut self.spare).unwrap_or_default();
+                let cancel = std::mem::take(&mut self.spare).unwrap_or_default();
                 let request = ServeRequest {
                     call,
                     method,
                     fingerprint,
                     deadline_ns,
-                    metadata: metadata.into_bytes(),
-                    payload: payload.into_bytes(),
+                    metadata: metadata.into(),
+                    payload: payload.into(),
                     cancel: cancel.clone(),
                 };
-                let deadline = deadline_ns
-                    .and_then(|at| self.end.epoch.checked_add(std::time::Duration::from_nanos(at)));
-                match self.router.start_polled(&self.peer, deadline, request) {
+                match self.router.start_polled(&self.peer, request) {
                     Started::Done(reply) => {
                         self.finish(call, reply);
                         // Whatever the handler has started and left behind is told; mostly there is nobody.

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::Link;
@@ -16,7 +15,7 @@ use super::slots::{Answer, Deadline, Request, StreamPhase, Streams};
 use crate::blob::with_source;
 use crate::error::{CallError, Failure};
 use crate::schema::MethodInfo;
-use crate::scratch;
+use crate::scratch::{self, Body};
 use crate::wire::metadata::Metadata;
 
 /// A call of ours: await it for the answer.
@@ -102,7 +101,7 @@ impl<T, E> Call<T, E> {
             return take(cx);
         }
         if let State::Ready(request) = &mut self.state {
-            match inner.open_unary(request, cx.waker()) {
+            match inner.open_unary(request) {
                 Ok(call) => {
                     if let Ok(payload) = &mut request.payload {
                         scratch::give(std::mem::take(payload));
@@ -116,9 +115,6 @@ impl<T, E> Call<T, E> {
         let State::Waiting(call) = self.state else {
             return Poll::Ready(Err(Failure::Cancelled { started: true }));
         };
-        if let Some(answer) = inner.take_answer(call, cx.waker()) {
-            return Poll::Ready(answer);
-        }
         // The answer may be there already: look, instead of waiting for the driver to hand it over.
         inner.pump_rx(false);
         match inner.take_answer(call, cx.waker()) {
@@ -153,12 +149,26 @@ pub(crate) fn decode_answer<T: DeserializeOwned, E: DeserializeOwned>(
 }
 
 /// Decodes all of `payload`.
-pub(crate) fn decode<T: DeserializeOwned>(payload: &Bytes, what: &str) -> Result<T, Failure> {
-    with_source(payload, |bytes| match postcard::take_from_bytes::<T>(bytes) {
+pub(crate) fn decode<T: DeserializeOwned>(payload: &Body, what: &str) -> Result<T, Failure> {
+    match payload {
+        Body::Short(bytes) => decode_slice(bytes, what),
+        Body::Shared(bytes) => with_source(bytes, |bytes| decode_slice(bytes, what)),
+    }
+}
+
+/// Decodes all of `bytes`.
+#[inline]
+pub(crate) fn decode_slice<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, Failure> {
+    match postcard::take_from_bytes::<T>(bytes) {
         Ok((value, [])) => Ok(value),
-        Ok((_, rest)) => Err(Failure::Malformed(format!("{what} has {} bytes too many", rest.len()))),
-        Err(error) => Err(Failure::Malformed(format!("{what} does not decode: {error}"))),
-    })
+        Ok((_, rest)) => Err(undecodable(what, &format_args!("{} bytes are too many", rest.len()))),
+        Err(error) => Err(undecodable(what, &error)),
+    }
+}
+
+#[cold]
+fn undecodable(what: &str, why: &dyn fmt::Display) -> Failure {
+    Failure::Malformed(format!("{what} does not decode: {why}"))
 }
 
 impl<T, E> Drop for Call<T, E> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Waker;
 
-use super::shared::Core;
+use super::shared::{Core, Opened};
 use super::slots::{Answer, Slot, StreamPhase, Streams};
 use super::{Auth, Inner, LinkState, Served};
 use crate::connection::{Event, PeerInfo};
@@ -14,7 +14,7 @@ use crate::service::ServeRequest;
 impl Inner {
     pub(super) fn dispatch_queued(&self, core: &mut Core, wake: &mut Vec<Waker>) {
         while let Some(event) = core.conn.poll_event() {
-            self.dispatch(core, event, wake, &mut Vec::new());
+            self.dispatch(core, event, wake, &mut Opened::default());
         }
     }
 
@@ -23,30 +23,31 @@ impl Inner {
         core: &mut Core,
         event: Event<'_>,
         wake: &mut Vec<Waker>,
-        opened: &mut Vec<ServeRequest>,
+        opened: &mut Opened,
     ) {
         match event {
             Event::Answered { call, app_error, payload } => {
-                core.answered(call, Ok((app_error, payload.into_bytes())), wake);
+                core.answered(call, Ok((app_error, payload.into())), wake);
             }
             Event::Failed { call, failure } => core.answered(call, Err(failure), wake),
             Event::Opened { call, method, fingerprint, deadline_ns, metadata, payload } => {
-                let served = Served::default();
+                let cancel = core.spare.take().unwrap_or_default();
+                let served = Served { cancel, ..Served::default() };
                 opened.push(ServeRequest {
                     cancel: served.cancel.clone(),
                     call,
                     method,
                     fingerprint,
                     deadline_ns,
-                    metadata: metadata.into_bytes(),
-                    payload: payload.into_bytes(),
+                    metadata: metadata.into(),
+                    payload: payload.into(),
                 });
                 core.slots.insert(call, Slot::Served(served));
             }
             Event::Item { call, payload, cost } => {
                 let Some(streams) = core.streams(call) else { return };
                 let mut state = streams.lock();
-                state.items.push_back((payload.into_bytes(), cost));
+                state.items.push_back((payload.into(), cost));
                 wake.extend(state.items_waker.take());
             }
             Event::ItemsEnded { call } => {

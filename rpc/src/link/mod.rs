@@ -25,7 +25,7 @@ use crate::error::LinkError;
 use crate::service::Router;
 
 pub use call::{Call, StreamParts, stream, unary};
-pub(crate) use call::{decode, decode_answer, encode};
+pub(crate) use call::{decode, decode_answer, decode_slice, encode};
 pub(crate) use config::check_frame_bytes;
 pub use config::{Auth, Chooser, LinkConfig};
 pub(crate) use shared::{Inner, LinkState};
@@ -102,7 +102,7 @@ impl Link {
 
     /// Who is at the other end.
     pub fn peer(&self) -> Arc<PeerInfo> {
-        self.inner.peer()
+        self.inner.peer().clone()
     }
 
     /// Waits until the link is over, and says why.
@@ -130,6 +130,22 @@ impl Link {
     /// ended. Returns at once; [`Link::closed`] tells when.
     pub fn goaway(&self, reason: &str) {
         self.inner.go_away(reason);
+    }
+
+    /// As [`Link::goaway`], and closes the link once `within` has passed, whoever is still at it. Returns why the link
+    /// ended: [`LinkError::Closed`] if nothing was cut short.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the link draining, without the bound.
+    pub async fn drain(&self, reason: &str, within: Duration) -> LinkError {
+        self.goaway(reason);
+        match tokio::time::timeout(within, self.closed()).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                self.close(reason);
+                self.closed().await
+            }
+        }
     }
 
     /// Closes the link now. Calls under way fail on both sides.

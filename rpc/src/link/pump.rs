@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::task::{Context, Poll, Waker};
 
+use tombolo_transport::TryRecv;
+
 use super::Inner;
-use super::shared::{Rx, Tx, lock};
+use super::shared::{Opened, Rx, Tx, lock};
 use super::slots::{Slot, Streams};
 use crate::clock;
 use crate::connection::SMALL_BYTES;
@@ -34,57 +36,10 @@ impl Inner {
         let Ok(mut rx) = self.rx.try_lock() else { return false };
         self.rx_wanted.store(false, Ordering::Relaxed);
         self.rx_waker.polling.store(true, Ordering::SeqCst);
-        let mut cx = Context::from_waker(&self.rx_ready);
-        let (mut taken, mut looks) = (0, 0);
-        loop {
-            if taken == RX_BUDGET {
-                self.waker.wake_by_ref();
-                break;
-            }
-            let Rx { receiver: Some(receiver), frame, wake, opened } = &mut *rx else { break };
-            self.rx_waker.asked.store(false, Ordering::SeqCst);
-            let mut core = match receiver.poll_recv_into(&mut cx, frame) {
-                Poll::Pending => {
-                    looks += 1;
-                    if taken == 0 && looks < LOOKS && self.rx_waker.asked.load(Ordering::SeqCst) {
-                        std::hint::spin_loop();
-                        continue;
-                    }
-                    break;
-                }
-                Poll::Ready(Ok(true)) => {
-                    taken += 1;
-                    let now = clock::ceiling_ns();
-                    let mut core = self.core();
-                    if let Some(event) = core.conn.handle_frame(now, frame) {
-                        self.dispatch(&mut core, event, wake, opened);
-                    }
-                    core
-                }
-                Poll::Ready(end) => {
-                    let mut core = self.core();
-                    if core.conn.closed().is_some() {
-                        break;
-                    }
-                    core.conn.lost(match end {
-                        Err(error) => LinkError::Lost(error.to_string()),
-                        Ok(_) => LinkError::Lost("the peer closed it without a word".to_owned()),
-                    });
-                    core
-                }
-            };
-            self.dispatch_queued(&mut core, wake);
-            let over = core.conn.closed().is_some();
-            drop(core);
-            wake.drain(..).for_each(Waker::wake);
-            if over {
-                self.waker.wake_by_ref();
-                break;
-            }
-        }
-        let opened = std::mem::take(&mut rx.opened);
+        let mut opened = Opened::default();
+        let more = self.take_frames(&mut rx, &mut opened);
         self.rx_waker.polling.store(false, Ordering::SeqCst);
-        let again = self.rx_waker.asked.load(Ordering::SeqCst);
+        let again = more || self.rx_waker.asked.load(Ordering::SeqCst);
         drop(rx);
         fence(Ordering::SeqCst);
         if again || self.rx_wanted.load(Ordering::Relaxed) {
@@ -94,6 +49,60 @@ impl Inner {
             self.serve(request, driver);
         }
         again
+    }
+
+    /// Takes frames until there are none, or others must get their turn. Returns whether the driver is to look again
+    /// although the transport has not said so.
+    fn take_frames(&self, rx: &mut Rx, opened: &mut Opened) -> bool {
+        let Rx { receiver, frame, wake, hot } = rx;
+        let Some(receiver) = receiver else { return false };
+        let mut cx = Context::from_waker(&self.rx_ready);
+        let (mut taken, mut looks) = (0, 0);
+        while taken < RX_BUDGET {
+            let found = if taken != 0 && *hot {
+                // Polling would linger for the next frame, with this one still to be acted on.
+                receiver.try_recv(frame)
+            } else {
+                self.rx_waker.asked.store(false, Ordering::SeqCst);
+                match receiver.poll_recv_into(&mut cx, frame) {
+                    Poll::Ready(found) => {
+                        found.map(|more| if more { TryRecv::Message } else { TryRecv::End })
+                    }
+                    Poll::Pending => {
+                        *hot = self.rx_waker.asked.load(Ordering::SeqCst);
+                        looks += 1;
+                        if taken != 0 || looks == LOOKS || !*hot {
+                            return false;
+                        }
+                        std::hint::spin_loop();
+                        continue;
+                    }
+                }
+            };
+            let mut core = self.core();
+            match found {
+                Ok(TryRecv::Empty) => return true,
+                Ok(TryRecv::Message) => {
+                    taken += 1;
+                    if let Some(event) = core.conn.handle_frame(clock::ceiling_ns(), frame) {
+                        self.dispatch(&mut core, event, wake, opened);
+                    }
+                }
+                Ok(TryRecv::End) => {
+                    core.conn.lost(LinkError::Lost("the peer closed it without a word".to_owned()));
+                }
+                Err(error) => core.conn.lost(LinkError::Lost(error.to_string())),
+            }
+            self.dispatch_queued(&mut core, wake);
+            let over = core.conn.closed().is_some();
+            drop(core);
+            wake.drain(..).for_each(Waker::wake);
+            if over {
+                self.waker.wake_by_ref();
+                return false;
+            }
+        }
+        true
     }
 
     /// Moves frames out until there are none or the transport is full.
@@ -199,7 +208,13 @@ impl Inner {
             if let Some(streams) = &served.streams {
                 streams.lock().end(None, &mut wake);
             }
-            served.cancel.cancel();
+            let cancel = served.cancel;
+            // Whatever the handler has started and left behind is told; mostly there is nobody.
+            if cancel.is_fresh() {
+                core.spare = Some(cancel)
+            } else {
+                cancel.cancel()
+            }
             match reply.0 {
                 ReplyKind::Answer { app_error, payload } if payload.len() <= SMALL_BYTES => {
                     core.conn.respond(call, app_error, (&payload[..]).into());

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Wake, Waker};
 
 use futures_util::task::AtomicWaker;
@@ -10,13 +10,24 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tombolo_transport::{MessageReceiver, MessageSender};
 
-use super::slots::{Deadline, Request, Slot, StreamPhase, Streams};
+use super::slots::{Answer, Cancel, Deadline, Request, Slot, StreamPhase, Streams};
 use super::{Alive, LinkConfig};
 use crate::clock;
 use crate::connection::{Connection, Payload, PeerInfo};
 use crate::error::{Failure, LinkError};
 use crate::schema::MethodKind;
 use crate::service::{Router, ServeRequest};
+
+static NOBODY: LazyLock<Arc<PeerInfo>> = LazyLock::new(|| {
+    Arc::new(PeerInfo {
+        cid: tombolo_transport::Cid::ANY,
+        incarnation: tombolo_transport::Incarnation::NONE,
+        role: String::new(),
+        build: String::new(),
+        authenticated: false,
+        version: 0,
+    })
+});
 
 /// How far a link is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +67,8 @@ pub(crate) struct Core {
     pub(crate) conn: Connection,
     pub(super) slots: HashMap<u32, Slot, crate::connection::IdHasher>,
     pub(super) pings: Vec<(u64, oneshot::Sender<()>)>,
+    /// From a call that did not need it, for the next.
+    pub(super) spare: Option<Cancel>,
 }
 
 pub(super) struct Tx {
@@ -71,7 +84,34 @@ pub(super) struct Rx {
     /// The frame at hand; its memory is used again for the next.
     pub(super) frame: Vec<u8>,
     pub(super) wake: Vec<Waker>,
-    pub(super) opened: Vec<ServeRequest>,
+    /// Whether the transport, when it last had nothing, asked to be polled again at once.
+    pub(super) hot: bool,
+}
+
+/// Calls of the peer that are to be started: mostly one.
+#[derive(Default)]
+pub(super) struct Opened {
+    first: Option<ServeRequest>,
+    more: Vec<ServeRequest>,
+}
+
+impl Opened {
+    pub(super) fn push(&mut self, request: ServeRequest) {
+        if self.first.is_none() {
+            self.first = Some(request);
+        } else {
+            self.more.push(request);
+        }
+    }
+}
+
+impl IntoIterator for Opened {
+    type Item = ServeRequest;
+    type IntoIter = std::iter::Chain<std::option::IntoIter<ServeRequest>, std::vec::IntoIter<ServeRequest>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.first.into_iter().chain(self.more)
+    }
 }
 
 /// What the transport wakes when something may have arrived. While somebody is polling it, that is only noted: whoever polls
@@ -131,14 +171,9 @@ impl Inner {
             driver: driver.clone(),
         });
         Arc::new(Self {
-            core: Mutex::new(Core { conn, slots: HashMap::default(), pings: Vec::new() }),
+            core: Mutex::new(Core { conn, slots: HashMap::default(), pings: Vec::new(), spare: None }),
             tx: Mutex::new(Tx { sender: Some(sender), waiting: Vec::new() }),
-            rx: Mutex::new(Rx {
-                receiver: Some(receiver),
-                frame: Vec::new(),
-                wake: Vec::new(),
-                opened: Vec::new(),
-            }),
+            rx: Mutex::new(Rx { receiver: Some(receiver), frame: Vec::new(), wake: Vec::new(), hot: false }),
             tx_wanted: AtomicBool::new(false),
             rx_wanted: AtomicBool::new(false),
             rx_ready: Waker::from(rx_waker.clone()),
@@ -160,17 +195,14 @@ impl Inner {
         lock(&self.core)
     }
 
-    pub(crate) fn peer(&self) -> Arc<PeerInfo> {
-        self.peer.get().cloned().unwrap_or_else(|| {
-            Arc::new(PeerInfo {
-                cid: tombolo_transport::Cid::ANY,
-                incarnation: tombolo_transport::Incarnation::NONE,
-                role: String::new(),
-                build: String::new(),
-                authenticated: false,
-                version: 0,
-            })
-        })
+    /// Where what must outlive a call runs.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Who is at the other end; nobody before the link is open.
+    pub(crate) fn peer(&self) -> &Arc<PeerInfo> {
+        self.peer.get().unwrap_or(&NOBODY)
     }
 
     pub(crate) fn close(&self, error: LinkError) {
@@ -210,11 +242,11 @@ impl Inner {
         self.waker.wake_by_ref();
     }
 
-    /// Sends a unary call; the slot's waker is woken when it is answered.
-    pub(super) fn open_unary(&self, request: &Request, waker: &Waker) -> Result<u32, Failure> {
+    /// Sends a unary call. [`Inner::take_answer`] has its answer.
+    pub(super) fn open_unary(&self, request: &Request) -> Result<u32, Failure> {
         let mut core = self.core();
         let call = self.open(&mut core, request)?;
-        core.slots.insert(call, Slot::Unary { waker: Some(waker.clone()), answer: None });
+        core.slots.insert(call, Slot::Unary { waker: None, answer: None });
         Ok(call)
     }
 
@@ -266,7 +298,7 @@ impl Inner {
     }
 
     /// Takes the answer to a unary call of ours, or leaves the waker for when it comes.
-    pub(super) fn take_answer(&self, call: u32, waker: &Waker) -> Option<super::slots::Answer> {
+    pub(super) fn take_answer(&self, call: u32, waker: &Waker) -> Option<Answer> {
         let mut core = self.core();
         let Some(Slot::Unary { waker: slot, answer }) = core.slots.get_mut(&call) else {
             return Some(Err(Failure::Cancelled { started: true }));

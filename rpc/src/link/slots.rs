@@ -5,16 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::connection::Ended;
 use crate::error::Failure;
 use crate::schema::MethodInfo;
+use crate::scratch::Body;
 
 /// What became of a call of ours: the encoded answer (or application error), or why there is none.
-pub(crate) type Answer = Result<(bool, Bytes), Failure>;
+pub(crate) type Answer = Result<(bool, Body), Failure>;
 
 /// A call under way, as the shell sees it.
 #[derive(Debug)]
@@ -52,8 +52,9 @@ impl Cancel {
     }
 
     /// Whether nobody else holds this any more and it has not been used: good for another call.
-    pub(crate) fn is_fresh(&mut self) -> bool {
-        Arc::get_mut(&mut self.0).is_some_and(|state| !*state.cancelled.get_mut())
+    pub(crate) fn is_fresh(&self) -> bool {
+        // Nobody else holds it and there are no weak ones, so nobody can come to hold it either.
+        Arc::strong_count(&self.0) == 1 && !self.is_cancelled()
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -83,7 +84,7 @@ pub(crate) struct StreamState {
     pub(crate) answer: Option<Answer>,
     pub(crate) call_waker: Option<Waker>,
     /// Items that came and were not read, with what to return as credit.
-    pub(crate) items: VecDeque<(Bytes, u32)>,
+    pub(crate) items: VecDeque<(Body, u32)>,
     pub(crate) items_ended: bool,
     pub(crate) items_waker: Option<Waker>,
     pub(crate) room_waker: Option<Waker>,

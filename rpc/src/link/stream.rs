@@ -5,14 +5,14 @@ use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::call::{StreamParts, decode, encode};
 use super::slots::StreamPhase;
-use crate::connection::{Payload, SendError};
+use crate::connection::SendError;
 use crate::error::Failure;
+use crate::scratch::Body;
 
 /// Sends the items of one direction of a call. Dropping it ends that direction: the other side reads what was sent,
 /// then `None`.
@@ -39,7 +39,7 @@ impl<T> Sender<T> {
         Self { parts: parts.clone(), _item: PhantomData }
     }
 
-    fn poll_send(&self, cx: &mut Context<'_>, payload: &Bytes) -> Poll<Result<(), Failure>> {
+    fn poll_send(&self, cx: &mut Context<'_>, payload: &Body) -> Poll<Result<(), Failure>> {
         let call = match self.poll_started() {
             Ok(call) => call,
             Err(failure) => return Poll::Ready(Err(failure)),
@@ -47,7 +47,7 @@ impl<T> Sender<T> {
         let inner = &self.parts.inner;
         let sent = {
             let mut core = inner.core();
-            let sent = core.conn.send_item(call, Payload::Owned(payload.clone()));
+            let sent = core.conn.send_item(call, payload.as_payload());
             if sent == Err(SendError::Full) {
                 self.parts.streams.lock().room_waker = Some(cx.waker().clone());
             }
@@ -95,7 +95,7 @@ impl<T: Serialize> Sender<T> {
     /// # Errors
     /// As [`Sender::send`].
     pub async fn send_ref(&self, item: &T) -> Result<(), Failure> {
-        let payload = Bytes::from(encode(item)?);
+        let payload = Body::from(encode(item)?);
         poll_fn(|cx| self.poll_send(cx, &payload)).await?;
         // A sender that never has to wait still lets others run.
         tokio::task::consume_budget().await;
@@ -151,7 +151,7 @@ impl<T> Receiver<T> {
         Self { parts: parts.clone(), _item: PhantomData }
     }
 
-    fn poll_payload(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Failure>> {
+    fn poll_payload(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Body>, Failure>> {
         self.parts.inner.start_stream(&self.parts.streams);
         if let Poll::Ready(taken) = self.poll_taken(cx) {
             return Poll::Ready(taken);
@@ -160,7 +160,7 @@ impl<T> Receiver<T> {
         self.poll_taken(cx)
     }
 
-    fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Failure>> {
+    fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<Result<Option<Body>, Failure>> {
         let (payload, cost, call) = {
             let mut state = self.parts.streams.lock();
             let call = match &state.phase {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::clock;
 use crate::connection::PeerInfo;
 use crate::link::{Cancel, Inner, Link};
 use crate::schema::MethodInfo;
@@ -12,11 +13,28 @@ use crate::wire::metadata::Metadata;
 #[derive(Clone, Debug)]
 pub struct Ctx {
     pub(crate) method: &'static MethodInfo,
-    pub(crate) peer: Arc<PeerInfo>,
-    pub(crate) deadline: Option<Instant>,
+    pub(crate) origin: Origin,
+    /// In nanoseconds on the clock of all links.
+    pub(crate) deadline_ns: Option<u64>,
     pub(crate) metadata: Metadata,
     pub(crate) cancel: Cancel,
-    pub(crate) link: Option<Arc<Inner>>,
+}
+
+/// Where a call came in.
+#[derive(Clone, Debug)]
+pub(crate) enum Origin {
+    Link(Arc<Inner>),
+    /// A busy-poll server, with this peer.
+    Polled(Arc<PeerInfo>),
+}
+
+impl Origin {
+    pub(crate) fn peer(&self) -> &PeerInfo {
+        match self {
+            Self::Link(inner) => inner.peer(),
+            Self::Polled(peer) => peer,
+        }
+    }
 }
 
 /// Says that a call is over: answered, cancelled, expired, or lost with its link.
@@ -31,17 +49,17 @@ impl Ctx {
 
     /// Who calls.
     pub fn peer(&self) -> &PeerInfo {
-        &self.peer
+        self.origin.peer()
     }
 
     /// When the caller stops waiting, if ever. The handler is dropped then.
     pub fn deadline(&self) -> Option<Instant> {
-        self.deadline
+        self.deadline_ns.and_then(clock::instant)
     }
 
     /// How long the caller still waits, to hand on to calls that this one makes; `None` if for ever.
     pub fn remaining(&self) -> Option<Duration> {
-        self.deadline.map(|at| at.saturating_duration_since(Instant::now()))
+        self.deadline().map(|at| at.saturating_duration_since(Instant::now()))
     }
 
     /// What travelled with the call, such as a trace context.
@@ -51,7 +69,10 @@ impl Ctx {
 
     /// The link that the call came over, to call the caller back. `None` on a busy-poll server, or if the link is closing.
     pub fn link(&self) -> Option<Link> {
-        Link::of(self.link.as_ref()?)
+        match &self.origin {
+            Origin::Link(inner) => Link::of(inner),
+            Origin::Polled(_) => None,
+        }
     }
 
     /// Waits until the call is over. The handler itself is dropped then; this is for tasks and threads that it started.

@@ -1,15 +1,71 @@
 //! [`Handler`]: a running handler, with its panics caught and its calls counted.
 
 use std::any::Any;
+use std::cell::Cell;
+use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use super::{HandlerFuture, MethodCounters, Reply};
+use tokio_util::sync::ReusableBoxFuture;
+
+use super::{MethodCounters, Reply};
 use crate::clock;
 use crate::wire::fault::{Code, Fault};
+
+/// A future that runs a handler. Panics in it become a [`Reply`] too.
+pub struct HandlerFuture(ReusableBoxFuture<'static, Reply>);
+
+thread_local! {
+    /// The box of the last handler of this thread that has ended: the next one mostly fits into it.
+    static SPARE: Cell<Option<ReusableBoxFuture<'static, Reply>>> = const { Cell::new(None) };
+}
+
+impl HandlerFuture {
+    /// Boxes `future`, in the memory of a handler that has ended if it fits.
+    #[inline]
+    pub fn new(future: impl Future<Output = Reply> + Send + 'static) -> Self {
+        match SPARE.take() {
+            Some(mut spare) => {
+                spare.set(future);
+                Self(spare)
+            }
+            None => Self(ReusableBoxFuture::new(future)),
+        }
+    }
+
+    /// Takes a step; a panic is a reply too.
+    #[inline]
+    fn step(&mut self, cx: &mut Context<'_>) -> Poll<Reply> {
+        // A handler that panicked is never polled again, so nobody sees a state that it left half changed but its own service.
+        match catch_unwind(AssertUnwindSafe(|| self.0.poll(cx))) {
+            Ok(step) => step,
+            Err(panic) => Poll::Ready(panicked(&*panic)),
+        }
+    }
+
+    /// Keeps the box of a handler that has ended, and thus holds nothing any more.
+    #[inline]
+    fn reuse(self) {
+        SPARE.set(Some(self.0));
+    }
+}
+
+impl Future for HandlerFuture {
+    type Output = Reply;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Reply> {
+        self.step(cx)
+    }
+}
+
+impl fmt::Debug for HandlerFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HandlerFuture")
+    }
+}
 
 /// A handler under way.
 pub(crate) struct Handler {
@@ -38,12 +94,25 @@ impl Handler {
         Self { future, count: Count { counters, started_ns: clock::coarse_ns(), well: false } }
     }
 
-    /// Takes the first step here. A future must cope with a later waker, so this one is a dummy: the handler is polled
-    /// again at once by the task that it moves to.
-    pub(super) fn step(mut self) -> Started {
-        match Pin::new(&mut self).poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(reply) => Started::Done(reply),
-            Poll::Pending => Started::Running(self),
+    /// Starts a handler and takes its first step here. A future must cope with a later waker, so this one is a dummy: the
+    /// handler is polled again at once by the task that it moves to.
+    #[inline]
+    pub(super) fn start(mut future: HandlerFuture, counters: &Arc<MethodCounters>) -> Started {
+        let weight = counters.started();
+        let started_ns = if weight == 0 { 0 } else { clock::coarse_ns() };
+        match future.step(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(reply) => {
+                let took_ns = if weight == 0 { 0 } else { clock::coarse_ns().saturating_sub(started_ns) };
+                counters.ended(reply.is_answer(), took_ns.saturating_mul(weight));
+                future.reuse();
+                Started::Done(reply)
+            }
+            Poll::Pending => {
+                // It has hardly begun.
+                let started_ns = clock::coarse_ns();
+                let count = Count { counters: counters.clone(), started_ns, well: false };
+                Started::Running(Self { future, count })
+            }
         }
     }
 }
@@ -53,15 +122,11 @@ impl Future for Handler {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Reply> {
         let this = &mut *self;
-        // A handler that panicked is never polled again, so nobody sees a state that it left half changed but its own service.
-        match catch_unwind(AssertUnwindSafe(|| this.future.as_mut().poll(cx))) {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(reply)) => {
-                this.count.well = reply.is_answer();
-                Poll::Ready(reply)
-            }
-            Err(panic) => Poll::Ready(panicked(&*panic)),
+        let step = this.future.step(cx);
+        if let Poll::Ready(reply) = &step {
+            this.count.well = reply.is_answer();
         }
+        step
     }
 }
 

@@ -4,30 +4,30 @@ mod counters;
 mod ctx;
 mod handler;
 pub mod health;
+mod once;
 pub mod reflection;
+mod replay;
 mod router;
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::Failure;
 use crate::link::StreamParts;
 use crate::schema::ServiceInfo;
+use crate::scratch::Body;
 use crate::wire::fault::{Code, Fault};
 
 pub use counters::MethodCounters;
+pub(crate) use ctx::Origin;
 pub use ctx::{Cancellation, Ctx};
+pub use handler::HandlerFuture;
 pub(crate) use handler::{Handler, Started};
+pub use replay::ReplayLimits;
 pub(crate) use router::ServeRequest;
 pub use router::{CallInfo, Reject, Router};
-
-/// A future that runs a handler.
-pub type HandlerFuture = Pin<Box<dyn Future<Output = Reply> + Send>>;
 
 /// A service that a [`Router`] can offer. Implemented by the `..Server` types that the macro writes.
 pub trait Service: Send + Sync + 'static {
@@ -53,8 +53,14 @@ impl Reply {
         Self(ReplyKind::Fault(fault))
     }
 
-    pub(crate) fn is_answer(&self) -> bool {
+    /// Whether the handler gave its answer, and not an error of the application's, and was neither refused nor cut short.
+    pub fn is_answer(&self) -> bool {
         matches!(self.0, ReplyKind::Answer { app_error: false, .. })
+    }
+
+    /// Whether the handler gave an error of the application's.
+    pub fn is_app_error(&self) -> bool {
+        matches!(self.0, ReplyKind::Answer { app_error: true, .. })
     }
 }
 
@@ -62,7 +68,7 @@ impl Reply {
 #[derive(Debug)]
 pub struct Incoming {
     pub(crate) cx: Ctx,
-    pub(crate) args: Bytes,
+    pub(crate) args: Body,
     pub(crate) parts: Option<StreamParts>,
 }
 

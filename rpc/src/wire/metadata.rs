@@ -4,8 +4,14 @@
 
 use std::fmt;
 
+use super::trace::TraceContext;
+
 /// The W3C trace context's header, by its own name.
 pub const TRACEPARENT: &str = "traceparent";
+
+/// What a call that is sent again has in common with the one before, so that it runs once: 1 to 128 bytes, best random.
+/// Servers honour it where [`Router::replay`](crate::Router::replay) says so.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// Names and values that travel with a call, such as the W3C trace context or an idempotency key.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -54,9 +60,15 @@ impl Metadata {
         std::str::from_utf8(self.value(name)?).ok()
     }
 
-    /// The W3C trace context of the call, if it carries one.
-    pub fn traceparent(&self) -> Option<&str> {
-        self.text(TRACEPARENT)
+    /// The W3C trace context of the call, if it carries a valid one.
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.text(TRACEPARENT)?.parse().ok()
+    }
+
+    /// Makes the call part of a trace.
+    pub fn set_trace(&mut self, trace: TraceContext) {
+        self.entries.retain(|(known, _)| known != TRACEPARENT);
+        self.entries.push((TRACEPARENT.to_owned(), trace.to_string().into_bytes()));
     }
 
     /// Whether there is none.

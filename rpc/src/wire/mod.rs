@@ -4,6 +4,7 @@ pub(crate) mod fault;
 pub(crate) mod frame;
 pub(crate) mod hello;
 pub(crate) mod metadata;
+pub(crate) mod trace;
 
 #[cfg(test)]
 mod tests;

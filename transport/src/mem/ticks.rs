@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 /// Under user-mode Linux reading the system's clock is a system call that takes many microseconds; this takes a few
 /// nanoseconds everywhere.
 #[cfg(target_arch = "x86_64")]
+#[inline]
 pub fn ticks() -> u64 {
     // SAFETY: RDTSC reads a register and touches no memory; every x86-64 processor has it, and Linux lets user space
     // use it unless a process asked otherwise for itself (prctl PR_SET_TSC).

@@ -1,0 +1,10 @@
+use tombolo_rpc::{Ctx, Never};
+
+#[tombolo_rpc::service(name = "test.Kv")]
+trait Kv {
+    async fn read(&self, cx: &Ctx, key: String) -> Result<u64, Never> {
+        Ok(0)
+    }
+}
+
+fn main() {}

@@ -1,0 +1,4 @@
+#[tombolo_rpc::service(name = "test.Kv")]
+trait Kv {}
+
+fn main() {}

@@ -1,0 +1,8 @@
+use tombolo_rpc::{Ctx, Never};
+
+#[tombolo_rpc::service(name = "test.Kv")]
+trait Kv<T> {
+    async fn read(&self, cx: &Ctx, key: T) -> Result<u64, Never>;
+}
+
+fn main() {}

@@ -1,0 +1,4 @@
+#[tombolo_rpc::service(name = "test.Kv")]
+struct Kv;
+
+fn main() {}
