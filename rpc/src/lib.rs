@@ -94,6 +94,10 @@
 //!   refused, never misread; change by adding methods ([`schema`]).
 //! - **Identity**: both ends prove a per-boot secret to each other ([`Auth`]), bound to this link, this direction and these
 //!   two boots.
+//! - **Retries**: a call that carries an idempotency key is run once by a server that says [`Router::replay`], however
+//!   often it is sent.
+//! - **Memory**: what a peer can make this end hold is bounded by [`LinkConfig`]: parts of messages
+//!   ([`LinkConfig::assembly_bytes_max`]), unread items (a window per call), answers that are not read (one per call).
 //! - **Handlers** that panic fail their call, not the link. A unary handler takes its first step on the link's own task;
 //!   it must not block or compute for long before its first `.await` (or see [`LinkConfig::inline_handlers`]).
 //!

@@ -1,6 +1,7 @@
 //! From a trait to a [`Service`], with errors that say what a method must look like.
 
 use proc_macro2::{Span, TokenStream};
+use quote::ToTokens;
 use syn::spanned::Spanned;
 use syn::{
     Attribute, Error, FnArg, GenericArgument, Ident, ItemTrait, LitStr, Pat, PathArguments, Result,
@@ -62,7 +63,19 @@ impl Service {
                 "a service has no type parameters: its types are fixed on the wire",
             ));
         }
-        let methods = item.items.into_iter().map(Method::parse).collect::<Result<Vec<_>>>()?;
+        // Everything that is wrong is said at once.
+        let mut wrong: Option<Error> = None;
+        let mut methods = Vec::new();
+        for parsed in item.items.into_iter().map(Method::parse) {
+            match (parsed, &mut wrong) {
+                (Ok(method), _) => methods.push(method),
+                (Err(error), Some(first)) => first.combine(error),
+                (Err(error), None) => wrong = Some(error),
+            }
+        }
+        if let Some(wrong) = wrong {
+            return Err(wrong);
+        }
         if methods.is_empty() {
             return Err(Error::new(item.ident.span(), format!("a service has at least one method; {SHAPE}")));
         }
@@ -85,7 +98,7 @@ fn check_name(literal: &LitStr) -> Result<String> {
 impl Method {
     fn parse(item: TraitItem) -> Result<Self> {
         let TraitItem::Fn(TraitItemFn { attrs, sig, default, .. }) = item else {
-            return Err(Error::new(item.span(), format!("a service has only methods; {SHAPE}")));
+            return Err(Error::new_spanned(&item, format!("a service has only methods; {SHAPE}")));
         };
         if sig.asyncness.is_none() {
             return Err(Error::new(sig.fn_token.span, format!("must be an `async fn`; {SHAPE}")));
@@ -107,8 +120,8 @@ impl Method {
             Some(FnArg::Receiver(receiver))
                 if receiver.reference.is_some() && receiver.mutability.is_none() => {}
             other => {
-                let span = other.map_or_else(|| sig.ident.span(), Spanned::span);
-                return Err(Error::new(span, format!("the first argument must be `&self`; {SHAPE}")));
+                let at = other.map_or_else(|| sig.ident.to_token_stream(), ToTokens::to_token_stream);
+                return Err(Error::new_spanned(at, format!("the first argument must be `&self`; {SHAPE}")));
             }
         }
         let cx_type = match inputs.next() {
@@ -116,8 +129,8 @@ impl Method {
                 (*argument.ty).clone()
             }
             other => {
-                let span = other.map_or_else(|| sig.ident.span(), Spanned::span);
-                return Err(Error::new(span, format!("the second argument must be `cx: &Ctx`; {SHAPE}")));
+                let at = other.map_or_else(|| sig.ident.to_token_stream(), ToTokens::to_token_stream);
+                return Err(Error::new_spanned(at, format!("the second argument must be `cx: &Ctx`; {SHAPE}")));
             }
         };
         let mut method = Self {
@@ -139,27 +152,27 @@ impl Method {
 
     fn argument(&mut self, input: &FnArg) -> Result<()> {
         let FnArg::Typed(argument) = input else {
-            return Err(Error::new(input.span(), SHAPE));
+            return Err(Error::new_spanned(input, SHAPE));
         };
         let Pat::Ident(pattern) = &*argument.pat else {
-            return Err(Error::new(argument.pat.span(), "an argument is a plain name"));
+            return Err(Error::new_spanned(&argument.pat, "an argument is a plain name"));
         };
         let ty = (*argument.ty).clone();
         if let Some(item) = generic(&ty, "Receiver") {
             if self.items_in.is_some() || self.items_out.is_some() {
-                return Err(Error::new(ty.span(), "at most one `Receiver`, before the `Sender`"));
+                return Err(Error::new_spanned(&ty, "at most one `Receiver`, before the `Sender`"));
             }
             self.items_in = Some(item);
         } else if let Some(item) = generic(&ty, "Sender") {
             if self.items_out.is_some() {
-                return Err(Error::new(ty.span(), "at most one `Sender`"));
+                return Err(Error::new_spanned(&ty, "at most one `Sender`"));
             }
             self.items_out = Some(item);
         } else if self.items_in.is_some() || self.items_out.is_some() {
-            return Err(Error::new(ty.span(), "the streams come last, after the arguments"));
+            return Err(Error::new_spanned(&ty, "the streams come last, after the arguments"));
         } else if matches!(ty, Type::Reference(_)) {
-            return Err(Error::new(
-                ty.span(),
+            return Err(Error::new_spanned(
+                &ty,
                 "arguments travel: they are owned types, such as `String` for `&str` or `Blob` for `&[u8]`",
             ));
         } else {
@@ -195,7 +208,7 @@ fn answer(output: &ReturnType, at: Span) -> Result<(Type, Type)> {
             return Ok((answer.clone(), error.clone()));
         }
     }
-    Err(Error::new(ty.span(), message))
+    Err(Error::new_spanned(ty, message))
 }
 
 #[cfg(test)]

@@ -72,9 +72,8 @@ pub(super) enum Partial {
 /// Something that waits for its turn.
 #[derive(Debug)]
 pub(super) enum Outgoing {
+    /// What is left of a request whose OPEN has its own place.
     Request {
-        open: Open,
-        metadata: Bytes,
         payload: Bytes,
         sent: usize,
     },

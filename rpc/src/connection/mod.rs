@@ -103,7 +103,7 @@ pub struct Config {
     pub metadata_bytes_max: u16,
     /// Most calls from the peer under way at once.
     pub calls_max: u32,
-    /// Most bytes of requests that have arrived in part, over all calls.
+    /// Most bytes of messages that have arrived in part, over all calls.
     pub assembly_bytes_max: usize,
     /// Credit that each stream towards this end starts with, in bytes.
     pub window_bytes: u32,
@@ -147,6 +147,7 @@ pub struct Connection {
 
     calls: HashMap<u32, Box<Call>, IdHasher>,
     /// Of calls that are over, for others.
+    #[allow(clippy::vec_box, reason = "they go back into the map, which moves boxes and not records")]
     spare_calls: Vec<Box<Call>>,
     calls_mine: u32,
     calls_theirs: u32,

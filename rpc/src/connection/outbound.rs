@@ -61,20 +61,18 @@ impl Connection {
         let open = Open { method: method.id, fingerprint: method.fingerprint, remaining_ns };
         let mut call = self.new_call(deadline_ns);
         call.method = Some(method);
-        let len = OPEN_BYTES + metadata.len() + payload.len();
-        if payload.len() <= SMALL_BYTES && len <= self.fragment_bytes() {
-            call.in_lane = 1;
-            self.small.push(About::Call(id), |out| {
-                open.put(out, id, metadata.len() as u16, false);
-                out.extend_from_slice(metadata);
-                out.extend_from_slice(&payload);
-            });
-        } else {
-            let payload = into_owned(payload);
-            let metadata = Bytes::copy_from_slice(metadata);
-            call.queue.push_back(Outgoing::Request { open, metadata, payload, sent: 0 });
-            call.scheduled = true;
-            self.bulk.push_back(id);
+        // OPENs go in the order of their ids, so those of long requests wait in the same lane, with the head of theirs.
+        let room = SMALL_BYTES.min(self.fragment_bytes() - OPEN_BYTES - metadata.len());
+        let head = room.min(payload.len());
+        let more = head < payload.len();
+        call.in_lane = 1;
+        self.small.push(About::Call(id), |out| {
+            open.put(out, id, metadata.len() as u16, more);
+            out.extend_from_slice(metadata);
+            out.extend_from_slice(&payload[..head]);
+        });
+        if more {
+            call.queue.push_back(Outgoing::Request { payload: into_owned(payload), sent: head });
         }
         self.calls.insert(id, call);
         self.calls_mine += 1;
@@ -474,17 +472,9 @@ fn can_send(call: &Call, fragment: usize) -> bool {
 fn put_fragment(out: &mut Vec<u8>, id: u32, call: &mut Call, fragment: usize) -> bool {
     let Some(head) = call.queue.front_mut() else { return false };
     let over = match head {
-        Outgoing::Request { open, metadata, payload, sent } => {
-            let first = *sent == 0 && !call.sent;
-            let room = if first { fragment - OPEN_BYTES - metadata.len() } else { fragment - HEADER_BYTES };
-            let (chunk, more) = cut(payload, sent, room);
-            if first {
-                open.put(out, id, metadata.len() as u16, more);
-                out.extend_from_slice(metadata);
-                call.sent = true;
-            } else {
-                put_header(out, Kind::Data, if more { MORE } else { 0 }, id);
-            }
+        Outgoing::Request { payload, sent } => {
+            let (chunk, more) = cut(payload, sent, fragment - HEADER_BYTES);
+            put_header(out, Kind::Data, if more { MORE } else { 0 }, id);
             out.extend_from_slice(&chunk);
             (!more).then_some(false)
         }

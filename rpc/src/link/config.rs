@@ -67,7 +67,8 @@ pub struct LinkConfig {
     pub metadata_bytes_max: u16,
     /// Most calls from the peer under way at once; more are refused as overloaded. Default 1024.
     pub calls_max: u32,
-    /// Most bytes of long requests that have arrived in part, over all calls; more are refused as overloaded. Default 64 MiB.
+    /// Most bytes of long requests, items and answers that have arrived in part, over all calls: beyond it calls of the peer's are
+    /// refused as overloaded, and ours given up. Default 64 MiB.
     pub assembly_bytes_max: usize,
     /// Bytes that the peer may send ahead on each stream. Default 256 KiB; at least 32 KiB.
     pub window_bytes: u32,

@@ -211,9 +211,9 @@ impl Inner {
             let cancel = served.cancel;
             // Whatever the handler has started and left behind is told; mostly there is nobody.
             if cancel.is_fresh() {
-                core.spare = Some(cancel)
+                core.spare = Some(cancel);
             } else {
-                cancel.cancel()
+                cancel.cancel();
             }
             match reply.0 {
                 ReplyKind::Answer { app_error, payload } if payload.len() <= SMALL_BYTES => {

@@ -1,11 +1,16 @@
-//! Bytes that must never change within version 1. `docs/rpc-wire.md` section 12 shows them.
+//! Bytes that must never change within version 1 (`docs/rpc-wire.md` section 12 shows them), and bytes that nobody should send.
 
 use std::fmt::Write;
 
 use tombolo_transport::{Cid, Incarnation};
 
-use super::frame::Open;
+use proptest::prelude::*;
+
+use super::fault::Fault;
+use super::frame::{Header, Open};
 use super::hello::{Hello, Limits, Side, proof};
+use super::metadata::Metadata;
+use super::trace::TraceContext;
 use crate::schema::{MethodInfo, MethodKind, method_id};
 use crate::{Blob, Schema};
 
@@ -81,4 +86,45 @@ fn hello_and_proofs_are_pinned() {
         "ee97df771a7fede34a501743a31eebfd274cec809d329a33d7bb0ac767642c77",
     ];
     assert_eq!(proofs, expected);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(5000))]
+
+    /// Whatever comes is read or refused; what is read is what was written.
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300), more in any::<bool>()) {
+        if let Ok((header, body)) = Header::parse(&bytes) {
+            prop_assert_eq!(body.len() + 8, bytes.len());
+            if let Ok((open, metadata, payload)) = Open::parse(&header, body) {
+                let mut again = Vec::new();
+                open.put(&mut again, header.call, header.aux, more);
+                again.extend_from_slice(metadata);
+                again.extend_from_slice(payload);
+                let (header, body) = Header::parse(&again).unwrap();
+                prop_assert_eq!(Open::parse(&header, body).unwrap().1, metadata);
+            }
+            let _ = Fault::parse(header.aux, body);
+        }
+        if let Ok(metadata) = Metadata::decode(&bytes) {
+            prop_assert_eq!(metadata.encode(), bytes.clone());
+        }
+        let _ = String::from_utf8_lossy(&bytes).parse::<TraceContext>();
+        // A HELLO that begins right is the more likely to be read wrongly.
+        let mut hello = b"TMBL\x01\x00\x01\x00\x01\x00".to_vec();
+        hello.extend_from_slice(&bytes);
+        for hello in [&hello, &bytes] {
+            if let Ok(read) = Hello::parse(hello) {
+                prop_assert!(read.role.len() <= 3 * 255 && read.build.len() <= 3 * 255);
+            }
+        }
+    }
+
+    #[test]
+    fn any_arguments_are_decoded_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        type Args = (String, Vec<Option<Blob>>, std::collections::BTreeMap<u32, (char, bool)>);
+        let body = crate::scratch::Body::from(bytes);
+        let _ = crate::link::decode::<Args>(&body, "the arguments");
+        let _ = crate::link::decode::<Blob>(&body, "an item");
+    }
 }

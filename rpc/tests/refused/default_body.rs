@@ -1,3 +1,5 @@
+#![allow(unused_imports)]
+
 use tombolo_rpc::{Ctx, Never};
 
 #[tombolo_rpc::service(name = "test.Kv")]

@@ -313,6 +313,7 @@ proptest! {
         sizes in prop::collection::vec(0usize..40_000, 1..12),
         steps in prop::collection::vec(0u8..6, 0..400),
         small_frames in any::<bool>(),
+        crowded in any::<bool>(),
     ) {
         let mut theirs = config(Side::Acceptor);
         if small_frames {
@@ -331,6 +332,9 @@ proptest! {
                 2 => { sim.deliver(End::A); }
                 3 => { sim.deliver(End::B); }
                 4 => {
+                    if crowded && todo.len() != 0 && sim.a.in_flight().0 < 30 {
+                        crowd(&mut sim);
+                    }
                     if calls.len() < 3 {
                         calls.push(sim.open(&vec![calls.len() as u8; 10_000 * calls.len()]));
                     }
@@ -345,9 +349,15 @@ proptest! {
                     }
                 }
                 _ => for event in sim.told_b() {
-                    if let Event::Item { call, payload, cost } = event {
-                        got.entry(call).or_default().push(payload.to_vec());
-                        sim.b.consumed(call, cost);
+                    match event {
+                        Event::Item { call, payload, cost } => {
+                            got.entry(call).or_default().push(payload.to_vec());
+                            sim.b.consumed(call, cost);
+                        }
+                        Event::Opened { call, .. } if !calls.contains(&call) => {
+                            sim.b.respond(call, false, b"y"[..].into());
+                        }
+                        _ => {}
                     }
                 }
             }

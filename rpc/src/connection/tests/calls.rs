@@ -287,3 +287,24 @@ fn silent_peer_is_asked_and_then_given_up() {
     );
     assert!(matches!(&told[1], Event::Closed(LinkError::Silent { .. })));
 }
+
+#[test]
+fn long_request_and_the_short_ones_after_it_open_in_order() {
+    let mut sim = Sim::established();
+    let mut calls = Vec::new();
+    for len in [10, 100_000, 10, 5_000, 10] {
+        calls.push(sim.open(&vec![1; len]));
+    }
+    sim.run();
+    assert_eq!((sim.a.closed(), sim.b.closed()), (None, None));
+    let mut opened: Vec<_> = sim
+        .told_b()
+        .iter()
+        .filter_map(|event| match event {
+            Event::Opened { call, .. } => Some(*call),
+            _ => None,
+        })
+        .collect();
+    opened.sort_unstable();
+    assert_eq!(opened, calls);
+}
