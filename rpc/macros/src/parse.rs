@@ -130,7 +130,10 @@ impl Method {
             }
             other => {
                 let at = other.map_or_else(|| sig.ident.to_token_stream(), ToTokens::to_token_stream);
-                return Err(Error::new_spanned(at, format!("the second argument must be `cx: &Ctx`; {SHAPE}")));
+                return Err(Error::new_spanned(
+                    at,
+                    format!("the second argument must be `cx: &Ctx`; {SHAPE}"),
+                ));
             }
         };
         let mut method = Self {
