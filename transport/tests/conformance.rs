@@ -1,12 +1,16 @@
 //! The conformance suite on every backend that this machine has. AF_VSOCK runs inside a kernel that has
 //! vsock_loopback, through the binary `tombolo-conformance`.
 
-use tombolo_transport::conformance::backends::{Hybrid, Memory, Shm, ShmKernels};
-use tombolo_transport::conformance::{self, Backend};
+use tombolo_transport::conformance::backends::{Between, Hybrid, Memory, Shm, ShmKernels};
+use tombolo_transport::conformance::{
+    self, Backend, Direction, Failure, Limits, Outcome, Pair, Party, RemoteParty,
+};
+use tombolo_transport::memory::MemoryFabric;
+use tombolo_transport::{Cid, Endpoint};
 
 async fn conforms(backend: impl Backend) {
     let verdicts = conformance::run(&backend, "", |verdict| println!("{verdict}")).await;
-    let failed: Vec<_> = verdicts.iter().filter(|verdict| verdict.outcome.is_err()).collect();
+    let failed: Vec<_> = verdicts.iter().filter(|verdict| matches!(verdict.outcome, Outcome::Failed(_))).collect();
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
@@ -55,4 +59,38 @@ async fn shm_between_two_spawned_kernels_conforms() {
 #[tokio::test]
 async fn shm_between_two_spawned_kernels_conforms_on_one_thread() {
     shm_conforms(ShmKernels::TwoSpawned).await;
+}
+
+/// The driver and the peer program of the suite themselves, on the backend that has least to say of its own.
+struct MemoryThroughAPeerProgram;
+
+impl Backend for MemoryThroughAPeerProgram {
+    async fn pair(&self) -> Result<Pair, Failure> {
+        let fabric = MemoryFabric::new();
+        let here = Endpoint::memory(fabric.endpoint(Cid::HOST));
+        let there = Cid(3);
+        let (ready, serving) = tokio::sync::oneshot::channel();
+        let peer = tokio::spawn(conformance::serve_peer(
+            Endpoint::memory(fabric.endpoint(there)),
+            move || {
+                let _ = ready.send(());
+            },
+        ));
+        serving.await.map_err(|_| Failure::new("the peer program did not start"))?;
+        let callee = Party::There(RemoteParty::connect_to(&here, there).await?);
+        Ok(Pair { caller: here.into(), callee, keep: Box::new(peer) })
+    }
+
+    fn limits(&self) -> Limits {
+        Memory.limits()
+    }
+
+    fn skips(&self, behaviour: &str, direction: Direction) -> Option<&'static str> {
+        Between::shm("", Cid(3)).skips(behaviour, direction)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_through_a_peer_program_conforms() {
+    conforms(MemoryThroughAPeerProgram).await;
 }

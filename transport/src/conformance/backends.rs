@@ -1,9 +1,9 @@
-//! The backends of this crate, set up for the suite within one process.
+//! The backends of this crate, set up for the suite: within one process, or with the other side in another kernel.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Backend, Failure, Limits, Pair};
+use super::{Backend, Direction, Failure, Limits, Pair, RemoteParty};
 use crate::addr::Cid;
 use crate::broker::{
     Broker, BrokerConfig, BrokerHandle, KernelMatch, Policy, PolicyAction, PolicyRule, PortMatch,
@@ -24,7 +24,7 @@ impl Backend for Memory {
         let fabric = MemoryFabric::new();
         let caller = Endpoint::memory(fabric.endpoint(Cid::HOST));
         let callee = Endpoint::memory(fabric.endpoint(Cid(3)));
-        Ok(Pair { caller, callee, keep: Box::new(()) })
+        Ok(Pair { caller: caller.into(), callee: callee.into(), keep: Box::new(()) })
     }
 
     fn limits(&self) -> Limits {
@@ -51,7 +51,7 @@ impl Backend for Hybrid {
         let path = self.dir.join(format!("v{}", self.pairs.fetch_add(1, Ordering::Relaxed)));
         let callee = Endpoint::hybrid(HybridConfig::guest(&path, Cid(3)))?;
         let caller = Endpoint::hybrid(HybridConfig::host(&path, Cid(3)))?;
-        Ok(Pair { caller, callee, keep: Box::new(()) })
+        Ok(Pair { caller: caller.into(), callee: callee.into(), keep: Box::new(()) })
     }
 
     fn limits(&self) -> Limits {
@@ -67,7 +67,7 @@ impl Backend for VsockLoopback {
     async fn pair(&self) -> Result<Pair, Failure> {
         let endpoint =
             Endpoint::vsock(VsockConfig { local_cid: Some(Cid::LOCAL), ..VsockConfig::default() })?;
-        Ok(Pair { caller: endpoint.clone(), callee: endpoint, keep: Box::new(()) })
+        Ok(Pair { caller: endpoint.clone().into(), callee: endpoint.into(), keep: Box::new(()) })
     }
 
     fn limits(&self) -> Limits {
@@ -156,13 +156,68 @@ impl Backend for Shm {
         let caller = if self.kernels == ShmKernels::TwoSpawned { last - 1 } else { 0 };
         let attach = |member: usize| Endpoint::attach(self.dir.join(format!("b{pair}-{member}")));
         Ok(Pair {
-            caller: attach(caller).await?,
-            callee: attach(last).await?,
+            caller: attach(caller).await?.into(),
+            callee: attach(last).await?.into(),
             keep: Box::new(ShmParts { _brokers: brokers, pool }),
         })
     }
 
     fn limits(&self) -> Limits {
         Limits { backlog_slack: 0, ..Limits::default() }
+    }
+}
+
+/// An endpoint of this process and a peer program ([`serve_peer`](super::serve_peer)) in another kernel.
+#[derive(Debug)]
+pub struct Between {
+    /// How to make the endpoint here.
+    here: Here,
+    peer: Cid,
+}
+
+#[derive(Debug)]
+enum Here {
+    Broker(PathBuf),
+    HybridHost(PathBuf),
+}
+
+impl Between {
+    /// Shared memory: through the broker of this kernel, to a peer program in kernel `peer`.
+    pub fn shm(broker_socket: impl Into<PathBuf>, peer: Cid) -> Self {
+        Self { here: Here::Broker(broker_socket.into()), peer }
+    }
+
+    /// From the host through a vsock device that is not ours, at `path`, to a peer program in guest `peer` that uses AF_VSOCK.
+    pub fn hybrid_host(path: impl Into<PathBuf>, peer: Cid) -> Self {
+        Self { here: Here::HybridHost(path.into()), peer }
+    }
+}
+
+impl Backend for Between {
+    async fn pair(&self) -> Result<Pair, Failure> {
+        let here = match &self.here {
+            Here::Broker(socket) => Endpoint::attach(socket).await?,
+            Here::HybridHost(path) => Endpoint::hybrid(HybridConfig::host(path, self.peer))?,
+        };
+        let there = RemoteParty::connect_to(&here, self.peer).await?;
+        Ok(Pair { caller: here.into(), callee: super::Party::There(there), keep: Box::new(()) })
+    }
+
+    fn limits(&self) -> Limits {
+        match self.here {
+            Here::Broker(_) => Limits { backlog_slack: 0, ..Limits::default() },
+            Here::HybridHost(_) => {
+                Limits { caller_port_known: false, half_close: false, backlog_slack: 2 }
+            }
+        }
+    }
+
+    fn skips(&self, behaviour: &str, direction: Direction) -> Option<&'static str> {
+        match (behaviour, direction) {
+            ("batch_becomes_visible_with_one_flush", Direction::Backward) => {
+                Some("asks the sender without waiting, which only one of this process can answer")
+            }
+            _ => None,
+        }
     }
 }

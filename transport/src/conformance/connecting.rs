@@ -189,7 +189,7 @@ pub(super) async fn dropped_accept_loses_no_caller(case: Case) -> Check {
 }
 
 /// That a fresh call gets through, past whatever abandoned calls wait before it.
-async fn sound(case: &Case, listener: &mut crate::listener::Listener) -> Check {
+async fn sound(case: &Case, listener: &mut super::Listener) -> Check {
     const WORD: &[u8; 8] = b"complete";
     let calling = async {
         let mut caller = case.pair.caller.connect(listener_addr(case, listener)).await?;
@@ -209,7 +209,7 @@ async fn sound(case: &Case, listener: &mut crate::listener::Listener) -> Check {
     }
 }
 
-fn listener_addr(case: &Case, listener: &crate::listener::Listener) -> Addr {
+fn listener_addr(case: &Case, listener: &super::Listener) -> Addr {
     case.callee_addr(listener.local_addr().port)
 }
 

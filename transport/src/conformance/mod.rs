@@ -3,13 +3,26 @@
 //! A backend implements [`Backend`]: it makes a [`Pair`] of endpoints that can reach each other. [`run`] puts each
 //! behaviour to the test in both directions and reports one [`Verdict`] for each. Nothing here asserts that something
 //! is fast; a watchdog only turns silence into a failure.
+//!
+//! One endpoint of a pair may be in another kernel ([`Party::There`]): a peer program there ([`serve_peer`]) does on its own endpoint what
+//! the behaviour, running here, asks of it. As each behaviour runs in both directions, each side of it is once the endpoint of
+//! this process, with nothing in between.
 
 pub mod backends;
 mod connecting;
 mod crowds;
 mod messages;
+mod party;
+mod peer;
+mod remote;
 mod streams;
 mod tools;
+mod wire;
+
+pub use self::party::Party;
+pub use self::peer::serve_peer;
+pub use self::remote::RemoteParty;
+pub use self::wire::PEER_PORT;
 
 use std::fmt;
 use std::future::Future;
@@ -19,13 +32,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use self::party::{Listener, MessageListener, Messages, Stream};
 use crate::addr::{Addr, Cid, Port};
-use crate::endpoint::Endpoint;
 use crate::error::Error;
-use crate::listener::{Listener, MessageListener};
-use crate::messages::Messages;
 use crate::options::ListenOptions;
-use crate::stream::Stream;
 
 /// A way to carry connections, to be put to the test.
 pub trait Backend {
@@ -36,15 +46,21 @@ pub trait Backend {
     fn limits(&self) -> Limits {
         Limits::default()
     }
+
+    /// Why a behaviour cannot be put to the test in that direction, if so.
+    fn skips(&self, behaviour: &str, direction: Direction) -> Option<&'static str> {
+        let _ = (behaviour, direction);
+        None
+    }
 }
 
 /// Two endpoints that can connect to each other.
 #[derive(Debug)]
 pub struct Pair {
     /// The side that calls.
-    pub caller: Endpoint,
+    pub caller: Party,
     /// The side that listens.
-    pub callee: Endpoint,
+    pub callee: Party,
     /// Whatever must live as long as the endpoints (brokers, directories).
     pub keep: Box<dyn fmt::Debug + Send + Sync>,
 }
@@ -77,10 +93,46 @@ pub struct Verdict {
     pub behaviour: &'static str,
     /// Which endpoint of the pair called.
     pub direction: Direction,
-    /// What went wrong, if anything.
-    pub outcome: Result<(), Failure>,
+    /// What came of it.
+    pub outcome: Outcome,
     /// How long it took.
     pub elapsed: Duration,
+}
+
+/// What came of one behaviour.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is as it should be.
+    Passed,
+    /// It is not.
+    Failed(Failure),
+    /// It cannot be put to the test, for this reason.
+    Skipped(&'static str),
+}
+
+/// How many behaviours, times directions, came out how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// As they should.
+    pub passed: usize,
+    /// Not.
+    pub failed: usize,
+    /// Not put to the test.
+    pub skipped: usize,
+}
+
+impl Counts {
+    /// Counts verdicts.
+    pub fn of(verdicts: &[Verdict]) -> Self {
+        verdicts.iter().fold(Self::default(), |mut counts, verdict| {
+            match verdict.outcome {
+                Outcome::Passed => counts.passed += 1,
+                Outcome::Failed(_) => counts.failed += 1,
+                Outcome::Skipped(_) => counts.skipped += 1,
+            }
+            counts
+        })
+    }
 }
 
 /// Which endpoint of a pair calls.
@@ -162,6 +214,13 @@ behaviours! {
         short_connections_in_quick_succession;
 }
 
+/// What makes no sense where [`Limits::half_close`] is not given.
+const HALF_CLOSING: [&str; 3] = [
+    "half_close_leaves_the_other_direction_open",
+    "dropped_writer_half_ends_the_peers_reading",
+    "message_half_close_leaves_the_other_direction_open",
+];
+
 /// Silence for so long is a failure. Ample for a software-emulated kernel on a busy machine.
 const WATCHDOG: Duration = Duration::from_secs(60);
 
@@ -180,6 +239,12 @@ pub async fn run(backend: &impl Backend, filter: &str, mut each: impl FnMut(&Ver
 
 async fn run_one(backend: &impl Backend, behaviour: &Behaviour, direction: Direction) -> Verdict {
     let started = std::time::Instant::now();
+    let halves = !backend.limits().half_close && HALF_CLOSING.contains(&behaviour.name);
+    let skipped = halves.then_some("this backend cannot close one direction alone");
+    if let Some(reason) = skipped.or_else(|| backend.skips(behaviour.name, direction)) {
+        let outcome = Outcome::Skipped(reason);
+        return Verdict { behaviour: behaviour.name, direction, outcome, elapsed: started.elapsed() };
+    }
     let running = async {
         let mut pair = backend.pair().await?;
         if direction == Direction::Backward {
@@ -188,8 +253,9 @@ async fn run_one(backend: &impl Backend, behaviour: &Behaviour, direction: Direc
         CatchPanic((behaviour.check)(Case { pair, limits: backend.limits() })).await
     };
     let outcome = match tokio::time::timeout(WATCHDOG, running).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(Failure(format!("silent for {} s", WATCHDOG.as_secs()))),
+        Ok(Ok(())) => Outcome::Passed,
+        Ok(Err(failure)) => Outcome::Failed(failure),
+        Err(_) => Outcome::Failed(Failure(format!("silent for {} s", WATCHDOG.as_secs()))),
     };
     Verdict { behaviour: behaviour.name, direction, outcome, elapsed: started.elapsed() }
 }
@@ -302,11 +368,31 @@ impl fmt::Display for Direction {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = if self.outcome.is_ok() { "ok" } else { "FAILED" };
-        write!(f, "{word:6} {} ({}, {} ms)", self.behaviour, self.direction, self.elapsed.as_millis())?;
-        match &self.outcome {
-            Ok(()) => Ok(()),
-            Err(failure) => write!(f, ": {failure}"),
+        let Self { behaviour, direction, outcome, elapsed } = self;
+        match outcome {
+            Outcome::Passed => write!(f, "ok      {behaviour} ({direction}, {} ms)", elapsed.as_millis()),
+            Outcome::Failed(failure) => {
+                write!(f, "FAILED  {behaviour} ({direction}, {} ms): {failure}", elapsed.as_millis())
+            }
+            Outcome::Skipped(reason) => write!(f, "skipped {behaviour} ({direction}): {reason}"),
+        }
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_half_closing_behaviours_are_called_is_right() {
+        for name in HALF_CLOSING {
+            assert!(BEHAVIOURS.iter().any(|behaviour| behaviour.name == name), "{name}");
         }
     }
 }

@@ -35,9 +35,6 @@ pub(super) async fn bytes_arrive_whole_in_order_over_any_split(case: Case) -> Ch
 }
 
 pub(super) async fn half_close_leaves_the_other_direction_open(case: Case) -> Check {
-    if !case.limits.half_close {
-        return Ok(());
-    }
     for swapped in [false, true] {
         let (caller, callee) = case.streams().await?;
         let (mut near, mut far) = if swapped { (callee, caller) } else { (caller, callee) };
@@ -131,9 +128,6 @@ pub(super) async fn unread_data_dropped_with_the_peer_is_no_silence(case: Case) 
 }
 
 pub(super) async fn dropped_writer_half_ends_the_peers_reading(case: Case) -> Check {
-    if !case.limits.half_close {
-        return Ok(());
-    }
     let (caller, mut callee) = case.streams().await?;
     let (mut caller_read, mut caller_write) = caller.split();
     caller_write.write_all(b"bye").await?;
