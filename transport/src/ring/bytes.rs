@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 use super::half::{OwnHalf, PeerHalf};
 use super::layout::*;
-use super::park::{Arm, Parker, Ringer, Wake};
+use super::park::{Arm, Wake};
 use super::side::Side;
 use super::{Liveness, RingError};
 use crate::mem::{Memory, MemoryMut};
@@ -35,23 +35,15 @@ where
     L: Liveness,
 {
     assert!(own.layout.bytes_log2 != 0 && peer.layout.bytes_log2 != 0, "a byte stream needs byte rings");
-    let tx = Side { own: own.clone(), peer: peer.clone(), live: live.clone(), stopped: None };
-    let rx = Side { own, peer, live, stopped: None };
-    (ByteTx::new(tx), ByteRx::new(rx))
+    let tx = Side::sending(own.clone(), peer.clone(), live.clone());
+    (ByteTx::new(tx), ByteRx::new(Side::receiving(own, peer, live)))
 }
 
 /// The writing end of a byte stream. One owner; may move between threads.
 #[derive(Debug)]
 pub struct ByteTx<M: MemoryMut, P: Memory, L: Liveness> {
     side: Side<M, P, L>,
-    ring: Ring,
-    /// Bytes written and published. Private: never read back.
-    tail: u64,
-    /// Bytes the peer has consumed, as last accepted.
-    head: u64,
-    unflushed: bool,
-    parker: Parker,
-    ringer: Ringer,
+    out: Outgoing,
 }
 
 /// The reading end of a byte stream. One owner; may move between threads.
@@ -66,15 +58,12 @@ pub struct ByteRx<M: MemoryMut, P: Memory, L: Liveness> {
     /// Bytes the peer has published, as last accepted.
     tail: u64,
     owed: Wake,
-    parker: Parker,
-    ringer: Ringer,
 }
 
 impl<M: MemoryMut, P: Memory, L: Liveness> ByteTx<M, P, L> {
     fn new(side: Side<M, P, L>) -> Self {
-        let ring = Ring::of(side.own.layout);
-        let (parker, ringer) = (Parker::for_space(), Ringer::for_data());
-        Self { side, ring, tail: 0, head: 0, unflushed: false, parker, ringer }
+        let out = Outgoing::new(side.own.layout);
+        Self { side, out }
     }
 
     /// Writes as much of `data` as there is room for, at least one byte (unless `data` is empty), and publishes it.
@@ -84,66 +73,52 @@ impl<M: MemoryMut, P: Memory, L: Liveness> ByteTx<M, P, L> {
         self.side.running()?;
         let mut done = 0;
         while done < data.len() {
-            let wanted = data.len() - done;
-            if self.room() < wanted.min(self.ring.chunk()) {
-                self.refresh()?;
+            let wanted = (data.len() - done).min(self.out.ring.chunk());
+            if self.out.room() < wanted {
+                self.out.refresh(&mut self.side)?;
             }
-            let n = wanted.min(self.room()).min(self.ring.chunk());
+            let n = wanted.min(self.out.room());
             if n == 0 {
                 break;
             }
-            self.ring.write(&self.side.own.mem, self.tail, &data[done..done + n]);
-            self.tail += n as u64;
-            self.side.own.mem.store(AT_BYTE_TAIL, self.tail, Ordering::Release); // SYNC: bytes
+            self.out.write(&self.side.own.mem, &data[done..done + n]);
+            self.side.own.mem.store(AT_BYTE_TAIL, self.out.tail, Ordering::Release); // SYNC: bytes
             done += n;
         }
         if done == 0 && !data.is_empty() {
             self.side.check_reader()?;
             return Err(RingError::WouldBlock);
         }
-        self.parker.disarm(&self.side.own.mem);
-        self.unflushed |= done != 0;
+        self.side.disarm();
+        self.side.unflushed |= done != 0;
         Ok(done)
     }
 
     /// Tells whether the peer must be rung for what was written since the last flush.
     pub fn flush(&mut self) -> Result<Wake, RingError> {
-        if !std::mem::take(&mut self.unflushed) {
-            return Ok(Wake::NotNeeded);
-        }
-        M::fence(); // pairs with the fence in `Parker::arm`
-        let wake = match self.ringer.sleeper(&self.side.peer.mem) {
-            Some(ticket) => self.ringer.ring(ticket, &self.side.own.mem),
-            None => Wake::NotNeeded,
-        };
-        self.side.check_reader()?;
-        Ok(wake)
+        self.side.flush()
     }
 
     /// Prepares to sleep until at least `wanted` bytes (at most the ring's size) can be written, or the connection ends.
     pub fn arm(&mut self, wanted: usize) -> Arm {
-        let wanted = wanted.clamp(1, self.ring.len());
+        let wanted = wanted.clamp(1, self.out.ring.len());
         self.side.own.mem.store(AT_SPACE_WANTED, wanted as u64, Ordering::Relaxed);
-        self.parker.arm(&self.side.own.mem);
+        self.side.arm();
         let wait = self.side.stopped.is_none()
-            && self.refresh().is_ok()
-            && self.room() < wanted
+            && self.out.refresh(&mut self.side).is_ok()
+            && self.out.room() < wanted
             && self.side.check_reader().is_ok();
-        if wait {
-            return Arm::Sleep;
-        }
-        self.disarm();
-        Arm::Ready
+        self.side.armed(wait)
     }
 
     /// Takes the ticket back, after waking up. A successful write does it too.
     pub fn disarm(&mut self) {
-        self.parker.disarm(&self.side.own.mem);
+        self.side.disarm();
     }
 
     /// Ends this direction after what was written. Flush afterwards. Doing it twice changes nothing.
     pub fn shutdown(&mut self) {
-        self.unflushed |= self.side.shut_writing();
+        self.side.shut_writing();
     }
 
     /// Our half, for its state bits.
@@ -155,29 +130,12 @@ impl<M: MemoryMut, P: Memory, L: Liveness> ByteTx<M, P, L> {
     pub fn peer(&self) -> &PeerHalf<P> {
         &self.side.peer
     }
-
-    /// Bytes that can be written now, as far as is known without asking the peer.
-    fn room(&self) -> usize {
-        // The difference is at most the ring's size: `refresh` accepts nothing else.
-        self.ring.len() - (self.tail - self.head) as usize
-    }
-
-    fn refresh(&mut self) -> Result<(), RingError> {
-        let head = self.side.peer.mem.load(AT_BYTES_CONSUMED, Ordering::Acquire); // SYNC: credit
-        if head < self.head || head > self.tail {
-            let (was, tail) = (self.head, self.tail);
-            return Err(self.side.misbehaved(|| format!("it consumed {head} bytes, after {was} of {tail}")));
-        }
-        self.head = head;
-        Ok(())
-    }
 }
 
 impl<M: MemoryMut, P: Memory, L: Liveness> ByteRx<M, P, L> {
     fn new(side: Side<M, P, L>) -> Self {
         let ring = Ring::of(side.peer.layout);
-        let (parker, ringer) = (Parker::for_data(), Ringer::for_space());
-        Self { side, ring, head: 0, head_published: 0, tail: 0, owed: Wake::NotNeeded, parker, ringer }
+        Self { side, ring, head: 0, head_published: 0, tail: 0, owed: Wake::NotNeeded }
     }
 
     /// Reads at least one byte into `out`; 0 means that the peer has shut down and everything was read (or `out` is empty).
@@ -221,7 +179,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> ByteRx<M, P, L> {
             }
         }
         if done != 0 {
-            self.parker.disarm(&self.side.own.mem);
+            self.side.disarm();
         }
         Ok(done)
     }
@@ -252,22 +210,18 @@ impl<M: MemoryMut, P: Memory, L: Liveness> ByteRx<M, P, L> {
 
     /// Prepares to sleep until there are bytes, or the connection ends.
     pub fn arm(&mut self) -> Arm {
-        self.parker.arm(&self.side.own.mem);
+        self.side.arm();
         let wait = self.side.stopped.is_none()
             && self.refresh().is_ok()
             && self.available() == 0
             && !self.side.peer.state().any(super::side::ENDED)
             && self.side.check_alive().is_ok();
-        if wait {
-            return Arm::Sleep;
-        }
-        self.disarm();
-        Arm::Ready
+        self.side.armed(wait)
     }
 
     /// Takes the ticket back, after waking up. A successful read does it too.
     pub fn disarm(&mut self) {
-        self.parker.disarm(&self.side.own.mem);
+        self.side.disarm();
     }
 
     /// Says that nothing more will be read: the peer's writes fail from now on. Flush afterwards.
@@ -297,12 +251,59 @@ impl<M: MemoryMut, P: Memory, L: Liveness> ByteRx<M, P, L> {
         self.head_published = self.head;
         self.side.own.mem.store(AT_BYTES_CONSUMED, self.head, Ordering::Release); // SYNC: credit
         M::fence(); // pairs with the fence in `Parker::arm`
-        let Some(ticket) = self.ringer.sleeper(&self.side.peer.mem) else { return };
+        let Some(ticket) = self.side.ringer.sleeper(&self.side.peer.mem) else { return };
         let wanted = self.side.peer.mem.load(AT_SPACE_WANTED, Ordering::Relaxed).min(self.ring.len() as u64);
         // We may not know its newest tail, and so ring early; never late, since an empty ring satisfies any wish.
         if (self.ring.len() - self.available()) as u64 >= wanted {
-            self.owed = self.ringer.ring(ticket, &self.side.own.mem);
+            self.owed = self.side.ringer.ring(ticket, &self.side.own.mem);
         }
+    }
+}
+
+/// The writer's account of its byte ring: private, never read back.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) ring: Ring,
+    /// Bytes written.
+    tail: u64,
+    /// Bytes the peer has consumed, as last accepted.
+    head: u64,
+}
+
+impl Outgoing {
+    pub(super) fn new(layout: HalfLayout) -> Self {
+        Self { ring: Ring::of(layout), tail: 0, head: 0 }
+    }
+
+    /// Bytes that can be written now, as far as is known without asking the peer.
+    #[inline]
+    pub(super) fn room(&self) -> usize {
+        // The difference is at most the ring's size: `refresh` accepts nothing else.
+        self.ring.len() - (self.tail - self.head) as usize
+    }
+
+    /// Asks the peer how much it has consumed.
+    pub(super) fn refresh<M, P, L>(&mut self, side: &mut Side<M, P, L>) -> Result<(), RingError>
+    where
+        M: MemoryMut,
+        P: Memory,
+        L: Liveness,
+    {
+        let head = side.peer.mem.load(AT_BYTES_CONSUMED, Ordering::Acquire); // SYNC: credit
+        if head < self.head || head > self.tail {
+            let (was, tail) = (self.head, self.tail);
+            return Err(side.misbehaved(|| format!("it consumed {head} bytes, after {was} of {tail}")));
+        }
+        self.head = head;
+        Ok(())
+    }
+
+    /// Writes what there is room for; publishing it is the caller's.
+    #[inline]
+    pub(super) fn write<M: MemoryMut>(&mut self, mem: &M, data: &[u8]) {
+        debug_assert!(data.len() <= self.room());
+        self.ring.write(mem, self.tail, data);
+        self.tail += data.len() as u64;
     }
 }
 

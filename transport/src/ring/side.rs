@@ -1,6 +1,8 @@
-//! What every end of a connection has: both halves, the liveness check, and whether it has stopped for good.
+//! What every end of a connection has: both halves, the liveness check, whether it has stopped for good, and how it sleeps and
+//! wakes the other side.
 
 use super::half::{OwnHalf, PeerHalf, State};
+use super::park::{Arm, Parker, Ringer, Wake};
 use super::{Liveness, RingError, misbehaved};
 use crate::error::ResetCause;
 use crate::mem::{Memory, MemoryMut};
@@ -17,9 +19,59 @@ pub(super) struct Side<M, P, L> {
     pub(super) live: L,
     /// Why nothing works here any more. Once set it stays.
     pub(super) stopped: Option<RingError>,
+    pub(super) parker: Parker,
+    pub(super) ringer: Ringer,
+    /// For senders: something was published, or the end said, since the last flush.
+    pub(super) unflushed: bool,
 }
 
 impl<M: MemoryMut, P: Memory, L: Liveness> Side<M, P, L> {
+    /// One that waits for room and wakes whoever waits for data.
+    pub(super) fn sending(own: OwnHalf<M>, peer: PeerHalf<P>, live: L) -> Self {
+        let (parker, ringer) = (Parker::for_space(), Ringer::for_data());
+        Self { own, peer, live, stopped: None, parker, ringer, unflushed: false }
+    }
+
+    /// One that waits for data and wakes whoever waits for room.
+    pub(super) fn receiving(own: OwnHalf<M>, peer: PeerHalf<P>, live: L) -> Self {
+        let (parker, ringer) = (Parker::for_data(), Ringer::for_space());
+        Self { own, peer, live, stopped: None, parker, ringer, unflushed: false }
+    }
+
+    /// Publishes a ticket. Look for something to do again after this, then say to [`Side::armed`] whether there is nothing.
+    pub(super) fn arm(&mut self) {
+        self.parker.arm(&self.own.mem);
+    }
+
+    /// The end of arming: takes the ticket back unless there is reason to wait.
+    pub(super) fn armed(&mut self, wait: bool) -> Arm {
+        if wait {
+            return Arm::Sleep;
+        }
+        self.disarm();
+        Arm::Ready
+    }
+
+    #[inline]
+    pub(super) fn disarm(&mut self) {
+        self.parker.disarm(&self.own.mem);
+    }
+
+    /// For senders: whether the peer must be rung for what was published since the last flush. Fails if it will never be read.
+    #[inline]
+    pub(super) fn flush(&mut self) -> Result<Wake, RingError> {
+        if !std::mem::take(&mut self.unflushed) {
+            return Ok(Wake::NotNeeded);
+        }
+        M::fence(); // pairs with the fence in `Parker::arm`
+        let wake = match self.ringer.sleeper(&self.peer.mem) {
+            Some(ticket) => self.ringer.ring(ticket, &self.own.mem),
+            None => Wake::NotNeeded,
+        };
+        self.check_reader()?;
+        Ok(wake)
+    }
+
     #[inline]
     pub(super) fn running(&self) -> Result<(), RingError> {
         match &self.stopped {
@@ -70,14 +122,13 @@ impl<M: MemoryMut, P: Memory, L: Liveness> Side<M, P, L> {
         error
     }
 
-    /// Says that we send nothing more; whether that is news.
-    pub(super) fn shut_writing(&mut self) -> bool {
-        if self.stopped.is_some() {
-            return false;
+    /// Says that we send nothing more. Flush afterwards.
+    pub(super) fn shut_writing(&mut self) {
+        if self.stopped.is_none() {
+            self.own.set_state(State::SHUT_WR);
+            self.stopped = Some(RingError::Shutdown);
+            self.unflushed = true;
         }
-        self.own.set_state(State::SHUT_WR);
-        self.stopped = Some(RingError::Shutdown);
-        true
     }
 
     /// Says that we read nothing more.

@@ -87,7 +87,7 @@ pub fn message_pair<M: MemoryMut, P: Memory, L: Liveness>(
         rung_for_loan: M::Word::new(0),
         bell_owed: M::Word::new(0),
     });
-    let tx = Side { own: own.clone(), peer: peer.clone(), live: live.clone(), stopped: None };
-    let rx = Side { own, peer, live, stopped: None };
+    let tx = Side::sending(own.clone(), peer.clone(), live.clone());
+    let rx = Side::receiving(own, peer, live);
     (MessageTx::new(tx, Arc::clone(&cross)), MessageRx::new(rx, cross, bell))
 }

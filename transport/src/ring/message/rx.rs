@@ -9,7 +9,7 @@ use crate::mem::{Memory, MemoryMut, Word};
 use crate::ring::bytes::Ring;
 use crate::ring::layout::*;
 use crate::ring::loan::{Lent, LoanBell, Received};
-use crate::ring::park::{Arm, Parker, Ringer, Wake};
+use crate::ring::park::{Arm, Wake};
 use crate::ring::side::{ENDED, Side};
 use crate::ring::{Liveness, RingError};
 
@@ -32,8 +32,6 @@ pub struct MessageRx<M: MemoryMut, P: Memory, L: Liveness> {
     owed: Wake,
     scratch: Vec<u8>,
     bell: Option<LoanBell>,
-    parker: Parker,
-    ringer: Ringer,
 }
 
 /// A message found and validated, not consumed yet.
@@ -68,8 +66,6 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
             owed: Wake::NotNeeded,
             scratch: Vec::new(),
             bell,
-            parker: Parker::for_data(),
-            ringer: Ringer::for_space(),
         }
     }
 
@@ -151,17 +147,14 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
 
     /// Prepares to sleep until there is a message, or the connection ends.
     pub fn arm(&mut self) -> Arm {
-        self.parker.arm(&self.side.own.mem);
-        if !self.is_ready() && self.side.check_alive().is_ok() {
-            return Arm::Sleep;
-        }
-        self.disarm();
-        Arm::Ready
+        self.side.arm();
+        let wait = !self.is_ready() && self.side.check_alive().is_ok();
+        self.side.armed(wait)
     }
 
     /// Takes the ticket back, after waking up. A successful receive does it too.
     pub fn disarm(&mut self) {
-        self.parker.disarm(&self.side.own.mem);
+        self.side.disarm();
     }
 
     /// Says that nothing more will be received: the peer's sends fail from now on. Flush afterwards.
@@ -267,7 +260,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
             self.acked = self.acked.saturating_add(found.acks);
             self.cross.acked.store(self.acked, Ordering::Release); // SYNC: acked
         }
-        self.parker.disarm(&self.side.own.mem);
+        self.side.disarm();
         if let Place::Bytes { len } = found.place {
             self.byte_head += len as u64;
         }
@@ -304,8 +297,8 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
         own.store(AT_SLOTS_CONSUMED, self.position, Ordering::Release); // SYNC: credit
         own.store(AT_BYTES_CONSUMED, self.byte_head, Ordering::Release); // SYNC: credit
         M::fence(); // pairs with the fence in `Parker::arm`
-        if let Some(ticket) = self.ringer.sleeper(&self.side.peer.mem) {
-            self.owed = self.ringer.ring(ticket, own);
+        if let Some(ticket) = self.side.ringer.sleeper(&self.side.peer.mem) {
+            self.owed = self.side.ringer.ring(ticket, own);
         }
     }
 }

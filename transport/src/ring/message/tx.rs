@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 
 use super::{Cross, INLINE_MAX, KIND_BYTES, KIND_LOAN};
 use crate::mem::{Memory, MemoryMut, Word};
-use crate::ring::bytes::Ring;
+use crate::ring::bytes::Outgoing;
 use crate::ring::half::{OwnHalf, PeerHalf};
 use crate::ring::layout::*;
 use crate::ring::loan::{LoanMut, LoanTable, SendLoanError};
-use crate::ring::park::{Arm, Parker, Ringer, Wake};
+use crate::ring::park::{Arm, Wake};
 use crate::ring::side::Side;
 use crate::ring::{Liveness, RingError};
 
@@ -37,16 +37,10 @@ pub struct MessageTx<M: MemoryMut, P: Memory, L: Liveness> {
     /// Messages of the peer that we have acknowledged in headers.
     acks_sent: u64,
     stamps_renewed: u64,
-    ring: Ring,
-    byte_tail: u64,
-    /// The bytes-consumed word as last accepted.
-    byte_head: u64,
+    out: Outgoing,
     loans: LoanTable<M::Word>,
-    unflushed: bool,
     /// What the last send that would block was waiting for.
     need: Need,
-    parker: Parker,
-    ringer: Ringer,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,14 +63,9 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
             credit: 0,
             acks_sent: 0,
             stamps_renewed: 0,
-            ring: Ring::of(layout),
-            byte_tail: 0,
-            byte_head: 0,
+            out: Outgoing::new(layout),
             loans: LoanTable::new(layout),
-            unflushed: false,
             need: Need::Slot,
-            parker: Parker::for_space(),
-            ringer: Ringer::for_data(),
         }
     }
 
@@ -113,8 +102,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         }
         let at = self.claim()?;
         self.reserve_bytes(len)?;
-        self.ring.write(&self.side.own.mem, self.byte_tail, message);
-        self.byte_tail += len as u64;
+        self.out.write(&self.side.own.mem, message);
         self.side.own.mem.store(at + 8, len as u64, Ordering::Relaxed);
         self.publish(at, KIND_BYTES);
         Ok(())
@@ -161,39 +149,26 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
     /// Fails if the peer has gone: what was sent and not received yet is lost.
     #[inline]
     pub fn flush(&mut self) -> Result<Wake, RingError> {
-        if !std::mem::take(&mut self.unflushed) {
-            return Ok(Wake::NotNeeded);
-        }
-        M::fence(); // pairs with the fence in `Parker::arm`
-        let wake = match self.ringer.sleeper(&self.side.peer.mem) {
-            Some(ticket) => self.ringer.ring(ticket, &self.side.own.mem),
-            None => Wake::NotNeeded,
-        };
-        self.side.check_reader()?;
-        Ok(wake)
+        self.side.flush()
     }
 
     /// Prepares to sleep until what the last send waited for may be there, or the connection ends.
     pub fn arm(&mut self) -> Arm {
-        self.parker.arm(&self.side.own.mem);
+        self.side.arm();
         let wait = self.side.stopped.is_none()
             && matches!(self.has(self.need), Ok(false))
             && self.side.check_reader().is_ok();
-        if wait {
-            return Arm::Sleep;
-        }
-        self.disarm();
-        Arm::Ready
+        self.side.armed(wait)
     }
 
     /// Takes the ticket back, after waking up. A successful send does it too.
     pub fn disarm(&mut self) {
-        self.parker.disarm(&self.side.own.mem);
+        self.side.disarm();
     }
 
     /// Ends this direction after what was sent. Flush afterwards. Doing it twice changes nothing.
     pub fn shutdown(&mut self) {
-        self.unflushed |= self.side.shut_writing();
+        self.side.shut_writing();
     }
 
     /// Our half, for its state bits.
@@ -253,7 +228,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
 
     #[inline]
     fn reserve_bytes(&mut self, len: usize) -> Result<(), RingError> {
-        if self.byte_room() >= len || self.has(Need::Bytes(len))? {
+        if self.out.room() >= len || self.has(Need::Bytes(len))? {
             return Ok(());
         }
         Err(self.blocked(Need::Bytes(len)))
@@ -268,8 +243,8 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         let header = u64::from(self.position as u32) | kind << 32 | acks << 40;
         self.side.own.mem.store(at, header, Ordering::Release); // SYNC: slot
         self.slot = (self.slot + 1) & self.mask;
-        self.unflushed = true;
-        self.parker.disarm(&self.side.own.mem);
+        self.side.unflushed = true;
+        self.side.disarm();
         self.side.own.mem.prefetch_write(HalfLayout::slot_at((self.slot + PREFETCH) & self.mask));
     }
 
@@ -291,8 +266,8 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
                 Ok(self.position < self.limit)
             }
             Need::Bytes(len) => {
-                self.refresh_bytes()?;
-                Ok(self.byte_room() >= len)
+                self.out.refresh(&mut self.side)?;
+                Ok(self.out.room() >= len)
             }
             Need::Loan => {
                 self.reclaim()?;
@@ -312,20 +287,6 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         }
         self.credit = credit;
         self.limit = self.limit.max(credit.max(acked) + self.mask as u64 + 1);
-        Ok(())
-    }
-
-    fn byte_room(&self) -> usize {
-        self.ring.len() - (self.byte_tail - self.byte_head) as usize
-    }
-
-    fn refresh_bytes(&mut self) -> Result<(), RingError> {
-        let head = self.side.peer.mem.load(AT_BYTES_CONSUMED, Ordering::Acquire); // SYNC: credit
-        if head < self.byte_head || head > self.byte_tail {
-            let (was, tail) = (self.byte_head, self.byte_tail);
-            return Err(self.side.misbehaved(|| format!("it consumed {head} bytes, after {was} of {tail}")));
-        }
-        self.byte_head = head;
         Ok(())
     }
 
