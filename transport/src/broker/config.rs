@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::addr::Cid;
-use crate::broker::Policy;
+use crate::broker::{PeerQuota, Policy};
 use crate::incarnation::Incarnation;
 use crate::pool::{Member, PoolSource};
 
@@ -28,6 +28,8 @@ pub struct BrokerConfig {
     pub allowed_gid: Option<u32>,
     /// Who may connect to us. Default [`Policy::default`].
     pub policy: Policy,
+    /// What any one other kernel may hold of our heap. Default [`PeerQuota::default`].
+    pub peer_quota: PeerQuota,
     /// How often to look at peers to which there is no doorbell line: without one, this is how they are heard. Default 100 ms.
     pub recheck: Duration,
     /// How often to look for bells that were lost, while there is a line to every peer. Default 1 s.
@@ -46,6 +48,7 @@ impl BrokerConfig {
             socket: None,
             allowed_gid: None,
             policy: Policy::default(),
+            peer_quota: PeerQuota::default(),
             recheck: Duration::from_millis(100),
             recheck_with_lines: Duration::from_secs(1),
         }

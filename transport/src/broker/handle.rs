@@ -61,8 +61,10 @@ pub struct MemberStatus {
     pub generation: u64,
     /// Whether there is a doorbell line to it.
     pub line: bool,
-    /// Connections with it.
+    /// Connections with it that hold memory of ours.
     pub connections: usize,
+    /// Bytes they hold.
+    pub heap_bytes: u64,
 }
 
 impl Broker {

@@ -29,10 +29,12 @@ mod link;
 mod locks;
 mod policy;
 pub(crate) mod protocol;
+mod quota;
 pub(crate) mod record;
 mod shell;
 
 pub use config::BrokerConfig;
 pub use handle::{Broker, BrokerHandle, BrokerStatus, MemberStatus};
 pub use policy::{KernelId, KernelMatch, ParsePolicyError, Policy, PolicyAction, PolicyRule, PortMatch};
+pub use quota::PeerQuota;
 pub(crate) use shell::Command;

@@ -36,6 +36,8 @@ pub(crate) enum RefuseCode {
     WrongKind,
     /// The CONNECT itself made no sense.
     BadRequest,
+    /// The caller's kernel holds as much of the acceptor's heap as it may.
+    Quota,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +124,7 @@ impl Record {
                     RefuseCode::NoMemory => 4,
                     RefuseCode::WrongKind => 5,
                     RefuseCode::BadRequest => 6,
+                    RefuseCode::Quota => 7,
                 };
                 put(&mut out, AT_TO, &to.to_le_bytes());
             }
@@ -177,6 +180,7 @@ impl Record {
                     4 => RefuseCode::NoMemory,
                     5 => RefuseCode::WrongKind,
                     6 => RefuseCode::BadRequest,
+                    7 => RefuseCode::Quota,
                     _ => return None,
                 },
             },
@@ -214,6 +218,9 @@ impl std::fmt::Display for RefuseCode {
                 "a byte stream was asked for where messages are served, or the other way round"
             }
             Self::BadRequest => "its broker found the request malformed",
+            Self::Quota => {
+                "connections from this kernel hold as much of its memory as one kernel may; close some of them"
+            }
         })
     }
 }
@@ -253,6 +260,7 @@ mod tests {
             Record::Connect { from: 7, kind: ConnKind::Messages, half, src_port: 1, dst_port: u32::MAX },
             Record::Accept { from: 8, to: 7, half },
             Record::Refuse { to: 7, code: RefuseCode::Denied },
+            Record::Refuse { to: 7, code: RefuseCode::Quota },
             Record::Closed { to: 9 },
             Record::Resolve { from: 3, name: "x".repeat(SERVICE_NAME_BYTES_MAX) },
             Record::Resolved { to: 3, port: Some(6379) },

@@ -5,10 +5,18 @@ use std::time::{Duration, Instant};
 use super::{BrokerCore, ClientId, Conn, ConnState, Output, Question, half_len};
 use crate::addr::{Addr, Cid, Port};
 use crate::broker::protocol::{Failure, Grant, Reply, ServerMessage};
+use crate::broker::quota::Held;
 use crate::broker::record::{ConnKind, HalfRef, Record, RefuseCode};
 use crate::mem::PAGE;
 use crate::pool::Member;
 use crate::ring::HalfLayout;
+
+/// Why there is no half for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NoHalf {
+    Memory,
+    Quota,
+}
 
 /// No connect waits longer than this, whatever its caller asks for.
 const TIMEOUT_MS_MAX: u64 = 24 * 60 * 60 * 1000;
@@ -30,7 +38,10 @@ impl BrokerCore {
             return Err(Failure::Invalid { reason: format!("one cannot connect to port {}", addr.port) });
         }
         let (peer, peer_generation) = self.find_kernel(addr.cid)?;
-        let half = self.allocate_half(layout)?;
+        let half = self.allocate_half(peer, layout).map_err(|no_half| match no_half {
+            NoHalf::Memory => Failure::NoMemory { cid: self.own_cid(), needed: layout.total_len() as u64 },
+            NoHalf::Quota => Failure::Refused { reason: self.quota_reached(peer) },
+        })?;
         let id = self.fresh_id();
         let local = Addr::new(self.own_cid(), self.fresh_ephemeral());
         let remote = Addr::new(if addr.cid == Cid::LOCAL { self.own_cid() } else { addr.cid }, addr.port);
@@ -100,7 +111,10 @@ impl BrokerCore {
             return Err(RefuseCode::BacklogFull);
         }
         let (client, layout, listener_id) = (listener.client, listener.layout, listener.id);
-        let half = self.allocate_half(layout).map_err(|_| RefuseCode::NoMemory)?;
+        let half = self.allocate_half(peer, layout).map_err(|no_half| match no_half {
+            NoHalf::Memory => RefuseCode::NoMemory,
+            NoHalf::Quota => RefuseCode::Quota,
+        })?;
         let id = self.fresh_id();
         let conn = Conn {
             state: ConnState::Established { client },
@@ -297,25 +311,43 @@ impl BrokerCore {
             self.outputs.push_back(Output::Released { client: conn.client(), conn: id, own: conn.half });
         }
         let (offset, len) = (conn.half.offset, half_len(&conn.half));
+        let held = &mut self.held[conn.peer.index()];
+        *held = held.without(len);
         match self.quarantined.get_mut(&offset) {
             Some(release) => *release = Some(len),
             None => self.heap.release(offset, len),
         }
     }
 
-    fn allocate_half(&mut self, layout: HalfLayout) -> Result<HalfRef, Failure> {
+    /// A half for a connection with `peer`, which holds it from here on.
+    fn allocate_half(&mut self, peer: Member, layout: HalfLayout) -> Result<HalfRef, NoHalf> {
         let len = layout.total_len() as u64;
-        let no_memory = Failure::NoMemory { cid: self.own_cid(), needed: len };
-        let offset = self.heap.allocate(len).ok_or_else(|| no_memory.clone())?;
-        if !(self.backing.0)(offset, len) {
+        let offset = self.heap.allocate(len).ok_or(NoHalf::Memory)?;
+        let held = self.held[peer.index()].with(len);
+        let is_bound = peer != Member::PRIMARY && peer != self.member;
+        let refused = if is_bound && !self.quota.allows(held, self.heap.free_bytes()) {
+            Some(NoHalf::Quota)
+        } else {
+            (!(self.backing.0)(offset, len)).then_some(NoHalf::Memory)
+        };
+        if let Some(refused) = refused {
             self.heap.release(offset, len);
-            return Err(no_memory);
+            return Err(refused);
         }
+        self.held[peer.index()] = held;
         // Unique in the life of this extent: a half is never taken for the one that was there before.
         let nonce = self.generation << 40 ^ self.next_id;
         let half = HalfRef { offset, layout: layout.to_word() as u32, nonce };
         self.outputs.push_back(Output::InitHalf(half));
         Ok(half)
+    }
+
+    fn quota_reached(&self, peer: Member) -> String {
+        let Held { bytes, connections } = self.held[peer.index()];
+        format!(
+            "connections with that kernel hold {bytes} bytes of this kernel's extent ({connections} connections), and may hold no \
+             more; each holds its part until both kernels have closed it, or that kernel is declared dead"
+        )
     }
 
     fn grant(&mut self, id: u64, conn: &Conn, client: ClientId, peer_half: HalfRef) -> Grant {

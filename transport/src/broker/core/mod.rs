@@ -25,10 +25,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
 
 use crate::addr::{Addr, Cid, Port};
-use crate::broker::Policy;
 use crate::broker::heap::Heap;
 use crate::broker::protocol::{ClientMessage, Failure, Reply, ServerMessage};
+use crate::broker::quota::Held;
 use crate::broker::record::{ConnKind, HalfRef, Record};
+use crate::broker::{PeerQuota, Policy};
 use crate::pool::Member;
 use crate::pool::layout::Layout;
 use crate::ring::HalfLayout;
@@ -161,7 +162,10 @@ pub(crate) struct BrokerCore {
     heap: Heap,
     backing: Backing,
     policy: Policy,
+    quota: PeerQuota,
     members: Vec<Option<MemberInfo>>,
+    /// What connections with each member hold of our heap.
+    held: Vec<Held>,
     clients: HashMap<ClientId, Client>,
     conns: HashMap<u64, Conn>,
     listeners: BTreeMap<Port, Listener>,
@@ -187,6 +191,7 @@ impl BrokerCore {
         generation: u64,
         layout: Layout,
         policy: Policy,
+        quota: PeerQuota,
         backing: Backing,
     ) -> Self {
         let heap_start = (layout.extent(member) + layout.heap_offset) as u64;
@@ -197,7 +202,9 @@ impl BrokerCore {
             heap: Heap::new(heap_start, layout.heap_len() as u64),
             backing,
             policy,
+            quota,
             members: vec![None; layout.geometry.members_max as usize],
+            held: vec![Held::default(); layout.geometry.members_max as usize],
             clients: HashMap::new(),
             conns: HashMap::new(),
             listeners: BTreeMap::new(),
@@ -328,8 +335,9 @@ impl BrokerCore {
         }
     }
 
-    pub(crate) fn connections_with(&self, peer: Member) -> usize {
-        self.conns.values().filter(|conn| conn.peer == peer).count()
+    /// What connections with `peer` hold of our heap.
+    pub(crate) fn held_by(&self, peer: Member) -> Held {
+        self.held[peer.index()]
     }
 
     fn take_record(&mut self, peer: Member, record: Record) {

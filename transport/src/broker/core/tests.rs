@@ -38,6 +38,7 @@ impl Sim {
                         1,
                         layout(),
                         Policy::default(),
+                        PeerQuota::default(),
                         Backing(Box::new(|_, _| true)),
                     )
                 })
@@ -151,6 +152,26 @@ impl Sim {
         match self.heard(kernel, client).pop() {
             Some(ServerMessage::Incoming { grant, .. }) => grant,
             other => panic!("expected a connection, got {other:?}"),
+        }
+    }
+
+    /// Connects from `caller` to port 80 of `callee`, whose application accepts at once.
+    fn connect_accepted(&mut self, caller: usize, callee: usize) -> Result<(Grant, Grant), Failure> {
+        let called = self.connect(caller, addr(2 + callee as u32, 80))?;
+        let accepted = self.incoming(callee, APP);
+        self.say(callee, APP, ClientMessage::Accepted { conn: accepted.conn });
+        Ok((called, accepted))
+    }
+
+    fn allow_all(&mut self) {
+        let rule = PolicyRule {
+            from: KernelMatch::Any,
+            to: KernelMatch::Any,
+            port: PortMatch::Any,
+            action: PolicyAction::Allow,
+        };
+        for core in &mut self.cores {
+            core.set_policy(Policy { rules: vec![rule.clone()] });
         }
     }
 
@@ -468,4 +489,90 @@ fn an_accept_with_an_impossible_half_fails_the_connect_only() {
     assert!(matches!(sim.answer(0, APP), Err(Failure::Refused { .. })));
     sim.cores[0].handle_record(Member(1), Record::Closed { to: from });
     assert_eq!(sim.free(0), sim.full());
+}
+
+/// What a refusal for reasons of quota says to whom it may concern.
+fn is_quota(failure: &Failure) -> bool {
+    matches!(failure, Failure::Refused { reason } if reason.contains("hold") && reason.contains("close"))
+}
+
+#[test]
+fn a_kernel_that_connects_without_end_leaves_half_of_the_heap_to_others() {
+    let mut sim = Sim::new(4);
+    sim.allow_all();
+    for greedy in [1, 3] {
+        sim.cores[greedy].quota = PeerQuota { heap_bytes_max: Some(u64::MAX), connections_max: u32::MAX };
+    }
+    sim.listen(2, APP, Port(80), None).unwrap();
+    let mut made = Vec::new();
+    let refusal = loop {
+        match sim.connect_accepted(1, 2) {
+            Ok(pair) => made.push(pair),
+            Err(failure) => break failure,
+        }
+    };
+    assert!(is_quota(&refusal), "{refusal:?}");
+    let half = half_len(&made[0].1.own_half);
+    assert!(sim.free(2) >= sim.full() / 2 && sim.free(2) - half < sim.full() / 2, "{} left", sim.free(2));
+    // The next greedy one gets half of what is left, and the primary is not bound at all.
+    let mut others = 0;
+    while sim.connect_accepted(3, 2).is_ok() {
+        others += 1;
+    }
+    assert!(others > made.len() / 3, "{others} after {}", made.len());
+    for _ in 0..8 {
+        sim.connect_accepted(0, 2).unwrap();
+    }
+    // What it closes it may use again, once the other side has closed too.
+    let (called, accepted) = made.pop().unwrap();
+    sim.say(1, APP, ClientMessage::Drop { conn: called.conn });
+    assert!(sim.connect_accepted(1, 2).is_err());
+    sim.say(2, APP, ClientMessage::Drop { conn: accepted.conn });
+    let before = sim.cores[2].held_by(Member(1));
+    assert_eq!(before.connections as usize, made.len());
+}
+
+#[test]
+fn a_kernel_that_never_says_closed_holds_its_share_and_no_more_until_it_is_fenced() {
+    let mut sim = Sim::new(3);
+    sim.allow_all();
+    sim.listen(1, APP, Port(80), None).unwrap();
+    sim.cut.insert(2, Vec::new()); // nothing gets through to it: it is frozen
+    let calls = 2 * sim.full() / 8192;
+    let mut refusals = 0;
+    for _ in 0..calls {
+        let request = sim.start_connect(1, addr(4, 80));
+        match sim.heard(1, APP).pop() {
+            None => sim.say(1, APP, ClientMessage::Cancel { request }),
+            Some(ServerMessage::Done { result: Err(failure), .. }) => {
+                assert!(is_quota(&failure), "{failure:?}");
+                refusals += 1;
+            }
+            Some(other) => panic!("{other:?}"),
+        }
+    }
+    assert!(refusals > 0 && sim.free(1) >= sim.full() / 2);
+    sim.connect_accepted(0, 1).unwrap();
+    sim.member(2, 0);
+    assert_eq!(sim.cores[1].held_by(Member(2)), Held::default());
+}
+
+#[test]
+fn quotas_can_be_set_in_bytes_and_connections() {
+    let small = half_len(&HalfRef { offset: 0, layout: STREAM, nonce: 0 });
+    for quota in [
+        PeerQuota { heap_bytes_max: Some(3 * small), ..PeerQuota::default() },
+        PeerQuota { connections_max: 3, ..PeerQuota::default() },
+    ] {
+        let mut sim = Sim::new(3);
+        sim.allow_all();
+        sim.cores[2].quota = quota;
+        sim.listen(2, APP, Port(80), None).unwrap();
+        for _ in 0..3 {
+            sim.connect_accepted(1, 2).unwrap();
+        }
+        assert!(is_quota(&sim.connect_accepted(1, 2).unwrap_err()));
+        assert_eq!(sim.cores[2].held_by(Member(1)), Held { bytes: 3 * small, connections: 3 });
+        sim.connect_accepted(0, 2).unwrap();
+    }
 }

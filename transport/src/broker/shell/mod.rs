@@ -20,7 +20,7 @@ use crate::broker::core::{BrokerCore, ClientId, Output};
 use crate::broker::link::ControlLink;
 use crate::broker::protocol::{self, ClientMessage};
 use crate::broker::record::HalfRef;
-use crate::broker::{BrokerStatus, MemberStatus, Policy, locks};
+use crate::broker::{BrokerStatus, MemberStatus, PeerQuota, Policy, locks};
 use crate::doorbell::{self, BellPipe, Line, Lines};
 use crate::error::{Error, Result};
 use crate::incarnation::Incarnation;
@@ -128,6 +128,7 @@ pub(crate) struct Shell {
     recheck: Duration,
     recheck_with_lines: Duration,
     policy: Policy,
+    quota: PeerQuota,
     socket: Option<PathBuf>,
     tasks: Vec<JoinHandle<()>>,
     events: mpsc::Sender<Event>,
@@ -395,13 +396,15 @@ impl Shell {
         let counts = self.life.core.counts();
         let members = self.pool.layout.members().filter_map(|member| {
             let info = self.life.core.member(member)?;
+            let held = self.life.core.held_by(member);
             Some(MemberStatus {
                 member,
                 cid: info.cid,
                 name: info.name.clone(),
                 generation: info.generation,
                 line: self.lines.has(member),
-                connections: self.life.core.connections_with(member),
+                connections: held.connections as usize,
+                heap_bytes: held.bytes,
             })
         });
         BrokerStatus {

@@ -11,7 +11,7 @@ use super::members::check_name;
 use super::{Command, EVENTS_MAX, Event, Life, Shell};
 use crate::broker::core::{Backing, BrokerCore};
 use crate::broker::link::ControlLink;
-use crate::broker::{BrokerConfig, locks};
+use crate::broker::{BrokerConfig, PeerQuota, Policy, locks};
 use crate::doorbell::{BellPipe, Lines};
 use crate::error::{Error, Result};
 use crate::incarnation::Incarnation;
@@ -54,7 +54,7 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
         .map_err(|e| Error::io(format!("reserving the extent's head in {name}"), e))?;
     let listener = config.socket.as_deref().map(|path| bind(path, config.allowed_gid)).transpose()?;
 
-    let life = new_life(&pool, &fd, &own, &config.policy)?;
+    let life = new_life(&pool, &fd, &own, &config.policy, config.peer_quota)?;
     let mut shell = Shell {
         member: config.member,
         status: pool_status,
@@ -69,6 +69,7 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
         recheck: config.recheck,
         recheck_with_lines: config.recheck_with_lines,
         policy: config.policy,
+        quota: config.peer_quota,
         socket: config.socket,
         tasks: Vec::new(),
         events: events.clone(),
@@ -127,13 +128,13 @@ fn enter_primary(
 }
 
 /// Everything that begins with a generation. It is published by the caller, once this is in place.
-fn new_life(pool: &Pool, fd: &OwnedFd, extent: &OwnSpan, policy: &crate::broker::Policy) -> Result<Life> {
+fn new_life(pool: &Pool, fd: &OwnedFd, extent: &OwnSpan, policy: &Policy, quota: PeerQuota) -> Result<Life> {
     let layout = pool.layout;
     let member = pool.member();
     let generation = next_generation(pool)?;
     let backing_fd = fd.try_clone().map_err(|e| Error::io("copying the pool's descriptor", e))?;
     let backing = Backing(Box::new(move |offset, len| back(&backing_fd, offset, len).is_ok()));
-    let mut core = BrokerCore::new(member, generation, layout, policy.clone(), backing);
+    let mut core = BrokerCore::new(member, generation, layout, policy.clone(), quota, backing);
     let heap_start = (layout.extent(member) + layout.heap_offset) as u64;
     let heap = heap_start..heap_start + layout.heap_len() as u64;
     let withheld = locks::all_locked(fd, heap).unwrap_or_default();
@@ -198,7 +199,7 @@ impl Shell {
         for link in self.life.links.iter_mut().flatten() {
             link.close();
         }
-        match new_life(&self.pool, &self.pool_fd, &self.extent, &self.policy) {
+        match new_life(&self.pool, &self.pool_fd, &self.extent, &self.policy, self.quota) {
             Ok(life) => self.life = life,
             Err(error) => {
                 tracing::error!(%error, "no new generation can begin");
