@@ -10,7 +10,8 @@ use tombolo_transport::{Cid, Endpoint};
 
 async fn conforms(backend: impl Backend) {
     let verdicts = conformance::run(&backend, "", |verdict| println!("{verdict}")).await;
-    let failed: Vec<_> = verdicts.iter().filter(|verdict| matches!(verdict.outcome, Outcome::Failed(_))).collect();
+    let failed: Vec<_> =
+        verdicts.iter().filter(|verdict| matches!(verdict.outcome, Outcome::Failed(_))).collect();
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
@@ -70,12 +71,10 @@ impl Backend for MemoryThroughAPeerProgram {
         let here = Endpoint::memory(fabric.endpoint(Cid::HOST));
         let there = Cid(3);
         let (ready, serving) = tokio::sync::oneshot::channel();
-        let peer = tokio::spawn(conformance::serve_peer(
-            Endpoint::memory(fabric.endpoint(there)),
-            move || {
+        let peer =
+            tokio::spawn(conformance::serve_peer(Endpoint::memory(fabric.endpoint(there)), move || {
                 let _ = ready.send(());
-            },
-        ));
+            }));
         serving.await.map_err(|_| Failure::new("the peer program did not start"))?;
         let callee = Party::There(RemoteParty::connect_to(&here, there).await?);
         Ok(Pair { caller: here.into(), callee, keep: Box::new(peer) })

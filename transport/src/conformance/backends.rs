@@ -206,9 +206,7 @@ impl Backend for Between {
     fn limits(&self) -> Limits {
         match self.here {
             Here::Broker(_) => Limits { backlog_slack: 0, ..Limits::default() },
-            Here::HybridHost(_) => {
-                Limits { caller_port_known: false, half_close: false, backlog_slack: 2 }
-            }
+            Here::HybridHost(_) => Limits { caller_port_known: false, half_close: false, backlog_slack: 2 },
         }
     }
 

@@ -87,7 +87,9 @@ pub(super) enum Listener {
 impl Listener {
     pub(super) async fn accept(&mut self) -> Result<(Stream, Addr)> {
         match self {
-            Self::Here(listener) => listener.accept().await.map(|(stream, from)| (Stream::here(stream), from)),
+            Self::Here(listener) => {
+                listener.accept().await.map(|(stream, from)| (Stream::here(stream), from))
+            }
             Self::There(listener) => {
                 listener.accept_stream().await.map(|(stream, from)| (Stream::there(stream), from))
             }
@@ -175,11 +177,7 @@ impl Stream {
 }
 
 impl AsyncRead for StreamReader {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Here(reader) => Pin::new(reader).poll_read(cx, buf),
             Self::There(reader) => reader.poll_read(cx, buf),

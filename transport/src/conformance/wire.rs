@@ -60,7 +60,10 @@ pub(super) struct Reply {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Got {
     Connection(Connection),
-    Listening { object: u64, local: Addr },
+    Listening {
+        object: u64,
+        local: Addr,
+    },
     Bytes(Vec<u8>),
     Written(usize),
     /// `None`: the end.
