@@ -172,7 +172,7 @@ impl BrokerHandle {
         self.ask(Command::Status).await
     }
 
-    /// Stops it and waits until its socket is gone. Every connection it brokered resets.
+    /// Stops it and waits until its socket is gone and another broker can take its place. Every connection it brokered resets.
     pub async fn stop(self) {
         let _ = self.ask(Command::Stop).await;
     }

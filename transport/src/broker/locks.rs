@@ -14,6 +14,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
+use crate::mem::PAGE;
+
 /// Locks the bytes of `range` for the open file description of `fd`. `false`: another one holds part of it.
 pub(crate) fn lock(fd: impl AsFd, range: Range<u64>) -> io::Result<bool> {
     match fcntl(fd, FcntlArg::F_OFD_SETLK(&request(libc::F_WRLCK, &range))) {
@@ -43,20 +45,38 @@ pub(crate) fn first_locked(fd: impl AsFd, range: Range<u64>) -> io::Result<Optio
     Ok(Some(start..end.max(start)))
 }
 
-/// All parts of `range` that others have locked.
+/// All parts of `range` that others have locked, in order.
 pub(crate) fn all_locked(fd: impl AsFd, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
     let fd = fd.as_fd();
-    let (mut found, mut from) = (Vec::new(), range.start);
-    while from < range.end {
-        // The kernel does not promise the lowest one, so look on both sides of what it names.
-        let Some(locked) = first_locked(fd, from..range.end)? else { break };
-        if locked.start > from {
-            found.extend(all_locked(fd, from..locked.start)?);
+    let (mut found, mut unseen) = (Vec::new(), vec![range]);
+    while let Some(part) = unseen.pop() {
+        if part.is_empty() {
+            continue;
         }
-        from = locked.end.max(from + 1);
-        found.push(locked);
+        // The kernel does not promise the lowest one, so look on both sides of what it names.
+        if let Some(locked) = first_locked(fd, part.clone())? {
+            unseen.push(locked.end.max(locked.start + 1)..part.end);
+            unseen.push(part.start..locked.start);
+            found.push(locked);
+        }
     }
+    found.sort_by_key(|range| range.start);
     Ok(found)
+}
+
+/// The whole pages that `ranges`, sorted by their starts, touch; what then touches each other is one. Brokers lock whole pages, but
+/// whoever has the pool can lock what it likes.
+pub(crate) fn whole_pages(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut whole: Vec<Range<u64>> = Vec::new();
+    for range in ranges.iter().filter(|range| !range.is_empty()) {
+        let start = range.start - range.start % PAGE as u64;
+        let end = range.end.next_multiple_of(PAGE as u64);
+        match whole.last_mut() {
+            Some(last) if start <= last.end => last.end = last.end.max(end),
+            _ => whole.push(start..end),
+        }
+    }
+    whole
 }
 
 fn request(kind: libc::c_int, range: &Range<u64>) -> libc::flock {
@@ -74,6 +94,13 @@ mod tests {
     use std::fs::File;
 
     use super::*;
+
+    #[test]
+    fn pages_touched_are_named_once() {
+        assert_eq!(whole_pages(&[5..6, 7..9, 4095..4096]), vec![0u64..4096; 1]);
+        assert_eq!(whole_pages(&[0..4097, 20_000..20_001, 5..5]), [0..8192, 16384..20480]);
+        assert_eq!(whole_pages(&[4096..8192, 8192..12288]), vec![4096u64..12288; 1]);
+    }
 
     #[test]
     fn locks_belong_to_the_description_and_vanish_with_its_last_copy() {

@@ -26,8 +26,10 @@ impl Shell {
             self.begin_anew();
         }
         for member in self.pool.layout.members() {
+            // A row that the primary is writing, or was writing when it was killed, says nothing: what it said before holds until it
+            // is whole. (Nobody dies of that: fences and generations are elsewhere.)
             let sequence = self.pool.row_sequence(member);
-            if sequence != self.rows[member.index()].0 {
+            if sequence != self.rows[member.index()].0 && sequence.is_multiple_of(2) {
                 self.rows[member.index()] = (sequence, self.pool.row(member));
             }
             let row = self.rows[member.index()].1.as_ref();
@@ -184,14 +186,21 @@ impl Shell {
             )));
         }
         let old = rows.into_iter().find(|row| row.member == member);
-        if old.as_ref().is_some_and(|row| row.incarnation != incarnation) {
+        let content = RowContent { in_use: true, cid: cid.0, incarnation, name: name.to_owned() };
+        if old
+            .as_ref()
+            .is_some_and(|row| (row.cid, row.name.as_str(), row.incarnation) == (cid, name, incarnation))
+        {
+            return Ok(());
+        }
+        // Of a boot that ran under another row, or under one that was lost, peers have dropped everything: so must it.
+        if old.is_none_or(|row| row.incarnation != incarnation) {
             self.fence(member, self.pool.live_generation(member))?;
         }
         // A kernel that maps the pool as a device cannot ask for pages itself: a full file system would kill it later.
         let layout = self.pool.layout;
         back(&self.pool_fd, layout.extent(member) as u64, layout.heap_offset as u64)
             .map_err(|e| Error::io(format!("reserving memory for member {member} in the pool"), e))?;
-        let content = RowContent { in_use: true, cid: cid.0, incarnation, name: name.to_owned() };
         if let Some(writer) = &self.row_writer {
             writer.write(member, &content);
         }

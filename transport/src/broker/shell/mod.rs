@@ -172,6 +172,8 @@ impl Shell {
             self.drain();
         }
         self.stop();
+        // With the lock on its member: whoever has waited may start the next one.
+        drop(self);
         if let Some(done) = stopped {
             let _ = done.send(());
         }

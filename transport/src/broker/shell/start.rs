@@ -52,9 +52,10 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
     let pool_path = given_path.unwrap_or_else(|| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())));
     back(&fd, extent as u64, layout.heap_offset as u64)
         .map_err(|e| Error::io(format!("reserving the extent's head in {name}"), e))?;
-    let listener = config.socket.as_deref().map(|path| bind(path, config.allowed_gid)).transpose()?;
-
     let life = new_life(&pool, &fd, &own, &config.policy, config.peer_quota)?;
+    let pipe = BellPipe::new()?;
+    // Last of what can fail: nothing else would remove the socket.
+    let listener = config.socket.as_deref().map(|path| bind(path, config.allowed_gid)).transpose()?;
     let mut shell = Shell {
         member: config.member,
         status: pool_status,
@@ -65,7 +66,7 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
         life,
         lines: Lines::default(),
         line_readers: HashMap::new(),
-        pipe: BellPipe::new()?,
+        pipe,
         recheck: config.recheck,
         recheck_with_lines: config.recheck_with_lines,
         policy: config.policy,
@@ -137,7 +138,7 @@ fn new_life(pool: &Pool, fd: &OwnedFd, extent: &OwnSpan, policy: &Policy, quota:
     let mut core = BrokerCore::new(member, generation, layout, policy.clone(), quota, backing);
     let heap_start = (layout.extent(member) + layout.heap_offset) as u64;
     let heap = heap_start..heap_start + layout.heap_len() as u64;
-    let withheld = locks::all_locked(fd, heap).unwrap_or_default();
+    let withheld = locks::whole_pages(&locks::all_locked(fd, heap).unwrap_or_default());
     for range in &withheld {
         tracing::info!(?range, "a process of an earlier broker still holds part of the heap");
         core.withhold(range.start, range.end - range.start);
