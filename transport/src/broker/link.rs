@@ -63,7 +63,7 @@ impl<M: MemoryMut, P: Memory> ControlLink<M, P> {
         }
         self.own.store(at::CONSUMED, 0, Relaxed);
         self.own.store(at::OWN_GENERATION, self.own_generation, Relaxed);
-        self.own.store(at::FOR_GENERATION, peer_generation, Release);
+        self.own.store(at::FOR_GENERATION, peer_generation, Release); // SYNC: control session
         self.peer_generation = peer_generation;
     }
 
@@ -86,9 +86,12 @@ impl<M: MemoryMut, P: Memory> ControlLink<M, P> {
         self.pending.len() >= PENDING_MAX
     }
 
-    /// Queues a record. Dropped if there is no session: the peer it was for is dead.
+    /// Queues a record. Dropped if there is no session: the peer it was for is dead. A question is dropped, too, if much waits
+    /// already: its asker gives up after a while, and a frozen peer must not gather them. (What must arrive is bounded by the
+    /// connections there can be.)
     pub(crate) fn send(&mut self, record: Record) {
-        if self.peer_generation != 0 {
+        let is_question = matches!(record, Record::Resolve { .. });
+        if self.peer_generation != 0 && !(is_question && self.is_clogged()) {
             self.pending.push_back(record);
         }
     }
@@ -120,8 +123,9 @@ impl<M: MemoryMut, P: Memory> ControlLink<M, P> {
             return Taken::Nothing;
         }
         let slot = slot_at(self.taken % at::SLOTS);
+        // SYNC: control slot
         if self.peer.load(slot + at::STAMP, Acquire) != self.taken + 1 {
-            return Taken::Nothing; // SYNC: control slot
+            return Taken::Nothing;
         }
         let mut bytes = [0; RECORD_LEN];
         self.peer.read(slot + at::RECORD, &mut bytes);
@@ -131,11 +135,12 @@ impl<M: MemoryMut, P: Memory> ControlLink<M, P> {
             return Taken::Nothing;
         }
         self.taken += 1;
-        self.own.store(at::CONSUMED, self.taken, Release);
+        self.own.store(at::CONSUMED, self.taken, Release); // SYNC: control credit
         Record::decode(&bytes).map_or(Taken::Nonsense, Taken::Record)
     }
 
     fn in_session(&self) -> bool {
+        // SYNC: control session
         self.peer_generation != 0
             && self.peer.load(at::FOR_GENERATION, Acquire) == self.own_generation
             && self.peer.load(at::OWN_GENERATION, Acquire) == self.peer_generation
@@ -144,7 +149,7 @@ impl<M: MemoryMut, P: Memory> ControlLink<M, P> {
     /// A count that runs backwards or ahead is not believed: the peer then only clogs its own ring.
     fn read_acknowledged(&mut self) {
         if self.in_session() {
-            let count = self.peer.load(at::CONSUMED, Acquire);
+            let count = self.peer.load(at::CONSUMED, Acquire); // SYNC: control credit
             if (self.acknowledged..=self.sent).contains(&count) {
                 self.acknowledged = count;
             }
@@ -240,6 +245,19 @@ mod tests {
         a.flush();
         assert!(a.has_pending());
         assert!(!a.flush());
+    }
+
+    #[test]
+    fn a_frozen_peer_gathers_no_questions_without_end() {
+        let (mut a, ..) = pair();
+        a.open(5);
+        for from in 0..3 * PENDING_MAX as u64 {
+            a.send(Record::Resolve { from, name: "kv".into() });
+            a.flush();
+        }
+        assert_eq!(a.pending.len(), PENDING_MAX);
+        a.send(closed(1));
+        assert_eq!(a.pending.len(), PENDING_MAX + 1, "what must arrive is kept");
     }
 
     #[test]

@@ -25,8 +25,9 @@
 //!
 //! # Orderings
 //! Pairs of Release and Acquire carry the same label in comments: `SYNC: slot`, `SYNC: credit`, `SYNC: bytes`, `SYNC: loan`,
-//! `SYNC: state`. Parking uses a fence on each side, see [`park`].
-
+//! `SYNC: state` between the sides, `SYNC: acked` and `SYNC: consumed` between the two directions of one side. Parking uses a
+//! fence on each side, see [`park`].
+//!
 //! # Testing them
 //! Everything is generic over the [memory](crate::mem). `cargo test -p tombolo-transport --lib ring` runs behaviours, properties against
 //! queues, a hostile peer, two threads over real mappings, and loom's exhaustive search of interleavings (`loom_tests.rs`; a wider
