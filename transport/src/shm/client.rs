@@ -27,6 +27,9 @@ use crate::shm::{budget, reactor};
 /// How long the broker may take to welcome us.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the broker may take to answer what needs no time of its own; twice what it gives another broker to tell a name.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The attachment. Ends when the last endpoint, listener and connection of it is dropped.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -45,7 +48,8 @@ pub(super) struct Client {
     outgoing: mpsc::UnboundedSender<Vec<u8>>,
     broker_died: AtomicBool,
     next_request: AtomicU64,
-    pending: Mutex<HashMap<u64, Pending>>,
+    /// `None` once the broker is lost: nobody would answer.
+    pending: Mutex<Option<HashMap<u64, Pending>>>,
     listeners: Mutex<HashMap<Port, mpsc::UnboundedSender<Arrival>>>,
     conns: Mutex<HashMap<u64, Weak<Conn>>>,
     /// Directions that sleep.
@@ -103,7 +107,7 @@ impl Client {
             outgoing,
             broker_died: AtomicBool::new(false),
             next_request: AtomicU64::new(1),
-            pending: Mutex::default(),
+            pending: Mutex::new(Some(HashMap::new())),
             listeners: Mutex::default(),
             conns: Mutex::default(),
             parked_count: AtomicUsize::new(0),
@@ -140,13 +144,13 @@ impl Client {
         name: Option<String>,
         message: impl FnOnce(u64) -> ClientMessage,
     ) -> Result<Listening> {
-        self.request(|sender| Pending::Listen(addr, name, sender), message)?.wait().await
+        self.request(|sender| Pending::Listen(addr, name, sender), message)?.wait_bounded().await
     }
 
     pub(super) async fn resolve(self: &Arc<Self>, name: &str) -> Result<Addr> {
         let (wanted, asked) = (name.to_owned(), name.to_owned());
         let message = |request| ClientMessage::Resolve { request, name: asked };
-        self.request(|sender| Pending::Resolve(wanted, sender), message)?.wait().await
+        self.request(|sender| Pending::Resolve(wanted, sender), message)?.wait_bounded().await
     }
 
     fn request<T>(
@@ -154,12 +158,9 @@ impl Client {
         pending: impl FnOnce(oneshot::Sender<Result<T>>) -> Pending,
         message: impl FnOnce(u64) -> ClientMessage,
     ) -> Result<Answer<T>> {
-        if self.broker_died() {
-            return Err(broker_gone());
-        }
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
-        lock(&self.pending).insert(request, pending(sender));
+        lock(&self.pending).as_mut().ok_or_else(broker_gone)?.insert(request, pending(sender));
         let answer = Answer { client: Arc::clone(self), request, receiver };
         self.outgoing.send(protocol::encode(&message(request))?).map_err(|_| broker_gone())?;
         Ok(answer)
@@ -238,7 +239,7 @@ impl Client {
     }
 
     fn handle_answer(self: &Arc<Self>, request: u64, result: Result<Reply, Failure>) {
-        let pending = lock(&self.pending).remove(&request);
+        let pending = lock(&self.pending).as_mut().and_then(|pending| pending.remove(&request));
         let odd = |reply: &Reply| Error::Invalid(format!("the broker's answer does not fit: {reply:?}"));
         match (pending, result) {
             (Some(Pending::Connect(addr, deadline_ms, sender)), result) => {
@@ -279,7 +280,7 @@ impl Client {
     fn lose_broker(&self) {
         self.broker_died.store(true, Ordering::SeqCst);
         // Dropping the senders ends every wait.
-        lock(&self.pending).clear();
+        *lock(&self.pending) = None;
         lock(&self.listeners).clear();
         for conn in self.conns() {
             conn.broker_died();
@@ -304,11 +305,18 @@ impl<T> Answer<T> {
     async fn wait(mut self) -> Result<T> {
         (&mut self.receiver).await.unwrap_or_else(|_| Err(broker_gone()))
     }
+
+    /// For what a broker answers at once, or after a bounded time.
+    async fn wait_bounded(self) -> Result<T> {
+        let silent = || Error::io("asking the broker of this kernel", io::ErrorKind::TimedOut.into());
+        tokio::time::timeout(ANSWER_TIMEOUT, self.wait()).await.unwrap_or_else(|_| Err(silent()))
+    }
 }
 
 impl<T> Drop for Answer<T> {
     fn drop(&mut self) {
-        if lock(&self.client.pending).remove(&self.request).is_some() {
+        let pending = lock(&self.client.pending).as_mut().and_then(|pending| pending.remove(&self.request));
+        if pending.is_some() {
             self.client.send(&ClientMessage::Cancel { request: self.request });
         }
     }
@@ -400,4 +408,50 @@ fn broker_gone() -> Error {
 /// Nothing panics while it holds one of these locks, so poison means nothing.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::pool::{Geometry, PoolSource, open_source};
+
+    /// A client whose broker has welcomed it and then says nothing. The other end of its socket comes with it.
+    async fn with_silent_broker(dir: &Path) -> (Arc<Client>, UnixStream) {
+        let pool = dir.join("pool");
+        Pool::create(&pool, Geometry { members_max: 2, ..Geometry::default() }).unwrap();
+        let (pool, _) = open_source(PoolSource::path(&pool)).unwrap();
+        let (eventfd, bell) = (doorbell::new_eventfd().unwrap(), doorbell::new_eventfd().unwrap());
+        let (near, far) = UnixStream::pair().unwrap();
+        let (version, member) = (protocol::VERSION, Member(0));
+        let welcome = ServerMessage::Welcome { version, cid: Cid(2), member, pool_len: 0, generation: 1 };
+        let welcome = protocol::encode(&welcome).unwrap();
+        fds::send(&far, &welcome, &[pool.as_fd(), eventfd.as_fd(), bell.as_fd()]).unwrap();
+        let client = Client::attach(near, AttachOptions::default(), "attaching").await.unwrap();
+        (client, far)
+    }
+
+    #[tokio::test]
+    async fn broker_that_never_answers_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (client, _silent) = with_silent_broker(dir.path()).await;
+        tokio::time::pause();
+        let resolved = client.resolve("db/kv").await;
+        assert!(resolved.is_err_and(|error| error.kind() == io::ErrorKind::TimedOut));
+        let message = |request| ClientMessage::Resolve { request, name: "stands in for listen".into() };
+        let listened = client.listen(Addr::new(Cid(2), Port(5)), None, message).await;
+        assert!(listened.is_err_and(|error| error.kind() == io::ErrorKind::TimedOut));
+        assert!(lock(&client.pending).as_ref().unwrap().is_empty(), "nothing waits any more");
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_at_a_broker_that_was_lost_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let (client, _silent) = with_silent_broker(dir.path()).await;
+        client.lose_broker();
+        // As in a request that had found the broker alive a moment before.
+        let request = client.resolve("db/kv").await;
+        assert!(request.is_err_and(|error| error.kind() == io::ErrorKind::NotConnected));
+    }
 }
