@@ -169,8 +169,12 @@ fn lost(peer: Addr, source: std::io::Error) -> Error {
 
 impl Drop for FramedSender {
     fn drop(&mut self) {
-        // The receiving half keeps the socket open, so the end must be said; what does not fit now is lost with us.
-        let _ = self.poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        // The receiving half keeps the socket open, so the end must be said. What was taken, never flushed and does not fit now is
+        // lost with us; then the end comes early, and amid a message as a reset.
+        let mut cx = Context::from_waker(Waker::noop());
+        if self.poll_shutdown(&mut cx).is_pending() {
+            let _ = Pin::new(&mut self.io).poll_shutdown(&mut cx);
+        }
     }
 }
 
@@ -189,5 +193,28 @@ impl fmt::Debug for FramedReceiver {
             .field("peer", &self.peer)
             .field("buffered", &self.buffer.len())
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::addr::{Cid, Port};
+
+    #[tokio::test]
+    async fn sender_dropped_with_more_than_fits_still_ends_the_peers_receiving() {
+        let (near, far) = tokio::io::duplex(64);
+        let addr = Addr::new(Cid(3), Port(1));
+        let (mut sender, _kept) = Framed::split(near, addr, addr, 1000);
+        let (_, mut receiver) = Framed::split(far, addr, addr, 1000);
+        poll_fn(|cx| sender.poll_send(cx, &[7; 1000])).await.unwrap();
+        drop(sender);
+        let received = poll_fn(|cx| receiver.poll_recv(cx));
+        let received = tokio::time::timeout(Duration::from_secs(20), received).await;
+        let received = received.expect("the peer waits for ever");
+        assert!(matches!(received, Err(Error::Reset { .. })), "{received:?}");
     }
 }
