@@ -53,6 +53,9 @@ impl BlackBoxLevel {
     }
 }
 
+/// No honest black box has that many records; from here on stamps would soon overflow.
+const SEQUENCE_MAX: u64 = 1 << 62;
+
 /// Writes one's own black box. One per member.
 #[derive(Debug)]
 pub struct BlackBoxWriter {
@@ -63,7 +66,13 @@ pub struct BlackBoxWriter {
 
 impl BlackBoxWriter {
     pub(crate) fn new(span: OwnSpan, records: u32, last_sequence: u64) -> Self {
-        Self { span, records: u64::from(records), sequence: last_sequence }
+        let mut sequence = last_sequence;
+        if sequence > SEQUENCE_MAX {
+            // An earlier boot of this kernel wrote nonsense. Beside it nothing of ours would ever count as new.
+            (0..records as usize).for_each(|slot| span.store(slot * at::STRIDE + at::STAMP, 0, Relaxed));
+            sequence = 0;
+        }
+        Self { span, records: u64::from(records), sequence }
     }
 
     /// Writes a record over the oldest. Text is cut to fit; a plain memory write, no system call but reading the clock.

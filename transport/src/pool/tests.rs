@@ -55,6 +55,23 @@ fn heartbeats_and_black_box_are_seen_by_the_others() {
 }
 
 #[test]
+fn nonsense_of_an_earlier_boot_does_not_silence_a_black_box() {
+    let (_dir, path, primary) = pool();
+    let member = Pool::attach(PoolSource::path(&path), Member(2)).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    // Slot 15 of 16 with the greatest number there can be, which is its own.
+    let slot = primary.layout.black_box(Member(2)) + 14 * 256;
+    file.write_all_at(&(u64::MAX - 1).to_le_bytes(), slot as u64).unwrap();
+    assert_eq!(primary.black_box(Member(2)).len(), 1, "it is believed");
+    let mut black_box = member.black_box_writer().unwrap();
+    for _ in 0..3 {
+        black_box.record(BlackBoxLevel::Error, "last words");
+    }
+    let records = primary.black_box(Member(2));
+    assert_eq!(records.iter().map(|record| record.sequence).collect::<Vec<_>>(), [1, 2, 3]);
+}
+
+#[test]
 fn rows_written_by_the_primary_are_read_by_the_others() {
     let (_dir, path, primary) = pool();
     let writer = RowWriter::new(&primary).unwrap();
