@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 pub(crate) struct PathListener {
     listener: UnixListener,
     path: PathBuf,
+    /// Device and inode of the file: whether what is at the path later still is this.
+    file: Option<(u64, u64)>,
 }
 
 /// `PATH_<port>`.
@@ -42,7 +44,8 @@ impl PathListener {
             other => other,
         };
         let listener = bound.map_err(|source| Error::io(attempt(), source))?;
-        Ok(Self { listener, path })
+        let file = identity(&path);
+        Ok(Self { listener, path, file })
     }
 
     pub(crate) async fn accept(&self) -> io::Result<UnixStream> {
@@ -52,8 +55,10 @@ impl PathListener {
 
 impl Drop for PathListener {
     fn drop(&mut self) {
-        // Nothing to tell anybody if it is already gone.
-        let _ = std::fs::remove_file(&self.path);
+        // Somebody may have removed it and listens there now. Nothing to tell anybody if it is already gone.
+        if self.file.is_some() && identity(&self.path) == self.file {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -73,6 +78,11 @@ fn is_served(path: &Path) -> bool {
         rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)
     };
     matches!(probe(), Ok(()) | Err(rustix::io::Errno::PROTOTYPE))
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 fn is_socket(path: &Path) -> bool {
@@ -110,6 +120,19 @@ mod tests {
         let listener = PathListener::bind(path.clone(), ADDR, 4).unwrap();
         assert!(matches!(PathListener::bind(path.clone(), ADDR, 4), Err(Error::AddrInUse(_))));
         drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn socket_of_a_successor_outlives_its_predecessor() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s_5");
+        let predecessor = PathListener::bind(path.clone(), ADDR, 4).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let successor = PathListener::bind(path.clone(), ADDR, 4).unwrap();
+        drop(predecessor);
+        assert!(path.exists());
+        drop(successor);
         assert!(!path.exists());
     }
 
