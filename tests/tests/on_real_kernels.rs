@@ -3,6 +3,7 @@
 use serde_json::Value;
 use tombolo_tests::bed::{Bed, send_signal};
 use tombolo_tests::prerequisites;
+use tombolo_tests::wait::LONG;
 
 /// A bed with one kernel `web` that has the demo's application, which also serves as its shell.
 fn bed_with_web(restart: &str) -> Option<Bed> {
@@ -110,5 +111,33 @@ fn two_kernels_may_talk_only_when_policy_allows() {
     bed.must(&attempt);
     let unknown = bed.tombolo(&["exec", "web", "--", "/bin/app", "try", "db/nothing"]);
     assert!(unknown.code != 0 && unknown.stderr.contains("nothing"), "{unknown:?}");
+    bed.nothing_is_left();
+}
+
+#[test]
+fn peer_that_never_reads_holds_the_sender_back_and_loses_nothing() {
+    let Some(program) = prerequisites::static_program("tombolo-conformance") else { return };
+    let Some(bed) = Bed::start("uml") else { return };
+    let file = format!("{}:/bin/app", program.display());
+    let broker = "/run/tombolo/broker.sock";
+    bed.must(&["up", "web", "--memory", "128", "--file", &file]);
+    bed.must(&["up", "db", "--memory", "128", "--file", &file, "--", "/bin/app", "deaf", broker]);
+    bed.must(&["policy", "allow", "web", "db"]);
+    let cid = bed.view("db")["cid"].to_string();
+    let flood = ["exec", "web", "--", "/bin/app", "flood", broker, &cid];
+    // It may come before the other listens.
+    let start = std::time::Instant::now();
+    let seen = loop {
+        let said = bed.tombolo(&flood);
+        if said.code == 0 {
+            break said.json();
+        }
+        assert!(said.stderr.contains("refused") && start.elapsed() < LONG, "{said:?}");
+    };
+    let number = |key: &str| seen[key].as_u64().unwrap_or_else(|| panic!("no {key}: {seen}"));
+    // A ring, and no more: 256 KiB by default.
+    assert!((1..=256 << 10).contains(&number("stalled_at_bytes")), "{seen}");
+    assert!(number("grown_kib") < 1024, "{seen}");
+    assert_eq!(number("received_bytes"), number("sent_bytes"), "{seen}");
     bed.nothing_is_left();
 }

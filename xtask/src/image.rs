@@ -22,7 +22,7 @@ pub(crate) fn find_or_fetch() -> Result<PathBuf> {
         ensure!(path.is_file(), "TOMBOLO_UML_KERNEL is {}, which is not a file", path.display());
         return Ok(path);
     }
-    let folder = cache_folder()?;
+    let folder = cache_folder()?.join("uml");
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|dir| dir.join("linux.uml"));
     let known = on_path.chain(["/usr/bin/linux.uml".into(), folder.join(KERNEL)]);
@@ -35,12 +35,11 @@ pub(crate) fn find_or_fetch() -> Result<PathBuf> {
     Ok(folder.join(KERNEL))
 }
 
-fn cache_folder() -> Result<PathBuf> {
+/// Where this project keeps what it fetches and builds once, within the user's cache folder.
+pub(crate) fn cache_folder() -> Result<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
-    Ok(cache
-        .context("neither XDG_CACHE_HOME nor HOME is set: where is the cache folder?")?
-        .join("tombolo/uml"))
+    Ok(cache.context("neither XDG_CACHE_HOME nor HOME is set: where is the cache folder?")?.join("tombolo"))
 }
 
 /// Downloads and unpacks beside `folder`, and moves it there when it is whole: an interrupted fetch leaves no half kernel.

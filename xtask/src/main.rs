@@ -5,6 +5,7 @@
 mod build;
 mod command;
 mod demo;
+mod device;
 mod image;
 mod process;
 mod test;

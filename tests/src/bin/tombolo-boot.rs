@@ -1,6 +1,6 @@
 //! Boots one kernel with a program of one's own as its whole user space, shows its console, and ends as it ends.
 //!
-//! `tombolo-boot --image KERNEL --init PROGRAM [--memory MIB] [--module NAME]...` exits 0 when the kernel powered off, 1
+//! `tombolo-boot --image KERNEL --init PROGRAM [--memory MIB] [--module NAME]... [--arg WORD]...` exits 0 when the kernel powered off, 1
 //! otherwise. As `tombolo-boot keeper ...` it is that kernel's keeper: what spawner tests use, too.
 
 use std::io::Write as _;
@@ -15,7 +15,8 @@ use tombolo_control::keeper::ExitHow;
 use tombolo_control::spawner::{KernelSpec, Spawner as _, UmlSpawner};
 use tombolo_transport::{Cid, Incarnation, Member};
 
-const USAGE: &str = "usage: tombolo-boot --init PROGRAM [--image KERNEL] [--memory MIB] [--module NAME]...";
+const USAGE: &str =
+    "usage: tombolo-boot --init PROGRAM [--image KERNEL] [--memory MIB] [--module NAME]... [--arg WORD]...";
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
@@ -36,7 +37,8 @@ fn main() -> ExitCode {
 }
 
 fn run(mut args: impl Iterator<Item = String>) -> Result<ExitHow> {
-    let (mut image, mut init, mut memory_mib, mut modules) = (None, None, 256, Vec::new());
+    let (mut image, mut init, mut memory_mib) = (None, None, 256);
+    let (mut modules, mut extra_args) = (Vec::new(), Vec::new());
     while let Some(arg) = args.next() {
         let value = args.next().with_context(|| format!("{arg} needs a value\n{USAGE}"))?;
         match arg.as_str() {
@@ -44,6 +46,7 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<ExitHow> {
             "--init" => init = Some(PathBuf::from(value)),
             "--memory" => memory_mib = value.parse::<u64>()?,
             "--module" => modules.push(value),
+            "--arg" => extra_args.push(value),
             _ => bail!("`{arg}` is not understood\n{USAGE}"),
         }
     }
@@ -58,7 +61,7 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<ExitHow> {
         modules,
         pool: None,
         runtime_dir: dir.path().join("kernel"),
-        extra_args: Vec::new(),
+        extra_args,
     };
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(boot(&spec))
 }

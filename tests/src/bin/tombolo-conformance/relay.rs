@@ -8,6 +8,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::thread::JoinHandle;
 
 use anyhow::{Context, ensure};
 use rustix::net::{
@@ -31,15 +32,20 @@ struct Message {
     fds: Vec<OwnedFd>,
 }
 
-/// Serves one kernel at `front`, on behalf of the device at `back`, until either hangs up.
-pub(crate) fn relay(front: &Path, back: &Path) -> anyhow::Result<()> {
-    let _ = std::fs::remove_file(front);
+/// Listens at `front`, and serves one kernel there on behalf of the device at `back` until either hangs up.
+pub(crate) fn start(front: &Path, back: &Path) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
     let listener = UnixListener::bind(front).with_context(|| format!("listening at {}", front.display()))?;
-    let (kernel, _) = listener.accept()?;
     let device = UnixStream::connect(back).with_context(|| format!("connecting to {}", back.display()))?;
+    Ok(std::thread::spawn(move || {
+        let (kernel, _) = listener.accept()?;
+        relay(&kernel, &device)
+    }))
+}
+
+fn relay(kernel: &UnixStream, device: &UnixStream) -> anyhow::Result<()> {
     std::thread::scope(|scope| {
-        let answering = scope.spawn(|| answers(&device, &kernel));
-        let asked = requests(&kernel, &device);
+        let answering = scope.spawn(|| answers(device, kernel));
+        let asked = requests(kernel, device);
         let _ = (device.shutdown(Shutdown::Both), kernel.shutdown(Shutdown::Both));
         let answered = answering.join().map_err(|_| anyhow::anyhow!("the relay panicked"))?;
         asked.and(answered)
