@@ -60,7 +60,7 @@ fn check_all(args: &Args) -> Result<()> {
     checks.check("shm conformance between kernels", || shm_between_kernels(&kernel, &programs));
     checks.check("AF_VSOCK conformance inside a kernel", || vsock_in_a_kernel(&kernel, &programs));
     if let Some(device) = checks.check("find or build a vsock device", device::find_or_build) {
-        checks.check("hybrid conformance against AF_VSOCK in a kernel", || {
+        checks.check("hybrid conformance to AF_VSOCK in a kernel", || {
             hybrid_to_a_kernel(&kernel, &programs, &device)
         });
     }

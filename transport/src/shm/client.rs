@@ -428,7 +428,7 @@ mod tests {
         let welcome = ServerMessage::Welcome { version, cid: Cid(2), member, pool_len: 0, generation: 1 };
         let welcome = protocol::encode(&welcome).unwrap();
         fds::send(&far, &welcome, &[pool.as_fd(), eventfd.as_fd(), bell.as_fd()]).unwrap();
-        let client = Client::attach(near, AttachOptions::default(), "attaching").await.unwrap();
+        let client = Client::attach(near, &AttachOptions::default(), "attaching").await.unwrap();
         (client, far)
     }
 
