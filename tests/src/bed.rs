@@ -173,6 +173,23 @@ impl Bed {
         self.must(&["--json", "inspect", name]).json()["instance"]["view"].take()
     }
 
+    /// The number of the newest event.
+    ///
+    /// # Panics
+    /// When the daemon does not tell.
+    pub fn last_event(&self) -> u64 {
+        self.events_since(0).last().and_then(|event| event["seq"].as_u64()).unwrap_or(0)
+    }
+
+    /// The events after this number.
+    ///
+    /// # Panics
+    /// When the daemon does not tell.
+    pub fn events_since(&self, seq: u64) -> Vec<Value> {
+        let said = self.must(&["--json", "events", "--since", &seq.to_string()]);
+        said.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
     /// The process of an instance's kernel.
     ///
     /// # Panics

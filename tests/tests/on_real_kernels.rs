@@ -60,6 +60,47 @@ fn hang_is_reported_and_nothing_is_restarted() {
 }
 
 #[test]
+fn hung_dead_inside_panicked_and_powered_off_are_told_apart() {
+    let Some(bed) = bed_with_web("never") else { return };
+
+    let seen = bed.last_event();
+    bed.must(&["exec", "-d", "web", "--", "/bin/app", "freeze-user-space", "10000"]);
+    let view = bed.until("web", "hung", |view| view["state"] == "hung");
+    assert_eq!(view["health"], "user-space-dead", "{view}");
+    bed.must(&["wait", "web", "--for", "running"]);
+    assert_eq!(of_silence(&bed, seen), ["user-space-dead", "recovered"], "everything inside was frozen");
+
+    let seen = bed.last_event();
+    bed.must(&["debug", "freeze", "web"]);
+    let view = bed.until("web", "hung", |view| view["state"] == "hung");
+    assert_eq!(view["health"], "hung", "{view}");
+    bed.must(&["debug", "thaw", "web"]);
+    bed.must(&["wait", "web", "--for", "running"]);
+    assert_eq!(of_silence(&bed, seen), ["hung", "recovered"], "the kernel itself was frozen");
+
+    for (command, health, state) in [("panic", "panicked", "failed"), ("power-off", "powered-off", "stopped")]
+    {
+        bed.must(&["start", "web"]);
+        let seen = bed.last_event();
+        // The answer may or may not get out before the end.
+        bed.tombolo(&["exec", "web", "--", "/bin/app", command]);
+        let view = bed.until("web", "ended", |view| view["state"] == state);
+        assert_eq!(view["last_end"], health, "{view}");
+        let events = bed.events_since(seen);
+        assert!(events.iter().any(|event| event["type"] == "died" && event["end"] == health), "{events:?}");
+        assert_eq!(of_silence(&bed, seen), [""; 0], "an end is no hang");
+    }
+    bed.nothing_is_left();
+}
+
+/// What was told of silences of `web` and of their ends.
+fn of_silence(bed: &Bed, since: u64) -> Vec<String> {
+    let events = bed.events_since(since);
+    let kinds = events.iter().filter_map(|event| event["type"].as_str());
+    kinds.filter(|kind| ["hung", "user-space-dead", "recovered"].contains(kind)).map(str::to_owned).collect()
+}
+
+#[test]
 fn frozen_kernel_is_stopped_by_force() {
     let Some(bed) = bed_with_web("always") else { return };
     bed.must(&["debug", "freeze", "web"]);

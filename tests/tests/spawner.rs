@@ -163,6 +163,24 @@ async fn freeze_stops_it_and_thaw_lets_it_run_on<S: Spawner>(bed: Bed<S>) {
     nothing_is_left_of(kernel).await;
 }
 
+/// Where the spawner cannot ask, it says so, frozen or not.
+async fn running_kernel_answers_and_frozen_one_does_not<S: Spawner>(bed: Bed<S>, can_ask: bool) {
+    let expected = |answers: bool| can_ask.then_some(answers);
+    let kernel = booted(&bed).await;
+    assert_eq!(kernel.answers(LONG).await, expected(true));
+    kernel.freeze().await.unwrap();
+    assert_eq!(kernel.answers(Duration::from_secs(1)).await, expected(false), "frozen by its spawner");
+    kernel.thaw().await.unwrap();
+    assert_eq!(kernel.answers(LONG).await, expected(true));
+    signal(kernel.pid(), "STOP");
+    assert_eq!(kernel.answers(Duration::from_secs(1)).await, expected(false), "stopped by a foreign hand");
+    signal(kernel.pid(), "CONT");
+    assert_eq!(kernel.answers(LONG).await, expected(true));
+    kernel.kill().await.unwrap();
+    assert_eq!(kernel.answers(Duration::from_secs(1)).await, expected(false), "ended");
+    nothing_is_left_of(kernel).await;
+}
+
 async fn adopted_kernel_is_the_same<S: Spawner>(bed: Bed<S>) {
     let kernel = booted(&bed).await;
     let pid = kernel.pid();
@@ -282,6 +300,12 @@ mod on_uml {
         what_cannot_be_spawned_leaves_nothing,
     );
 
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn running_kernel_answers_and_frozen_one_does_not() {
+        let Some(bed) = uml().await else { return };
+        super::running_kernel_answers_and_frozen_one_does_not(bed, true).await;
+    }
+
     #[tokio::test]
     async fn panic_is_told_apart() {
         let Some(bed) = uml().await else { return };
@@ -326,6 +350,12 @@ mod on_process {
         terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
         what_cannot_be_spawned_leaves_nothing,
     );
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nobody_can_ask_a_kernel_that_is_none() {
+        let Some(bed) = process().await else { return };
+        super::running_kernel_answers_and_frozen_one_does_not(bed, false).await;
+    }
 
     #[tokio::test]
     async fn exit_statuses_are_told_apart() {

@@ -55,8 +55,10 @@ pub enum EventKind {
     Fenced { generation: u64 },
     /// The black box of the dead kernel was kept.
     LastWords { records: u32, last: String },
-    /// It stopped answering on every way, and nothing was done about it.
+    /// It stopped answering on every way, the kernel itself included.
     Hung { silent_ms: u64 },
+    /// Nothing of its user space answers any more, but the kernel itself does.
+    UserSpaceDead { silent_ms: u64 },
     /// It answers again.
     Recovered { after_ms: u64 },
     /// It will be started again.

@@ -7,8 +7,9 @@
 //! | spawner | the kernel exists, or how it ended: certain, for the keeper is its parent |
 //! | kernel probe | the kernel itself answers, whatever its user space does (where the spawner can ask) |
 //!
-//! No single silence condemns: a kernel counts as hung only when heartbeat *and* probe are silent. The detector
-//! distrusts itself too: after its own timer came late (a busy or suspended host) it waits out that lag anew.
+//! No single silence condemns: a kernel counts as hung only when heartbeat *and* probe are silent. Whether it is the kernel
+//! or only its user space is then for the kernel itself to say: where it can be asked, the verdict waits for its answer.
+//! The detector distrusts itself too: after its own timer came late (a busy or suspended host) it waits out that lag anew.
 //! Times are ns on one monotonic clock.
 
 use std::fmt;
@@ -92,6 +93,19 @@ impl HealthConfig {
     }
 }
 
+/// What the kernel itself says when its spawner asks it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum KernelWitness {
+    /// It has not been asked since something became suspicious.
+    NotAsked,
+    /// It answers.
+    Answers,
+    /// It does not answer.
+    Silent,
+    /// Its spawner has no way to ask it.
+    Mute,
+}
+
 /// Watches one boot of one kernel.
 #[derive(Clone, Debug)]
 pub struct Monitor {
@@ -103,7 +117,7 @@ pub struct Monitor {
     answered_ns: Option<u64>,
     wellness: Wellness,
     probe_failures: u32,
-    kernel_answers: Option<bool>,
+    kernel: KernelWitness,
     end: Option<End>,
     /// When the next tick was due.
     tick_due_ns: Option<u64>,
@@ -121,7 +135,7 @@ impl Monitor {
             answered_ns: None,
             wellness: Wellness::NotReady,
             probe_failures: 0,
-            kernel_answers: None,
+            kernel: KernelWitness::NotAsked,
             end: None,
             tick_due_ns: None,
             excused_until_ns: 0,
@@ -155,7 +169,24 @@ impl Monitor {
 
     /// Notes whether the kernel itself answers its spawner; `None` when the spawner cannot ask.
     pub fn kernel_probed(&mut self, answers: Option<bool>) {
-        self.kernel_answers = answers;
+        self.kernel = match answers {
+            Some(true) => KernelWitness::Answers,
+            Some(false) => KernelWitness::Silent,
+            None => KernelWitness::Mute,
+        };
+    }
+
+    /// Whether the kernel itself should be asked now: something is suspicious, and it can be asked. Once nothing is, what
+    /// it said is forgotten.
+    pub fn wants_kernel_probe(&mut self, now_ns: u64) -> bool {
+        if self.end.is_some() || self.answered_ns.is_none() || self.kernel == KernelWitness::Mute {
+            return false;
+        }
+        let suspicious = self.wants_probe(now_ns) || self.probe_failures > 0;
+        if !suspicious {
+            self.kernel = KernelWitness::NotAsked;
+        }
+        suspicious
     }
 
     /// Notes how the kernel ended, as its keeper saw it.
@@ -213,8 +244,12 @@ impl Monitor {
         let beat_silent = !excused && self.beat.is_some() && self.suspicion(now_ns) >= self.config.phi_max;
         let probe_silent = !excused && self.probe_failures >= self.config.probe_failures_max;
         match (beat_silent, probe_silent) {
-            (true, true) if self.kernel_answers == Some(true) => Verdict::UserSpaceDead,
-            (true, true) => Verdict::Hung,
+            (true, true) => match self.kernel {
+                KernelWitness::Answers => Verdict::UserSpaceDead,
+                KernelWitness::Silent | KernelWitness::Mute => Verdict::Hung,
+                // Its answer, or that there is none, comes within the deadline of asking.
+                KernelWitness::NotAsked => Verdict::Degraded,
+            },
             // Without a heartbeat to ask, the probe alone proves nothing more than this.
             (true, false) | (false, true) => Verdict::Degraded,
             (false, false) => match self.wellness {
@@ -271,6 +306,9 @@ mod tests {
         now_ms: u64,
         beats: bool,
         answers: bool,
+        /// What the kernel says when it is asked.
+        kernel: Option<bool>,
+        asked: u32,
     }
 
     impl Scene {
@@ -280,6 +318,8 @@ mod tests {
                 now_ms: 0,
                 beats: true,
                 answers: true,
+                kernel: Some(false),
+                asked: 0,
             };
             scene.run(3_000);
             assert_eq!(scene.verdict(), Verdict::Ready);
@@ -302,6 +342,10 @@ mod tests {
                     } else {
                         self.monitor.probe_failed();
                     }
+                }
+                if self.monitor.wants_kernel_probe(now_ns) {
+                    self.asked += 1;
+                    self.monitor.kernel_probed(self.kernel);
                 }
             }
         }
@@ -342,10 +386,44 @@ mod tests {
     #[test]
     fn a_kernel_that_answers_its_spawner_while_its_agent_is_silent_has_a_dead_user_space() {
         let mut scene = Scene::well();
-        (scene.beats, scene.answers) = (false, false);
-        scene.monitor.kernel_probed(Some(true));
+        (scene.beats, scene.answers, scene.kernel) = (false, false, Some(true));
         scene.run(3_000);
         assert_eq!(scene.verdict(), Verdict::UserSpaceDead);
+        scene.kernel = Some(false);
+        scene.run(1_000);
+        assert_eq!(scene.verdict(), Verdict::Hung, "then the kernel stopped, too");
+        (scene.beats, scene.answers) = (true, true);
+        scene.run(1_000);
+        assert_eq!(scene.verdict(), Verdict::Ready);
+    }
+
+    #[test]
+    fn a_kernel_is_asked_only_while_something_is_suspicious_and_only_if_it_can_be() {
+        let mut scene = Scene::well();
+        scene.run(60_000);
+        assert_eq!(scene.asked, 0, "all was well");
+        scene.beats = false;
+        scene.run(3_000);
+        assert!(scene.asked > 0);
+
+        let mut scene = Scene::well();
+        (scene.beats, scene.answers, scene.kernel) = (false, false, None);
+        scene.run(3_000);
+        assert_eq!((scene.asked, scene.verdict()), (1, Verdict::Hung));
+    }
+
+    #[test]
+    fn nobody_is_called_hung_before_the_kernel_itself_was_asked() {
+        let mut scene = Scene::well();
+        let silent_since_ns = scene.now_ms * 1_000_000;
+        for _ in 0..4 {
+            scene.monitor.probe_failed();
+        }
+        let later_ns = silent_since_ns + 10_000_000_000;
+        assert_eq!(scene.monitor.verdict(later_ns), Verdict::Degraded);
+        assert!(scene.monitor.wants_kernel_probe(later_ns));
+        scene.monitor.kernel_probed(Some(false));
+        assert_eq!(scene.monitor.verdict(later_ns), Verdict::Hung);
     }
 
     #[test]

@@ -160,6 +160,19 @@ impl Kernel {
         self.set_frozen(false).await
     }
 
+    /// Whether the kernel itself answers within `deadline`, whatever its user space does: one that is frozen, spins with
+    /// interrupts off or has ended does not. `None` where its spawner has no way to ask.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: asking changes nothing.
+    pub async fn answers(&self, deadline: Duration) -> Option<bool> {
+        match self.kind() {
+            SpawnerKind::Uml => uml::answers(self.runtime_dir(), self.pid(), deadline).await,
+            // Its kernel is this host's: that one answers, as we run.
+            SpawnerKind::Process => None,
+        }
+    }
+
     async fn set_frozen(&self, frozen: bool) -> Result<(), SpawnError> {
         let action = if frozen { "freeze" } else { "thaw" };
         self.must_run(action).await?;

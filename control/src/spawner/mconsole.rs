@@ -17,14 +17,20 @@ const MAGIC: u32 = 0xcafe_babe;
 const VERSION: u32 = 2;
 const TEXT_BYTES: usize = 512;
 
-/// How long a kernel may take to answer: it does so from an interrupt, within a millisecond on an idle host.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// How long a kernel may take to do as it is told: it does so from an interrupt, within a millisecond on an idle host.
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// Sends `command` to the kernel whose socket is `name` in `dir`, and returns its answer.
+/// Sends `command` to the kernel whose socket is `name` in `dir`, and returns its answer if that comes within
+/// `answer_max`.
 ///
 /// # Errors
 /// With [`io::ErrorKind::Other`] the kernel itself said no; the message is its own.
-pub(super) async fn command(dir: &Path, name: &str, command: &str) -> io::Result<String> {
+pub(super) async fn command(
+    dir: &Path,
+    name: &str,
+    command: &str,
+    answer_max: Duration,
+) -> io::Result<String> {
     let request = encode(command)?;
     let (path, _dir) = unix_address(dir, name)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -47,8 +53,8 @@ pub(super) async fn command(dir: &Path, name: &str, command: &str) -> io::Result
         }
     };
     let silent =
-        || io::Error::new(io::ErrorKind::TimedOut, format!("no answer to `{command}` within {ANSWER_MAX:?}"));
-    timeout(ANSWER_MAX, exchange).await.map_err(|_| silent())?
+        || io::Error::new(io::ErrorKind::TimedOut, format!("no answer to `{command}` within {answer_max:?}"));
+    timeout(answer_max, exchange).await.map_err(|_| silent())?
 }
 
 #[derive(Debug, PartialEq, Eq)]

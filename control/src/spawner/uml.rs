@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::statvfs::{FsFlags, statvfs};
+use rustix::fs::OFlags;
 use tombolo_agent::config::{Doorbell, PoolConfig};
 
 use super::image::{self, Image};
@@ -222,7 +223,7 @@ pub(super) async fn set_frozen(runtime_dir: &Path, frozen: bool) -> Result<(), S
     let command = if frozen { "stop" } else { "go" };
     let deadline = tokio::time::Instant::now() + MCONSOLE_MAX;
     loop {
-        match mconsole::command(runtime_dir, MCONSOLE, command).await {
+        match mconsole::command(runtime_dir, MCONSOLE, command, mconsole::ANSWER_MAX).await {
             Ok(_) => return Ok(()),
             // What the kernel says when it is already as wanted.
             Err(error) if error.kind() == io::ErrorKind::Other => {
@@ -239,6 +240,57 @@ pub(super) async fn set_frozen(runtime_dir: &Path, frozen: bool) -> Result<(), S
     }
 }
 
+/// Whether the kernel that is process `pid` answers an interrupt within `deadline`, whatever its user space does.
+///
+/// Its management console answers `version` from the interrupt itself (`mconsole_interrupt` in
+/// arch/um/drivers/mconsole_kern.c). It does so even while `stop` holds the kernel, which then reads nothing but its
+/// console, and blocks on it: a console socket that blocks tells a kernel that is held from one that runs.
+pub(super) async fn answers(runtime_dir: &Path, pid: u32, deadline: Duration) -> Option<bool> {
+    match mconsole::command(runtime_dir, MCONSOLE, "version", deadline).await {
+        Ok(_) => console_blocks(pid).map(|held| !held),
+        Err(_) => Some(false),
+    }
+}
+
+/// Whether process `pid` waits in its management console, as `mconsole_stop` does. `None` if /proc does not tell.
+fn console_blocks(pid: u32) -> Option<bool> {
+    let sockets = std::fs::read_to_string("/proc/net/unix").ok()?;
+    let inode_of = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let inode = fields.nth(6)?;
+        fields.next()?.ends_with(MCONSOLE).then(|| format!("socket:[{inode}]"))
+    };
+    let consoles: Vec<String> = sockets.lines().filter_map(inode_of).collect();
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let console = descriptors.filter_map(Result::ok).find(|entry| {
+        let target = std::fs::read_link(entry.path()).unwrap_or_default();
+        consoles.iter().any(|console| Path::new(console) == target)
+    })?;
+    let info = format!("/proc/{pid}/fdinfo/{}", console.file_name().display());
+    is_blocking(&std::fs::read_to_string(info).ok()?)
+}
+
+/// Whether proc_pid_fdinfo(5) shows a descriptor without `O_NONBLOCK`.
+fn is_blocking(info: &str) -> Option<bool> {
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    let flags = u32::from_str_radix(flags.trim(), 8).ok()?;
+    Some(!OFlags::from_bits_retain(flags).contains(OFlags::NONBLOCK))
+}
+
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocking_descriptor_is_told_from_its_flags() {
+        let info = |flags: &str| format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t9\nino:\t7\n");
+        assert_eq!(is_blocking(&info("02020002")), Some(true));
+        assert_eq!(is_blocking(&info("02024002")), Some(false));
+        assert_eq!(is_blocking(&info("many")), None);
+        assert_eq!(is_blocking("pos: 0"), None);
+    }
 }

@@ -15,6 +15,8 @@ usage: tombolo-demo-kv COMMAND [--broker SOCKET]
   checksum FILE          the BLAKE3 checksum of a file, as JSON
   set-clock-back SECONDS set the clock of the kernel this runs on, if that is a user-mode one
   panic                  panic the kernel this runs on, if that is a user-mode one
+  power-off              switch that kernel off without asking anybody
+  freeze-user-space MS   freeze every other program of that kernel for so long
   floor                  what a cache line and a Unix socket cost on this machine, as JSON
   serve                  be the key-value service `kv` of this kernel, until SIGTERM
   try KERNEL/kv          connect, and leave
@@ -46,6 +48,8 @@ fn run() -> Result<()> {
         ["floor-echo"] => floor::echo()?,
         ["set-clock-back", seconds] => inside::set_clock_back(Duration::from_secs(seconds.parse()?))?,
         ["panic"] => inside::panic_kernel()?,
+        ["power-off"] => inside::power_off()?,
+        ["freeze-user-space", ms] => inside::freeze_user_space(Duration::from_millis(ms.parse()?))?,
         ["serve"] => on_tokio(serve::serve(&broker))?,
         ["try", name] => on_tokio(attempt(&broker, name))?,
         ["measure", name] => println!("{}", on_tokio(measure::measure(&broker, name))?),

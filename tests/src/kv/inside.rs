@@ -6,6 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rustix::mount::{MountFlags, mount};
+use rustix::system::RebootCommand;
 use serde_json::{Value, json};
 
 /// The kernel this process runs on, its boot and its memory.
@@ -68,29 +70,60 @@ pub fn checksum(path: &Path) -> Result<Value> {
     Ok(json!({ "blake3": hasher.finalize().to_hex().as_str(), "bytes": bytes }))
 }
 
-/// Refuses to go on where the kernel is not a user-mode one: it must never be the host's.
-fn ensure_user_mode() -> Result<()> {
-    let cpu = fs::read_to_string("/proc/cpuinfo").context("could not read /proc/cpuinfo")?;
-    anyhow::ensure!(cpu.contains("User Mode Linux"), "this is not a user-mode kernel: left alone");
-    Ok(())
-}
-
-/// Sets the kernel's clock back by so much. Only a user-mode one's.
+/// Sets the kernel's clock back by so much.
 ///
 /// # Errors
-/// When it is another, or does not let us.
+/// When it is not a user-mode one, or does not let us.
 pub fn set_clock_back(by: Duration) -> Result<()> {
-    ensure_user_mode()?;
+    not_the_hosts()?;
     let then = (Duration::from_millis(unix_ms())).saturating_sub(by);
     let time = rustix::time::Timespec { tv_sec: then.as_secs() as i64, tv_nsec: then.subsec_nanos().into() };
     rustix::time::clock_settime(rustix::time::ClockId::Realtime, time).context("could not set the clock")
 }
 
-/// Panics the kernel. Only a user-mode one.
+/// Panics the kernel.
 ///
 /// # Errors
-/// When it is another, or does not let us.
+/// When it is not a user-mode one, or does not let us.
 pub fn panic_kernel() -> Result<()> {
-    ensure_user_mode()?;
+    not_the_hosts()?;
     fs::write("/proc/sysrq-trigger", "c").context("could not panic this kernel")
+}
+
+/// Switches the kernel off without asking anybody, as a user inside may.
+///
+/// # Errors
+/// When it is not a user-mode one, or does not let us.
+pub fn power_off() -> Result<()> {
+    not_the_hosts()?;
+    rustix::system::reboot(RebootCommand::PowerOff).context("could not power this kernel off")
+}
+
+/// Freezes every other program of the kernel, its first process included, for as long as `time`. The kernel itself goes on.
+///
+/// # Errors
+/// When it is not a user-mode one, or does not let us.
+pub fn freeze_user_space(time: Duration) -> Result<()> {
+    not_the_hosts()?;
+    let root = Path::new("/cgroup");
+    fs::create_dir_all(root).context("could not make a folder for control groups")?;
+    mount("cgroup2", root, "cgroup2", MountFlags::empty(), c"").context("could not mount control groups")?;
+    let group = root.join("frozen");
+    fs::create_dir(&group).context("could not make a control group")?;
+    let own = std::process::id().to_string();
+    let all = fs::read_to_string(root.join("cgroup.procs")).context("could not list the processes")?;
+    for pid in all.lines().filter(|pid| *pid != own) {
+        // Threads of the kernel cannot be moved, and need not be.
+        let _ = fs::write(group.join("cgroup.procs"), pid);
+    }
+    fs::write(group.join("cgroup.freeze"), "1").context("could not freeze the others")?;
+    thread::sleep(time);
+    fs::write(group.join("cgroup.freeze"), "0").context("could not thaw the others")
+}
+
+/// What these programs do must never befall the host.
+fn not_the_hosts() -> Result<()> {
+    let cpu = fs::read_to_string("/proc/cpuinfo").context("could not read /proc/cpuinfo")?;
+    anyhow::ensure!(cpu.contains("User Mode Linux"), "this is not a user-mode kernel: left alone");
+    Ok(())
 }

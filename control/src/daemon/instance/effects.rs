@@ -9,6 +9,7 @@ use tombolo_transport::pool::Member;
 use tombolo_transport::{Cid, Incarnation};
 
 use super::Instance;
+use super::kernel_probe::KernelProbe;
 use super::message::Message;
 use super::view::LAST_WORDS;
 use super::watch::Confirmation;
@@ -144,6 +145,7 @@ impl Instance {
         self.admit_agent();
         self.monitor = Monitor::new(super::health_config(&self.record));
         self.probe.reset();
+        self.kernel_probe = KernelProbe::default();
         self.record.spawned_unix_ns = Some(unix_ns());
         let (shared, mailbox) = (self.shared.clone(), self.mailbox.clone());
         tokio::spawn(async move {

@@ -31,6 +31,8 @@ pub(crate) enum Message {
     LinkClosed { link: u64, reason: String },
     /// A probe came back, or did not.
     Probed { link: u64, outcome: Result<(), String> },
+    /// The kernel itself was asked; `None` if its spawner cannot.
+    KernelProbed { incarnation: Incarnation, answers: Option<bool> },
     /// How the kernel and its programs are has changed.
     Reported { link: u64, report: HealthReport },
     /// The policy has changed.

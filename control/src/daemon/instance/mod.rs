@@ -6,6 +6,7 @@
 mod clock;
 mod commands;
 mod effects;
+mod kernel_probe;
 mod link;
 mod message;
 mod view;
@@ -73,6 +74,7 @@ struct Instance {
     link: Option<link::AgentLink>,
     links_seen: u64,
     probe: watch::ProbeClock,
+    kernel_probe: kernel_probe::KernelProbe,
     inventory: Option<Inventory>,
     report: Option<HealthReport>,
     /// After a death: when to look whether the heartbeat has really stopped, and what it counted then.
@@ -104,6 +106,7 @@ pub(crate) fn start(shared: Arc<Shared>, record: InstanceRecord, resume: bool) -
         link: None,
         links_seen: 0,
         probe: watch::ProbeClock::default(),
+        kernel_probe: kernel_probe::KernelProbe::default(),
         inventory: None,
         report: None,
         confirm: None,
@@ -214,6 +217,7 @@ impl Instance {
             Message::AgentIntroduced { link, inventory } => self.agent_introduced(link, inventory).await,
             Message::LinkClosed { link, reason } => self.link_closed(link, reason).await,
             Message::Probed { link, outcome } => self.probed(link, outcome).await,
+            Message::KernelProbed { incarnation, answers } => self.kernel_probed(incarnation, answers).await,
             Message::Reported { link, report } => self.reported(link, report).await,
             Message::RulesChanged => self.push_rules(),
         }

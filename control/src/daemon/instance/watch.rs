@@ -5,7 +5,7 @@ use std::time::Duration;
 use tombolo_agent::api::health::HealthReport;
 
 use super::Instance;
-use crate::core::health::Wellness;
+use crate::core::health::{Verdict, Wellness};
 use crate::core::lifecycle::Input;
 use crate::core::{EventKind, State};
 use crate::store::Batch;
@@ -76,6 +76,7 @@ impl Instance {
                 self.monitor.probe_failed();
             }
         }
+        self.ask_kernel(now_ns);
         self.judge(now_ns).await;
         let calm = self.verdict.answers() && !self.probe.failing && !self.monitor.wants_probe(now_ns);
         let again = if calm { Duration::from_millis(self.record.spec.heartbeat_ms) } else { LOOK_AGAIN };
@@ -119,7 +120,7 @@ impl Instance {
     }
 
     /// Tells, and acts on, a change of the verdict.
-    async fn judge(&mut self, now_ns: u64) {
+    pub(super) async fn judge(&mut self, now_ns: u64) {
         let Some(change) = self.change_of_verdict(now_ns) else { return };
         let to = self.verdict;
         let silent_ms = self.monitor.last_beat_ns().map_or(0, |at| now_ns.saturating_sub(at) / 1_000_000);
@@ -127,7 +128,10 @@ impl Instance {
         let state = self.record.life.state();
         if to.is_silent() && matches!(state, State::Running | State::Adopted) {
             self.silent_since_ns = Some(now_ns.saturating_sub(silent_ms * 1_000_000));
-            events.push(EventKind::Hung { silent_ms });
+            events.push(match to {
+                Verdict::UserSpaceDead => EventKind::UserSpaceDead { silent_ms },
+                _ => EventKind::Hung { silent_ms },
+            });
             let _ = self.step(Input::Silent, events).await;
         } else if to.answers() && state == State::Hung {
             let since_ns = self.silent_since_ns.take().unwrap_or(now_ns);
@@ -172,7 +176,7 @@ impl Instance {
             (Some(_), true) => "the agent does not answer",
             (Some(_), false) => "the agent answers",
         };
-        format!("{beat}, {probe}")
+        format!("{beat}, {probe}{}", self.kernel_probe.last_word())
     }
 
     async fn confirm_death(&mut self, now_ns: u64) {
