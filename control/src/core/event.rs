@@ -75,6 +75,11 @@ pub enum EventKind {
     PolicyAdded { rule: String },
     /// A policy rule was removed.
     PolicyRemoved { rule: String },
+    /// The disk is full: the room kept for it was given up to record that something stops. Nothing else is recorded
+    /// until there is room again.
+    DiskReserveUsed { bytes: u64, reason: String },
+    /// There is room on the disk again.
+    DiskReserveRestored { bytes: u64 },
     /// Somebody asked for a change.
     Audit { verb: String, uid: u32, pid: i32, role: String, outcome: String },
 }
@@ -83,6 +88,15 @@ impl EventKind {
     /// The name of the kind, as it stands in JSON.
     pub fn name(&self) -> String {
         self.to_name_and_fields().0
+    }
+
+    /// Whether it tells of an end: such events are recorded even when the disk is full.
+    pub fn is_of_an_end(&self) -> bool {
+        match self {
+            Self::DaemonStopped { .. } | Self::LastWords { .. } | Self::StepFailed { .. } => true,
+            Self::Audit { verb, .. } => matches!(verb.as_str(), "stop" | "kill" | "shutdown"),
+            _ => false,
+        }
     }
 
     /// Its name and its fields apart.

@@ -124,6 +124,15 @@ impl Input {
     pub fn is_wish(self) -> bool {
         matches!(self, Self::Start | Self::Stop(_) | Self::Kill | Self::Restart(_))
     }
+
+    /// Whether it is about an end: then it is recorded even when the disk is full, and obeyed even when nothing can be
+    /// recorded at all. Whoever wants a kernel stopped must not be kept from it by a disk.
+    pub fn is_of_an_end(self) -> bool {
+        matches!(
+            self,
+            Self::Stop(_) | Self::Kill | Self::Ended(_) | Self::Expired(Timer::Grace) | Self::Resume(_)
+        )
+    }
 }
 
 /// What a new daemon found of a kernel that its records speak of.

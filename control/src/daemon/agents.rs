@@ -93,6 +93,7 @@ impl Door {
         }
         refusals.insert(peer.cid.0, now);
         drop(refusals);
-        self.shared.note(None, EventKind::AgentRefused { cid: peer.cid.0, reason }).await;
+        let name = self.shared.name_of(peer.cid);
+        self.shared.note(name.as_ref(), EventKind::AgentRefused { cid: peer.cid.0, reason }).await;
     }
 }

@@ -92,6 +92,15 @@ impl Shared {
             .cloned()
     }
 
+    /// The instance whose kernel has this CID now.
+    pub(crate) fn name_of(&self, cid: Cid) -> Option<InstanceName> {
+        let credentials = self.credentials.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        credentials
+            .iter()
+            .find(|((other, _), _)| *other == cid)
+            .map(|(_, credential)| credential.name.clone())
+    }
+
     /// Lets the agent of this boot report, and that of any earlier boot with this CID no more.
     pub(crate) fn admit_agent(&self, cid: Cid, incarnation: Incarnation, credential: Credential) {
         let mut credentials = self.credentials.write().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -111,7 +120,8 @@ impl Shared {
 
     /// Notes an event that belongs to no step; one that cannot be recorded is logged.
     pub(crate) async fn note(&self, instance: Option<&InstanceName>, kind: EventKind) {
-        if let Err(error) = self.store.commit(Batch::new().event(instance, None, kind.clone())).await {
+        let batch = Batch::new().event(instance, None, kind.clone()).essential(kind.is_of_an_end());
+        if let Err(error) = self.store.commit(batch).await {
             tracing::warn!(%error, event = kind.name(), "an event could not be recorded");
         }
     }

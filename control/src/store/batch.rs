@@ -12,6 +12,7 @@ use crate::time::unix_ns;
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     changes: Vec<Change>,
+    is_essential: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +76,16 @@ impl Batch {
     ) -> Self {
         let instance = instance.map(ToString::to_string);
         self.with(Change::Event(Event { seq: 0, at_unix_ns: unix_ns(), instance, incarnation, kind }))
+    }
+
+    /// Lets it use the room that is kept on a full disk, if `is_essential`: for what stops something, or tells that
+    /// something has ended. It must be small.
+    pub fn essential(self, is_essential: bool) -> Self {
+        Self { is_essential, ..self }
+    }
+
+    pub(super) fn is_essential(&self) -> bool {
+        self.is_essential
     }
 
     /// Whether there is nothing to do.

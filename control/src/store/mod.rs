@@ -2,7 +2,8 @@
 //!
 //! Everything that changes goes through a [`Batch`], which is committed whole or not at all and is on disk when
 //! [`Store::commit`] returns. When the disk is full or the folder read-only, commits are refused with an error that
-//! says so, reads go on, and each later commit first tries to open the file anew.
+//! says so, reads go on, and each later commit first tries to open the file anew. Some room is kept for what is
+//! [essential](Batch::essential): a full disk must not keep an operator from stopping anything.
 //!
 //! Values are JSON: a newer daemon reads what an older one wrote, and people can read it too.
 
@@ -11,22 +12,24 @@ mod error;
 mod file;
 mod lock;
 mod record;
+mod reserve;
 
 pub use batch::Batch;
 pub use error::StoreError;
 pub use lock::StateLock;
 pub use record::{InstanceRecord, LastEnd};
 
-use std::path::Path;
-use std::sync::{Arc, RwLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, RwLock};
 
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use self::file::{Db, Opener};
-use crate::core::Event;
+use self::reserve::{Missing, RESERVE_BYTES, Reserve};
 use crate::core::policy::Rule;
+use crate::core::{Event, EventKind};
 
 /// Version of the layout below. A store of a later version is refused, never guessed at.
 const SCHEMA_VERSION: u64 = 1;
@@ -51,6 +54,9 @@ pub struct Store {
 struct Inner {
     db: RwLock<Db>,
     open: Opener,
+    reserve: Reserve,
+    /// Held by whoever commits: the room of the reserve goes to one at a time.
+    commits: Mutex<()>,
     last_seq: watch::Sender<u64>,
 }
 
@@ -61,12 +67,14 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the file cannot be read at all, is damaged, or was written by a later version.
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
-        Self::with_opener(file::opener(state_dir.join("state.redb")))
+        Self::with_opener(file::opener(state_dir.join("state.redb")), state_dir.join("reserve"))
     }
 
-    fn with_opener(open: Opener) -> Result<Self, StoreError> {
+    fn with_opener(open: Opener, reserve: PathBuf) -> Result<Self, StoreError> {
         let db = open.open()?;
-        let inner = Inner { db: RwLock::new(db), open, last_seq: watch::Sender::new(0) };
+        let reserve = Reserve::new(reserve);
+        let (commits, last_seq) = (Mutex::default(), watch::Sender::new(0));
+        let inner = Inner { db: RwLock::new(db), open, reserve, commits, last_seq };
         let store = Self { inner: Arc::new(inner) };
         store.prepare()?;
         let last = store.last_event()?;
@@ -87,8 +95,13 @@ impl Store {
         }
     }
 
-    /// Why commits are refused at present, if they are.
+    /// Why ordinary commits are refused at present, if they are.
     pub fn refusal(&self) -> Option<String> {
+        let spent = || (!self.inner.reserve.is_held()).then(|| no_room("it is in use"));
+        self.closed_because().or_else(spent)
+    }
+
+    fn closed_because(&self) -> Option<String> {
         match &*self.db() {
             Db::Writable(_) => None,
             Db::ReadOnly { reason, .. } | Db::Closed { reason } => Some(reason.clone()),
@@ -117,7 +130,29 @@ impl Store {
     /// # Errors
     /// As [`Store::commit`].
     pub fn commit_now(&self, batch: &Batch) -> Result<(), StoreError> {
-        if self.refusal().is_some() {
+        let _committing = self.inner.commits.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if !batch.is_essential() {
+            return match self.inner.reserve.check() {
+                Ok(()) => self.commit_once(batch),
+                Err(Missing::NoMore) => {
+                    let restored = EventKind::DiskReserveRestored { bytes: RESERVE_BYTES };
+                    self.commit_once(&batch.clone().event(None, None, restored))
+                }
+                Err(Missing::Still(error)) => Err(StoreError::Refused { reason: no_room(error) }),
+            };
+        }
+        match self.commit_once(batch) {
+            Err(error) if self.inner.reserve.release() => {
+                tracing::warn!(%error, "the room kept on the disk is used: it is full");
+                let used = EventKind::DiskReserveUsed { bytes: RESERVE_BYTES, reason: error.to_string() };
+                self.commit_once(&batch.clone().event(None, None, used))
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn commit_once(&self, batch: &Batch) -> Result<(), StoreError> {
+        if self.closed_because().is_some() {
             self.reopen()?;
         }
         match self.apply(batch) {
@@ -149,7 +184,7 @@ impl Store {
 
     fn reopen(&self) -> Result<(), StoreError> {
         // The old handle holds redb's own lock on the file: it must go first.
-        let reason = self.refusal().unwrap_or_default();
+        let reason = self.closed_because().unwrap_or_default();
         let mut db = self.inner.db.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         *db = Db::Closed { reason };
         *db = self.inner.open.open()?;
@@ -264,6 +299,11 @@ impl Inner {
     fn close(&self, reason: String) {
         *self.db.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Db::Closed { reason };
     }
+}
+
+fn no_room(reason: impl std::fmt::Display) -> String {
+    let kib = RESERVE_BYTES >> 10;
+    format!("the disk is full but for the {kib} KiB kept for stopping instances ({reason})")
 }
 
 /// CIDs 0 to 2 have meanings of their own (vsock(7)).

@@ -101,16 +101,37 @@ fn a_store_of_a_later_version_is_refused() {
     assert!(matches!(Store::open(dir.path()), Err(StoreError::Version { .. })));
 }
 
-/// A disk that can be filled and emptied by the test.
-#[derive(Debug)]
+/// A disk that can be filled and emptied by the test. A full one has room as long as the reserve is not there.
+#[derive(Clone, Debug)]
 struct Disk {
     memory: Arc<InMemoryBackend>,
     full: Arc<AtomicBool>,
+    reserve: PathBuf,
 }
 
 impl Disk {
+    fn new(reserve: PathBuf) -> Self {
+        Self { memory: Arc::new(InMemoryBackend::new()), full: Arc::default(), reserve }
+    }
+
+    fn store(&self) -> Store {
+        let disk = self.clone();
+        let open = Opener::new(move || {
+            let failed = |error: redb::DatabaseError| StoreError::Refused { reason: error.to_string() };
+            Ok(Db::Writable(redb::Builder::new().create_with_backend(disk.clone()).map_err(failed)?))
+        });
+        Store::with_opener(open, self.reserve.clone()).unwrap()
+    }
+
+    fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::SeqCst);
+    }
+
     fn check(&self) -> io::Result<()> {
-        if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        match self.full.load(Ordering::SeqCst) && self.reserve.exists() {
+            true => Err(io::ErrorKind::StorageFull.into()),
+            false => Ok(()),
+        }
     }
 }
 
@@ -140,28 +161,47 @@ impl StorageBackend for Disk {
 
 #[test]
 fn a_full_disk_refuses_changes_whole_keeps_what_is_there_and_heals() {
-    let (memory, full) = (Arc::new(InMemoryBackend::new()), Arc::new(AtomicBool::new(false)));
-    let opener = {
-        let (memory, full) = (memory.clone(), full.clone());
-        Opener::new(move || {
-            let disk = Disk { memory: memory.clone(), full: full.clone() };
-            let failed = |error: redb::DatabaseError| StoreError::Refused { reason: error.to_string() };
-            Ok(Db::Writable(redb::Builder::new().create_with_backend(disk).map_err(failed)?))
-        })
-    };
-    let store = Store::with_opener(opener).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::new(dir.path().join("reserve"));
+    let store = disk.store();
     store.commit_now(&Batch::new().put_instance(&record("db"))).unwrap();
 
-    full.store(true, Ordering::SeqCst);
+    disk.set_full(true);
     let batch = Batch::new().put_instance(&record("web")).event(None, None, EventKind::Created);
     let error = store.commit_now(&batch).unwrap_err();
     assert!(matches!(error, StoreError::Refused { .. }), "{error}");
     assert!(store.refusal().is_some());
     assert!(matches!(store.commit_now(&batch), Err(StoreError::Refused { .. })));
 
-    full.store(false, Ordering::SeqCst);
+    disk.set_full(false);
     store.commit_now(&batch).unwrap();
     let names: Vec<_> = store.instances().unwrap().iter().map(|record| record.name.to_string()).collect();
     assert_eq!(names, ["db", "web"]);
     assert_eq!(store.events(0, 10).unwrap().len(), 1);
+}
+
+#[test]
+fn what_is_essential_is_recorded_on_a_full_disk_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let blocker = dir.path().join("blocked");
+    let disk = Disk::new(dir.path().join("reserve"));
+    let store = disk.store();
+    disk.set_full(true);
+    let essential = Batch::new().put_instance(&record("db")).essential(true);
+    store.commit_now(&essential).unwrap();
+    assert_eq!(store.instances().unwrap().len(), 1);
+    assert!(store.refusal().is_some(), "the reserve is in use");
+
+    // Where the reserve was, nothing can be made: the disk is still full.
+    std::fs::create_dir(&disk.reserve).unwrap();
+    let ordinary = Batch::new().put_instance(&record("web"));
+    let error = store.commit_now(&ordinary).unwrap_err();
+    assert!(error.to_string().contains("kept for stopping"), "{error}");
+    std::fs::rename(&disk.reserve, blocker).unwrap();
+
+    disk.set_full(false);
+    store.commit_now(&ordinary).unwrap();
+    assert!(store.refusal().is_none() && disk.reserve.exists());
+    let kinds: Vec<_> = store.events(0, 10).unwrap().iter().map(|event| event.kind.name()).collect();
+    assert_eq!(kinds, ["disk-reserve-used", "disk-reserve-restored"]);
 }

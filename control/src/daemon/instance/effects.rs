@@ -18,7 +18,7 @@ use crate::core::lifecycle::{Effect, End, Input};
 use crate::core::policy::to_broker_policy;
 use crate::core::{EventKind, State};
 use crate::daemon::shared::Credential;
-use crate::keeper::{Exit, ExitHow};
+use crate::keeper::{Exit, ExitHow, write_atomically};
 use crate::spawner::{FileContent, InitrdFile, Kernel, KernelSpec, PoolFile, SpawnError};
 use crate::store::LastEnd;
 use crate::time::unix_ns;
@@ -287,7 +287,7 @@ impl Instance {
             (words.len() as u32, words.last().map(|word| word.text.clone()).unwrap_or_default());
         let folder = self.shared.places.instance(&self.record.name);
         if let Ok(json) = serde_json::to_vec(&words)
-            && let Err(error) = tokio::fs::write(folder.join(LAST_WORDS), json).await
+            && let Err(error) = write_atomically(&folder.join(LAST_WORDS), &json)
         {
             tracing::warn!(instance = %self.record.name, %error, "its last words could not be kept");
         }

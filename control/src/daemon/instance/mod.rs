@@ -39,6 +39,8 @@ use crate::time::{monotonic_ns, unix_ns};
 /// Messages that may wait for an instance's task: more than its helpers can send at once (a handful), so that only
 /// callers ever wait for room.
 const MAILBOX_MESSAGES: usize = 64;
+/// When a restart that could not be recorded is tried again.
+const RECORD_AGAIN: Duration = Duration::from_secs(5);
 
 /// What others see of an instance without asking its task.
 #[derive(Clone, Debug)]
@@ -144,8 +146,8 @@ impl Instance {
 
     /// Takes one input: decides, records, tells, does; in that order, but for the fence, which cannot wait.
     ///
-    /// When it cannot be recorded and `input` is a wish of the operator's, nothing has happened. When it is a fact, it
-    /// is taken note of in memory, and nothing is started.
+    /// When it cannot be recorded, a wish of the operator's to start something is refused, and nothing has happened. A
+    /// fact, or a wish to stop, is taken note of in memory and obeyed, and nothing is started.
     async fn step(&mut self, input: Input, mut events: Vec<EventKind>) -> Result<(), StoreError> {
         let before = self.record.clone();
         let from = before.life.state();
@@ -163,18 +165,17 @@ impl Instance {
         }
         if self.record != before || !events.is_empty() {
             let incarnation = self.record.incarnation.map(|incarnation| incarnation.to_string());
-            let mut batch = Batch::new().put_instance(&self.record);
+            let mut batch = Batch::new().put_instance(&self.record).essential(input.is_of_an_end());
             for event in events {
                 batch = batch.event(Some(&self.record.name), incarnation.clone(), event);
             }
             if let Err(error) = self.shared.store.commit(batch).await {
                 tracing::error!(instance = %self.record.name, %error, ?input, "could not record a step");
-                if input.is_wish() {
+                if input.is_wish() && !input.is_of_an_end() {
                     self.record = before;
                     return Err(error);
                 }
-                self.record.last_error = Some(error.to_string());
-                effects.retain(|effect| !matches!(effect, Effect::Reserve | Effect::Load | Effect::Spawn));
+                self.without_record(input, before, &error, &mut effects);
             }
         }
         if from != to {
@@ -185,6 +186,31 @@ impl Instance {
         }
         self.publish();
         Ok(())
+    }
+
+    /// A step that could not be recorded: nothing may be started that no record would speak of.
+    fn without_record(
+        &mut self,
+        input: Input,
+        before: InstanceRecord,
+        error: &StoreError,
+        effects: &mut Vec<Effect>,
+    ) {
+        let planned = effects.len();
+        effects.retain(|effect| !matches!(effect, Effect::Reserve | Effect::Load | Effect::Spawn));
+        if input == Input::Expired(Timer::Restart) {
+            // The disk's fault, not the kernel's: it does not count, and is tried again.
+            self.record = before;
+            self.timers.insert(Timer::Restart, Instant::now() + RECORD_AGAIN);
+        } else if effects.len() < planned {
+            self.inputs.push_back(Input::StepFailed);
+        }
+        let reason = match error {
+            StoreError::Refused { reason } => reason.clone(),
+            other => other.to_string(),
+        };
+        self.record.last_error =
+            Some(format!("this could not be recorded, and a later daemon may not know it: {reason}"));
     }
 
     fn event_of(&self, effect: &Effect) -> Option<EventKind> {
@@ -203,6 +229,10 @@ impl Instance {
             self.timers.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
         for timer in due {
             self.timers.remove(&timer);
+            if (timer, self.record.life.state()) == (Timer::Boot, State::Booting) {
+                let waited = self.record.spec.boot_timeout_ms;
+                self.record.last_error = Some(format!("boot: its agent did not report within {waited} ms"));
+            }
             let _ = self.step(Input::Expired(timer), vec![]).await;
         }
     }
