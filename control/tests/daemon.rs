@@ -218,3 +218,33 @@ fn sigterm_ends_the_daemon_in_good_order() {
     assert!(bed.daemon.wait().unwrap().success());
     assert!(!bed.dir.path().join("run/tombolod.sock").exists());
 }
+
+#[test]
+fn caller_that_says_nothing_is_let_go() {
+    use std::io::Read as _;
+    let bed = Bed::start();
+    let mut silent =
+        std::os::unix::net::UnixStream::connect(bed.dir.path().join("run/tombolod.sock")).unwrap();
+    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    // Whatever the daemon says first is not answered.
+    let mut heard = Vec::new();
+    silent.read_to_end(&mut heard).expect("the daemon lets go of who does not introduce itself");
+    bed.ok(&["ps"]);
+}
+
+#[test]
+fn caller_that_speaks_nonsense_is_let_go_and_harms_nobody() {
+    use std::io::{Read as _, Write as _};
+    let bed = Bed::start();
+    for nonsense in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], &[0; 64]] {
+        let path = bed.dir.path().join("run/tombolod.sock");
+        let mut stranger = std::os::unix::net::UnixStream::connect(path).unwrap();
+        stranger.set_read_timeout(Some(PATIENCE)).unwrap();
+        let _ = stranger.write_all(nonsense);
+        // The end, or a reset: anything but silence.
+        if let Err(error) = stranger.read_to_end(&mut Vec::new()) {
+            assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "{nonsense:?}");
+        }
+        bed.ok(&["ps"]);
+    }
+}

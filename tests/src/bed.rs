@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::attached::Attached;
 use crate::prerequisites;
 use crate::wait::LONG;
 
@@ -16,6 +17,7 @@ use crate::wait::LONG;
 pub struct Bed {
     programs: PathBuf,
     spawner: &'static str,
+    daemon_args: Vec<String>,
     dir: TempDir,
     daemon: Option<std::process::Child>,
 }
@@ -58,7 +60,7 @@ impl Bed {
             _ => prerequisites::programs()?,
         };
         let dir = tempfile::Builder::new().prefix("tombolo-e2e-").tempdir().ok()?;
-        Some(Self { programs, spawner, dir, daemon: None })
+        Some(Self { programs, spawner, daemon_args: Vec::new(), dir, daemon: None })
     }
 
     /// The same with a daemon that answers.
@@ -87,8 +89,18 @@ impl Bed {
     pub fn daemon_command(&self) -> Command {
         let mut daemon = Command::new(self.programs.join("tombolod"));
         daemon.arg("--state-dir").arg(self.state_dir()).arg("--runtime-dir").arg(self.dir().join("run"));
-        daemon.args(["--spawner", self.spawner]).stdin(Stdio::null());
+        daemon.args(["--spawner", self.spawner]).args(&self.daemon_args).stdin(Stdio::null());
         daemon
+    }
+
+    /// Gives every later daemon these arguments, too.
+    pub fn add_daemon_args<const N: usize>(&mut self, args: [&str; N]) {
+        self.daemon_args.extend(args.map(str::to_owned));
+    }
+
+    /// One of our programs.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
     }
 
     /// Starts the daemon and waits until it answers.
@@ -134,6 +146,14 @@ impl Bed {
         }
     }
 
+    /// The daemon's process.
+    ///
+    /// # Panics
+    /// When none runs.
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().expect("no daemon runs").id()
+    }
+
     /// What the daemon logged.
     pub fn daemon_log(&self) -> String {
         fs::read_to_string(self.dir().join("tombolod.log")).unwrap_or_default()
@@ -144,9 +164,22 @@ impl Bed {
     /// # Panics
     /// When it cannot be run.
     pub fn tombolo(&self, args: &[&str]) -> Said {
-        let mut tombolo = Command::new(self.programs.join("tombolo"));
+        Said::from(&self.tombolo_command(args).output().unwrap())
+    }
+
+    /// `tombolo ARGS`, not yet run.
+    pub fn tombolo_command(&self, args: &[&str]) -> Command {
+        let mut tombolo = Command::new(self.program("tombolo"));
         tombolo.arg("--runtime-dir").arg(self.dir().join("run")).args(args).stdin(Stdio::null());
-        Said::from(&tombolo.output().unwrap())
+        tombolo
+    }
+
+    /// `tombolo ARGS`, running.
+    ///
+    /// # Panics
+    /// When it cannot be run.
+    pub fn attach(&self, args: &[&str]) -> Attached {
+        Attached::run(self.tombolo_command(args))
     }
 
     /// Runs `tombolo ARGS`, which must succeed.
@@ -272,6 +305,25 @@ impl Drop for Bed {
 /// The pool's name follows from the state folder.
 fn remove_pool_of(state_dir: &Path) {
     let _ = fs::remove_file(tombolo_control::paths::pool(state_dir));
+}
+
+/// Waits until a condition holds.
+///
+/// # Panics
+/// When it does not come to hold, naming `what` was awaited.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < LONG, "waited {LONG:?} for: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether any process of this host has this in its command line.
+pub fn runs(text: &str) -> bool {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+        .any(|command| String::from_utf8_lossy(&command).replace('\0', " ").contains(text))
 }
 
 /// Sends a signal by name, such as `KILL`. A process that is gone is no error.

@@ -512,10 +512,15 @@ fn parse_cursor(input: &str) -> Result<(u64, u64), String> {
 }
 
 impl Command {
-    /// Whether it has the daemon do something that goes on when we are interrupted.
-    pub(super) fn changes_something(&self) -> bool {
+    /// What becomes of what it has begun when it is interrupted; empty if nothing is to be said.
+    pub(super) fn when_interrupted(&self) -> &'static str {
         use Command::*;
-        matches!(self, Up(_) | Start(_) | Stop(_) | Kill(_) | Restart(_) | Rm(_) | Down(_))
+        match self {
+            Up(_) | Start(_) | Stop(_) | Kill(_) | Restart(_) | Rm(_) | Down(_) => "what was begun goes on",
+            Cp(_) => "the same command goes on from here",
+            Exec(args) if !args.detach => "the program inside is ended (one started with -d stays)",
+            _ => "",
+        }
     }
 }
 

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
-use tombolo_agent::api::files::{Get, Put};
+use tombolo_agent::api::files::{FileInfo, Get, Put};
 use tombolo_rpc::Blob;
 
 use super::args::CopyArgs;
@@ -129,15 +130,58 @@ async fn get(cx: &Context, name: &InstanceName, from: String, to: PathBuf, repla
     }
     let client = cx.client().await?;
     let info = client.ask(client.inside.stat(name.to_string(), from.clone())).await?;
-    // Beside the target, so that a reader sees the old file or the new one, whole.
-    let mut partial = target.clone().into_os_string();
-    partial.push(format!(".partial-{}", std::process::id()));
-    let partial = PathBuf::from(partial);
-    let outcome = receive(cx, &client, name, &from, &partial, &target, info.len).await;
-    if outcome.is_err() {
-        let _ = tokio::fs::remove_file(&partial).await;
+    let partial = Partial::open(&target, name, &info).await?;
+    let path = partial.path.clone();
+    let outcome = receive(cx, &client, name, &from, partial, &target, info.len).await;
+    outcome.map_err(|error| match std::fs::metadata(&path).map(|metadata| metadata.len()) {
+        Ok(0) => {
+            let _ = std::fs::remove_file(&path);
+            error
+        }
+        Ok(kept) => error.and(format!("{} are kept; the same command goes on from there", bytes(kept))),
+        Err(_) => error,
+    })
+}
+
+/// What has arrived so far, beside the target, so that a reader sees the old file or the new one, whole. It is named after
+/// what is copied, so that the same command finds it again.
+struct Partial {
+    path: PathBuf,
+    file: File,
+    len: u64,
+    hasher: blake3::Hasher,
+}
+
+impl Partial {
+    async fn open(target: &Path, name: &InstanceName, info: &FileInfo) -> Result<Self, CliError> {
+        let source = format!("{name}:{} {} {}", info.name, info.len, info.modified_ms);
+        let key = blake3::hash(source.as_bytes()).to_hex();
+        let mut path = target.as_os_str().to_owned();
+        path.push(format!(".partial-{}", &key[..16]));
+        let path = PathBuf::from(path);
+        let unwritable = |error: std::io::Error| CliError::failed(format!("write {}", path.display()), error);
+        let file = std::fs::File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(unwritable)?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let message = format!("another `tombolo cp` is writing {}; nothing was changed", path.display());
+            return Err(CliError::new(ExitKind::Conflict, message));
+        }
+        let mut file = File::from_std(file);
+        let mut len = file.metadata().await.map_err(unwritable)?.len();
+        if len > info.len {
+            file.set_len(0).await.map_err(unwritable)?;
+            len = 0;
+        }
+        let mut hasher = blake3::Hasher::new();
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            match file.read(&mut chunk).await.map_err(unwritable)? {
+                0 => break,
+                read => drop(hasher.update(&chunk[..read])),
+            }
+        }
+        Ok(Self { path, file, len, hasher })
     }
-    outcome
 }
 
 async fn receive(
@@ -145,36 +189,40 @@ async fn receive(
     client: &Client,
     name: &InstanceName,
     from: &str,
-    partial: &Path,
+    partial: Partial,
     target: &Path,
     len: u64,
 ) -> Outcome {
     let unwritable = |error: std::io::Error| CliError::failed(format!("write {}", target.display()), error);
-    let mut file = File::create(partial).await.map_err(unwritable)?;
+    let Partial { path, mut file, len: offset, mut hasher } = partial;
     let bar = progress(cx, "copying", len);
+    bar.set_position(offset);
     let started = std::time::Instant::now();
-    let (call, mut out) = client.inside.get(name.to_string(), Get { path: from.to_owned(), offset: 0 });
+    let (call, mut out) = client.inside.get(name.to_string(), Get { path: from.to_owned(), offset });
     let call = call.no_deadline();
-    let mut hasher = blake3::Hasher::new();
-    while let Some(chunk) = out.recv().await? {
+    while let Ok(Some(chunk)) = out.recv().await {
         hasher.update(&chunk.0);
         file.write_all(&chunk.0).await.map_err(unwritable)?;
         bar.inc(chunk.0.len() as u64);
     }
+    file.flush().await.map_err(unwritable)?;
     let done = call.await?;
     let checksum = hasher.finalize();
     if *checksum.as_bytes() != done.blake3 {
+        let _ = tokio::fs::remove_file(&path).await;
         let message = format!(
-            "what arrived of {name}:{from} has another checksum than what was sent; nothing was written"
+            "what arrived of {name}:{from} has another checksum than what is there, perhaps because it was written \
+             meanwhile; nothing was written here, try again"
         );
         return Err(CliError::new(ExitKind::Failed, message));
     }
     let mode = std::os::unix::fs::PermissionsExt::from_mode(done.mode & 0o777);
     file.set_permissions(mode).await.map_err(unwritable)?;
     file.sync_all().await.map_err(unwritable)?;
-    tokio::fs::rename(partial, target).await.map_err(unwritable)?;
+    tokio::fs::rename(&path, target).await.map_err(unwritable)?;
     bar.finish_and_clear();
-    report(cx, &format!("{name}:{from}"), &target.display().to_string(), done.len, 0, &checksum, started)
+    let (source, target) = (format!("{name}:{from}"), target.display().to_string());
+    report(cx, &source, &target, done.len, offset, &checksum, started)
 }
 
 async fn hash(file: &mut File, bar: &ProgressBar) -> std::io::Result<blake3::Hash> {

@@ -35,10 +35,15 @@ impl CliError {
         Self::new(ExitKind::Failed, format!("could not {attempt}: {reason}"))
     }
 
-    /// The user pressed Ctrl-C. What was begun goes on in the daemon.
-    pub(super) fn interrupted(something_was_begun: bool) -> Self {
-        let message = if something_was_begun { "interrupted; what was begun goes on" } else { "" };
+    /// The user pressed Ctrl-C, or somebody told us to end. `left` is what becomes of what was begun.
+    pub(super) fn interrupted(left: &str) -> Self {
+        let message = if left.is_empty() { String::new() } else { format!("interrupted; {left}") };
         Self::new(ExitKind::Interrupted, message)
+    }
+
+    /// The same with one more thing to know.
+    pub(super) fn and(self, more: impl Display) -> Self {
+        Self { message: format!("{}; {more}", self.message), ..self }
     }
 
     /// Our stdout was closed: whoever reads has had enough.
@@ -64,10 +69,11 @@ impl CliError {
 
     /// Tells people, and gives the exit code.
     pub(super) fn report(&self, output: &Output) -> ExitCode {
+        let code = self.code.unwrap_or(self.kind as u8);
         if !self.message.is_empty() {
-            output.problem(&self.message, self.kind);
+            output.problem(&self.message, code);
         }
-        ExitCode::from(self.code.unwrap_or(self.kind as u8))
+        ExitCode::from(code)
     }
 
     pub(super) fn message(&self) -> &str {

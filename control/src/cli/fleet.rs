@@ -92,7 +92,10 @@ pub(super) async fn remove(cx: &Context, args: RemoveArgs) -> Outcome {
     for name in &args.names {
         let outcome = client.ask(client.fleet.remove(name.to_string(), args.force)).await;
         if outcome.is_ok() {
-            cx.output.note(format!("{name} removed"));
+            match cx.output.json {
+                true => cx.output.document("removed", &name.to_string())?,
+                false => cx.output.note(format!("{name} removed")),
+            }
         }
         tally.count(cx, outcome);
     }
@@ -243,10 +246,12 @@ pub(super) fn print_view(cx: &Context, view: &InstanceView) -> Result<(), CliErr
     if cx.output.json {
         return cx.output.document("instance", view);
     }
-    cx.output.note(match view.health {
-        crate::core::health::Verdict::Absent => format!("{} {}", view.name, view.state),
-        health => format!("{} {} ({health})", view.name, view.state),
-    });
+    let health = match view.health {
+        crate::core::health::Verdict::Absent => String::new(),
+        health => format!(" ({health})"),
+    };
+    let error = view.last_error.as_ref().map_or_else(String::new, |error| format!("; {error}"));
+    cx.output.note(format!("{} {}{health}{error}", view.name, view.state));
     Ok(())
 }
 

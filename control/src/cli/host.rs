@@ -80,7 +80,10 @@ pub(super) async fn down(cx: &Context, args: DownArgs) -> Outcome {
         let message = format!("the daemon (process {pid}) has not ended yet; it goes on");
         return Err(CliError::new(ExitKind::Unknown, message));
     }
-    cx.output.note("the daemon has ended");
+    match cx.output.json {
+        true => cx.output.document("ended", &json!({ "pid": pid, "kernels_stopped": !args.keep_kernels }))?,
+        false => cx.output.note("the daemon has ended"),
+    }
     Ok(ExitCode::SUCCESS)
 }
 

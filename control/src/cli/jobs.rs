@@ -22,11 +22,11 @@ pub(super) async fn jobs(cx: &Context, args: JobsArgs) -> Outcome {
             Err(_) => Signal::Name(args.signal),
         };
         client.ask(client.inside.signal_job(name, job, signal)).await?;
-        return Ok(ExitCode::SUCCESS);
+        return told(cx, "signalled", job);
     }
     if let Some(job) = args.forget {
         client.ask(client.inside.forget_job(name, job)).await?;
-        return Ok(ExitCode::SUCCESS);
+        return told(cx, "forgotten", job);
     }
     let jobs = client.ask(client.inside.jobs(name)).await?;
     if cx.output.json {
@@ -45,5 +45,13 @@ pub(super) async fn jobs(cx: &Context, args: JobsArgs) -> Outcome {
         ]);
     }
     cx.output.line(text_of(&rows))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn told(cx: &Context, what: &str, job: u64) -> Outcome {
+    match cx.output.json {
+        true => cx.output.document(what, &job)?,
+        false => cx.output.note(format!("job {job} {what}")),
+    }
     Ok(ExitCode::SUCCESS)
 }

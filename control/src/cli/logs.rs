@@ -19,7 +19,10 @@ pub(super) async fn logs(cx: &Context, args: LogsArgs) -> Outcome {
     let name = args.name.to_string();
     if args.console {
         let bytes = client.ask(client.fleet.console_log(name, CONSOLE_BYTES)).await?;
-        cx.output.raw(&bytes.0)?;
+        match cx.output.json {
+            true => cx.output.document("console", &String::from_utf8_lossy(&bytes.0))?,
+            false => cx.output.raw(&bytes.0)?,
+        }
         return Ok(ExitCode::SUCCESS);
     }
     if args.last_words {

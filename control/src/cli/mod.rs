@@ -27,8 +27,12 @@ mod top;
 mod up;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use self::args::{Cli, Command};
 use self::client::Client;
@@ -57,18 +61,62 @@ pub fn main() -> ExitCode {
         }
     };
     let context = Context { output: Output::new(&cli.global), global: cli.global };
-    let changes = cli.command.changes_something();
+    let left = cli.command.when_interrupted();
     let outcome = runtime.block_on(async {
+        let (cancel, mut running) = begin(&context, cli.command);
         tokio::select! {
-            outcome = run(&context, cli.command) => outcome,
-            _ = tokio::signal::ctrl_c() => Err(CliError::interrupted(changes)),
+            outcome = &mut running => outcome.unwrap_or_else(|_| {
+                Err(CliError::new(ExitKind::Failed, "an error in tombolo itself: please report it"))
+            }),
+            signal = told_to_end() => {
+                drop(cancel);
+                let _ = tokio::time::timeout(LEAVE_MAX, running).await;
+                Err(CliError::interrupted(left).with_code(128 + signal))
+            }
         }
     });
-    // A thread may sit in read(2) on our stdin: it must not keep us.
+    terminal::restore();
+    // A thread may sit in read(2) on our stdin or in write(2) on our stdout: it must not keep us.
     runtime.shutdown_background();
     match outcome {
         Ok(code) => code,
         Err(error) => error.report(&context.output),
+    }
+}
+
+/// How long a command may take to leave when it is told to. It has nothing to wait for but a stdout that nobody reads.
+const LEAVE_MAX: Duration = Duration::from_millis(200);
+
+/// Runs a command on a thread of its own, so that one that hangs in write(2) can be ended all the same. It ends when the
+/// sender is dropped.
+fn begin(cx: &Context, command: Command) -> (oneshot::Sender<()>, oneshot::Receiver<Outcome>) {
+    let (cancel, cancelled) = oneshot::channel::<()>();
+    let (done, running) = oneshot::channel();
+    let (cx, runtime) = (cx.clone(), Handle::current());
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                outcome = run(&cx, command) => drop(done.send(outcome)),
+                _ = cancelled => {}
+            }
+        });
+    });
+    (cancel, running)
+}
+
+/// Waits for a signal that ends us, and gives its number. We take our leave ourselves: a terminal must not stay raw, nor
+/// a socket's file behind.
+async fn told_to_end() -> u8 {
+    let wait = async |kind: SignalKind| match signal(kind) {
+        Ok(mut signal) => drop(signal.recv().await),
+        Err(_) => std::future::pending().await,
+    };
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let number = |kind: SignalKind| u8::try_from(kind.as_raw_value()).unwrap_or(0);
+    tokio::select! {
+        () = wait(kinds[0]) => number(kinds[0]),
+        () = wait(kinds[1]) => number(kinds[1]),
+        () = wait(kinds[2]) => number(kinds[2]),
     }
 }
 

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use super::args::Global;
 use super::error::CliError;
-use crate::api::ExitKind;
 use crate::time::unix_ns;
 
 /// Version of the documents that `--json` prints. Fields are added without a new one, never removed or changed.
@@ -59,10 +58,9 @@ impl Output {
     }
 
     /// Tells people, or programs if they read JSON, what went wrong.
-    pub(super) fn problem(&self, message: &str, kind: ExitKind) {
+    pub(super) fn problem(&self, message: &str, code: u8) {
         let mut stderr = std::io::stderr().lock();
         let _ = if self.json {
-            let code = kind as u8;
             writeln!(
                 stderr,
                 "{}",

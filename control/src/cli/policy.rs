@@ -15,8 +15,8 @@ pub(super) async fn policy(cx: &Context, command: PolicyCommand) -> Outcome {
         PolicyCommand::Rm { rule, deny } => {
             let rule = rule_of(if deny { Action::Deny } else { Action::Allow }, &rule)?;
             let client = cx.client().await?;
-            client.ask(client.rules.remove(rule)).await?;
-            Ok(ExitCode::SUCCESS)
+            client.ask(client.rules.remove(rule.clone())).await?;
+            told(cx, &rule, "removed")
         }
         PolicyCommand::Ls => list(cx).await,
     }
@@ -25,7 +25,15 @@ pub(super) async fn policy(cx: &Context, command: PolicyCommand) -> Outcome {
 async fn add(cx: &Context, action: Action, args: &RuleArgs) -> Outcome {
     let rule = rule_of(action, args)?;
     let client = cx.client().await?;
-    client.ask(client.rules.add(rule)).await?;
+    client.ask(client.rules.add(rule.clone())).await?;
+    told(cx, &rule, "in force")
+}
+
+fn told(cx: &Context, rule: &Rule, what: &str) -> Outcome {
+    match cx.output.json {
+        true => cx.output.document("rule", rule)?,
+        false => cx.output.note(format!("{rule}: {what}")),
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,16 +1,18 @@
 //! Our own terminal: raw while a program inside has it, as before afterwards, whatever happens in between.
 
 use std::io::{IsTerminal, stdin, stdout};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::sync::mpsc;
 use tombolo_agent::api::exec::WindowSize;
 
+/// How our terminal was before it was made raw.
+static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
 /// Keeps our terminal raw until dropped.
 #[derive(Debug)]
-pub(super) struct RawMode {
-    before: Termios,
-}
+pub(super) struct RawMode(());
 
 impl RawMode {
     /// Makes our terminal raw; `None` if stdin is not one.
@@ -21,14 +23,22 @@ impl RawMode {
         let before = tcgetattr(stdin()).ok()?;
         let mut raw = before.clone();
         raw.make_raw();
+        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
         tcsetattr(stdin(), OptionalActions::Now, &raw).ok()?;
-        Some(Self { before })
+        Some(Self(()))
     }
 }
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        let _ = tcsetattr(stdin(), OptionalActions::Now, &self.before);
+        restore();
+    }
+}
+
+/// Makes our terminal as it was, if it is raw.
+pub(super) fn restore() {
+    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let _ = tcsetattr(stdin(), OptionalActions::Now, &before);
     }
 }
 
