@@ -26,7 +26,7 @@ const KEEPER: &str = env!("CARGO_BIN_EXE_tombolo-boot");
 struct Bed<S> {
     spawner: S,
     spec: KernelSpec,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 async fn uml() -> Option<Bed<UmlSpawner>> {
@@ -55,7 +55,7 @@ fn bed<S>(spawner: S, init: PathBuf) -> Bed<S> {
         runtime_dir: dir.path().join("instances/web"),
         extra_args: Vec::new(),
     };
-    Bed { spawner, spec, _dir: dir }
+    Bed { spawner, spec, dir }
 }
 
 fn console_of(kernel: &Kernel) -> String {
@@ -217,6 +217,20 @@ async fn killed_keeper_takes_its_kernel_along<S: Spawner>(bed: Bed<S>) {
     nothing_is_left_of(again).await;
 }
 
+async fn keeper_that_cannot_be_reached_costs_no_kernel_its_life<S: Spawner>(bed: Bed<S>) {
+    let kernel = booted(&bed).await;
+    let (socket, away) = (kernel.runtime_dir().join("keeper.sock"), bed.dir.path().join("away"));
+    fs::rename(&socket, &away).unwrap();
+    for error in [kernel.status().await.unwrap_err(), kernel.exited().await.unwrap_err()] {
+        assert!(matches!(error, SpawnError::Keeper { .. }), "{error}");
+    }
+    fs::rename(&away, &socket).unwrap();
+    assert_eq!(kernel.status().await.unwrap(), KernelStatus::Running);
+    assert_eq!(ring(&kernel, 5).await, 6, "it runs on");
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+}
+
 async fn terminated_keeper_kills_its_kernel_and_records_it<S: Spawner>(bed: Bed<S>) {
     let kernel = booted(&bed).await;
     signal(parent_of(kernel.pid()), "TERM");
@@ -297,7 +311,7 @@ mod on_uml {
         boots_answers_its_doorbell_and_powers_off, kill_takes_all_its_processes, death_by_a_foreign_hand_is_seen,
         freeze_stops_it_and_thaw_lets_it_run_on, adopted_kernel_is_the_same, killed_keeper_takes_its_kernel_along,
         terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
-        what_cannot_be_spawned_leaves_nothing,
+        what_cannot_be_spawned_leaves_nothing, keeper_that_cannot_be_reached_costs_no_kernel_its_life,
     );
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -348,7 +362,7 @@ mod on_process {
         boots_answers_its_doorbell_and_powers_off, kill_takes_all_its_processes, death_by_a_foreign_hand_is_seen,
         freeze_stops_it_and_thaw_lets_it_run_on, adopted_kernel_is_the_same, killed_keeper_takes_its_kernel_along,
         terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
-        what_cannot_be_spawned_leaves_nothing,
+        what_cannot_be_spawned_leaves_nothing, keeper_that_cannot_be_reached_costs_no_kernel_its_life,
     );
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

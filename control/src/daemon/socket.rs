@@ -1,9 +1,10 @@
 //! The socket for `tombolo`: who connects is known by the credentials the kernel attaches to it.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -18,6 +19,43 @@ use crate::api::Role;
 
 /// Longest message on the socket, in bytes. Streams travel in much smaller pieces.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// Connections that one user may have at once: a script gone wild must not keep the others out.
+const CALLERS_OF_ONE_MAX: usize = 128;
+
+/// How many connections each user has.
+type Callers = Arc<Mutex<HashMap<u32, usize>>>;
+
+/// One connection of a user, counted until it is dropped.
+struct Counted {
+    callers: Callers,
+    uid: u32,
+}
+
+impl Counted {
+    /// Counts one more; `None` if the user has as many as there may be.
+    fn new(callers: &Callers, uid: u32) -> Option<Self> {
+        let mut counts = callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(uid).or_default();
+        if *count >= CALLERS_OF_ONE_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Self { callers: callers.clone(), uid })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.uid);
+            }
+        }
+    }
+}
 
 /// Binds the socket at `path`, in place of one that a dead daemon left. The folder's lock says that it is dead.
 ///
@@ -42,12 +80,14 @@ pub(crate) async fn serve(
     registry: Arc<Registry>,
     shutdown: mpsc::Sender<ShutdownRequest>,
 ) {
+    let callers = Callers::default();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let (shared, registry, shutdown) = (shared.clone(), registry.clone(), shutdown.clone());
+                let callers = callers.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = converse(stream, shared, registry, shutdown).await {
+                    if let Err(error) = converse(stream, &callers, shared, registry, shutdown).await {
                         tracing::debug!(error, "a caller went away");
                     }
                 });
@@ -63,6 +103,7 @@ pub(crate) async fn serve(
 
 async fn converse(
     stream: UnixStream,
+    callers: &Callers,
     shared: Arc<Shared>,
     registry: Arc<Registry>,
     shutdown: mpsc::Sender<ShutdownRequest>,
@@ -70,6 +111,14 @@ async fn converse(
     let credentials =
         stream.peer_cred().map_err(|error| format!("its credentials are not known: {error}"))?;
     let (uid, gid) = (credentials.uid(), credentials.gid());
+    let Some(_counted) = Counted::new(callers, uid) else {
+        tracing::warn!(
+            uid,
+            max = CALLERS_OF_ONE_MAX,
+            "a user has too many connections; one more was refused"
+        );
+        return Err(format!("uid {uid} has {CALLERS_OF_ONE_MAX} connections already"));
+    };
     let role = Role::of(uid, &groups_of(uid, gid), shared.daemon_uid, shared.operators_gid);
     let caller = Caller { uid, pid: credentials.pid().unwrap_or(0), role };
     let local = Addr::new(Cid::HOST, Port::CONTROL);
@@ -81,4 +130,22 @@ async fn converse(
     let reason = link.closed().await;
     tracing::trace!(uid, %reason, "a caller is done");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_fills_only_its_own_share() {
+        let callers = Callers::default();
+        let mut all: Vec<_> =
+            (0..CALLERS_OF_ONE_MAX).map(|_| Counted::new(&callers, 1000).unwrap()).collect();
+        assert!(Counted::new(&callers, 1000).is_none());
+        assert!(Counted::new(&callers, 0).is_some());
+        all.pop();
+        assert!(Counted::new(&callers, 1000).is_some());
+        drop(all);
+        assert!(callers.lock().unwrap().is_empty());
+    }
 }

@@ -18,6 +18,41 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
+/// Room for a small file that is written later: it then cannot fail for want of room.
+#[derive(Debug)]
+pub(crate) struct Room {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl Room {
+    /// What fits, in bytes: one block of most disks.
+    const BYTES: usize = 4096;
+
+    /// Takes room at `path`. Where there is none, the file is written later like any other.
+    pub(crate) fn take(path: &Path) -> Self {
+        let take = || {
+            let mut file =
+                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+            file.write_all(&[b' '; Self::BYTES])?;
+            file.sync_all()?;
+            Ok::<_, io::Error>(file)
+        };
+        Self { path: path.to_owned(), file: take().ok() }
+    }
+
+    /// Makes it the file `target` with this content and blanks behind, as [`write_atomically`] would.
+    pub(crate) fn use_for(self, target: &Path, content: &[u8]) -> io::Result<()> {
+        let Self { path, file } = self;
+        let Some(file) = file.filter(|_| content.len() <= Self::BYTES) else {
+            return write_atomically(target, content);
+        };
+        std::os::unix::fs::FileExt::write_all_at(&file, content, 0)?;
+        file.sync_all()?;
+        fs::rename(path, target)
+    }
+}
+
 /// Removes files and folders; those that are not there are no error.
 pub(crate) fn remove_all(paths: &[PathBuf]) -> io::Result<()> {
     for path in paths {
@@ -60,6 +95,19 @@ mod tests {
         let _listener = UnixListener::bind(&path).unwrap();
         let (path, _dir) = unix_address(&deep, "s").unwrap();
         UnixStream::connect(path).unwrap();
+    }
+
+    #[test]
+    fn room_taken_early_becomes_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, target) = (dir.path().join("room"), dir.path().join("target"));
+        let room = Room::take(&path);
+        assert_eq!(fs::metadata(&path).unwrap().len(), Room::BYTES as u64);
+        room.use_for(&target, b"[1]\n").unwrap();
+        assert_eq!(serde_json::from_slice::<Vec<u8>>(&fs::read(&target).unwrap()).unwrap(), [1]);
+        assert!(!path.exists());
+        Room::take(&dir.path().join("no/such/folder")).use_for(&target, b"[2]").unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"[2]");
     }
 
     #[test]

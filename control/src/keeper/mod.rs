@@ -45,6 +45,8 @@ pub mod names {
     pub const KERNEL: &str = "kernel.json";
     /// How it ended: a [`super::Exit`].
     pub const EXIT: &str = "exit.json";
+    /// Room for [`EXIT`], taken at the start: how a kernel ended is known to who comes later even if the disk is full then.
+    pub const EXIT_ROOM: &str = "exit.room";
     /// Why the kernel's program could not be executed, when it could not.
     pub const EXEC_ERROR: &str = "exec.err";
     /// The console's latest output.

@@ -21,6 +21,7 @@ use rustix::process::{
 use super::client::{Client, Next};
 use super::console::ConsoleLog;
 use super::exec::EXIT_NOT_EXECUTED;
+use super::files::Room;
 use super::{
     Exit, ExitHow, Job, KernelRecord, Process, Request, Status, descendants_of, names, remove_all,
     write_atomically,
@@ -68,6 +69,7 @@ struct Keeper {
     console: Option<UnixStream>,
     console_input: Vec<u8>,
     log: ConsoleLog,
+    exit_room: Option<Room>,
     clients: Vec<Client>,
 }
 
@@ -114,6 +116,7 @@ impl Keeper {
             format!("could not write kernel.json: {error}")
         })?;
         let (console_input, clients) = (Vec::new(), Vec::new());
+        let exit_room = Some(Room::take(names::EXIT_ROOM.as_ref()));
         Ok(Self {
             record,
             main,
@@ -123,6 +126,7 @@ impl Keeper {
             console: Some(console),
             console_input,
             log,
+            exit_room,
             clients,
         })
     }
@@ -295,7 +299,11 @@ impl Keeper {
             _ => ExitHow::classify(status.code(), status.signal(), self.log.tail()),
         };
         let exit = Exit { how, at_unix_ns };
-        let recorded = write_atomically(names::EXIT.as_ref(), &super::wire::line(&exit));
+        let (path, line) = (Path::new(names::EXIT), super::wire::line(&exit));
+        let recorded = match self.exit_room.take() {
+            Some(room) => room.use_for(path, &line),
+            None => write_atomically(path, &line),
+        };
         // No new client may find us between the record and our end.
         remove_all(&[names::SOCKET.into()])?;
         let status = self.status(Some(exit));

@@ -52,8 +52,13 @@ pub(super) struct KeeperLink {
 
 impl KeeperLink {
     pub(super) async fn connect(dir: &Path) -> Result<Self, LinkError> {
-        let (path, _dir) = unix_address(dir, names::SOCKET).map_err(LinkError::NoKeeper)?;
-        let stream = UnixStream::connect(path).await.map_err(LinkError::NoKeeper)?;
+        // Only these say that nobody serves the folder. Anything else (no descriptor left, say) is our own trouble.
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => LinkError::NoKeeper(error),
+            _ => LinkError::Broken(error),
+        };
+        let (path, _dir) = unix_address(dir, names::SOCKET).map_err(failed)?;
+        let stream = UnixStream::connect(path).await.map_err(failed)?;
         Ok(Self { stream })
     }
 

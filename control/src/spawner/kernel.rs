@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use tokio::time::timeout;
 
 use super::keeper_link::{KeeperLink, LinkError};
@@ -113,6 +115,9 @@ impl Kernel {
     }
 
     /// Waits until it has ended, however long that takes.
+    ///
+    /// # Errors
+    /// [`SpawnError::Keeper`] when its keeper lives but cannot be asked: it may still run, so ask again.
     ///
     /// # Cancel safety
     /// Cancel safe: the end is recorded, and a later call returns it.
@@ -229,10 +234,15 @@ impl Kernel {
     }
 
     /// How it ended, when its keeper has gone. Without a record the keeper was killed, and the kernel with it: sweep
-    /// what is left of it, and record that.
+    /// what is left of it, and record that. A keeper that merely cannot be reached must not cost its kernel the life: the
+    /// folder's lock, which it holds to its end, tells.
     async fn exit_without_keeper(&self) -> Result<Exit, SpawnError> {
         let (inner, dir) = (self.inner.clone(), self.runtime_dir().to_owned());
         let swept = tokio::task::spawn_blocking(move || {
+            if let Some(exit) = read_json::<Exit>(&inner.runtime_dir, names::EXIT) {
+                return Ok(exit);
+            }
+            let _lock = wait_for_lock(&inner.runtime_dir)?;
             if let Some(exit) = read_json::<Exit>(&inner.runtime_dir, names::EXIT) {
                 return Ok(exit);
             }
@@ -242,7 +252,12 @@ impl Kernel {
             let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
             let exit =
                 Exit { how: ExitHow::Lost, at_unix_ns: u64::try_from(at.as_nanos()).unwrap_or(u64::MAX) };
-            write_atomically(&inner.runtime_dir.join(names::EXIT), &serde_json::to_vec(&exit)?)?;
+            // For whoever comes later. What is known now is true with or without a record (a full disk).
+            if let Err(error) =
+                write_atomically(&inner.runtime_dir.join(names::EXIT), &serde_json::to_vec(&exit)?)
+            {
+                tracing::warn!(dir = %inner.runtime_dir.display(), %error, "the loss of a kernel is not recorded");
+            }
             Ok(exit)
         });
         let swept = swept.await.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
@@ -276,7 +291,15 @@ pub(super) async fn ask(dir: &Path, request: Request) -> Result<Status, LinkErro
 
 /// Removes everything a spawner and a keeper put into `dir`, but for the console logs.
 pub(super) fn remove_spawned_files(dir: &Path) -> Result<(), SpawnError> {
-    let of_keeper = [names::SOCKET, names::JOB, names::KERNEL, names::EXIT, names::EXEC_ERROR, names::LOG];
+    let of_keeper = [
+        names::SOCKET,
+        names::JOB,
+        names::KERNEL,
+        names::EXIT,
+        names::EXIT_ROOM,
+        names::EXEC_ERROR,
+        names::LOG,
+    ];
     let of_spawners = uml::FILES.iter().chain(process::FILES);
     let paths: Vec<PathBuf> = of_keeper.iter().chain(of_spawners).map(|name| dir.join(name)).collect();
     remove_all(&paths).map_err(|source| SpawnError::File {
@@ -284,6 +307,24 @@ pub(super) fn remove_spawned_files(dir: &Path) -> Result<(), SpawnError> {
         path: dir.to_owned(),
         source,
     })
+}
+
+/// Takes the folder's lock, which its keeper lets go only when it ends; a moment before that it has left its socket.
+fn wait_for_lock(dir: &Path) -> std::io::Result<std::fs::File> {
+    let folder = std::fs::File::open(dir)?;
+    let deadline = Instant::now() + ANSWER_MAX;
+    loop {
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(folder),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(Errno::WOULDBLOCK) => {
+                return Err(std::io::Error::other("its keeper lives but cannot be reached"));
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(dir: &Path, name: &str) -> Option<T> {

@@ -29,6 +29,8 @@ pub(super) const KEEPER_MAX: Duration = Duration::from_secs(5);
 const SPAWN_MAX: Duration = Duration::from_secs(60);
 /// How long killing may take, its helpers included.
 const KILL_MAX: Duration = Duration::from_secs(10);
+/// How often it is tried: for five minutes and more, as a process may hang in a system call that long.
+const KILL_TRIES: u32 = 20;
 
 impl Instance {
     pub(super) async fn perform(&mut self, effect: Effect) {
@@ -297,14 +299,20 @@ impl Instance {
     fn kill(&self) {
         // Without a kernel one is just being started: it is killed when that is done.
         let Some(kernel) = self.kernel.clone() else { return };
-        let name = self.record.name.clone();
+        let (name, shared) = (self.record.name.clone(), self.shared.clone());
         tokio::spawn(async move {
-            match tokio::time::timeout(KILL_MAX, kernel.kill()).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => {
-                    tracing::error!(instance = %name, error = chain(&error), "could not kill it");
+            for attempt in 0..KILL_TRIES {
+                let reason = match tokio::time::timeout(KILL_MAX, kernel.kill()).await {
+                    Ok(Ok(_)) => return,
+                    Ok(Err(error)) => chain(&error),
+                    Err(_) => format!("it took longer than {KILL_MAX:?}"),
+                };
+                tracing::error!(instance = %name, attempt, reason, "could not kill it");
+                if attempt == 0 {
+                    let step = "kill".to_owned();
+                    shared.note(Some(&name), EventKind::StepFailed { step, reason }).await;
                 }
-                Err(_) => tracing::error!(instance = %name, "killing it took too long"),
+                tokio::time::sleep(KEEPER_MAX).await;
             }
         });
     }
@@ -339,19 +347,24 @@ async fn clear(found: Result<Kernel, SpawnError>) {
     let _ = tokio::time::timeout(KILL_MAX, clearing).await;
 }
 
-/// Waits until the kernel has ended; a keeper that cannot be asked any more counts as lost with its kernel.
+/// Waits until the kernel has ended. A keeper that cannot be asked is asked again and again: only its word, or its own end,
+/// says that a kernel has ended.
 async fn wait_for_the_end(kernel: Kernel) -> Exit {
-    const TRIES: u32 = 3;
-    let mut last_error = String::new();
-    for _ in 0..TRIES {
+    let mut pause = Duration::from_millis(100);
+    loop {
         match kernel.exited().await {
             Ok(exit) => return exit,
-            Err(error) => last_error = chain(&error),
+            Err(error) => {
+                tracing::warn!(
+                    pid = kernel.pid(),
+                    error = chain(&error),
+                    "the keeper of a kernel cannot be asked"
+                );
+            }
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(KEEPER_MAX);
     }
-    tracing::warn!(pid = kernel.pid(), error = last_error, "the keeper of a kernel is gone");
-    Exit { how: ExitHow::Lost, at_unix_ns: unix_ns() }
 }
 
 /// How a kernel ended, in the words of the lifecycle.
