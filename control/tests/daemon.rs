@@ -248,3 +248,15 @@ fn caller_that_speaks_nonsense_is_let_go_and_harms_nobody() {
         bed.ok(&["ps"]);
     }
 }
+
+#[test]
+fn of_changes_of_the_policy_at_once_none_is_lost() {
+    let bed = Bed::start();
+    let ports: Vec<String> = (1..=12).map(|port| format!("db:{port}")).collect();
+    std::thread::scope(|scope| {
+        for target in &ports {
+            scope.spawn(|| bed.ok(&["policy", "allow", "web", target]));
+        }
+    });
+    assert_eq!(bed.json(&["policy", "ls"])["rules"].as_array().unwrap().len(), ports.len());
+}

@@ -135,6 +135,34 @@ fn kernel_that_ends_while_no_daemon_runs_is_found_ended() {
 }
 
 #[test]
+fn kernel_ended_by_a_signal_at_any_step_is_noticed_and_started_again() {
+    let Some(bed) = bed_with_web("never") else { return };
+    for (round, signal) in ["KILL", "TERM"].into_iter().enumerate() {
+        let mut exec = bed.attach(&["exec", "web", "--", "/bin/app", "count", "100000", "50"]);
+        exec.line("output", |line| line.starts_with("line 2 "));
+        send_signal(bed.pid("web"), signal);
+        let said = exec.finish();
+        assert!(said.code == 6 && said.stderr.contains("may have run"), "SIG{signal}: {said:?}");
+        bed.until("web", "failed", |view| view["state"] == "failed");
+
+        bed.must(&["start", "web", "--no-wait"]);
+        let booting = bed.until("web", "booting", |view| !view["pid"].is_null());
+        std::thread::sleep(std::time::Duration::from_millis(400 * round as u64));
+        send_signal(booting["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).unwrap(), signal);
+        bed.until("web", "failed", |view| view["state"] == "failed");
+
+        bed.must(&["start", "web"]);
+        let pid = bed.pid("web");
+        bed.must(&["stop", "web", "--no-wait"]);
+        send_signal(pid, signal);
+        bed.until("web", "stopped", |view| view["state"] == "stopped");
+        bed.must(&["start", "web"]);
+    }
+    where_am_i(&bed);
+    bed.nothing_is_left();
+}
+
+#[test]
 fn two_kernels_may_talk_only_when_policy_allows() {
     let Some(bed) = bed_with_web("never") else { return };
     let app = prerequisites::static_program("tombolo-demo-kv").unwrap();

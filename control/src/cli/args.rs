@@ -10,8 +10,11 @@ use crate::core::policy::Target;
 use crate::spawner::SpawnerKind;
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 denied, 6 outcome unknown (timed out),
-7 done in part, 8 daemon unreachable, 9 needs an operator, 130 interrupted. `exec` exits as the program did.
+Exit codes:
+  0 done              3 not found    6 outcome unknown (timed out)   9 needs an operator
+  1 failed            4 conflict     7 done in part                  130 interrupted
+  2 usage             5 denied       8 daemon unreachable
+  `exec` exits as its program did: 127 if there is none, 128 + N if signal N ended it
 
 First steps:
   tombolod &                          start the daemon

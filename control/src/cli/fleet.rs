@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use tombolo_agent::api::health::EntrypointState;
+
 use super::args::{
     ConditionArg, CreateArgs, InspectArgs, NamesArgs, PsArgs, RemoveArgs, StartArgs, StopArgs, WaitArgs,
 };
@@ -105,7 +107,10 @@ pub(super) async fn remove(cx: &Context, args: RemoveArgs) -> Outcome {
 pub(super) async fn wait(cx: &Context, args: WaitArgs) -> Outcome {
     let client = cx.client().await?;
     let view = wait_for(&client, &args.name, args.condition.into()).await?;
-    print_view(cx, &view)?;
+    match args.condition {
+        ConditionArg::Gone if !cx.output.json => cx.output.note(format!("{} is gone", args.name)),
+        _ => print_view(cx, &view)?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -207,13 +212,12 @@ fn describe(detail: &InstanceDetail) -> String {
         add("memory", Some(format!("{} of {} available", bytes(memory.available), bytes(memory.total))));
         add("uptime", Some(duration(Duration::from_millis(report.load.uptime_ms))));
         if let Some(entrypoint) = &report.entrypoint {
-            add("program", Some(format!("{} ({:?})", entrypoint.argv.join(" "), entrypoint.state)));
+            add("program", Some(format!("{} ({})", entrypoint.argv.join(" "), state_of(&entrypoint.state))));
         }
         for probe in &report.probes {
-            add(
-                "probe",
-                Some(format!("{} {:?} {:?} {}", probe.name, probe.kind, probe.verdict, probe.last_failure)),
-            );
+            let (kind, verdict) = (format!("{:?}", probe.kind), format!("{:?}", probe.verdict));
+            let (kind, verdict) = (kind.to_lowercase(), verdict.to_lowercase());
+            add("probe", Some(format!("{}: {kind} {verdict} {}", probe.name, probe.last_failure)));
         }
     }
     add("folder", Some(detail.runtime_dir.clone()));
@@ -227,6 +231,23 @@ fn describe(detail: &InstanceDetail) -> String {
         );
     }
     lines.join("\n")
+}
+
+/// How the program of an instance is, in words.
+fn state_of(state: &EntrypointState) -> String {
+    let again = |ms: u64| format!("again in {}", duration(Duration::from_millis(ms)));
+    match state {
+        EntrypointState::Running { pid, since_ms } => {
+            format!("process {pid}, for {}", age(since_ms.saturating_mul(1_000_000)))
+        }
+        EntrypointState::BackOff { next_in_ms } => format!("ended, {}", again(*next_in_ms)),
+        EntrypointState::Ended => "ended".to_owned(),
+        EntrypointState::CannotStart { reason, next_in_ms } => {
+            let next = next_in_ms.map_or_else(String::new, |ms| format!(", {}", again(ms)));
+            format!("cannot be started: {reason}{next}")
+        }
+        EntrypointState::Stopping => "being stopped".to_owned(),
+    }
 }
 
 /// Waits until an instance is as wanted.

@@ -370,7 +370,8 @@ impl Lifecycle {
                 self.up_since_ns = Some(now_ns);
                 self.enter(State::Running, [Effect::Disarm(Timer::Boot)])
             }
-            State::Adopted => {
+            // One that was found running and then counted as hung, because it took long to report, is neither.
+            State::Adopted | State::Hung => {
                 self.up_since_ns.get_or_insert(now_ns);
                 self.enter(State::Running, [Effect::Disarm(Timer::Boot)])
             }

@@ -61,6 +61,15 @@ fn a_kernel_that_ignores_the_stop_is_killed_when_grace_ends() {
 }
 
 #[test]
+fn a_kernel_that_was_found_running_and_reports_late_is_not_hung() {
+    let mut life = running();
+    drive(&mut life, &[Input::Resume(Found::Alive), Input::Expired(Timer::Boot)]);
+    assert_eq!(life.state(), State::Hung);
+    drive(&mut life, &[Input::AgentUp]);
+    assert_eq!(life.state(), State::Running);
+}
+
+#[test]
 fn a_death_fences_before_anything_else_and_restarts_after_the_back_off() {
     let mut life = running();
     let effects = drive(&mut life, &[Input::Ended(End::Signaled(9))]);

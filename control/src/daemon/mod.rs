@@ -20,6 +20,7 @@ mod shared;
 pub mod socket;
 
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -118,6 +119,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     tracing::info!(socket = %path.display(), state = %shared.places.state_dir.display(), "ready");
 
     let request = wait_for_the_end(requests, options.stop_kernels).await;
+    shared.is_ending.store(true, Ordering::Release);
     if request.stop_kernels {
         stop_all(&registry).await;
     }

@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 
+use tokio::sync::Mutex;
 use tombolo_transport::pool::{Member, Pool};
 use tombolo_transport::{BrokerHandle, Cid, Incarnation};
 
@@ -14,7 +16,7 @@ use crate::core::policy::{Rule, to_broker_policy};
 use crate::core::{EventKind, InstanceName};
 use crate::store::{Batch, Store};
 
-/// What every part of the daemon knows. No lock in it is held across an await.
+/// What every part of the daemon knows. No lock in it but `policy_changes` is held across an await.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) places: Places,
@@ -28,6 +30,10 @@ pub(crate) struct Shared {
     pub(crate) image: Option<PathBuf>,
     pub(crate) started_unix_ns: u64,
     rules: RwLock<Arc<Vec<Rule>>>,
+    /// Held by whoever changes the policy, from reading it until it is in force: of two changes at once none is lost.
+    pub(crate) policy_changes: Mutex<()>,
+    /// Whether the daemon is about to end: then nothing is started any more.
+    pub(crate) is_ending: AtomicBool,
     /// Who may report as an agent: one entry for each kernel that was started and has not ended.
     credentials: RwLock<HashMap<(Cid, Incarnation), Credential>>,
 }
@@ -68,6 +74,8 @@ impl Shared {
             daemon_uid: rustix::process::geteuid().as_raw(),
             started_unix_ns: crate::time::unix_ns(),
             rules: RwLock::new(Arc::new(rules)),
+            policy_changes: Mutex::default(),
+            is_ending: AtomicBool::new(false),
             credentials: RwLock::default(),
         })
     }

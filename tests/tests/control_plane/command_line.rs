@@ -82,6 +82,8 @@ fn wrong_arguments_are_a_usage_error_that_names_them() {
         &["ping", "web", "-c", "0"],
         &["events", "--since", "yesterday"],
         &["forward", "1"],
+        &["forward", "65536", "web:1"],
+        &["connect", "web:99999999999"],
         &["connect", "nowhere"],
         &["wait", "web", "--for", "godot"],
         &["policy", "allow", "web"],
@@ -137,6 +139,21 @@ fn every_command_says_how_to_start_a_daemon_that_does_not_run() {
     let doctor = bed.tombolo(&["doctor"]);
     assert!(doctor.stdout.contains("start it with:  tombolod"), "{doctor:?}");
     assert!(bed.must(&["version"]).stdout.contains("not running"));
+}
+
+#[test]
+fn ports_that_are_taken_or_refused_are_told() {
+    let bed = bed!(Bed::start("process"));
+    bed.must(&["up", "web"]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let said = bed.tombolo(&["forward", &port, "web:tcp:1"]);
+    assert!(said.code == 4 && said.stderr.contains("in use"), "{said:?}");
+    let said = bed.tombolo(&["connect", "web:9"]);
+    assert!(said.code == 1 && said.stderr.contains("nobody listens"), "{said:?}");
+    let said = bed.tombolo(&["connect", "web/nothing"]);
+    assert!(said.code == 3 && said.stderr.contains("nothing"), "{said:?}");
+    bed.nothing_is_left();
 }
 
 #[test]

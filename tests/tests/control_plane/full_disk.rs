@@ -28,6 +28,7 @@ fn full_disk_keeps_nobody_from_stopping_a_kernel() {
     bed.must(&["up", "db"]);
     let disk = Disk::of(&bed);
     disk.fill();
+    use_up_the_store(&bed);
     let refused = bed.tombolo(&["create", "mail"]);
     assert!(refused.code == 1 && refused.stderr.contains("free the disk"), "{refused:?}");
 

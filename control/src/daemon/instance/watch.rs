@@ -134,10 +134,11 @@ impl Instance {
             });
             let _ = self.step(Input::Silent, events).await;
         } else if to.answers() && state == State::Hung {
-            let since_ns = self.silent_since_ns.take().unwrap_or(now_ns);
-            events.push(EventKind::Recovered { after_ms: now_ns.saturating_sub(since_ns) / 1_000_000 });
+            events.push(self.recovered(now_ns));
             let _ = self.step(Input::Answers, events).await;
             self.sync_clock();
+            // What was told to it in the meantime it may not have heard.
+            self.push_rules();
         } else {
             let incarnation = self.record.incarnation.map(|incarnation| incarnation.to_string());
             let batch = events.into_iter().fold(Batch::new(), |batch, event| {
@@ -148,6 +149,12 @@ impl Instance {
             }
             self.publish();
         }
+    }
+
+    /// The end of a silence.
+    pub(super) fn recovered(&mut self, now_ns: u64) -> EventKind {
+        let since_ns = self.silent_since_ns.take().unwrap_or(now_ns);
+        EventKind::Recovered { after_ms: now_ns.saturating_sub(since_ns) / 1_000_000 }
     }
 
     /// Judges anew; says what has changed.

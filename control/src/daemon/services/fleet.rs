@@ -1,5 +1,6 @@
 //! `tombolo.control.Fleet`.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
@@ -34,7 +35,10 @@ impl Fleet for Session {
     async fn create(&self, _cx: &Ctx, request: CreateRequest) -> Result<InstanceView, ControlError> {
         self.require(Role::Operator, "create")?;
         let name = request.name.clone();
-        let outcome = self.registry.create(request).await;
+        let outcome = match self.refuse_at_the_end("create", &name) {
+            Ok(()) => self.registry.create(request).await,
+            Err(error) => Err(error),
+        };
         self.audit("create", Some(&name), &outcome).await;
         outcome
     }
@@ -201,9 +205,22 @@ impl Fleet for Session {
 }
 
 impl Session {
+    /// A daemon that stops everything must not be overtaken by a start.
+    fn refuse_at_the_end(&self, verb: &str, name: &str) -> Result<(), ControlError> {
+        if !self.shared.is_ending.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let reason = "the daemon is about to end; start another, then try again".into();
+        Err(ControlError::Conflict { verb: verb.to_owned(), name: name.to_owned(), reason })
+    }
+
     async fn change(&self, verb: &str, name: &str, command: Command) -> Result<InstanceView, ControlError> {
         self.require(Role::Operator, verb)?;
-        let outcome = match self.find(name) {
+        let may_start = match command {
+            Command::Start | Command::Restart(_) => self.refuse_at_the_end(verb, name),
+            _ => Ok(()),
+        };
+        let outcome = match may_start.and_then(|()| self.find(name)) {
             Ok(handle) => handle.mailbox.command(name, command).await,
             Err(error) => Err(error),
         };

@@ -35,6 +35,7 @@ impl Session {
         let target = Target { to: rule.to.clone(), port: rule.port.clone() };
         Rule::new(rule.action, &rule.from, &target)
             .map_err(|error| ControlError::Invalid { reason: error.to_string() })?;
+        let _change = self.shared.policy_changes.lock().await;
         let mut rules = self.shared.rules().to_vec();
         if rules.contains(rule) {
             return Ok(());
@@ -46,6 +47,7 @@ impl Session {
     }
 
     async fn remove_rule(&self, rule: &Rule) -> Result<(), ControlError> {
+        let _change = self.shared.policy_changes.lock().await;
         let mut rules = self.shared.rules().to_vec();
         let Some(index) = rules.iter().position(|other| other == rule) else {
             return Err(ControlError::NotFound { what: "policy rule".into(), name: rule.to_string() });
