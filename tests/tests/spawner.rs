@@ -231,6 +231,17 @@ async fn keeper_that_cannot_be_reached_costs_no_kernel_its_life<S: Spawner>(bed:
     nothing_is_left_of(kernel).await;
 }
 
+async fn folder_of_a_kernel_that_was_lost_unseen_can_be_used_again<S: Spawner>(bed: Bed<S>) {
+    let kernel = booted(&bed).await;
+    let dir = kernel.runtime_dir().to_owned();
+    signal(parent_of(kernel.pid()), "KILL");
+    until("the end of keeper and kernel", || async { (processes_in(&dir).len() < 2).then_some(()) }).await;
+    let again = booted(&bed).await;
+    assert_ne!(again.pid(), kernel.pid());
+    again.kill().await.unwrap();
+    nothing_is_left_of(again).await;
+}
+
 async fn terminated_keeper_kills_its_kernel_and_records_it<S: Spawner>(bed: Bed<S>) {
     let kernel = booted(&bed).await;
     signal(parent_of(kernel.pid()), "TERM");
@@ -312,6 +323,7 @@ mod on_uml {
         freeze_stops_it_and_thaw_lets_it_run_on, adopted_kernel_is_the_same, killed_keeper_takes_its_kernel_along,
         terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
         what_cannot_be_spawned_leaves_nothing, keeper_that_cannot_be_reached_costs_no_kernel_its_life,
+        folder_of_a_kernel_that_was_lost_unseen_can_be_used_again,
     );
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -363,6 +375,7 @@ mod on_process {
         freeze_stops_it_and_thaw_lets_it_run_on, adopted_kernel_is_the_same, killed_keeper_takes_its_kernel_along,
         terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
         what_cannot_be_spawned_leaves_nothing, keeper_that_cannot_be_reached_costs_no_kernel_its_life,
+        folder_of_a_kernel_that_was_lost_unseen_can_be_used_again,
     );
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

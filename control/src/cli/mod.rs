@@ -107,9 +107,10 @@ fn begin(cx: &Context, command: Command) -> (oneshot::Sender<()>, oneshot::Recei
 /// Waits for a signal that ends us, and gives its number. We take our leave ourselves: a terminal must not stay raw, nor
 /// a socket's file behind.
 async fn told_to_end() -> u8 {
+    let under_nohup = is_hangup_ignored();
     let wait = async |kind: SignalKind| match signal(kind) {
-        Ok(mut signal) => drop(signal.recv().await),
-        Err(_) => std::future::pending().await,
+        Ok(mut signal) if kind != SignalKind::hangup() || !under_nohup => drop(signal.recv().await),
+        _ => std::future::pending().await,
     };
     let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
     let number = |kind: SignalKind| u8::try_from(kind.as_raw_value()).unwrap_or(0);
@@ -118,6 +119,14 @@ async fn told_to_end() -> u8 {
         () = wait(kinds[1]) => number(kinds[1]),
         () = wait(kinds[2]) => number(kinds[2]),
     }
+}
+
+/// Whether we were started with SIGHUP ignored, as nohup(1) does: then we outlive our terminal.
+fn is_hangup_ignored() -> bool {
+    // proc_pid_status(5): one bit for each signal, the lowest for signal 1, which is SIGHUP.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
 async fn run(cx: &Context, command: Command) -> Outcome {

@@ -90,7 +90,7 @@ impl EventKind {
         self.to_name_and_fields().0
     }
 
-    /// Whether it tells of an end: such events are recorded even when the disk is full.
+    /// Whether it tells of an end, or of one that was wanted and failed: recorded even when the disk is full.
     pub fn is_of_an_end(&self) -> bool {
         match self {
             Self::DaemonStopped { .. } | Self::LastWords { .. } | Self::StepFailed { .. } => true,

@@ -237,12 +237,24 @@ impl Kernel {
     /// what is left of it, and record that. A keeper that merely cannot be reached must not cost its kernel the life: the
     /// folder's lock, which it holds to its end, tells.
     async fn exit_without_keeper(&self) -> Result<Exit, SpawnError> {
+        self.find_exit(wait_for_lock).await
+    }
+
+    /// The same for whoever holds the folder's lock, and so knows that no keeper does.
+    pub(super) async fn exit_under_lock(&self) -> Result<Exit, SpawnError> {
+        self.find_exit(|_| Ok(())).await
+    }
+
+    async fn find_exit<L>(
+        &self,
+        lock: impl FnOnce(&Path) -> std::io::Result<L> + Send + 'static,
+    ) -> Result<Exit, SpawnError> {
         let (inner, dir) = (self.inner.clone(), self.runtime_dir().to_owned());
         let swept = tokio::task::spawn_blocking(move || {
             if let Some(exit) = read_json::<Exit>(&inner.runtime_dir, names::EXIT) {
                 return Ok(exit);
             }
-            let _lock = wait_for_lock(&inner.runtime_dir)?;
+            let _lock = lock(&inner.runtime_dir)?;
             if let Some(exit) = read_json::<Exit>(&inner.runtime_dir, names::EXIT) {
                 return Ok(exit);
             }

@@ -40,7 +40,7 @@ impl Claim {
         }
         // An earlier kernel here has no keeper any more. Make sure that nothing of it runs, then remove its files.
         match Kernel::find(dir).await {
-            Ok(earlier) => drop(earlier.status().await?),
+            Ok(earlier) => drop(earlier.exit_under_lock().await?),
             Err(SpawnError::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }

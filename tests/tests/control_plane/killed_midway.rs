@@ -1,6 +1,7 @@
 //! SIGTERM and SIGKILL to the daemon, a keeper, a kernel or the command line, at every step.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use tombolo_tests::attached::Attached;
@@ -91,8 +92,7 @@ fn exec_without_end(bed: &Bed, mark: usize) -> (Attached, String) {
 fn command_that_is_ended_takes_its_program_along_and_says_so() {
     let bed = bed!(Bed::start("process"));
     bed.must(&["up", "web"]);
-    for (mark, (signal, code)) in [("INT", 130), ("TERM", 143), ("HUP", 129), ("KILL", -1)].iter().enumerate()
-    {
+    for (mark, (signal, code)) in [("INT", 130), ("TERM", 143), ("KILL", -1)].iter().enumerate() {
         let (exec, program) = exec_without_end(&bed, mark);
         exec.signal(signal);
         let said = exec.finish();
@@ -125,6 +125,32 @@ fn command_that_follows_ends_with_its_code_and_leaves_nothing() {
             let _ = std::fs::remove_file(&socket);
         }
     }
+    bed.nothing_is_left();
+}
+
+/// `tombolo events -f`, run by a shell after `first`.
+fn following_after(bed: &Bed, first: &str) -> Attached {
+    let plain = bed.tombolo_command(&["events", "-f"]);
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{first} \"$@\""), "sh"]).arg(plain.get_program()).args(plain.get_args());
+    let mut following = Attached::run(command);
+    following.line("an event", |_| true);
+    following
+}
+
+#[test]
+fn command_ends_with_its_terminal_unless_under_nohup() {
+    let bed = bed!(Bed::start("process"));
+    let plain = following_after(&bed, "exec env --default-signal=HUP");
+    plain.signal("HUP");
+    assert_eq!(plain.finish().code, 129);
+
+    let mut under_nohup = following_after(&bed, "trap '' HUP; exec");
+    under_nohup.signal("HUP");
+    bed.must(&["create", "web"]);
+    under_nohup.line("the creation", |line| line.contains("created"));
+    under_nohup.signal("TERM");
+    assert_eq!(under_nohup.finish().code, 143);
     bed.nothing_is_left();
 }
 
