@@ -37,6 +37,7 @@ fn full_disk_keeps_nobody_from_stopping_a_kernel() {
     assert_eq!((&bed.view("web")["state"], &bed.view("db")["state"]), (&"stopped".into(), &"stopped".into()));
     let kinds = kinds_of_events(&bed);
     assert!(kinds.contains(&"disk-reserve-used".into()), "{kinds:?}");
+    disk.fill();
     let refused = bed.tombolo(&["start", "web"]);
     assert!(refused.code == 1 && refused.stderr.contains("kept for stopping"), "{refused:?}");
     let doctor = bed.tombolo(&["--json", "doctor"]);
@@ -104,9 +105,10 @@ impl Disk {
         Self { folder: PathBuf::from(format!("/proc/{pid}/root")).join(inside) }
     }
 
-    /// Leaves no room for a single block.
+    /// Leaves no room for a single block; again, if some has become free.
     fn fill(&self) {
-        let mut file = fs::File::create(self.folder.join("filler")).unwrap();
+        let mut file =
+            fs::File::options().create(true).append(true).open(self.folder.join("filler")).unwrap();
         while file.write_all(&[0x5a; 4096]).is_ok() {}
     }
 
