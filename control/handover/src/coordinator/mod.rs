@@ -34,6 +34,7 @@ pub struct Coordinator {
 /// What became of a request.
 #[derive(Debug)]
 #[must_use = "a request that is not persisted was not accepted"]
+#[expect(clippy::large_enum_variant, reason = "made once per order and taken apart at once")]
 pub enum Submitted<'a> {
     /// It is a new operation, once the step is persisted.
     New(OpId, Step<'a>),
