@@ -55,7 +55,13 @@ async fn drive(inner: Arc<Inner>) {
             if !again || rounds.is_multiple_of(ROUNDS_PER_TIMER) {
                 poll_timer(&inner, timer.as_mut(), cx);
             }
-            if inner.over.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+            if inner.over.load(Ordering::Acquire) {
+                return Poll::Ready(());
+            }
+            if again {
+                after_the_others(cx);
+            }
+            Poll::Pending
         })
         .await;
     }
@@ -64,6 +70,14 @@ async fn drive(inner: Arc<Inner>) {
     inner.disconnect();
     let reason = inner.core().conn.closed().cloned();
     tracing::debug!(peer = ?inner.peer(), ?reason, "link over");
+}
+
+/// Has this task polled again once everybody else has had a turn: all other tasks, the runtime's own look at descriptors and timers, and
+/// the future of `block_on`, which a runtime of one thread would otherwise poll only after 61 turns of its tasks. An
+/// answer that the driver has just taken may be what that future waits for.
+fn after_the_others(cx: &mut Context<'_>) {
+    // Its first poll does just that, and the rest is not needed.
+    let _ = pin!(tokio::task::yield_now()).poll(cx);
 }
 
 /// Fires what is due and arms the timer for what comes next. A timer that is armed too early is left as it is: it fires

@@ -26,8 +26,8 @@ impl Inner {
     /// driver is then woken to look again once that is done.
     ///
     /// Where the transport asks to be polled again at once, this looks a few times itself, which is cheaper than a
-    /// round through the scheduler and often catches the answer to what was just sent. Returns whether the driver has
-    /// been woken to go on asking.
+    /// round through the scheduler and often catches the answer to what was just sent. Returns whether to go on asking: the
+    /// driver does that, which others wake.
     pub(crate) fn pump_rx(self: &Arc<Self>, driver: bool) -> bool {
         // The driver may have been woken for something that the holder of the lock has just missed.
         self.rx_wanted.store(true, Ordering::Relaxed);
@@ -42,7 +42,7 @@ impl Inner {
         let again = more || self.rx_waker.asked.load(Ordering::SeqCst);
         drop(rx);
         fence(Ordering::SeqCst);
-        if again || self.rx_wanted.load(Ordering::Relaxed) {
+        if (again && !driver) || self.rx_wanted.load(Ordering::Relaxed) {
             self.waker.wake_by_ref();
         }
         for request in opened {
