@@ -213,6 +213,9 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     panic!("never: {what}");
 }
 
+/// Whether it runs. What has ended and waits for whoever inherited it to take note does not.
 pub fn process_exists(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name, which is in brackets and may hold anything: proc_pid_stat(5).
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
