@@ -5,7 +5,7 @@
 //! checker (`tests/model.rs`) and in the simulator ([`sim`]).
 //!
 //! # Reading order
-//! [`unit`], [`owner`], [`ledger`]: what there is and whose it is. [`observe`]: what witnesses say and what follows.
+//! [`mod@unit`], [`owner`], [`ledger`]: what there is and whose it is. [`observe`]: what witnesses say and what follows.
 //! [`operation`]: one hand-over. [`coordinator`]: steps, and how the journal comes before the effect. [`request`], [`plan`]: from a wish
 //! to units. [`balance`]: when to wish. [`sim`]: proof by misfortune.
 //!

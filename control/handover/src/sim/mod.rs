@@ -3,6 +3,7 @@
 //! The coordinator and its store are the real ones. The kernels, agents and the spawner are a [`World`], in which units really are
 //! somewhere; after every step it is compared with what the ledger says. The model checker drives the same world.
 
+mod machine;
 mod rng;
 mod run;
 mod store;

@@ -1,17 +1,17 @@
 //! The simulation: requests, messages, timers and misfortunes as events in one queue.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::fmt;
 
+use super::machine::{INSTANCES, device, machine};
 use super::{Luck, MemoryStore, Rng, Spawner, World};
 use crate::coordinator::{Coordinator, Step, Submitted};
-use crate::kernel::{Incarnation, InstanceId, Kernel, Party};
-use crate::ledger::{Bounds, InstanceRow, Ledger, Limits};
+use crate::kernel::{Incarnation, InstanceId, Kernel};
 use crate::operation::{Act, Ask, DrainRule, Effect, Input, Phase, Reply, Rules, Veto};
 use crate::owner::{OpId, Owner};
 use crate::request::{Request, Shortfall, Side, What};
-use crate::unit::{Kind, PciAddress, Unit, UnitId};
+use crate::unit::UnitId;
 
 /// What to simulate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +93,7 @@ struct Sim {
     now_ms: u64,
     serial: u64,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
-    happenings: std::collections::BTreeMap<u64, Happening>,
+    happenings: BTreeMap<u64, Happening>,
     /// How much goes wrong: 1 to 5.
     harshness: u64,
     /// Whether misfortunes have stopped.
@@ -109,8 +109,6 @@ struct Sim {
     log: VecDeque<String>,
 }
 
-const INSTANCES: [(InstanceId, &str); 3] =
-    [(InstanceId(3), "db"), (InstanceId(4), "web"), (InstanceId(5), "log")];
 /// Events kept for a failure.
 const LOG_MAX: usize = 60;
 
@@ -125,7 +123,7 @@ impl Sim {
             now_ms: 0,
             serial: 0,
             queue: BinaryHeap::new(),
-            happenings: std::collections::BTreeMap::new(),
+            happenings: BTreeMap::new(),
             harshness: 1 + rng.below(5),
             calm: false,
             store: MemoryStore::new(ledger),
@@ -579,43 +577,3 @@ impl Sim {
         self.log.push_back(format!("{:>8} ms  {line}", self.now_ms));
     }
 }
-
-/// A machine of ten CPUs, 2 GiB and three devices, with three kernels.
-fn machine(rng: &mut Rng) -> Coordinator {
-    let cpu =
-        |id: u32| if id == 0 { Unit::boot_cpu(0, 0, Some(0)) } else { Unit::cpu(id, id / 2, Some(id / 6)) };
-    let mut units: Vec<(Unit, Party)> =
-        (0..10).map(|id| (cpu(id), if id < 4 { Party::Host } else { Party::Pool })).collect();
-    let memory = if rng.one_in(2) { Unit::lot(0, 32, None) } else { Unit::range(16, 32, None) };
-    units.push((memory, Party::Pool));
-    units.extend((0..3).map(|n| (Unit::device(device(n), None, n != 2), Party::Pool)));
-    let bounds = Bounds::new(1, 6);
-    let host = Limits { cpus: bounds, ..Limits::default() };
-    let ledger =
-        Ledger::discover(64 << 20, host, units).unwrap_or_else(|violation| unreachable!("{violation}"));
-    let mut coordinator = Coordinator::new(ledger);
-    for (id, name) in INSTANCES {
-        let mut bits = [0; 16];
-        bits[15] = id.0 as u8;
-        let row = InstanceRow {
-            id,
-            name: name.to_owned(),
-            incarnation: Incarnation(bits),
-            running: true,
-            limits: Limits { cpus: Bounds::new(0, 6), ..Limits::default() },
-            boot_cpu: None,
-        };
-        let admitted = coordinator.admit(0, row).map(|step| step.persist(|_| Ok::<(), StoreNever>(())));
-        debug_assert!(admitted.is_ok());
-    }
-    coordinator
-}
-
-type StoreNever = std::convert::Infallible;
-
-fn device(n: u8) -> PciAddress {
-    PciAddress { domain: 0, bus: 1 + n, device: 0, function: 0 }
-}
-
-// Kinds that the machine above has; a kind that is added there must be moved by `Sim::request` too.
-const _: [Kind; 4] = Kind::ALL;
