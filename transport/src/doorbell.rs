@@ -3,7 +3,7 @@
 //! | from | to | what |
 //! |---|---|---|
 //! | process | its broker | a byte into the broker's bell pipe: which member to ring |
-//! | process of a spawned kernel | primary | the same byte, onto the line itself where that is a terminal line |
+//! | process of a spawned kernel, privileged | primary | the same byte, onto the line itself where that is a terminal line |
 //! | broker | a process of its kernel | the process's eventfd |
 //! | spawned kernel | primary | a byte on the line: which member to ring |
 //! | primary | spawned kernel | a byte on the line: which member rings |
@@ -82,7 +82,8 @@ impl Line {
         }
     }
 
-    /// A descriptor through which processes can ring, and do nothing else: only a terminal line can be opened that way.
+    /// A descriptor through which a process can ring and cannot take bells away; only a terminal line can be opened that way. It
+    /// can still change the terminal's settings.
     pub(crate) fn write_end(&self) -> Option<OwnedFd> {
         let fd = self.fd.get_ref();
         if !rustix::termios::isatty(fd) {
@@ -129,6 +130,12 @@ impl Lines {
 
     pub(crate) fn has(&self, member: Member) -> bool {
         self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(&member)
+    }
+
+    /// Whether some bell found its line full and was not rung since.
+    pub(crate) fn has_unsent(&self) -> bool {
+        let lines = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        lines.values().any(|line| line.unsent.load(Ordering::Relaxed) != 0)
     }
 
     /// Rings what found its line full before.

@@ -12,8 +12,11 @@ use tokio::time::Instant;
 
 static START: OnceLock<Instant> = OnceLock::new();
 
+/// Longer periods count as this one: a year, which no clock of ours is too short for.
+const PERIOD_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// The next multiple of `period` since the common start, strictly after now. A period below a millisecond, the grain of Tokio's
-/// timers, counts as one.
+/// timers, counts as one; one beyond a year as a year.
 pub fn next(period: Duration) -> Instant {
     let now = Instant::now();
     let start = *START.get_or_init(|| now);
@@ -21,9 +24,9 @@ pub fn next(period: Duration) -> Instant {
 }
 
 fn next_multiple(since_start: Duration, period: Duration) -> Duration {
-    let period = period.max(Duration::from_millis(1));
+    let period = period.clamp(Duration::from_millis(1), PERIOD_MAX);
     let past = since_start.as_nanos() % period.as_nanos();
-    // Both are below the period, and periods are below centuries.
+    // Below the period, which is at most a year.
     let past = Duration::from_nanos(u64::try_from(past).unwrap_or(u64::MAX));
     since_start + (period - past)
 }
@@ -46,5 +49,12 @@ mod tests {
     #[test]
     fn a_period_of_nothing_still_passes() {
         assert_eq!(next_multiple(Duration::from_micros(1500), Duration::ZERO), Duration::from_millis(2));
+    }
+
+    #[tokio::test]
+    async fn never_is_a_year() {
+        let before = Instant::now();
+        let next = next(Duration::MAX);
+        assert!(next > before && next <= Instant::now() + PERIOD_MAX);
     }
 }

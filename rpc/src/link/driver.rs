@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::runtime::RuntimeFlavor;
 use tombolo_transport::Messages;
 
 use super::LinkConfig;
@@ -46,6 +47,7 @@ async fn drive(inner: Arc<Inner>) {
     {
         let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
         let mut rounds = 0u32;
+        let is_one_thread = inner.runtime.runtime_flavor() == RuntimeFlavor::CurrentThread;
         poll_fn(|cx| {
             inner.driver.0.register(cx.waker());
             let again = inner.pump_rx(true);
@@ -58,8 +60,11 @@ async fn drive(inner: Arc<Inner>) {
             if inner.over.load(Ordering::Acquire) {
                 return Poll::Ready(());
             }
-            if again {
+            if again && is_one_thread {
                 after_the_others(cx);
+            } else if again {
+                // Idle threads may take over a task that waits in a queue, though not one that has yielded.
+                cx.waker().wake_by_ref();
             }
             Poll::Pending
         })
@@ -72,8 +77,8 @@ async fn drive(inner: Arc<Inner>) {
     tracing::debug!(peer = ?inner.peer(), ?reason, "link over");
 }
 
-/// Has this task polled again once everybody else has had a turn: all other tasks, the runtime's own look at descriptors and timers, and
-/// the future of `block_on`, which a runtime of one thread would otherwise poll only after 61 turns of its tasks. An
+/// Has this task polled again once everybody else has had a turn: all other tasks, the runtime's own look at descriptors and timers (a
+/// system call), and the future of `block_on`, which a runtime of one thread would otherwise poll only after 61 turns of its tasks. An
 /// answer that the driver has just taken may be what that future waits for.
 fn after_the_others(cx: &mut Context<'_>) {
     // Its first poll does just that, and the rest is not needed.

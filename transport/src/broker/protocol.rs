@@ -1,6 +1,7 @@
 //! What a process and its broker say to each other over the Unix socket: each message is its length (u32, little endian)
 //! and then postcard. The first answer of the broker carries descriptors: the pool, the process's eventfd, the end of the
-//! broker's bell pipe that is written, and in a spawned kernel, if its doorbell is a terminal line, that one opened for writing.
+//! broker's bell pipe that is written, and for a privileged process of a spawned kernel whose doorbell is a terminal line, that
+//! line opened for writing.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 

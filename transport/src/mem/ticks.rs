@@ -23,22 +23,40 @@ pub fn ticks() -> u64 {
     u64::try_from(START.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// How many [`ticks`] a time has, to within a few percent. The first call measures for a fraction of a millisecond.
+/// How many [`ticks`] a time has, to within some percent. The first call measures for about a millisecond.
 pub fn ticks_in(time: Duration) -> u64 {
     static PER_SECOND: OnceLock<u64> = OnceLock::new();
-    let per_second = *PER_SECOND.get_or_init(|| {
-        // Long enough that two readings of a slow clock are a small part of it.
-        const MEASURED: Duration = Duration::from_micros(400);
-        let (start, first) = (Instant::now(), ticks());
+    let per_second = *PER_SECOND.get_or_init(ticks_per_second);
+    u64::try_from(time.as_nanos().saturating_mul(u128::from(per_second)) / 1_000_000_000).unwrap_or(u64::MAX)
+}
+
+/// Of a few measurements the one whose two readings of the system's clock took least: whoever is held up in the middle of a
+/// reading learns a wrong rate, and would keep it.
+fn ticks_per_second() -> u64 {
+    const TRIES: u32 = 4;
+    // Long enough that two readings of a slow clock are a small part of it.
+    const MEASURED: Duration = Duration::from_micros(250);
+    let tries = (0..TRIES).map(|_| {
+        let (start, started, start_took) = timed_now();
         loop {
-            let (took, last) = (start.elapsed(), ticks());
+            let (now, ended, end_took) = timed_now();
+            let took = now.saturating_duration_since(start);
             if took >= MEASURED {
-                let ticks = u128::from(last.saturating_sub(first));
-                return u64::try_from(ticks * 1_000_000_000 / took.as_nanos()).unwrap_or(u64::MAX).max(1);
+                let ticks = u128::from(ended.saturating_sub(started));
+                let per_second = u64::try_from(ticks * 1_000_000_000 / took.as_nanos()).unwrap_or(u64::MAX);
+                return (start_took.saturating_add(end_took), per_second.max(1));
             }
         }
     });
-    u64::try_from(time.as_nanos().saturating_mul(u128::from(per_second)) / 1_000_000_000).unwrap_or(u64::MAX)
+    tries.min().map_or(1, |(_, per_second)| per_second)
+}
+
+/// The system's clock, the ticks in the middle of reading it, and how many ticks the reading took.
+fn timed_now() -> (Instant, u64, u64) {
+    let before = ticks();
+    let now = Instant::now();
+    let took = ticks().saturating_sub(before);
+    (now, before + took / 2, took)
 }
 
 #[cfg(test)]

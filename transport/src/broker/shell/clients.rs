@@ -189,8 +189,9 @@ impl Shell {
             generation: self.life.generation,
         };
         let bytes = protocol::encode(&welcome)?;
-        // In a spawned kernel every bell goes to the primary: its processes may as well ring there themselves.
-        let line = self.lines.get(Member::PRIMARY).and_then(|line| line.write_end());
+        // In a spawned kernel every bell goes to the primary: its processes may as well ring there themselves. But whoever has
+        // a terminal can change its settings, and so silence the whole kernel: not everybody may have it.
+        let line = privileged.then(|| self.lines.get(Member::PRIMARY)?.write_end()).flatten();
         let mut passed = vec![pool.as_fd(), eventfd.as_fd(), self.pipe.write_end().as_fd()];
         passed.extend(line.as_ref().map(AsFd::as_fd));
         fds::send(&stream, &bytes, &passed).map_err(|e| Error::io("welcoming a process", e))?;

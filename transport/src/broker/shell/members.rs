@@ -30,7 +30,10 @@ impl Shell {
             // is whole. (Nobody dies of that: fences and generations are elsewhere.)
             let sequence = self.pool.row_sequence(member);
             if sequence != self.rows[member.index()].0 && sequence.is_multiple_of(2) {
-                self.rows[member.index()] = (sequence, self.pool.row(member));
+                let row = self.pool.row(member);
+                if self.pool.row_sequence(member) == sequence {
+                    self.rows[member.index()] = (sequence, row);
+                }
             }
             let row = self.rows[member.index()].1.as_ref();
             let generation = match row {
@@ -132,8 +135,12 @@ impl Shell {
         }
     }
 
-    /// How often to look around: more often while somebody can reach us in no other way.
+    /// How often to look around: more often while somebody can reach us in no other way, a bell is still to be rung, or memory is to
+    /// become free.
     pub(super) fn recheck_period(&self) -> Duration {
+        if self.lines.has_unsent() || !self.life.quarantined.is_empty() || !self.life.withheld.is_empty() {
+            return self.recheck;
+        }
         let needs_line = |member: Member| match self.member {
             // Before it has a broker, too: that is how one learns that it has.
             Member::PRIMARY => self.rows[member.index()].1.is_some(),
@@ -247,6 +254,8 @@ async fn read_line(
     events: mpsc::Sender<Event>,
 ) {
     while let Ok(mut bells) = line.bells().await {
+        // A line that is never empty would keep this task running, and nobody could end it.
+        tokio::task::consume_budget().await;
         if let Some(lines) = &others {
             bells.retain(|bell| {
                 if let Some(other) = lines.get(*bell) {
