@@ -58,6 +58,7 @@ impl BrokerCore {
             remote,
             kind,
             waits_at: None,
+            is_charged: true,
         };
         self.conns.insert(id, conn);
         self.deadlines.insert((deadline, id));
@@ -127,6 +128,7 @@ impl BrokerCore {
             remote: Addr::new(peer_cid, src),
             kind,
             waits_at: Some(listener_id),
+            is_charged: true,
         };
         if let Some(listener) = self.listeners.get_mut(&dst) {
             listener.waiting += 1;
@@ -262,6 +264,11 @@ impl BrokerCore {
                 }
                 ConnState::Established { client } => {
                     conn.peer_closed = true;
+                    // The dead hold nothing: what our process has yet to let go of is not for the member's next life to answer for.
+                    if std::mem::take(&mut conn.is_charged) {
+                        let held = &mut self.held[peer.index()];
+                        *held = held.without(half_len(&conn.half));
+                    }
                     self.outputs.push_back(Output::Wake(client));
                 }
                 ConnState::Abandoned | ConnState::Leaving => self.free(id),
@@ -311,8 +318,10 @@ impl BrokerCore {
             self.outputs.push_back(Output::Released { client: conn.client(), conn: id, own: conn.half });
         }
         let (offset, len) = (conn.half.offset, half_len(&conn.half));
-        let held = &mut self.held[conn.peer.index()];
-        *held = held.without(len);
+        if conn.is_charged {
+            let held = &mut self.held[conn.peer.index()];
+            *held = held.without(len);
+        }
         match self.quarantined.get_mut(&offset) {
             Some(release) => *release = Some(len),
             None => self.heap.release(offset, len),

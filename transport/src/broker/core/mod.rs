@@ -84,6 +84,8 @@ struct Conn {
     kind: ConnKind,
     /// Not yet accepted by the application: the listener it waits at.
     waits_at: Option<ListenerId>,
+    /// Our half counts as held by the peer.
+    is_charged: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

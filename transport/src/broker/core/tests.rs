@@ -558,6 +558,21 @@ fn a_kernel_that_never_says_closed_holds_its_share_and_no_more_until_it_is_fence
 }
 
 #[test]
+fn connections_of_a_dead_kernel_do_not_count_against_its_next_life() {
+    let mut sim = Sim::new(3);
+    sim.allow_all();
+    sim.listen(2, APP, Port(80), None).unwrap();
+    let (_, accepted) = sim.connect_accepted(1, 2).unwrap();
+    let free = sim.free(2);
+    sim.member(1, 0);
+    assert_eq!(sim.cores[2].held_by(Member(1)), Held::default());
+    assert_eq!(sim.free(2), free, "our process has not let go of it yet");
+    sim.say(2, APP, ClientMessage::Drop { conn: accepted.conn });
+    assert_eq!(sim.cores[2].held_by(Member(1)), Held::default());
+    assert_eq!(sim.free(2), sim.full());
+}
+
+#[test]
 fn quotas_can_be_set_in_bytes_and_connections() {
     let small = half_len(&HalfRef { offset: 0, layout: STREAM, nonce: 0 });
     for quota in [
