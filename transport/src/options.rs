@@ -10,7 +10,8 @@ pub struct Sizes {
     /// Default 64.
     pub slots: u32,
     /// Bytes of the byte ring, which carries streams and longer messages. Rounded up to a power of two. Default
-    /// 256 KiB: half of a small second-level cache. An extent of 32 MiB holds some 119 such halves.
+    /// 256 KiB: half of a small second-level cache. An extent of 32 MiB holds some 119 such halves; connections with one
+    /// other kernel may hold three quarters of it ([`PeerQuota`](crate::broker::PeerQuota)).
     pub ring_bytes: u32,
     /// Buffers for very long messages, which go without passing through the ring. Default 0.
     pub loans: u32,

@@ -9,13 +9,16 @@
 /// The primary kernel, which is trusted, and connections within the kernel are not bound by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerQuota {
-    /// Bytes. `None`, the default: as many as are left free. A greedy kernel thus gets half of what it finds free and leaves
-    /// the other half to others ("dynamic thresholds": Choudhury and Hahne, *Dynamic queue length thresholds for
-    /// shared-memory packet switches*, 1998, with a factor of 1).
+    /// Bytes. `None`, the default: three times as many as are left free. A greedy kernel thus gets three quarters of what it finds
+    /// free and leaves a quarter to others ("dynamic thresholds": Choudhury and Hahne, *Dynamic queue length thresholds for
+    /// shared-memory packet switches*, 1998, with a factor of 3).
     pub heap_bytes_max: Option<u64>,
     /// Connections. Default 4096.
     pub connections_max: u32,
 }
+
+/// How many times what is left free a kernel may hold, unless told otherwise.
+const FREE_FACTOR: u64 = 3;
 
 impl Default for PeerQuota {
     fn default() -> Self {
@@ -33,7 +36,8 @@ pub(crate) struct Held {
 impl PeerQuota {
     /// Whether `held` may be, with `free_bytes` of the heap left.
     pub(crate) fn allows(&self, held: Held, free_bytes: u64) -> bool {
-        held.bytes <= self.heap_bytes_max.unwrap_or(free_bytes) && held.connections <= self.connections_max
+        let bytes_max = self.heap_bytes_max.unwrap_or_else(|| free_bytes.saturating_mul(FREE_FACTOR));
+        held.bytes <= bytes_max && held.connections <= self.connections_max
     }
 }
 

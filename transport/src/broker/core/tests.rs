@@ -497,7 +497,7 @@ fn is_quota(failure: &Failure) -> bool {
 }
 
 #[test]
-fn a_kernel_that_connects_without_end_leaves_half_of_the_heap_to_others() {
+fn a_kernel_that_connects_without_end_leaves_a_quarter_of_the_heap_to_others() {
     let mut sim = Sim::new(4);
     sim.allow_all();
     for greedy in [1, 3] {
@@ -513,13 +513,13 @@ fn a_kernel_that_connects_without_end_leaves_half_of_the_heap_to_others() {
     };
     assert!(is_quota(&refusal), "{refusal:?}");
     let half = half_len(&made[0].1.own_half);
-    assert!(sim.free(2) >= sim.full() / 2 && sim.free(2) - half < sim.full() / 2, "{} left", sim.free(2));
-    // The next greedy one gets half of what is left, and the primary is not bound at all.
+    assert!(sim.free(2) >= sim.full() / 4 && sim.free(2) - half < sim.full() / 4, "{} left", sim.free(2));
+    // The next greedy one gets three quarters of what is left, and the primary is not bound at all.
     let mut others = 0;
     while sim.connect_accepted(3, 2).is_ok() {
         others += 1;
     }
-    assert!(others > made.len() / 3, "{others} after {}", made.len());
+    assert!(others > made.len() / 5, "{others} after {}", made.len());
     for _ in 0..8 {
         sim.connect_accepted(0, 2).unwrap();
     }
@@ -551,7 +551,7 @@ fn a_kernel_that_never_says_closed_holds_its_share_and_no_more_until_it_is_fence
             Some(other) => panic!("{other:?}"),
         }
     }
-    assert!(refusals > 0 && sim.free(1) >= sim.full() / 2);
+    assert!(refusals > 0 && sim.free(1) >= sim.full() / 4);
     sim.connect_accepted(0, 1).unwrap();
     sim.member(2, 0);
     assert_eq!(sim.cores[1].held_by(Member(2)), Held::default());
