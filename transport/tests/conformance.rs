@@ -76,8 +76,9 @@ impl Backend for MemoryThroughAPeerProgram {
                 let _ = ready.send(());
             }));
         serving.await.map_err(|_| Failure::new("the peer program did not start"))?;
-        let callee = Party::There(RemoteParty::connect_to(&here, there).await?);
-        Ok(Pair { caller: here.into(), callee, keep: Box::new(peer) })
+        let callee = RemoteParty::connect_to(&here, there).await?;
+        let keep = Box::new((callee.ends(), peer));
+        Ok(Pair { caller: here.into(), callee: Party::There(callee), keep })
     }
 
     fn limits(&self) -> Limits {

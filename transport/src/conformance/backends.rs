@@ -200,7 +200,8 @@ impl Backend for Between {
             Here::HybridHost(path) => Endpoint::hybrid(HybridConfig::host(path, self.peer))?,
         };
         let there = RemoteParty::connect_to(&here, self.peer).await?;
-        Ok(Pair { caller: here.into(), callee: super::Party::There(there), keep: Box::new(()) })
+        let keep = Box::new(there.ends());
+        Ok(Pair { caller: here.into(), callee: super::Party::There(there), keep })
     }
 
     fn limits(&self) -> Limits {

@@ -18,7 +18,8 @@ use crate::messages::{MessageReceiver, MessageSender, Messages};
 use crate::options::{ConnectOptions, ListenOptions};
 use crate::stream::{Stream, StreamReader, StreamWriter};
 
-/// Serves drivers on [`PEER_PORT`](super::PEER_PORT) until the endpoint ends. Each gets objects of its own, which go with it.
+/// Serves drivers on [`PEER_PORT`](super::PEER_PORT) until the endpoint ends. Each gets objects of its own, which go with it: one driver
+/// after the other, so that none finds the memory of connections taken that belonged to the one before.
 ///
 /// # Errors
 /// [`Failure`] if the port cannot be had, or the endpoint ends.
@@ -28,7 +29,7 @@ pub async fn serve_peer(endpoint: Endpoint, ready: impl FnOnce()) -> Result<(), 
     ready();
     loop {
         let (driver, _) = listener.accept().await?;
-        tokio::spawn(serve(endpoint.clone(), driver));
+        serve(endpoint.clone(), driver).await;
     }
 }
 
@@ -77,12 +78,12 @@ async fn serve(endpoint: Endpoint, driver: Messages) {
     });
     while let Ok(Some(message)) = receiver.recv().await {
         match wire::decode(&message) {
+            Ok(Request::End) | Err(_) => break,
             Ok(request) => handle(&session, request),
-            Err(_) => break,
         }
     }
-    let books = std::mem::take(&mut *session.lock());
-    drop(books); // ends every task
+    let mut books = std::mem::take(&mut *session.lock());
+    books.tasks.shutdown().await;
     answering.abort();
 }
 
@@ -111,6 +112,7 @@ fn handle(session: &Arc<Session>, request: Request) {
             }
         }
         Request::Drop { object } => drop(books.objects.remove(&object)),
+        Request::End => {} // taken by `serve`
     }
     while books.tasks.try_join_next().is_some() {}
 }

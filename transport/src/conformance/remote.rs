@@ -66,6 +66,11 @@ impl RemoteParty {
         Ok(Self { session: Arc::new(Session { requests, waiting, next_op: AtomicU64::new(1) }), cid })
     }
 
+    /// Ends the party when it is dropped, although tasks that a behaviour left behind may still use it.
+    pub fn ends(&self) -> impl std::fmt::Debug + Send + Sync + use<> {
+        EndOnDrop(Arc::clone(&self.session))
+    }
+
     pub(super) fn local_cid(&self) -> Cid {
         self.cid
     }
@@ -99,6 +104,17 @@ impl RemoteParty {
     async fn endpoint(&self, ask: Ask) -> Result<Got> {
         let mut lane = Lane::new(&self.session, 0);
         Ok(poll_fn(|cx| lane.poll(cx, &ask)).await?)
+    }
+}
+
+#[derive(Debug)]
+struct EndOnDrop(Arc<Session>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        // Whoever still waits for an answer is told that there will be none.
+        *lock(&self.0.waiting) = None;
+        let _ = self.0.requests.send(Request::End);
     }
 }
 

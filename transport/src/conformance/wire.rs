@@ -28,6 +28,8 @@ pub(super) enum Request {
     Cancel { op: u64 },
     /// Drop the object.
     Drop { object: u64 },
+    /// Drop everything: the behaviour is over, whatever of it still runs.
+    End,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
