@@ -2,11 +2,12 @@
 //! same command is given again.
 
 use std::io::{IsTerminal, SeekFrom};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde_json::json;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
@@ -160,8 +161,7 @@ impl Partial {
         path.push(format!(".partial-{}", &key[..16]));
         let path = PathBuf::from(path);
         let unwritable = |error: std::io::Error| CliError::failed(format!("write {}", path.display()), error);
-        let file = std::fs::File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        let file = file.map_err(unwritable)?;
+        let file = open_own(&path).map_err(unwritable)?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let message = format!("another `tombolo cp` is writing {}; nothing was changed", path.display());
             return Err(CliError::new(ExitKind::Conflict, message));
@@ -182,6 +182,23 @@ impl Partial {
         }
         Ok(Self { path, file, len, hasher })
     }
+}
+
+/// Opens the file, or makes it, readable by nobody else until all of it is there. Whatever is not a plain file of ours (a link, say, that
+/// somebody put there to have us write elsewhere) makes way.
+fn open_own(path: &Path) -> std::io::Result<std::fs::File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut options = std::fs::File::options();
+    options.read(true).write(true).custom_flags(flags.bits() as i32);
+    let is_ours = |meta: &std::fs::Metadata| {
+        meta.is_file() && meta.nlink() == 1 && meta.uid() == rustix::process::geteuid().as_raw()
+    };
+    match options.open(path) {
+        Ok(file) if is_ours(&file.metadata()?) => return Ok(file),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Ok(_) | Err(_) => std::fs::remove_file(path)?,
+    }
+    options.create_new(true).mode(0o600).open(path)
 }
 
 async fn receive(
@@ -281,5 +298,19 @@ mod tests {
             assert_eq!(End::parse(here).unwrap(), End::Here(here.into()));
         }
         assert!(End::parse("web:relative").is_err());
+    }
+
+    #[test]
+    fn a_link_that_waits_under_the_name_of_a_partial_copy_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (precious, partial) = (dir.path().join("precious"), dir.path().join("partial"));
+        std::fs::write(&precious, "precious").unwrap();
+        std::os::unix::fs::symlink(&precious, &partial).unwrap();
+        let file = open_own(&partial).unwrap();
+        file.set_len(0).unwrap();
+        assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
+        assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
+        std::fs::write(&partial, "so far").unwrap();
+        assert_eq!(open_own(&partial).unwrap().metadata().unwrap().len(), 6, "what is ours is gone on with");
     }
 }

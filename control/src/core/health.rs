@@ -198,7 +198,9 @@ impl Monitor {
     pub fn tick(&mut self, now_ns: u64) {
         if let Some(due_ns) = self.tick_due_ns.take() {
             let lag_ns = now_ns.saturating_sub(due_ns);
-            if lag_ns > self.config.own_lag_max.as_nanos() as u64 {
+            // What was silent before that stays so until it is heard.
+            let was_silent = self.verdict(due_ns).is_silent();
+            if lag_ns > self.config.own_lag_max.as_nanos() as u64 && !was_silent {
                 // Others on this machine were kept waiting as well: give them as long as we lost, once.
                 self.excused_until_ns = now_ns + lag_ns.min(MAX_EXCUSE_NS);
             }
@@ -462,6 +464,18 @@ mod tests {
         assert_eq!(scene.verdict(), Verdict::Ready);
         scene.run(1_000);
         assert_eq!(scene.verdict(), Verdict::Ready);
+    }
+
+    #[test]
+    fn a_lag_of_our_own_does_not_heal_a_hang() {
+        let mut scene = Scene::well();
+        (scene.beats, scene.answers) = (false, false);
+        scene.run(3_000);
+        assert_eq!(scene.verdict(), Verdict::Hung);
+        // Recording that takes a second on a slow disk.
+        scene.now_ms += 1_000;
+        scene.monitor.tick(scene.now_ms * 1_000_000);
+        assert_eq!(scene.verdict(), Verdict::Hung);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::Process;
 use crate::spawner::SpawnerKind;
 
 /// What a keeper is to do: written to `job.json` before it is started.
@@ -42,6 +43,14 @@ pub struct KernelRecord {
     pub start_ticks: u64,
     /// When it was started: nanoseconds since the Unix epoch.
     pub started_at_unix_ns: u64,
+}
+
+impl KernelRecord {
+    /// Whether that very process runs. One that has ended and was not reaped yet does not.
+    pub fn is_running(&self) -> bool {
+        let found = i32::try_from(self.pid).ok().and_then(Process::find);
+        found.is_some_and(|process| process.start_ticks == self.start_ticks && !process.is_zombie())
+    }
 }
 
 /// How a kernel ended, and when.

@@ -144,9 +144,25 @@ impl Kernel {
         });
         match killed.await {
             Ok(Ok((Status { exit: Some(exit), .. }, _))) => Ok(exit),
-            Ok(_) => self.exit_without_keeper().await,
+            Ok(_) => match self.exit_without_keeper().await {
+                Ok(exit) => Ok(exit),
+                // Its keeper lives, if it does, where nobody reaches it. The kernel is to die all the same.
+                Err(_) => self.kill_without_keeper().await,
+            },
             Err(_) => Err(self.link_failed("kill", LinkError::Silent(KILL_MAX))),
         }
+    }
+
+    /// Kills the kernel's processes by their group; its keeper, if there is one, will record how it ended.
+    async fn kill_without_keeper(&self) -> Result<Exit, SpawnError> {
+        let (inner, dir) = (self.inner.clone(), self.runtime_dir().to_owned());
+        let killed = tokio::task::spawn_blocking(move || {
+            let pid = i32::try_from(inner.record.pid).map_err(std::io::Error::other)?;
+            kill_group_of(pid, inner.record.start_ticks, Instant::now() + KILL_MAX)?;
+            Ok(read_json::<Exit>(&inner.runtime_dir, names::EXIT).unwrap_or_else(lost))
+        });
+        let killed = killed.await.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
+        killed.map_err(|source| SpawnError::Keeper { action: "kill", runtime_dir: dir, source })
     }
 
     /// Stops it in its tracks: no instruction of it runs until [`Kernel::thaw`]. Freezing a frozen one is no error.
@@ -254,16 +270,21 @@ impl Kernel {
             if let Some(exit) = read_json::<Exit>(&inner.runtime_dir, names::EXIT) {
                 return Ok(exit);
             }
-            let _lock = lock(&inner.runtime_dir)?;
+            let pid = i32::try_from(inner.record.pid).map_err(std::io::Error::other)?;
+            let _lock = match lock(&inner.runtime_dir) {
+                Ok(lock) => Some(lock),
+                // Somebody has removed the folder. As long as the kernel runs it has not ended.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound && !inner.record.is_running() => {
+                    None
+                }
+                Err(error) => return Err(error),
+            };
             if let Some(exit) = read_json::<Exit>(&inner.runtime_dir, names::EXIT) {
                 return Ok(exit);
             }
-            let pid = i32::try_from(inner.record.pid).map_err(std::io::Error::other)?;
             // A keeper that was just killed still holds its kernel for an instant.
             kill_group_of(pid, inner.record.start_ticks, Instant::now() + KILL_MAX)?;
-            let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-            let exit =
-                Exit { how: ExitHow::Lost, at_unix_ns: u64::try_from(at.as_nanos()).unwrap_or(u64::MAX) };
+            let exit = lost();
             // For whoever comes later. What is known now is true with or without a record (a full disk).
             if let Err(error) =
                 write_atomically(&inner.runtime_dir.join(names::EXIT), &serde_json::to_vec(&exit)?)
@@ -290,6 +311,11 @@ impl Kernel {
             },
         }
     }
+}
+
+/// An end that nobody saw, now.
+fn lost() -> Exit {
+    Exit { how: ExitHow::Lost, at_unix_ns: crate::time::unix_ns() }
 }
 
 /// Asks the keeper of `dir` something it answers at once.

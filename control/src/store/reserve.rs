@@ -43,15 +43,20 @@ impl Reserve {
         reserve
     }
 
-    /// Whether the room is there. One that is not is tried to be had now.
+    /// Whether ordinary commits may go on. Room that is not held is tried to be had now; where the system forbids us to set any aside
+    /// (a file of another user's in the way, a limit on the size of files), they go on without.
     pub(super) fn check(&self) -> Result<(), Missing> {
         if self.is_held() {
             return Ok(());
         }
-        Err(match self.make() {
-            Ok(()) => Missing::NoMore,
-            Err(error) => Missing::Still(error),
-        })
+        match self.make() {
+            Ok(()) => Err(Missing::NoMore),
+            Err(error) if is_forbidden(&error) => {
+                tracing::debug!(path = %self.path.display(), %error, "no room can be set aside on the disk");
+                Ok(())
+            }
+            Err(error) => Err(Missing::Still(error)),
+        }
     }
 
     pub(super) fn is_held(&self) -> bool {
@@ -89,6 +94,12 @@ impl Reserve {
     }
 }
 
+/// Whether an error says nothing about how much room there is.
+fn is_forbidden(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, Interrupted, PermissionDenied};
+    matches!(error.kind(), PermissionDenied | FileTooLarge | Interrupted)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,5 +123,13 @@ mod tests {
         let reserve = Reserve::new(dir.path().join("missing/reserve"));
         assert!(!reserve.is_held() && !reserve.release());
         assert!(matches!(reserve.check(), Err(Missing::Still(_))));
+    }
+
+    #[test]
+    fn a_reserve_that_may_not_be_made_is_no_full_disk() {
+        for kind in [io::ErrorKind::PermissionDenied, io::ErrorKind::FileTooLarge] {
+            assert!(is_forbidden(&kind.into()));
+        }
+        assert!(!is_forbidden(&io::ErrorKind::StorageFull.into()));
     }
 }

@@ -232,6 +232,7 @@ impl Instance {
         if Some(incarnation) != self.record.incarnation || !self.record.life.state().may_have_kernel() {
             return;
         }
+        self.stop_killing();
         let (end, now_ns, now_unix_ns) = (end_of(&exit.how), self.now_ns(), unix_ns());
         if let Some(beats) = self.beats() {
             self.monitor.heartbeat(now_ns, beats);
@@ -296,11 +297,11 @@ impl Instance {
         self.shared.note(Some(&self.record.name), EventKind::LastWords { records: count, last }).await;
     }
 
-    fn kill(&self) {
+    fn kill(&mut self) {
         // Without a kernel one is just being started: it is killed when that is done.
         let Some(kernel) = self.kernel.clone() else { return };
         let (name, shared) = (self.record.name.clone(), self.shared.clone());
-        tokio::spawn(async move {
+        let killing = tokio::spawn(async move {
             for attempt in 0..KILL_TRIES {
                 let reason = match tokio::time::timeout(KILL_MAX, kernel.kill()).await {
                     Ok(Ok(_)) => return,
@@ -315,6 +316,15 @@ impl Instance {
                 tokio::time::sleep(KEEPER_MAX).await;
             }
         });
+        self.stop_killing();
+        self.killing = Some(killing.abort_handle());
+    }
+
+    /// The next kernel of this instance will have the same folder: whoever still tries to kill this one must not find that.
+    fn stop_killing(&mut self) {
+        if let Some(killing) = self.killing.take() {
+            killing.abort();
+        }
     }
 
     /// Gives back what a kernel that has ended held on this host.

@@ -99,6 +99,8 @@ impl Instance {
             return;
         }
         self.link = None;
+        // An answer under way counts no more, and nobody is to wait for it.
+        self.probe.abandon();
         self.publish();
         if matches!(self.record.life.state(), State::Running | State::Hung | State::Adopted) {
             let name = self.record.name.clone();

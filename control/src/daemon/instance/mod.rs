@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch as channel};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tombolo_agent::api::agent::Inventory;
 use tombolo_agent::api::health::HealthReport;
@@ -70,6 +71,8 @@ struct Instance {
     inputs: VecDeque<Input>,
     timers: HashMap<Timer, Instant>,
     kernel: Option<Kernel>,
+    /// Whoever is trying to kill it.
+    killing: Option<AbortHandle>,
     kernel_spec: Option<Box<KernelSpec>>,
     monitor: Monitor,
     verdict: Verdict,
@@ -102,6 +105,7 @@ pub(crate) fn start(shared: Arc<Shared>, record: InstanceRecord, resume: bool) -
         inputs: VecDeque::new(),
         timers: HashMap::new(),
         kernel: None,
+        killing: None,
         kernel_spec: None,
         monitor,
         verdict,

@@ -42,6 +42,11 @@ impl ProbeClock {
         *self = Self::default();
     }
 
+    /// The probe under way, if there is one, will not be answered.
+    pub(super) fn abandon(&mut self) {
+        self.in_flight = false;
+    }
+
     fn is_due(&self, now_ns: u64, suspicious: bool) -> bool {
         let period = if suspicious || self.failing { PROBE_AGAIN_NS } else { PROBE_EVERY_NS };
         !self.in_flight && self.last_ns.is_none_or(|last| now_ns.saturating_sub(last) >= period)
@@ -80,7 +85,8 @@ impl Instance {
         self.judge(now_ns).await;
         let calm = self.verdict.answers() && !self.probe.failing && !self.monitor.wants_probe(now_ns);
         let again = if calm { Duration::from_millis(self.record.spec.heartbeat_ms) } else { LOOK_AGAIN };
-        self.monitor.sleep(now_ns, again);
+        // From now: recording a change may have taken its time.
+        self.monitor.sleep(self.now_ns(), again);
         again
     }
 
@@ -209,5 +215,18 @@ fn wellness(report: &HealthReport) -> Wellness {
         Wellness::Ready
     } else {
         Wellness::NotReady
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_whose_link_was_lost_does_not_hold_up_the_next() {
+        let mut clock = ProbeClock { last_ns: Some(0), in_flight: true, failing: false };
+        assert!(!clock.is_due(10 * PROBE_EVERY_NS, false));
+        clock.abandon();
+        assert!(clock.is_due(10 * PROBE_EVERY_NS, false));
     }
 }
