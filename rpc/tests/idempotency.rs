@@ -2,14 +2,17 @@
 
 mod common;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use common::{config, pipe, soon, try_link};
 use tokio::sync::Semaphore;
 use tombolo_rpc::{
-    CallError, Ctx, Failure, IDEMPOTENCY_KEY, Link, Metadata, Outcome, ReplayLimits, Router, Schema,
+    CallError, CallInfo, Ctx, Failure, HandlerFuture, IDEMPOTENCY_KEY, Link, Metadata, Outcome, ReplayLimits,
+    Reply, Router, Schema,
 };
 
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize, Schema, thiserror::Error)]
@@ -63,6 +66,11 @@ impl Bed {
         Self { tills, router }
     }
 
+    fn with_router(mut self, change: impl FnOnce(Router) -> Router) -> Self {
+        self.router = change(self.router);
+        self
+    }
+
     /// A new link to the same server.
     async fn link(&self) -> (TillClient, Link) {
         let (client, server) =
@@ -107,6 +115,46 @@ async fn key_of_another_call_is_refused_and_not_run() {
         assert_eq!((error.outcome(), error.retryable()), (Outcome::NotStarted, false));
     }
     assert_eq!(bed.tills.runs.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn call_whose_answer_was_not_kept_is_not_said_to_be_unstarted() {
+    let limits = ReplayLimits { answer_bytes_max: 0, ..ReplayLimits::default() };
+    let bed = Bed::new(false).with_router(|router| router.replay(limits));
+    let (till, _server) = bed.link().await;
+    soon(till.pay(5).metadata(&key("a"))).await.unwrap();
+    let error = soon(till.pay(5).metadata(&key("a"))).await.unwrap_err();
+    assert!(matches!(error.failure(), Some(Failure::TooLarge { .. })), "{error}");
+    assert_eq!((error.outcome(), error.retryable()), (Outcome::Unknown, false));
+    assert_eq!(bed.tills.runs.load(Ordering::SeqCst), 1);
+}
+
+/// A layer's own future, that holds something until it is dropped.
+struct Holding {
+    next: HandlerFuture,
+    _held: Arc<()>,
+}
+
+impl Future for Holding {
+    type Output = Reply;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Reply> {
+        Pin::new(&mut self.next).poll(cx)
+    }
+}
+
+#[tokio::test]
+async fn what_a_layer_holds_is_let_go_with_the_answer() {
+    let held = Arc::new(());
+    let layer = {
+        let held = held.clone();
+        move |_: &CallInfo<'_>, next| HandlerFuture::new(Holding { next, _held: held.clone() })
+    };
+    let before = Arc::strong_count(&held) + 1; // with the one in `layer`, soon the router's
+    let bed = Bed::new(false).with_router(|router| router.layer(layer));
+    let (till, _server) = bed.link().await;
+    soon(till.pay(5)).await.unwrap();
+    assert_eq!(Arc::strong_count(&held) + 1, before);
 }
 
 #[tokio::test]

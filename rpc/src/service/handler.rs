@@ -16,7 +16,11 @@ use crate::clock;
 use crate::wire::fault::{Code, Fault};
 
 /// A future that runs a handler. Panics in it become a [`Reply`] too.
-pub struct HandlerFuture(ReusableBoxFuture<'static, Reply>);
+pub struct HandlerFuture {
+    future: ReusableBoxFuture<'static, Reply>,
+    /// Whether the box may be kept after the end, with the future in it.
+    is_reusable: bool,
+}
 
 thread_local! {
     /// The box of the last handler of this thread that has ended: the next one mostly fits into it.
@@ -27,29 +31,38 @@ impl HandlerFuture {
     /// Boxes `future`, in the memory of a handler that has ended if it fits.
     #[inline]
     pub fn new(future: impl Future<Output = Reply> + Send + 'static) -> Self {
-        match SPARE.take() {
+        let future = match SPARE.take() {
             Some(mut spare) => {
                 spare.set(future);
-                Self(spare)
+                spare
             }
-            None => Self(ReusableBoxFuture::new(future)),
-        }
+            None => ReusableBoxFuture::new(future),
+        };
+        Self { future, is_reusable: true }
+    }
+
+    /// It is of somebody else's making, and may hold on to things (a permit, a span) until it is dropped.
+    pub(super) fn dropped_at_end(mut self) -> Self {
+        self.is_reusable = false;
+        self
     }
 
     /// Takes a step; a panic is a reply too.
     #[inline]
     fn step(&mut self, cx: &mut Context<'_>) -> Poll<Reply> {
         // A handler that panicked is never polled again, so nobody sees a state that it left half changed but its own service.
-        match catch_unwind(AssertUnwindSafe(|| self.0.poll(cx))) {
+        match catch_unwind(AssertUnwindSafe(|| self.future.poll(cx))) {
             Ok(step) => step,
             Err(panic) => Poll::Ready(panicked(&*panic)),
         }
     }
 
-    /// Keeps the box of a handler that has ended, and thus holds nothing any more.
+    /// Keeps the box of a handler that has ended: one that is an async block holds nothing any more.
     #[inline]
     fn reuse(self) {
-        SPARE.set(Some(self.0));
+        if self.is_reusable {
+            SPARE.set(Some(self.future));
+        }
     }
 }
 

@@ -50,9 +50,14 @@ pub(super) fn start(
         return Err(Reply::fault(Fault::new(Code::Refused, false, 0, why)));
     }
     let scope = Some(cx.peer()).filter(|peer| peer.authenticated).map(|peer| peer.cid);
-    let verdict = lock(replays).begin(clock::exact_ns(), scope, key, hash(&cx, &args));
+    // Before the lock: a long request takes its time.
+    let request = hash(&cx, &args);
+    let (verdict, answer_bytes_max) = {
+        let mut replays = lock(replays);
+        (replays.begin(clock::exact_ns(), scope, key, request), replays.limits.answer_bytes_max)
+    };
     if verdict != Verdict::Run {
-        return Err(reply(verdict));
+        return Err(reply(verdict, answer_bytes_max));
     }
     let mut run = Run { replays: replays.clone(), scope, key: key.into(), answer: None };
     let run_max = lock(replays).limits.run_max;
@@ -102,7 +107,7 @@ fn hash(cx: &Ctx, args: &[u8]) -> RequestHash {
 }
 
 /// The reply to a call that is not run.
-fn reply(verdict: Verdict) -> Reply {
+fn reply(verdict: Verdict, answer_bytes_max: usize) -> Reply {
     let refused = |why: &str| Reply::fault(Fault::new(Code::Refused, false, 0, why));
     match verdict {
         Verdict::Run => Reply::fault(Fault::new(Code::Cancelled, false, 0, "")),
@@ -110,8 +115,9 @@ fn reply(verdict: Verdict) -> Reply {
             Reply(ReplyKind::Answer { app_error, payload: payload.into() })
         }
         Verdict::OtherRequest => refused("this idempotency key was used for another call"),
-        Verdict::NotKept => {
-            refused("this call has run; its answer was too long to be kept for a second time")
+        // It has run: nothing that reads as "not started" may be said of it.
+        Verdict::NotKept(len) => {
+            Reply::fault(Fault::new(Code::TooLarge, true, answer_bytes_max as u64, len.to_string()))
         }
         Verdict::Later(after) => {
             let us = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);

@@ -72,8 +72,8 @@ pub(super) enum Verdict {
     Replay(Answer),
     /// The key stands for another call.
     OtherRequest,
-    /// Its answer was too long to be kept.
-    NotKept,
+    /// It has been answered; the answer, of so many bytes, was too long to be kept.
+    NotKept(usize),
     /// It is running, or there is no room for another key.
     Later(Duration),
 }
@@ -102,7 +102,7 @@ struct Entry {
 enum State {
     Running,
     Answered(Answer),
-    NotKept,
+    NotKept(usize),
 }
 
 impl Replays {
@@ -119,7 +119,7 @@ impl Replays {
                 _ if entry.request != request => Verdict::OtherRequest,
                 State::Running => Verdict::Later(RUNNING_RETRY),
                 State::Answered(answer) => Verdict::Replay(answer.clone()),
-                State::NotKept => Verdict::NotKept,
+                State::NotKept(len) => Verdict::NotKept(*len),
             };
         }
         if peer.entries.len() >= self.limits.keys_per_peer {
@@ -135,8 +135,9 @@ impl Replays {
         let window_ns = u64::try_from(self.limits.window.as_nanos()).unwrap_or(u64::MAX);
         let Some(peer) = self.peers.get_mut(&scope) else { return };
         let Some(entry) = peer.entries.get_mut(key) else { return };
-        let kept = answer.payload.len() <= self.limits.answer_bytes_max;
-        entry.state = if kept { State::Answered(answer) } else { State::NotKept };
+        let len = answer.payload.len();
+        let kept = len <= self.limits.answer_bytes_max;
+        entry.state = if kept { State::Answered(answer) } else { State::NotKept(len) };
         peer.expiring.push_back((now_ns.saturating_add(window_ns), key.into()));
     }
 
@@ -219,7 +220,7 @@ mod tests {
         let mut replays = replays();
         replays.begin(0, US, b"k", [1; 32]);
         replays.answered(0, US, b"k", answer(b"123456789"));
-        assert_eq!(replays.begin(0, US, b"k", [1; 32]), Verdict::NotKept);
+        assert_eq!(replays.begin(0, US, b"k", [1; 32]), Verdict::NotKept(9));
     }
 
     #[test]

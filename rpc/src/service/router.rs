@@ -282,7 +282,7 @@ impl Router {
             interceptor(&info).map_err(|reject| Reply::fault(reject.into_fault()))?;
         }
         let handler = Self::call(replays.as_ref(), method, cx, payload, parts)?;
-        Ok(layers.iter().fold(handler, |next, layer| layer(&info, next)))
+        Ok(layers.iter().fold(handler, |next, layer| layer(&info, next).dropped_at_end()))
     }
 
     fn call(
