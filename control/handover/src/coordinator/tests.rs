@@ -176,6 +176,22 @@ fn units_of_a_dead_kernel_are_its_own_until_released_or_taken_over_by_its_next_b
 }
 
 #[test]
+fn releasing_a_dead_kernel_outdates_looks_at_units_that_were_on_their_way_from_it() {
+    let mut bench = Bench::cpus();
+    bench.submit(move_cpu("key"));
+    bench.run_to(Phase::Revoked);
+    bench.hear(Input::KernelDown(kernel(DB, 0)));
+    let epoch = |bench: &Bench| bench.coordinator.ledger().entry(CPU).unwrap().epoch;
+    let before = epoch(&bench);
+    // What was seen before may show the unit with a kernel that now holds nothing any more.
+    let effects = persist(bench.coordinator.release(0, DB).unwrap());
+    assert!(epoch(&bench) > before);
+    let looks =
+        |effect: &Effect| matches!(effect, Effect::Act(act) if act.unit.id == CPU && act.epoch > before);
+    assert!(effects.iter().any(looks), "{effects:?}");
+}
+
+#[test]
 fn two_instances_cannot_have_one_name() {
     let mut bench = Bench::cpus();
     let taken = bench.coordinator.admit(0, row(WEB, "db")).map(|_| ()).unwrap_err();
