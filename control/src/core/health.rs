@@ -179,14 +179,14 @@ impl Monitor {
     /// Whether the kernel itself should be asked now: something is suspicious, and it can be asked. Once nothing is, what
     /// it said is forgotten.
     pub fn wants_kernel_probe(&mut self, now_ns: u64) -> bool {
-        if self.end.is_some() || self.answered_ns.is_none() || self.kernel == KernelWitness::Mute {
+        if self.end.is_some() || self.answered_ns.is_none() {
             return false;
         }
         let suspicious = self.wants_probe(now_ns) || self.probe_failures > 0;
         if !suspicious {
             self.kernel = KernelWitness::NotAsked;
         }
-        suspicious
+        suspicious && self.kernel != KernelWitness::Mute
     }
 
     /// Notes how the kernel ended, as its keeper saw it.

@@ -248,7 +248,9 @@ pub(super) async fn set_frozen(runtime_dir: &Path, frozen: bool) -> Result<(), S
 pub(super) async fn answers(runtime_dir: &Path, pid: u32, deadline: Duration) -> Option<bool> {
     match mconsole::command(runtime_dir, MCONSOLE, "version", deadline).await {
         Ok(_) => console_blocks(pid).map(|held| !held),
-        Err(_) => Some(false),
+        Err(error) if is_absent(&error) || error.kind() == io::ErrorKind::TimedOut => Some(false),
+        // We could not ask: no descriptors left, say.
+        Err(_) => None,
     }
 }
 
