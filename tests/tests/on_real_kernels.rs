@@ -64,10 +64,12 @@ fn hung_dead_inside_panicked_and_powered_off_are_told_apart() {
     let Some(bed) = bed_with_web("never") else { return };
 
     let seen = bed.last_event();
-    bed.must(&["exec", "-d", "web", "--", "/bin/app", "freeze-user-space", "10000"]);
+    // The agent may be frozen before it has answered, so nothing waits for the answer until it is thawed.
+    let freeze = bed.attach(&["exec", "-d", "web", "--", "/bin/app", "freeze-user-space", "10000"]);
     let view = bed.until("web", "hung", |view| view["state"] == "hung");
     assert_eq!(view["health"], "user-space-dead", "{view}");
     bed.must(&["wait", "web", "--for", "running"]);
+    assert_eq!(freeze.finish().code, 0);
     assert_eq!(of_silence(&bed, seen), ["user-space-dead", "recovered"], "everything inside was frozen");
 
     let seen = bed.last_event();
