@@ -24,7 +24,6 @@ pub mod logs;
 mod net;
 pub mod pid1;
 pub mod run;
-mod socket_file;
 pub mod state;
 mod sys;
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
 use tombolo_rpc::{Auth, Link, LinkConfig, Router};
+use tombolo_transport::unix_socket::{self, BACKLOG_MAX, SocketFile};
 use tombolo_transport::{Addr, ConnectOptions, Endpoint, Messages, Port};
 
 use crate::config::AgentConfig;
-use crate::socket_file::{self, SocketFile};
 
 /// First pause between two attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -119,7 +119,7 @@ impl LocalSocket {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        let (listener, file) = socket_file::listen(path)?;
+        let (listener, file) = unix_socket::listen(path, BACKLOG_MAX)?;
         Ok(Self { listener, path: path.to_owned(), _file: file })
     }
 

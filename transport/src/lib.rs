@@ -57,6 +57,7 @@ pub mod ring;
 mod shm;
 mod sockets;
 pub mod stream;
+pub mod unix_socket;
 pub mod vsock;
 
 pub use addr::{Addr, Cid, Port};

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tombolo_transport::unix_socket::{self, BACKLOG_MAX, SocketFile};
 use tombolo_transport::{Addr, Cid, Endpoint, ListenOptions, Listener, Port};
 
 use crate::api::forward::{ForwardError, ForwardTarget};
-use crate::socket_file::{self, SocketFile};
 
 /// Bytes both ways.
 pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -78,7 +78,7 @@ impl AnyListener {
                 Ok((Self::Tcp(listener), ForwardTarget::Tcp { host: host.to_owned(), port }))
             }
             ForwardTarget::Unix { path } => {
-                let listening = socket_file::listen(Path::new(path));
+                let listening = unix_socket::listen(Path::new(path), BACKLOG_MAX);
                 let (listener, file) = listening.map_err(|e| refuse(e.to_string()))?;
                 Ok((Self::Unix { listener, _file: file }, listen.clone()))
             }

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
+use tombolo_transport::unix_socket::{self, BACKLOG_MAX};
 
 use super::args::ForwardArgs;
 use super::error::CliError;
@@ -25,8 +26,7 @@ pub(super) async fn forward(cx: &Context, args: ForwardArgs) -> Outcome {
         _ => CliError::failed(format!("listen on {listen}"), error),
     };
     let Place::Address(address) = place else {
-        let listener = UnixListener::bind(listen).map_err(cannot)?;
-        let _unlink = Unlink(Path::new(listen));
+        let (listener, _file) = unix_socket::listen(Path::new(listen), BACKLOG_MAX).map_err(cannot)?;
         announce(cx, listen, &args.target)?;
         loop {
             let (stream, _) = listener.accept().await.map_err(cannot)?;
@@ -88,15 +88,6 @@ where
             Err(error) => output.note(format!("a connection failed: {}", error.message())),
         }
     });
-}
-
-/// Removes the socket's file when the forward ends.
-struct Unlink<'a>(&'a Path);
-
-impl Drop for Unlink<'_> {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(self.0);
-    }
 }
 
 #[cfg(test)]

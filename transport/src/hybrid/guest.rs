@@ -58,7 +58,7 @@ impl GuestSide {
     /// [`Error::AddrInUse`] while another process serves that path.
     pub fn new(config: HybridConfig) -> Result<Self> {
         let HybridConfig { path, guest_cid: guest, host_cid: host, .. } = config;
-        let socket = PathListener::bind(path.clone(), Addr::new(guest, Port::ANY), MONITOR_BACKLOG)?;
+        let socket = PathListener::bind(&path, Addr::new(guest, Port::ANY), MONITOR_BACKLOG)?;
         let ports = PortTable::new(guest);
         let server = tokio::spawn(serve(socket, ports.clone(), guest, host));
         Ok(Self { path, guest, host, ports, _server: Arc::new(Server(server.abort_handle())) })

@@ -108,7 +108,7 @@ impl HostSide {
 
     fn listen_at(&self, port: Port, backlog: u32) -> Result<HostListener> {
         let local = Addr::new(self.host, port);
-        let socket = PathListener::bind(port_path(&self.path, port), local, backlog)?;
+        let socket = PathListener::bind(&port_path(&self.path, port), local, backlog)?;
         Ok(HostListener { socket, local, guest: self.guest })
     }
 }

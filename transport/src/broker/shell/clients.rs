@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,6 +22,7 @@ use crate::doorbell;
 use crate::error::{Error, Result};
 use crate::fds;
 use crate::pool::Member;
+use crate::unix_socket::{self, BACKLOG_MAX, SocketFile};
 
 /// How long a process may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -240,27 +243,19 @@ impl Shell {
     }
 }
 
-/// Binds the broker's socket, replacing one that a dead broker left.
-pub(super) fn bind(path: &std::path::Path, allowed_gid: Option<u32>) -> Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt;
-    let attempt = || format!("listening on the broker socket {}", path.display());
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(Error::io(attempt(), std::io::ErrorKind::AddrInUse.into()));
-    }
-    let make = || -> std::io::Result<UnixListener> {
+/// Listens on the broker's socket, in place of one that a dead broker left.
+pub(super) fn listen(path: &Path, allowed_gid: Option<u32>) -> Result<(UnixListener, SocketFile)> {
+    let make = || {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        if path.symlink_metadata().is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type())) {
-            std::fs::remove_file(path)?;
-        }
-        let listener = UnixListener::bind(path)?;
+        let (listener, file) = unix_socket::listen(path, BACKLOG_MAX)?;
         let mode = if allowed_gid.is_some() { 0o660 } else { 0o600 };
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
         if let Some(gid) = allowed_gid {
             std::os::unix::fs::chown(path, None, Some(gid))?;
         }
-        Ok(listener)
+        Ok((listener, file))
     };
-    make().map_err(|e| Error::io(attempt(), e))
+    make().map_err(|e| Error::io(format!("listening on the broker socket {}", path.display()), e))
 }

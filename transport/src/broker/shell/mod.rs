@@ -27,6 +27,7 @@ use crate::incarnation::Incarnation;
 use crate::mem::{OwnSpan, PeerSpan};
 use crate::pool::{Member, MemberRow, Pool, RowWriter};
 use crate::ring::{HalfLayout, OwnHalf, PeerHalf, State};
+use crate::unix_socket::SocketFile;
 
 use alarm::{Alarm, Due};
 use clients::ClientHandle;
@@ -129,7 +130,7 @@ pub(crate) struct Shell {
     recheck_with_lines: Duration,
     policy: Policy,
     quota: PeerQuota,
-    socket: Option<PathBuf>,
+    socket: Option<SocketFile>,
     tasks: Vec<JoinHandle<()>>,
     events: mpsc::Sender<Event>,
     next_id: u64,

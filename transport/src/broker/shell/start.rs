@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 
-use super::clients::{Door, accept, bind};
+use super::clients::{self, Door, accept};
 use super::members::check_name;
 use super::{Command, EVENTS_MAX, Event, Life, Shell};
 use crate::broker::core::{Backing, BrokerCore};
@@ -54,8 +54,9 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
         .map_err(|e| Error::io(format!("reserving the extent's head in {name}"), e))?;
     let life = new_life(&pool, &fd, &own, &config.policy, config.peer_quota)?;
     let pipe = BellPipe::new()?;
-    // Last of what can fail: nothing else would remove the socket.
-    let listener = config.socket.as_deref().map(|path| bind(path, config.allowed_gid)).transpose()?;
+    let listening =
+        config.socket.as_deref().map(|path| clients::listen(path, config.allowed_gid)).transpose()?;
+    let (listener, socket) = listening.unzip();
     let mut shell = Shell {
         member: config.member,
         status: pool_status,
@@ -71,7 +72,7 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
         recheck_with_lines: config.recheck_with_lines,
         policy: config.policy,
         quota: config.peer_quota,
-        socket: config.socket,
+        socket,
         tasks: Vec::new(),
         events: events.clone(),
         next_id: 0,
@@ -223,8 +224,6 @@ impl Shell {
         self.tasks.drain(..).for_each(|task| task.abort());
         let lines: Vec<Member> = self.line_readers.keys().copied().collect();
         lines.into_iter().for_each(|member| self.remove_line(member));
-        if let Some(path) = &self.socket {
-            let _ = std::fs::remove_file(path);
-        }
+        self.socket = None;
     }
 }
