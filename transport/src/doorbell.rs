@@ -129,7 +129,12 @@ impl Lines {
     }
 
     pub(crate) fn has(&self, member: Member) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(&member)
+        self.has_all([member])
+    }
+
+    pub(crate) fn has_all(&self, members: impl IntoIterator<Item = Member>) -> bool {
+        let lines = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        members.into_iter().all(|member| lines.contains_key(&member))
     }
 
     /// Whether some bell found its line full and was not rung since.

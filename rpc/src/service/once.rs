@@ -52,16 +52,15 @@ pub(super) fn start(
     let scope = Some(cx.peer()).filter(|peer| peer.authenticated).map(|peer| peer.cid);
     // Before the lock: a long request takes its time.
     let request = hash(&cx, &args);
-    let (verdict, answer_bytes_max) = {
+    let (verdict, limits) = {
         let mut replays = lock(replays);
-        (replays.begin(clock::exact_ns(), scope, key, request), replays.limits.answer_bytes_max)
+        (replays.begin(clock::exact_ns(), scope, key, request), replays.limits)
     };
     if verdict != Verdict::Run {
-        return Err(reply(verdict, answer_bytes_max));
+        return Err(reply(verdict, limits.answer_bytes_max));
     }
     let mut run = Run { replays: replays.clone(), scope, key: key.into(), answer: None };
-    let run_max = lock(replays).limits.run_max;
-    let until_ns = cx.deadline_ns.unwrap_or_else(|| later(run_max));
+    let until_ns = cx.deadline_ns.unwrap_or_else(|| later(limits.run_max));
     let origin = cx.origin.clone();
     // Whoever called may go; the handler is not told.
     cx.cancel = Cancel::default();

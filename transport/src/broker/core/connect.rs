@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{BrokerCore, ClientId, Conn, ConnState, Output, Question, half_len};
+use super::{BrokerCore, ClientId, Conn, ConnState, Output, half_len};
 use crate::addr::{Addr, Cid, Port};
 use crate::broker::protocol::{Failure, Grant, Reply, ServerMessage};
 use crate::broker::quota::Held;
@@ -206,10 +206,7 @@ impl BrokerCore {
     pub(super) fn reset_conn(&mut self, id: u64) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         match conn.state {
-            ConnState::Connecting { deadline, .. } => {
-                conn.state = ConnState::Abandoned;
-                self.deadlines.remove(&(deadline, id));
-            }
+            ConnState::Connecting { .. } => self.abandon(id),
             ConnState::Established { .. } => {
                 let (half, peer) = (conn.half, conn.peer);
                 self.outputs.push_back(Output::ResetHalf(half));
@@ -221,28 +218,31 @@ impl BrokerCore {
     }
 
     pub(super) fn cancel(&mut self, client: ClientId, request: u64) {
-        let wanted = |state: &ConnState| match state {
-            ConnState::Connecting { client: c, request: r, deadline } if (*c, *r) == (client, request) => {
-                Some(*deadline)
-            }
-            _ => None,
+        let is_it = |conn: &Conn| match conn.state {
+            ConnState::Connecting { client: c, request: r, .. } => (c, r) == (client, request),
+            _ => false,
         };
-        let found = self.conns.iter_mut().find_map(|(id, conn)| Some((*id, wanted(&conn.state)?, conn)));
-        if let Some((id, deadline, conn)) = found {
-            conn.state = ConnState::Abandoned;
-            self.deadlines.remove(&(deadline, id));
-            return;
+        if let Some(id) = self.conns.iter().find_map(|(id, conn)| is_it(conn).then_some(*id)) {
+            return self.abandon(id);
         }
-        let wanted = |question: &Question| (question.client, question.request) == (client, request);
-        self.drop_questions(wanted);
+        self.drop_questions(|question| (question.client, question.request) == (client, request));
     }
 
-    /// `id`, if it is a connect under way, has taken too long. Our half stays until the peer is known not to use it.
+    /// `id`, if it is a connect under way, has taken too long.
     pub(super) fn expire_connect(&mut self, id: u64) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get(&id) else { return };
         if let ConnState::Connecting { client, request, .. } = conn.state {
-            conn.state = ConnState::Abandoned;
+            self.abandon(id);
             self.fail(client, request, Failure::TimedOut);
+        }
+    }
+
+    /// Nobody waits for this connect any more. Our half stays until the peer is known not to use it.
+    fn abandon(&mut self, id: u64) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if let ConnState::Connecting { deadline, .. } = conn.state {
+            conn.state = ConnState::Abandoned;
+            self.deadlines.remove(&(deadline, id));
         }
     }
 
@@ -265,10 +265,7 @@ impl BrokerCore {
                 ConnState::Established { client } => {
                     conn.peer_closed = true;
                     // The dead hold nothing: what our process has yet to let go of is not for the member's next life to answer for.
-                    if std::mem::take(&mut conn.is_charged) {
-                        let held = &mut self.held[peer.index()];
-                        *held = held.without(half_len(&conn.half));
-                    }
+                    conn.discharge(&mut self.held);
                     self.outputs.push_back(Output::Wake(client));
                 }
                 ConnState::Abandoned | ConnState::Leaving => self.free(id),
@@ -310,7 +307,7 @@ impl BrokerCore {
     }
 
     fn free(&mut self, id: u64) {
-        let Some(conn) = self.conns.remove(&id) else { return };
+        let Some(mut conn) = self.conns.remove(&id) else { return };
         if let ConnState::Connecting { deadline, .. } = conn.state {
             self.deadlines.remove(&(deadline, id));
         }
@@ -318,10 +315,7 @@ impl BrokerCore {
             self.outputs.push_back(Output::Released { client: conn.client(), conn: id, own: conn.half });
         }
         let (offset, len) = (conn.half.offset, half_len(&conn.half));
-        if conn.is_charged {
-            let held = &mut self.held[conn.peer.index()];
-            *held = held.without(len);
-        }
+        conn.discharge(&mut self.held);
         match self.quarantined.get_mut(&offset) {
             Some(release) => *release = Some(len),
             None => self.heap.release(offset, len),

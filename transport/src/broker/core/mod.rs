@@ -286,11 +286,10 @@ impl BrokerCore {
 
     /// Lets deadlines pass.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        while let Some((deadline, id)) = self.deadlines.pop_first() {
-            if deadline > now {
-                self.deadlines.insert((deadline, id));
-                return;
-            }
+        while let Some(&(deadline, id)) = self.deadlines.first()
+            && deadline <= now
+        {
+            self.deadlines.pop_first();
             self.expire_connect(id);
             self.expire_question(id);
         }
@@ -396,6 +395,14 @@ impl Conn {
         match self.state {
             ConnState::Connecting { client, .. } | ConnState::Established { client } => Some(client),
             ConnState::Abandoned | ConnState::Leaving => None,
+        }
+    }
+
+    /// Our half no longer counts as held by the peer.
+    fn discharge(&mut self, held: &mut [Held]) {
+        if std::mem::take(&mut self.is_charged) {
+            let held = &mut held[self.peer.index()];
+            *held = held.without(half_len(&self.half));
         }
     }
 }

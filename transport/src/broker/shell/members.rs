@@ -146,10 +146,10 @@ impl Shell {
             Member::PRIMARY => self.rows[member.index()].1.is_some(),
             _ => member == Member::PRIMARY,
         };
-        let mut others = self.pool.layout.members().filter(|member| *member != self.member);
-        match others.any(|member| needs_line(member) && !self.lines.has(member)) {
-            true => self.recheck,
-            false => self.recheck_with_lines,
+        let others = self.pool.layout.members().filter(|member| *member != self.member);
+        match self.lines.has_all(others.filter(|member| needs_line(*member))) {
+            true => self.recheck_with_lines,
+            false => self.recheck,
         }
     }
 
