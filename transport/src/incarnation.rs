@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use postcard_schema::Schema;
+use postcard_schema::schema::NamedType;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, Result};
@@ -57,7 +59,7 @@ impl FromStr for Incarnation {
     type Err = ParseIncarnationError;
 
     fn from_str(input: &str) -> Result<Self, Self::Err> {
-        let refuse = || ParseIncarnationError { input: input.to_owned() };
+        let refuse = || ParseIncarnationError { input: input.chars().take(64).collect() };
         if input.len() != 32 || !input.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(refuse());
         }
@@ -83,6 +85,10 @@ impl<'de> Deserialize<'de> for Incarnation {
             <[u8; 16]>::deserialize(deserializer).map(Self)
         }
     }
+}
+
+impl Schema for Incarnation {
+    const SCHEMA: &'static NamedType = <[u8; 16]>::SCHEMA;
 }
 
 #[cfg(test)]

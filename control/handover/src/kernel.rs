@@ -1,22 +1,16 @@
 //! Who can hold a unit: a kernel of this boot and no other, the host, or nobody.
 
 use std::fmt;
-use std::str::FromStr;
 
 use postcard_schema::Schema;
-use postcard_schema::schema::NamedType;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
+pub use tombolo_transport::Incarnation;
 
 /// An instance, by the CID its record has for life. The control plane never gives a CID to another instance, so a late
 /// message cannot find a stranger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Schema)]
 #[serde(transparent)]
 pub struct InstanceId(pub u32);
-
-/// One boot of one kernel: 128 random bits, never reused. The bits are those of the transport's type of the same name;
-/// this crate has its own so that the decisions here depend on no sockets.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Incarnation(pub [u8; 16]);
 
 /// A kernel: an instance in one of its boots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Schema)]
@@ -69,18 +63,6 @@ impl fmt::Display for InstanceId {
     }
 }
 
-impl fmt::Display for Incarnation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Incarnation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The first 32 bits tell boots apart for people.
@@ -97,50 +79,6 @@ impl fmt::Display for Party {
             Self::Instance(kernel) => kernel.fmt(f),
         }
     }
-}
-
-/// A string is not 32 hex digits.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{input}` is not an incarnation: expected 32 hex digits")]
-pub struct ParseIncarnationError {
-    input: String,
-}
-
-impl FromStr for Incarnation {
-    type Err = ParseIncarnationError;
-
-    fn from_str(input: &str) -> Result<Self, Self::Err> {
-        let refuse = || ParseIncarnationError { input: input.chars().take(64).collect() };
-        if input.len() != 32 || !input.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(refuse());
-        }
-        u128::from_str_radix(input, 16).map(|bits| Self(bits.to_be_bytes())).map_err(|_| refuse())
-    }
-}
-
-// Hex digits where the format is for people, 16 bytes where it is not.
-impl Serialize for Incarnation {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if serializer.is_human_readable() {
-            serializer.collect_str(self)
-        } else {
-            self.0.serialize(serializer)
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Incarnation {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        if deserializer.is_human_readable() {
-            String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-        } else {
-            <[u8; 16]>::deserialize(deserializer).map(Self)
-        }
-    }
-}
-
-impl Schema for Incarnation {
-    const SCHEMA: &'static NamedType = <[u8; 16]>::SCHEMA;
 }
 
 #[cfg(test)]

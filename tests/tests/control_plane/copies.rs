@@ -29,6 +29,28 @@ fn arrived(folder: &Path, part: &str) -> u64 {
     partials.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).max().unwrap_or(0)
 }
 
+/// A copy out of `web` into a folder of its own.
+struct Out {
+    source: PathBuf,
+    folder: PathBuf,
+    target: PathBuf,
+    args: [String; 3],
+}
+
+impl Out {
+    fn of(bed: &Bed) -> Self {
+        let (source, folder) = (large_file(bed, "source"), bed.dir().join("outside"));
+        fs::create_dir(&folder).unwrap();
+        let target = folder.join("copy");
+        let args = ["cp".to_owned(), format!("web:{}", source.display()), target.display().to_string()];
+        Self { source, folder, target, args }
+    }
+
+    fn args(&self) -> [&str; 3] {
+        self.args.each_ref().map(String::as_str)
+    }
+}
+
 fn under_way(bed: &Bed, args: &[&str], folder: &Path, already: u64) -> Attached {
     let copy = bed.attach(args);
     eventually("the copy to be under way", || arrived(folder, "partial") >= already + BEGUN);
@@ -73,12 +95,9 @@ fn copy_into_an_instance_goes_on_where_it_was_interrupted() {
 fn copy_out_of_an_instance_goes_on_where_it_was_interrupted() {
     let bed = bed!(Bed::start("process"));
     bed.must(&["up", "web"]);
-    let (source, folder) = (large_file(&bed, "source"), bed.dir().join("outside"));
-    fs::create_dir(&folder).unwrap();
-    let target = folder.join("copy");
-    let args = ["cp", &format!("web:{}", source.display()), &target.display().to_string()];
-    interrupted_and_resumed(&bed, &args, &folder);
-    assert_same(&source, &target);
+    let out = Out::of(&bed);
+    interrupted_and_resumed(&bed, &out.args(), &out.folder);
+    assert_same(&out.source, &out.target);
     bed.nothing_is_left();
 }
 
@@ -86,27 +105,24 @@ fn copy_out_of_an_instance_goes_on_where_it_was_interrupted() {
 fn copy_survives_the_death_of_the_kernel_and_of_the_daemon() {
     let mut bed = bed!(Bed::start("process"));
     bed.must(&["up", "web", "--restart", "never"]);
-    let (source, folder) = (large_file(&bed, "source"), bed.dir().join("outside"));
-    fs::create_dir(&folder).unwrap();
-    let target = folder.join("copy");
-    let args = ["cp", &format!("web:{}", source.display()), &target.display().to_string()];
+    let out = Out::of(&bed);
 
-    let copy = under_way(&bed, &args, &folder, 0);
+    let copy = under_way(&bed, &out.args(), &out.folder, 0);
     send_signal(bed.pid("web"), "KILL");
     let said = copy.finish();
     assert!(said.code == 6 && said.stderr.contains("the same command goes on from there"), "{said:?}");
     bed.until("web", "failed", |view| view["state"] == "failed");
     bed.must(&["start", "web"]);
 
-    let copy = under_way(&bed, &args, &folder, arrived(&folder, "partial"));
+    let copy = under_way(&bed, &out.args(), &out.folder, arrived(&out.folder, "partial"));
     bed.end_daemon("KILL");
     let said = copy.finish();
     assert!(said.code == 6 && said.stderr.contains("the same command goes on from there"), "{said:?}");
     bed.start_daemon();
     bed.must(&["wait", "web", "--for", "running"]);
 
-    bed.must(&args);
-    assert_same(&source, &target);
+    bed.must(&out.args());
+    assert_same(&out.source, &out.target);
     bed.nothing_is_left();
 }
 
@@ -114,16 +130,13 @@ fn copy_survives_the_death_of_the_kernel_and_of_the_daemon() {
 fn source_that_changed_in_between_is_copied_anew() {
     let bed = bed!(Bed::start("process"));
     bed.must(&["up", "web"]);
-    let (source, folder) = (large_file(&bed, "source"), bed.dir().join("outside"));
-    fs::create_dir(&folder).unwrap();
-    let target = folder.join("copy");
-    let args = ["cp", &format!("web:{}", source.display()), &target.display().to_string()];
-    let copy = under_way(&bed, &args, &folder, 0);
+    let out = Out::of(&bed);
+    let copy = under_way(&bed, &out.args(), &out.folder, 0);
     copy.signal("KILL");
     copy.finish();
-    let file = fs::File::options().write(true).open(&source).unwrap();
+    let file = fs::File::options().write(true).open(&out.source).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"changed", 3).unwrap();
-    bed.must(&args);
-    assert_same(&source, &target);
+    bed.must(&out.args());
+    assert_same(&out.source, &out.target);
     bed.nothing_is_left();
 }

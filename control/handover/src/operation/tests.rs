@@ -230,8 +230,8 @@ fn what_cannot_be_drained_stops_all_or_is_left_behind_as_asked() {
     }
 }
 
-#[test]
-fn a_revoke_that_may_still_happen_is_quarantined_with_that_reason() {
+/// The move of a CPU, waiting for a revoke that timed out and may still happen.
+fn revoke_timed_out() -> (Bench, OpId) {
     let units = vec![(Unit::cpu(2, 2, None), party(DB)), (Unit::cpu(3, 3, None), party(DB))];
     let mut bench = Bench::new(units, DrainRule::LeaveOnline, Spawner::MayFinishLate);
     let id = bench.submit(move_cpu());
@@ -239,6 +239,12 @@ fn a_revoke_that_may_still_happen_is_quarantined_with_that_reason() {
         if matches!(act.command, Some(Command::Revoke(_))) { Luck::TimesOut } else { Luck::Works }
     };
     bench.run_until(|_| false, luck, |_| Some(Reply::Yes));
+    (bench, id)
+}
+
+#[test]
+fn a_revoke_that_may_still_happen_is_quarantined_with_that_reason() {
+    let (mut bench, id) = revoke_timed_out();
     for _ in 0..bench.rules.patience {
         bench.expire(id);
         bench.run();
@@ -252,13 +258,7 @@ fn a_revoke_that_may_still_happen_is_quarantined_with_that_reason() {
 
 #[test]
 fn a_revoke_that_timed_out_and_happened_late_is_seen_and_goes_on() {
-    let units = vec![(Unit::cpu(2, 2, None), party(DB)), (Unit::cpu(3, 3, None), party(DB))];
-    let mut bench = Bench::new(units, DrainRule::LeaveOnline, Spawner::MayFinishLate);
-    let id = bench.submit(move_cpu());
-    let luck = |act: &Act| {
-        if matches!(act.command, Some(Command::Revoke(_))) { Luck::TimesOut } else { Luck::Works }
-    };
-    bench.run_until(|_| false, luck, |_| Some(Reply::Yes));
+    let (mut bench, id) = revoke_timed_out();
     bench.world.finish_late(0, true);
     bench.expire(id);
     bench.run();
