@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tombolo_agent::config::AgentConfig;
-use tombolo_control::keeper::{Exit, ExitHow};
+use tombolo_control::keeper::{Exit, ExitHow, MemoryState};
 use tombolo_control::spawner::{
     Kernel, KernelSpec, KernelStatus, PoolFile, ProcessSpawner, SpawnError, Spawner, UmlSpawner,
 };
@@ -47,6 +47,7 @@ fn bed<S>(spawner: S, init: PathBuf) -> Bed<S> {
     let spec = KernelSpec {
         image: None,
         memory_bytes: 96 << 20,
+        memory_max_bytes: 96 << 20,
         agent_binary: init,
         agent_config: AgentConfig::new("web", Cid(3), Member(1), incarnation, [9; 32]),
         initrd_files: Vec::new(),
@@ -294,6 +295,80 @@ async fn what_cannot_be_spawned_leaves_nothing<S: Spawner>(mut bed: Bed<S>) {
     assert_eq!(left, 0, "files are left");
 }
 
+/// What the kernel itself says is free, in bytes.
+async fn free_bytes(kernel: &Kernel) -> u64 {
+    let free = |console: &str| -> Vec<u64> {
+        let lines = console.lines().filter_map(|line| line.trim().strip_prefix("MemFree:"));
+        lines.filter_map(|line| line.trim().strip_suffix(" kB")?.parse().ok()).collect()
+    };
+    let before = free(&console_of(kernel)).len();
+    assert_eq!(ring(kernel, b'm').await, b'n');
+    until("free memory on the console", || async {
+        let said = free(&console_of(kernel));
+        (said.len() > before).then(|| said.last().copied().unwrap_or(0) << 10)
+    })
+    .await
+}
+
+async fn memory_leaves_a_running_kernel_and_comes_back<S: Spawner>(mut bed: Bed<S>) {
+    const MIB: u64 = 1 << 20;
+    bed.spec.memory_max_bytes = 160 * MIB;
+    let kernel = booted(&bed).await;
+    let has =
+        |present: u64| Some(MemoryState { present_bytes: present, max_bytes: 160 * MIB, pending: false });
+    assert_eq!(kernel.memory().await.unwrap(), has(96 * MIB), "it is left with what it is to have");
+    let at_96 = free_bytes(&kernel).await;
+    for present in [64, 160, 128, 96] {
+        kernel.set_memory(present * MIB, LONG).await.unwrap();
+        assert_eq!(kernel.memory().await.unwrap(), has(present * MIB));
+        let expected = (at_96 + present * MIB).saturating_sub(96 * MIB);
+        let free = free_bytes(&kernel).await;
+        assert!(free.abs_diff(expected) < 2 * MIB, "{present} MiB: {free} are free, not {expected}");
+    }
+
+    let error = kernel.set_memory(20 * MIB, LONG).await.unwrap_err();
+    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("MiB free")), "{error}");
+    let error = kernel.set_memory(161 * MIB, LONG).await.unwrap_err();
+    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("160 MiB")), "{error}");
+    assert_eq!(kernel.memory().await.unwrap(), has(96 * MIB), "what is refused changes nothing");
+    assert!(free_bytes(&kernel).await.abs_diff(at_96) < 2 * MIB);
+
+    let adopted = bed.spawner.adopt(&bed.spec.runtime_dir).await.unwrap();
+    assert_eq!(adopted.memory().await.unwrap(), has(96 * MIB), "who comes later finds the same");
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+}
+
+async fn change_of_memory_that_a_stopped_kernel_does_not_answer_ends_when_it_runs_on<S: Spawner>(
+    bed: Bed<S>,
+) {
+    let kernel = booted(&bed).await;
+    let before = kernel.memory().await.unwrap().unwrap();
+    let target = before.present_bytes - (32 << 20);
+    signal(kernel.pid(), "STOP");
+    kernel.set_memory(target, Duration::from_millis(300)).await.unwrap_err();
+    let state = kernel.memory().await.unwrap().unwrap();
+    assert!(state.pending && state.present_bytes == before.present_bytes, "{state:?}");
+    let error = kernel.set_memory(before.present_bytes, LONG).await.unwrap_err();
+    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("earlier")), "{error}");
+    signal(kernel.pid(), "CONT");
+    let state = until("the end of the change", || async {
+        kernel.memory().await.unwrap().filter(|state| !state.pending)
+    });
+    assert_eq!(state.await.present_bytes, target);
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+}
+
+async fn memory_of_a_kernel_that_is_none_cannot_be_changed<S: Spawner>(bed: Bed<S>) {
+    let kernel = booted(&bed).await;
+    assert_eq!(kernel.memory().await.unwrap(), None);
+    let error = kernel.set_memory(64 << 20, LONG).await.unwrap_err();
+    assert!(matches!(error, SpawnError::Refused { .. }), "{error}");
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+}
+
 fn parent_of(pid: u32) -> u32 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok()).unwrap()
@@ -326,6 +401,8 @@ mod on_uml {
         terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
         what_cannot_be_spawned_leaves_nothing, keeper_that_cannot_be_reached_costs_no_kernel_its_life,
         folder_of_a_kernel_that_was_lost_unseen_can_be_used_again,
+        memory_leaves_a_running_kernel_and_comes_back,
+        change_of_memory_that_a_stopped_kernel_does_not_answer_ends_when_it_runs_on,
     );
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -377,7 +454,7 @@ mod on_process {
         freeze_stops_it_and_thaw_lets_it_run_on, adopted_kernel_is_the_same, killed_keeper_takes_its_kernel_along,
         terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
         what_cannot_be_spawned_leaves_nothing, keeper_that_cannot_be_reached_costs_no_kernel_its_life,
-        folder_of_a_kernel_that_was_lost_unseen_can_be_used_again,
+        folder_of_a_kernel_that_was_lost_unseen_can_be_used_again, memory_of_a_kernel_that_is_none_cannot_be_changed,
     );
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

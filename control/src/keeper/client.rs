@@ -16,6 +16,7 @@ const CONSOLE_OUTPUT_BYTES_MAX: usize = 1 << 20;
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Client {
+    number: u64,
     stream: UnixStream,
     phase: Phase,
     input: Vec<u8>,
@@ -44,9 +45,15 @@ pub(super) enum Next {
 }
 
 impl Client {
-    pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
+    pub(super) fn new(stream: UnixStream, number: u64) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, phase: Phase::Requests, input: Vec::new(), output: Vec::new(), broken: false })
+        let (input, output) = (Vec::new(), Vec::new());
+        Ok(Self { number, stream, phase: Phase::Requests, input, output, broken: false })
+    }
+
+    /// Given to no other connection.
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 
     pub(super) fn stream(&self) -> &UnixStream {

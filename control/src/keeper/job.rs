@@ -21,6 +21,18 @@ pub struct Job {
     pub env: Vec<(String, String)>,
     /// Size at which `console.log` becomes `console.log.1`, in bytes.
     pub console_bytes_max: u64,
+    /// How its memory can be changed, if it can.
+    #[serde(default)]
+    pub memory: Option<MemoryJob>,
+}
+
+/// How a kernel's memory can be changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryJob {
+    /// The socket of its management console, relative to the runtime folder.
+    pub mconsole: String,
+    /// What it boots with, in bytes, which is also the most it can have.
+    pub boot_bytes: u64,
 }
 
 impl Job {

@@ -19,6 +19,7 @@ mod console;
 mod exec;
 mod files;
 mod job;
+mod memory;
 mod process_table;
 mod serve;
 mod wire;
@@ -29,9 +30,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 pub(crate) use files::{remove_all, unix_address, write_atomically};
-pub use job::{Exit, ExitHow, Job, KernelRecord};
+pub use job::{Exit, ExitHow, Job, KernelRecord, MemoryJob};
 pub(crate) use process_table::{Process, descendants_of, kill_group_of};
-pub use wire::{Request, Status};
+pub use wire::{MemoryState, Request, Status};
 
 /// Names of the files in a kernel's runtime folder. All but the console logs are removed when the kernel is forgotten.
 pub mod names {

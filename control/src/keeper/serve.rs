@@ -22,6 +22,7 @@ use super::client::{Client, Next};
 use super::console::ConsoleLog;
 use super::exec::EXIT_NOT_EXECUTED;
 use super::files::Room;
+use super::memory::{Memory, Outcome};
 use super::{
     Exit, ExitHow, Job, KernelRecord, Process, Request, Status, descendants_of, names, remove_all,
     write_atomically,
@@ -70,7 +71,11 @@ struct Keeper {
     console_input: Vec<u8>,
     log: ConsoleLog,
     exit_room: Option<Room>,
+    memory: Option<Memory>,
+    /// The client that waits for a change of the memory, by its number.
+    awaits_memory: Option<u64>,
     clients: Vec<Client>,
+    clients_seen: u64,
 }
 
 impl Keeper {
@@ -127,7 +132,10 @@ impl Keeper {
             console_input,
             log,
             exit_room,
+            memory: job.memory.map(|memory| Memory::new(memory.mconsole, memory.boot_bytes)),
+            awaits_memory: None,
             clients,
+            clients_seen: 0,
         })
     }
 
@@ -137,6 +145,10 @@ impl Keeper {
             let ready = self.wait_for_something()?;
             if ready.console {
                 self.read_console();
+            }
+            if ready.memory {
+                let outcome = self.memory.as_mut().and_then(Memory::answered);
+                self.memory_changed(outcome);
             }
             for index in (0..self.clients.len()).rev() {
                 if ready.clients.get(index).copied().unwrap_or(false) {
@@ -170,22 +182,29 @@ impl Keeper {
             flags.set(PollFlags::OUT, !self.console_input.is_empty());
             fds.push(PollFd::new(console, flags));
         }
+        let memory = self.memory.as_ref().and_then(Memory::socket);
+        fds.extend(memory.map(|socket| PollFd::new(socket, PollFlags::IN)));
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         let fired: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         let clients = fired.iter().skip(2).take(self.clients.len()).copied().collect();
-        let console = self.console.is_some() && fired.last().copied().unwrap_or(false);
-        Ok(Ready { listener: fired.get(1).copied().unwrap_or(false), console, clients })
+        let mut others = fired.iter().skip(2 + self.clients.len()).copied();
+        let console = self.console.is_some() && others.next().unwrap_or(false);
+        let memory = memory.is_some() && others.next().unwrap_or(false);
+        Ok(Ready { listener: fired.get(1).copied().unwrap_or(false), console, memory, clients })
     }
 
     fn accept(&mut self) {
         match self.listener.accept() {
-            Ok((stream, _)) if self.clients.len() < CLIENTS_MAX => match Client::new(stream) {
-                Ok(client) => self.clients.push(client),
-                Err(error) => eprintln!("could not serve a client: {error}"),
-            },
+            Ok((stream, _)) if self.clients.len() < CLIENTS_MAX => {
+                self.clients_seen += 1;
+                match Client::new(stream, self.clients_seen) {
+                    Ok(client) => self.clients.push(client),
+                    Err(error) => eprintln!("could not serve a client: {error}"),
+                }
+            }
             Ok(_) => eprintln!("turned a client away: {CLIENTS_MAX} are connected already"),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => eprintln!("could not accept a client: {error}"),
@@ -207,6 +226,7 @@ impl Keeper {
             Request::Doorbell => self.clients[index].answer(&status, Some(self.doorbell.as_fd())),
             Request::Wait => {}           // answered by `finish`
             Request::Kill => self.kill(), // answered by `finish`
+            Request::SetMemory { bytes } => self.set_memory(index, bytes),
             Request::Console if self.console.is_none() => self.refuse(index, "the kernel closed its console"),
             Request::Console if self.clients.iter().any(Client::is_console) => {
                 self.refuse(index, "another client has the console; it serves one at a time");
@@ -226,6 +246,35 @@ impl Keeper {
         }
     }
 
+    fn set_memory(&mut self, index: usize, bytes: u64) {
+        let Some(memory) = &mut self.memory else {
+            return self.refuse(index, "the memory of this kernel cannot be changed while it runs");
+        };
+        if !bytes.is_multiple_of(4096) || bytes == 0 {
+            return self.refuse(index, "memory comes in pages of 4096 bytes");
+        }
+        if memory.state().pending {
+            return self.refuse(index, "an earlier change of its memory has not ended yet");
+        }
+        let outcome = memory.set(bytes);
+        self.awaits_memory = Some(self.clients[index].number());
+        self.memory_changed(outcome);
+    }
+
+    /// Tells who waits for it that a change of the memory has ended, if it has.
+    fn memory_changed(&mut self, outcome: Option<Outcome>) {
+        let Some(outcome) = outcome else { return };
+        let Some(number) = self.awaits_memory.take() else { return };
+        let Some(index) = self.clients.iter().position(|client| client.number() == number) else { return };
+        match outcome {
+            Ok(()) => {
+                let status = self.status(None);
+                self.clients[index].answer(&status, None);
+            }
+            Err(reason) => self.refuse(index, &reason),
+        }
+    }
+
     fn refuse(&mut self, index: usize, reason: &str) {
         let mut status = self.status(None);
         status.refused = Some(reason.to_owned());
@@ -233,7 +282,8 @@ impl Keeper {
     }
 
     fn status(&self, exit: Option<Exit>) -> Status {
-        Status { keeper_pid: std::process::id(), kernel: self.record.clone(), exit, refused: None }
+        let memory = self.memory.as_ref().map(Memory::state);
+        Status { keeper_pid: std::process::id(), kernel: self.record.clone(), exit, refused: None, memory }
     }
 
     /// Records what the console has to say, all of it that is there now.
@@ -345,6 +395,7 @@ impl Keeper {
 struct Ready {
     listener: bool,
     console: bool,
+    memory: bool,
     clients: Vec<bool>,
 }
 

@@ -18,6 +18,12 @@ pub enum Request {
     Kill,
     /// Answered when the kernel has ended.
     Wait,
+    /// Make the kernel's memory so much. Answered when it is, or refused when it is back where it was. Refused where memory
+    /// cannot be changed. If nobody waits for the answer any more, it goes on all the same.
+    SetMemory {
+        /// In bytes, a multiple of 4096.
+        bytes: u64,
+    },
 }
 
 /// Every answer.
@@ -31,6 +37,20 @@ pub struct Status {
     pub exit: Option<Exit>,
     /// Why the request was refused, if it was.
     pub refused: Option<String>,
+    /// How much memory the kernel has, where that can be changed.
+    #[serde(default)]
+    pub memory: Option<MemoryState>,
+}
+
+/// How much memory a kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryState {
+    /// What it has, in bytes. While `pending`: what it had before the piece that is under way.
+    pub present_bytes: u64,
+    /// The most it can have, in bytes.
+    pub max_bytes: u64,
+    /// Whether a change is under way.
+    pub pending: bool,
 }
 
 /// The longest line either side accepts, in bytes: more than any [`Status`] needs.

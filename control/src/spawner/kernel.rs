@@ -13,7 +13,8 @@ use tokio::time::timeout;
 use super::keeper_link::{KeeperLink, LinkError};
 use super::{SpawnError, SpawnerKind, process, uml};
 use crate::keeper::{
-    Exit, ExitHow, KernelRecord, Request, Status, kill_group_of, names, remove_all, write_atomically,
+    Exit, ExitHow, KernelRecord, MemoryState, Request, Status, kill_group_of, names, remove_all,
+    write_atomically,
 };
 
 /// How long the keeper may take to answer what it answers at once. It is one poll(2) loop: this is for a loaded host.
@@ -192,6 +193,31 @@ impl Kernel {
             // Its kernel is this host's: that one answers, as we run.
             SpawnerKind::Process => None,
         }
+    }
+
+    /// How much memory it has, where that can be changed while it runs; else `None`.
+    ///
+    /// # Errors
+    /// [`SpawnError::Ended`] when it has ended, [`SpawnError::Keeper`] when its keeper does not answer.
+    pub async fn memory(&self) -> Result<Option<MemoryState>, SpawnError> {
+        let action = "ask about the memory of";
+        let status = ask(self.runtime_dir(), Request::Status).await;
+        status.map(|status| status.memory).map_err(|error| self.link_failed(action, error))
+    }
+
+    /// Makes its memory so much: takes what is free from it, or gives back what was taken. Returns when that is so.
+    ///
+    /// # Errors
+    /// [`SpawnError::Refused`] when it could not be done, and then it has what it had before; [`SpawnError::Keeper`] when it did not
+    /// end within `deadline`: it may still, [`Kernel::memory`] tells.
+    pub async fn set_memory(&self, bytes: u64, deadline: Duration) -> Result<(), SpawnError> {
+        let action = "change the memory of";
+        let changed = timeout(deadline, async {
+            let link = KeeperLink::connect(self.runtime_dir()).await?;
+            link.request(Request::SetMemory { bytes }).await
+        });
+        let changed = changed.await.unwrap_or(Err(LinkError::Silent(deadline)));
+        changed.map(drop).map_err(|error| self.link_failed(action, error))
     }
 
     async fn set_frozen(&self, frozen: bool) -> Result<(), SpawnError> {

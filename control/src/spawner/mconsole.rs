@@ -16,6 +16,8 @@ use crate::keeper::unix_address;
 const MAGIC: u32 = 0xcafe_babe;
 const VERSION: u32 = 2;
 const TEXT_BYTES: usize = 512;
+/// Longest answer, in bytes.
+pub(crate) const DATAGRAM_BYTES: usize = 12 + TEXT_BYTES;
 
 /// How long a kernel may take to do as it is told: it does so from an interrupt, within a millisecond on an idle host.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -58,13 +60,13 @@ pub(super) async fn command(
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Part<'a> {
-    failed: bool,
-    more: bool,
-    text: &'a [u8],
+pub(crate) struct Part<'a> {
+    pub(crate) failed: bool,
+    pub(crate) more: bool,
+    pub(crate) text: &'a [u8],
 }
 
-fn encode(command: &str) -> io::Result<Vec<u8>> {
+pub(crate) fn encode(command: &str) -> io::Result<Vec<u8>> {
     // The kernel wants room for a terminating zero.
     if command.len() >= TEXT_BYTES {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a console command has at most 511 bytes"));
@@ -78,7 +80,7 @@ fn encode(command: &str) -> io::Result<Vec<u8>> {
     Ok(request)
 }
 
-fn decode(datagram: &[u8]) -> io::Result<Part<'_>> {
+pub(crate) fn decode(datagram: &[u8]) -> io::Result<Part<'_>> {
     let bad = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's console answer is malformed");
     let word = |index: usize| {
         let bytes =

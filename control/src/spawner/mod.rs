@@ -20,7 +20,7 @@ mod image;
 mod keeper_link;
 mod kernel;
 mod launch;
-mod mconsole;
+pub(crate) mod mconsole;
 mod process;
 mod spec;
 mod uml;

@@ -137,7 +137,14 @@ impl Spawner for ProcessSpawner {
                 .filter_map(|&key| Some((key.into(), std::env::var(key).ok()?))),
         );
         let console_bytes_max = Job::CONSOLE_BYTES_MAX;
-        let job = Job { name: name.clone(), kind: SpawnerKind::Process, argv, env, console_bytes_max };
+        let job = Job {
+            name: name.clone(),
+            kind: SpawnerKind::Process,
+            argv,
+            env,
+            console_bytes_max,
+            memory: None,
+        };
         claim.launch(&self.keeper_binary, &job).await
     }
 

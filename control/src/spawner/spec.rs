@@ -119,6 +119,9 @@ pub struct KernelSpec {
     pub image: Option<PathBuf>,
     /// The kernel's memory, in bytes (at least 32 MiB, and twice the size of all initrd files). Ignored by `process`.
     pub memory_bytes: u64,
+    /// The most memory it can be given while it runs, in bytes: `memory_bytes` or more. Where the spawner can take memory from a
+    /// running kernel, it boots with room for this much and is left with `memory_bytes`.
+    pub memory_max_bytes: u64,
     /// The agent: a static binary, `/init` in a kernel.
     pub agent_binary: PathBuf,
     /// The agent's configuration: who this kernel is, whom it trusts. The spawner overwrites `pool`, `doorbell` and

@@ -21,7 +21,7 @@ use super::{
     Availability, FileContent, InitrdFile, Kernel, KernelSpec, SpawnError, Spawner, SpawnerKind, cpio,
     mconsole,
 };
-use crate::keeper::Job;
+use crate::keeper::{Job, MemoryJob};
 
 /// What this spawner adds to a runtime folder.
 pub(super) const FILES: &[&str] = &[INITRD, UML_DIR, EMPTY_DIR];
@@ -116,14 +116,41 @@ impl Spawner for UmlSpawner {
             name: name.clone(),
             kind: SpawnerKind::Uml,
             argv: arguments(spec, &image.path).map_err(bad_spec)?,
-            env: vec![("TMPDIR".into(), memory_folder(&spec.runtime_dir, spec.memory_bytes))],
+            env: vec![("TMPDIR".into(), memory_folder(&spec.runtime_dir, boot_bytes(spec)))],
             console_bytes_max: Job::CONSOLE_BYTES_MAX,
+            memory: Some(MemoryJob { mconsole: MCONSOLE.into(), boot_bytes: boot_bytes(spec) }),
         };
-        claim.launch(&self.keeper_binary, &job).await
+        let kernel = claim.launch(&self.keeper_binary, &job).await?;
+        if boot_bytes(spec) > spec.memory_bytes
+            && let Err(error) = leave_memory(&kernel, spec.memory_bytes).await
+        {
+            let _ = kernel.kill().await;
+            let _ = kernel.forget().await;
+            return Err(error);
+        }
+        Ok(kernel)
     }
 
     async fn adopt(&self, runtime_dir: &Path) -> Result<Kernel, SpawnError> {
         super::adopt(SpawnerKind::Uml, runtime_dir).await
+    }
+}
+
+/// What the kernel boots with: it can never be given more than that.
+fn boot_bytes(spec: &KernelSpec) -> u64 {
+    spec.memory_max_bytes.max(spec.memory_bytes)
+}
+
+/// Takes from a kernel that has just been started all memory but this much, as soon as it has a management console.
+async fn leave_memory(kernel: &Kernel, bytes: u64) -> Result<(), SpawnError> {
+    let deadline = tokio::time::Instant::now() + MCONSOLE_MAX;
+    loop {
+        match kernel.set_memory(bytes, mconsole::ANSWER_MAX).await {
+            Err(SpawnError::Refused { .. }) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await; // it boots
+            }
+            outcome => return outcome.map(drop),
+        }
     }
 }
 
@@ -180,7 +207,7 @@ fn arguments(spec: &KernelSpec, image: &Path) -> Result<Vec<String>, String> {
         image.to_str().ok_or_else(|| format!("the path {} is not UTF-8", image.display()))?.to_owned();
     let mut argv = vec![
         image,
-        format!("mem={}K", spec.memory_bytes / 1024),
+        format!("mem={}K", boot_bytes(spec) / 1024),
         format!("initrd={INITRD}"),
         "rdinit=/init".into(),
         "quiet".into(),

@@ -54,6 +54,7 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<ExitHow> {
     let spec = KernelSpec {
         image,
         memory_bytes: memory_mib << 20,
+        memory_max_bytes: memory_mib << 20,
         agent_binary: init.context(USAGE)?,
         // There is no control plane: nobody asks for the secret.
         agent_config: AgentConfig::new("boot", Cid(3), Member(1), Incarnation::random()?, [0; 32]),

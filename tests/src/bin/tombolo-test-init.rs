@@ -1,7 +1,8 @@
 //! Stands in for the agent in spawner tests: small, and does what its doorbell tells it.
 //!
 //! It prints `ready`, then a tick every 50 ms, and answers each byte on the doorbell with the byte after it. Some
-//! bytes do more: `q` powers off, `p` panics the kernel (exit status 3 where there is none), `x` exits with status 1.
+//! bytes do more: `m` prints how much memory is free, `q` powers off, `p` panics the kernel (exit status 3 where there is none),
+//! `x` exits with status 1.
 
 use std::fs;
 use std::io;
@@ -63,6 +64,10 @@ fn serve(config: &Path, is_init: bool) -> io::Result<()> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         println!("bell {}", byte[0]);
+        if byte[0] == b'm' {
+            let meminfo = fs::read_to_string("/proc/meminfo")?;
+            println!("{}", meminfo.lines().find(|line| line.starts_with("MemFree:")).unwrap_or("MemFree: ?"));
+        }
         rustix::io::write(&doorbell, &[byte[0].wrapping_add(1)])?;
         match byte[0] {
             b'q' => end(is_init, 0),

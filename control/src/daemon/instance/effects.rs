@@ -122,6 +122,7 @@ impl Instance {
         self.kernel_spec = Some(Box::new(KernelSpec {
             image: spec.image.clone(),
             memory_bytes: spec.memory_mib << 20,
+            memory_max_bytes: spec.memory_mib << 20,
             agent_binary: self.shared.places.agent_binary.clone(),
             agent_config: config,
             initrd_files: initrd_files.collect(),
