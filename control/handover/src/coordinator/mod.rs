@@ -22,7 +22,7 @@ use crate::operation::{Input, Operation, Rules, TooLate};
 use crate::owner::{OpId, Owner, Quarantine};
 use crate::plan::{Plan, Refusal, Traffic, plan};
 use crate::request::Request;
-use crate::unit::UnitId;
+use crate::unit::{Kind, UnitId};
 
 /// Ledger and operations of one host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -60,6 +60,10 @@ pub enum AdminError {
     StillMoving { instance: InstanceId, operation: OpId },
     #[error("there is no {unit} on this machine")]
     NoSuchUnit { unit: UnitId },
+    #[error(
+        "{instance} is to start with {wanted} granules of memory; {missing} more than are free or the host's to give"
+    )]
+    NotEnoughMemory { instance: InstanceId, wanted: u64, missing: u64 },
     #[error("{unit} is with {owner}, not in quarantine; there is nothing to repair")]
     NotQuarantined { unit: UnitId, owner: Owner },
     #[error(transparent)]
@@ -244,6 +248,41 @@ impl Coordinator {
         };
         work.put_instance(row);
         Ok(Step::new(self, work))
+    }
+
+    /// Gives an instance that does not run what it lacks to start with `granules` of memory: what is free first, then the host's.
+    /// What it holds beyond that, it keeps.
+    ///
+    /// # Errors
+    /// [`AdminError::NotEnoughMemory`], [`AdminError::StillRuns`] or [`AdminError::NoSuchInstance`].
+    pub fn provision(&mut self, now_ns: u64, id: InstanceId, granules: u64) -> Result<Step<'_>, AdminError> {
+        let party = Party::Instance(self.dead(id)?.kernel());
+        let mut missing = granules.saturating_sub(self.ledger.held(party, Kind::Memory));
+        let mut work = self.work(now_ns, None);
+        for giver in [Party::Pool, Party::Host] {
+            let floor = self.ledger.floor(giver, Kind::Memory);
+            let mut available = self.ledger.held(giver, Kind::Memory).saturating_sub(floor);
+            let lots: Vec<(UnitId, u64)> = self
+                .ledger
+                .held_by(giver)
+                .filter(|entry| entry.unit.id.kind() == Kind::Memory)
+                .map(|entry| (entry.unit.id, entry.unit.size()))
+                .collect();
+            for (unit, size) in lots {
+                let take = missing.min(size).min(available);
+                // Not the whole: cut off what is taken.
+                let taken = if take == size { Some(unit) } else { work.split(unit, take) };
+                if let Some(taken) = taken {
+                    work.settle(taken, Owner::from(party));
+                    missing -= take;
+                    available -= take;
+                }
+            }
+        }
+        match missing {
+            0 => Ok(Step::new(self, work)),
+            missing => Err(AdminError::NotEnoughMemory { instance: id, wanted: granules, missing }),
+        }
     }
 
     /// Forgets an instance that is dead and holds nothing.
