@@ -16,6 +16,7 @@ pub mod entrypoint;
 pub mod exec;
 pub mod files;
 pub mod forward;
+pub mod handover;
 pub mod health;
 pub mod heartbeat;
 pub mod inventory;

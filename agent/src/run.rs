@@ -18,6 +18,7 @@ use crate::api::agent::{AgentMode, AgentServer};
 use crate::api::exec::ExecServer;
 use crate::api::files::FilesServer;
 use crate::api::forward::ForwardServer;
+use crate::api::handover::HandoverServer;
 use crate::api::health::{AgentPhase, HealthServer};
 use crate::api::logs::LogsServer;
 use crate::blackbox::BlackBox;
@@ -27,6 +28,7 @@ use crate::entrypoint::EntrypointHandle;
 use crate::exec::{ExecEngine, ExecService, Launcher};
 use crate::files::FilesService;
 use crate::forward::{ForwardService, Forwards};
+use crate::handover::{HOOKS_DIR, HandoverService};
 use crate::health::{Health, HealthService, ProbeTools};
 use crate::heartbeat::Heartbeat;
 use crate::link::{Links, LocalSocket, keep_linked};
@@ -139,6 +141,7 @@ pub fn router(
 ) -> Router {
     Router::new()
         .service(AgentServer::new(agent))
+        .service(HandoverServer::new(HandoverService::new(exec.clone(), HOOKS_DIR)))
         .service(HealthServer::new(HealthService::new(health)))
         .service(ExecServer::new(ExecService::new(exec)))
         .service(FilesServer::new(FilesService::new(lifecycle.clone())))

@@ -6,6 +6,7 @@
 //! dropped there is counted.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
@@ -145,6 +146,16 @@ pub enum ExitStatus {
     },
     /// It was killed because it ran longer than [`ExecSpec::timeout_ms`].
     TimedOut,
+}
+
+impl fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit status {code}"),
+            Self::Signal { signal, .. } => write!(f, "killed by signal {signal}"),
+            Self::TimedOut => f.write_str("killed because it ran too long"),
+        }
+    }
 }
 
 impl ExitStatus {

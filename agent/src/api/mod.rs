@@ -7,6 +7,7 @@ pub mod agent;
 pub mod exec;
 pub mod files;
 pub mod forward;
+pub mod handover;
 pub mod health;
 pub mod logs;
 

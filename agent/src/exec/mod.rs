@@ -186,12 +186,25 @@ impl ExecEngine {
     /// # Errors
     /// [`ExecError`] if it cannot be started. A dropped future kills it.
     pub async fn run_quietly(&self, argv: &[String]) -> Result<ExitStatus, ExecError> {
+        self.run_briefly(argv, [], Stdio::null()).await
+    }
+
+    /// The same with variables of its own, and its stderr kept.
+    ///
+    /// # Errors
+    /// As [`ExecEngine::run_quietly`].
+    pub async fn run_briefly(
+        &self,
+        argv: &[String],
+        env: impl IntoIterator<Item = (String, String)>,
+        stderr: Stdio,
+    ) -> Result<ExitStatus, ExecError> {
         if self.0.lifecycle.phase() == AgentPhase::ShuttingDown {
             return Err(ExecError::NotAccepting { state: "shutting down".to_owned() });
         }
-        let program = Program::resolve(argv, [], None, None)?;
+        let program = Program::resolve(argv, env, None, None)?;
         let launch = Launch {
-            stdio: [Stdio::null(), Stdio::null(), Stdio::null()],
+            stdio: [Stdio::null(), Stdio::null(), stderr],
             on_terminal: false,
             on_end: OnEnd::KillGroup,
             on_agent_death: nix::sys::signal::Signal::SIGKILL,

@@ -2,7 +2,9 @@
 
 use redb::{Database, ReadableTable};
 use serde::Serialize;
+use tombolo_handover::coordinator::Commit;
 
+use super::ledger::{LedgerChange, StoredLedger};
 use super::{EVENTS, EVENTS_MAX, INSTANCES, InstanceRecord, META, POLICY, PRUNE_EVERY, RECEIPTS, StoreError};
 use crate::core::policy::Rule;
 use crate::core::{Event, EventKind, InstanceName};
@@ -24,6 +26,7 @@ enum Change {
     PutRule(String, Vec<u8>),
     DeleteRule(String),
     PutReceipt(String, Vec<u8>),
+    Ledger(LedgerChange),
     Event(Event),
 }
 
@@ -65,6 +68,16 @@ impl Batch {
     /// Remembers the result of the mutation with this idempotency key.
     pub fn put_receipt(self, key: &str, result: &impl Serialize) -> Self {
         self.with(Change::PutReceipt(key.to_owned(), encode(result)))
+    }
+
+    /// Begins the ledger anew, in place of what there is.
+    pub fn begin_ledger(self, ledger: StoredLedger) -> Self {
+        self.with(Change::Ledger(LedgerChange::Begin(Box::new(ledger))))
+    }
+
+    /// Writes a step of the ledger and of its operations. Its events are the caller's to add.
+    pub fn ledger_step(self, step: Commit) -> Self {
+        self.with(Change::Ledger(LedgerChange::Step(Box::new(step))))
     }
 
     /// Appends an event; its number is given at the commit.
@@ -124,6 +137,7 @@ impl Batch {
                     Change::PutRule(key, value) => drop(policy.insert(key.as_str(), value.as_slice())?),
                     Change::DeleteRule(key) => drop(policy.remove(key.as_str())?),
                     Change::PutReceipt(key, value) => drop(receipts.insert(key.as_str(), value.as_slice())?),
+                    Change::Ledger(change) => change.apply(&transaction)?,
                     Change::Event(event) => {
                         seq += 1;
                         let event = Event { seq, ..event.clone() };

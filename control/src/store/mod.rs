@@ -1,4 +1,4 @@
-//! The daemon's memory: instances, events, policy and receipts of mutations, in one transactional file (`state.redb`).
+//! The daemon's memory: instances, events, policy, receipts of mutations, and the ledger of units with its journal, in one transactional file (`state.redb`).
 //!
 //! Everything that changes goes through a [`Batch`], which is committed whole or not at all and is on disk when
 //! [`Store::commit`] returns. When the disk is full or the folder read-only, commits are refused with an error that
@@ -10,12 +10,14 @@
 mod batch;
 mod error;
 mod file;
+mod ledger;
 mod lock;
 mod record;
 mod reserve;
 
 pub use batch::Batch;
 pub use error::StoreError;
+pub use ledger::StoredLedger;
 pub use lock::StateLock;
 pub use record::{InstanceRecord, LastEnd};
 

@@ -1,0 +1,150 @@
+//! Memory: whether it can be spared, making it free, and proving that what came can be used.
+
+use std::fs;
+use std::path::Path;
+
+use memmap2::MmapMut;
+use tombolo_handover::operation::Veto;
+
+use crate::health::system_load;
+
+/// What the kernel and its programs must keep free, in bytes: below it the kernel begins to reclaim in earnest.
+const KEPT_BYTES: u64 = 16 << 20;
+/// When it may be worth asking again, in ms: programs come and go.
+const RETRY_AFTER_MS: u64 = 5_000;
+/// Programs that are named as those who have the memory.
+const NAMED_MAX: usize = 3;
+/// How much is proven at a time, in bytes: no more than that is taken from others meanwhile.
+const PROVEN_BYTES: u64 = 8 << 20;
+const PAGE_BYTES: usize = 4096;
+
+/// Whether so much can be spared: nothing, or who has it.
+pub(super) fn can_spare(bytes: u64) -> Option<Veto> {
+    let available = system_load().memory.available;
+    (available < bytes.saturating_add(KEPT_BYTES)).then(|| too_little(bytes, available, "could be made free"))
+}
+
+/// Makes so much free: drops what the kernel only caches, if it must.
+pub(super) fn make_free(bytes: u64) -> Result<(), Veto> {
+    let wanted = bytes.saturating_add(KEPT_BYTES);
+    if system_load().memory.free >= wanted {
+        return Ok(());
+    }
+    // proc_sys_vm(5): 3 drops the page cache, dentries and inodes; only what is clean.
+    rustix::fs::sync();
+    if let Err(error) = fs::write("/proc/sys/vm/drop_caches", "3") {
+        tracing::warn!(%error, "the kernel's caches cannot be dropped");
+    }
+    let free = system_load().memory.free;
+    if free >= wanted { Ok(()) } else { Err(too_little(bytes, free, "is free")) }
+}
+
+/// Proves that so much memory can be used: writes to every page of it, piece by piece, and reads it back.
+pub(super) fn prove(bytes: u64) -> Result<(), Veto> {
+    let available = system_load().memory.available;
+    if available < bytes.min(PROVEN_BYTES) {
+        return Err(Veto {
+            reason: format!("of the {} MiB that came, {} are to be had", bytes >> 20, available >> 20),
+            retry_after_ms: Some(RETRY_AFTER_MS),
+        });
+    }
+    // No more than can be had without taking it from programs.
+    let mut left = bytes.min(available.saturating_sub(KEPT_BYTES));
+    let mut pieces = Vec::new();
+    while left > 0 {
+        let len = left.min(PROVEN_BYTES) as usize;
+        let mut piece = MmapMut::map_anon(len).map_err(|error| Veto {
+            reason: format!("{} MiB of memory cannot be mapped: {error}", len >> 20),
+            retry_after_ms: Some(RETRY_AFTER_MS),
+        })?;
+        for (number, page) in piece.chunks_mut(PAGE_BYTES).enumerate() {
+            let mark = (number as u64 ^ left).to_ne_bytes();
+            page.iter_mut().zip(mark).for_each(|(byte, mark)| *byte = mark);
+        }
+        let holds = piece.chunks(PAGE_BYTES).enumerate().all(|(number, page)| {
+            page.iter().zip((number as u64 ^ left).to_ne_bytes()).all(|(byte, mark)| *byte == mark)
+        });
+        if !holds {
+            return Err(Veto {
+                reason: "memory does not keep what is written to it".into(),
+                retry_after_ms: None,
+            });
+        }
+        pieces.push(piece);
+        left -= len as u64;
+    }
+    Ok(())
+}
+
+fn too_little(bytes: u64, has: u64, what: &str) -> Veto {
+    let missing = bytes.saturating_add(KEPT_BYTES).saturating_sub(has);
+    let mut reason = format!(
+        "{} MiB are wanted and {} MiB {what}, of which {} must stay: {} MiB too little",
+        bytes >> 20,
+        has >> 20,
+        KEPT_BYTES >> 20,
+        missing.div_ceil(1 << 20),
+    );
+    let holders = largest_programs(Path::new("/proc"));
+    if !holders.is_empty() {
+        reason.push_str("; the largest programs: ");
+        reason.push_str(&holders.join(", "));
+    }
+    Veto { reason, retry_after_ms: Some(RETRY_AFTER_MS) }
+}
+
+/// The programs that hold most memory, with how much.
+fn largest_programs(proc_dir: &Path) -> Vec<String> {
+    let program = |pid: &str| {
+        let status = fs::read_to_string(proc_dir.join(pid).join("status")).ok()?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let kib: u64 = field("VmRSS:")?.strip_suffix("kB")?.trim().parse().ok()?;
+        Some((kib, format!("{} (process {pid}, {} MiB)", field("Name:")?, kib >> 10)))
+    };
+    let entries = fs::read_dir(proc_dir).into_iter().flatten().flatten();
+    let mut programs: Vec<(u64, String)> = entries
+        .filter_map(|entry| program(entry.file_name().to_str().filter(|name| is_number(name))?))
+        .collect();
+    programs.sort_by_key(|(kib, _)| std::cmp::Reverse(*kib));
+    programs.into_iter().take(NAMED_MAX).map(|(_, text)| text).collect()
+}
+
+fn is_number(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_the_memory_is_named_the_largest_first() {
+        let dir = tempfile::tempdir().unwrap();
+        for (pid, name, rss) in [
+            ("7", "small", "VmRSS:\t  2048 kB\n"),
+            ("8", "large", "VmRSS:\t 51200 kB\n"),
+            ("2", "kthread", ""),
+        ] {
+            fs::create_dir(dir.path().join(pid)).unwrap();
+            fs::write(dir.path().join(pid).join("status"), format!("Name:\t{name}\n{rss}Threads:\t1\n"))
+                .unwrap();
+        }
+        fs::create_dir(dir.path().join("self")).unwrap();
+        assert_eq!(largest_programs(dir.path()), ["large (process 8, 50 MiB)", "small (process 7, 2 MiB)"]);
+    }
+
+    #[test]
+    fn more_than_there_is_cannot_be_spared_and_the_answer_says_how_much_is_missing() {
+        assert_eq!(can_spare(0), None);
+        let veto = can_spare(u64::MAX / 2).unwrap();
+        assert!(veto.reason.contains("too little") && veto.reason.contains("process"), "{}", veto.reason);
+        assert!(veto.retry_after_ms.is_some());
+        make_free(0).unwrap();
+    }
+
+    #[test]
+    fn memory_that_is_there_is_proven() {
+        prove(0).unwrap();
+        prove((9 << 20) + 4096).unwrap();
+    }
+}
