@@ -218,6 +218,35 @@ impl<'de> Deserialize<'de> for PciAddress {
     }
 }
 
+/// A string does not name a unit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{input}` does not name a unit: expected such as `cpu 3`, `memory lot 7`, `memory range 4096` or `device 0000:01:00.0`"
+)]
+pub struct ParseUnitError {
+    input: String,
+}
+
+/// Reads what [`Display`](fmt::Display) prints.
+impl FromStr for UnitId {
+    type Err = ParseUnitError;
+
+    fn from_str(input: &str) -> Result<Self, Self::Err> {
+        let words: Vec<&str> = input.split_ascii_whitespace().collect();
+        let found = match words[..] {
+            ["cpu", id] => id.parse().ok().map(Self::Cpu),
+            ["memory", "range", first] => first.parse().ok().map(Self::Range),
+            ["memory", "lot", number] => number.parse().ok().map(Self::Lot),
+            ["device", address] => address.parse().ok().map(Self::Device),
+            ["cache", cache, "way", way] => {
+                cache.parse().ok().and_then(|cache| way.parse().ok().map(|way| Self::LlcWay { cache, way }))
+            }
+            _ => None,
+        };
+        found.ok_or_else(|| ParseUnitError { input: input.chars().take(64).collect() })
+    }
+}
+
 /// A short name, unique among units, fit for a key of a table.
 impl fmt::Display for UnitId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -255,6 +284,18 @@ mod tests {
         let json = serde_json::to_string(&UnitId::Device(address)).unwrap();
         assert_eq!(json, r#"{"device":"0000:0a:1f.7"}"#);
         assert_eq!(serde_json::from_str::<UnitId>(&json).unwrap(), UnitId::Device(address));
+    }
+
+    #[test]
+    fn units_are_read_as_they_are_printed() {
+        let device = UnitId::Device("0000:0a:1f.7".parse().unwrap());
+        let way = UnitId::LlcWay { cache: 1, way: 2 };
+        for unit in [UnitId::Cpu(3), UnitId::Range(4096), UnitId::Lot(7), device, way] {
+            assert_eq!(unit.to_string().parse(), Ok(unit));
+        }
+        for input in ["", "cpu", "cpu x", "lot 7", "memory lot -1", "device 1", "cpu 1 2"] {
+            assert!(input.parse::<UnitId>().is_err(), "{input} was accepted");
+        }
     }
 
     #[test]

@@ -96,6 +96,12 @@ pub enum ControlError {
         /// What went wrong.
         reason: String,
     },
+    /// It does not fit what is there.
+    #[error("{reason}; nothing was changed")]
+    Refused {
+        /// Why.
+        reason: String,
+    },
     /// An operator must look: what is there cannot be told from here.
     #[error("{reason}; this needs an operator")]
     Operator {
@@ -152,7 +158,7 @@ impl ControlError {
     pub fn exit_kind(&self) -> ExitKind {
         match self {
             Self::NotFound { .. } => ExitKind::NotFound,
-            Self::Conflict { .. } => ExitKind::Conflict,
+            Self::Conflict { .. } | Self::Refused { .. } => ExitKind::Conflict,
             Self::Denied { .. } => ExitKind::Denied,
             Self::Invalid { .. } => ExitKind::Usage,
             Self::TimedOut { .. } => ExitKind::Unknown,

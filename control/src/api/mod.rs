@@ -6,10 +6,12 @@
 //! | `tombolo.control.Host` | the daemon and what this host can run |
 //! | `tombolo.control.Journal` | events |
 //! | `tombolo.control.Rules` | who may connect to whom |
+//! | `tombolo.control.Handover` | who owns what, and moving it between running kernels |
 //! | `tombolo.control.Inside` | what the agents offer, passed on to one instance |
 
 pub mod error;
 pub mod fleet;
+pub mod handover;
 pub mod host;
 pub mod inside;
 pub mod journal;

@@ -97,6 +97,15 @@ pub enum Command {
     Connect(ConnectArgs),
     /// Wait until an instance is as wanted
     Wait(WaitArgs),
+    /// Show who has which memory, and what is free
+    Pool,
+    /// Move memory from one running instance to another, or to and from `pool` (what is free) and `host`
+    Move(MoveArgs),
+    /// Give a running instance memory, or take some from it
+    Resize(ResizeArgs),
+    /// List, follow, call off and mend moves
+    #[command(subcommand)]
+    Op(OpCommand),
     /// Say who may connect to whom; between instances everything else is refused
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -192,6 +201,12 @@ pub struct SpecArgs {
     /// Memory of the kernel, in MiB [default: 64]
     #[arg(long, value_name = "MIB")]
     pub memory: Option<u64>,
+    /// The least memory it is left with when memory is moved, in MiB [default: half of its memory]
+    #[arg(long, value_name = "MIB")]
+    pub memory_min: Option<u64>,
+    /// The most memory it can be given while it runs, in MiB [default: its memory]
+    #[arg(long, value_name = "MIB")]
+    pub memory_max: Option<u64>,
     /// The kernel image [default: the one the driver finds]
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
@@ -423,6 +438,91 @@ pub enum ConditionArg {
     Gone,
 }
 
+#[derive(Clone, Debug, Args)]
+pub struct MoveArgs {
+    /// How much memory, such as 64M or 1G
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory: u64,
+    /// Who gives: an instance, `pool` or `host`
+    #[arg(long, value_name = "NAME")]
+    pub from: String,
+    /// Who gets: an instance, `pool` or `host`
+    #[arg(long, value_name = "NAME")]
+    pub to: String,
+    #[command(flatten)]
+    pub how: HandoverArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ResizeArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// How much memory it is to have, such as 256M; or how much more or less, such as +64M or -64M
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = parse_change)]
+    pub memory: SizeChange,
+    #[command(flatten)]
+    pub how: HandoverArgs,
+}
+
+/// How something is handed over.
+#[derive(Clone, Debug, Args)]
+pub struct HandoverArgs {
+    /// Only show what would be done
+    #[arg(long, conflicts_with = "no_wait")]
+    pub dry_run: bool,
+    /// Do not wait until it has ended
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Move what can be had, instead of nothing, when some of it cannot
+    #[arg(long)]
+    pub partial: bool,
+    /// Do not ask applications' hooks
+    #[arg(long)]
+    pub no_hooks: bool,
+    /// Refuse unless the ledger is still at this version, as `tombolo pool` shows it
+    #[arg(long, value_name = "N")]
+    pub if_version: Option<u64>,
+    /// Idempotency key: the same command with the same key is the same move, however often it is given
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+}
+
+/// How much, or how much more or less, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SizeChange {
+    To(u64),
+    More(u64),
+    Less(u64),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum OpCommand {
+    /// List moves, the newest last
+    Ls,
+    /// Show everything known about a move
+    Show {
+        /// Its number
+        id: u64,
+    },
+    /// Follow a move until it has ended
+    Watch {
+        /// Its number
+        id: u64,
+    },
+    /// Call a move off; works until the point of no return
+    Cancel {
+        /// Its number
+        id: u64,
+    },
+    /// Take a unit out of quarantine. You vouch that it is with OWNER and with nobody else
+    Repair {
+        /// The unit, as `tombolo pool` names it, such as `memory lot 7`
+        unit: String,
+        /// Who has it: an instance, `pool` or `host`
+        owner: String,
+    },
+}
+
 #[derive(Clone, Debug, Subcommand)]
 pub enum PolicyCommand {
     /// Let FROM connect to TARGET
@@ -492,6 +592,18 @@ pub fn parse_duration(input: &str) -> Result<std::time::Duration, String> {
     std::time::Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
 }
 
+fn parse_size(input: &str) -> Result<u64, String> {
+    tombolo_handover::request::parse_size(input).map_err(|error| error.to_string())
+}
+
+fn parse_change(input: &str) -> Result<SizeChange, String> {
+    match (input.strip_prefix('+'), input.strip_prefix('-')) {
+        (Some(more), _) => parse_size(more).map(SizeChange::More),
+        (_, Some(less)) => parse_size(less).map(SizeChange::Less),
+        _ => parse_size(input).map(SizeChange::To),
+    }
+}
+
 fn parse_file(input: &str) -> Result<(PathBuf, String), String> {
     match input.split_once(':') {
         Some((host, guest)) if !host.is_empty() && guest.starts_with('/') => Ok((host.into(), guest.into())),
@@ -520,6 +632,8 @@ impl Command {
         use Command::*;
         match self {
             Up(_) | Start(_) | Stop(_) | Kill(_) | Restart(_) | Rm(_) | Down(_) => "what was begun goes on",
+            Move(args) if !args.how.dry_run => "a move that was begun goes on: see `tombolo op ls`",
+            Resize(args) if !args.how.dry_run => "a move that was begun goes on: see `tombolo op ls`",
             Cp(_) => "the same command goes on from here",
             Exec(args) if !args.detach => "the program inside is ended (one started with -d stays)",
             _ => "",

@@ -10,6 +10,7 @@ use tombolo_transport::{Addr, Cid, Endpoint, Messages, Port};
 use super::args::Global;
 use super::error::CliError;
 use crate::api::fleet::FleetClient;
+use crate::api::handover::HandoverClient;
 use crate::api::host::HostClient;
 use crate::api::inside::InsideClient;
 use crate::api::journal::JournalClient;
@@ -25,6 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     pub(super) fleet: FleetClient,
+    pub(super) handover: HandoverClient,
     pub(super) host: HostClient,
     pub(super) journal: JournalClient,
     pub(super) rules: RulesClient,
@@ -51,6 +53,7 @@ impl Client {
             .map_err(|error| unreachable(error.to_string()))?;
         Ok(Self {
             fleet: FleetClient::new(link.clone()),
+            handover: HandoverClient::new(link.clone()),
             host: HostClient::new(link.clone()),
             journal: JournalClient::new(link.clone()),
             rules: RulesClient::new(link.clone()),

@@ -14,6 +14,7 @@ mod events;
 mod exec;
 mod fleet;
 mod forward;
+mod handover;
 mod host;
 mod jobs;
 mod logs;
@@ -151,6 +152,10 @@ async fn run(cx: &Context, command: Command) -> Outcome {
         Command::Top(args) => top::top(cx, args).await,
         Command::Forward(args) => forward::forward(cx, args).await,
         Command::Connect(args) => connect::connect(cx, args).await,
+        Command::Pool => handover::pool(cx).await,
+        Command::Move(args) => handover::move_units(cx, args).await,
+        Command::Resize(args) => handover::resize(cx, args).await,
+        Command::Op(command) => handover::op(cx, command).await,
         Command::Policy(command) => policy::policy(cx, command).await,
         Command::Debug(command) => debug::debug(cx, command).await,
         Command::Doctor => host::doctor(cx).await,

@@ -21,6 +21,8 @@ pub(super) fn read(args: &SpecArgs) -> Result<InstanceSpec, CliError> {
     };
     spec.spawner = args.spawner.or(spec.spawner);
     spec.memory_mib = args.memory.unwrap_or(spec.memory_mib);
+    spec.memory_min_mib = args.memory_min.or(spec.memory_min_mib);
+    spec.memory_max_mib = args.memory_max.or(spec.memory_max_mib);
     spec.image = args.image.as_ref().map(std::path::absolute).transpose().map_err(absolute)?.or(spec.image);
     for (source, guest) in &args.files {
         let source = std::path::absolute(source).map_err(absolute)?;

@@ -75,6 +75,18 @@ pub enum EventKind {
     PolicyAdded { rule: String },
     /// A policy rule was removed.
     PolicyRemoved { rule: String },
+    /// A hand-over was accepted. `what` is such as `128 MiB of memory`.
+    OperationAccepted { operation: u64, from: String, to: String, what: String },
+    /// A hand-over came further.
+    OperationPhase { operation: u64, from: String, to: String },
+    /// A unit of a hand-over has an owner again.
+    UnitSettled { operation: u64, unit: String, fate: String },
+    /// A unit was taken out of quarantine.
+    UnitRepaired { unit: String, owner: String },
+    /// A new daemon took a hand-over up again.
+    OperationResumed { operation: u64, phase: String },
+    /// The ledger cannot be used: nothing can be started or moved until that is mended.
+    LedgerUnusable { reason: String },
     /// The disk is full: the room kept for it was given up to record that something stops. Nothing else is recorded
     /// until there is room again.
     DiskReserveUsed { bytes: u64, reason: String },

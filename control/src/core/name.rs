@@ -12,6 +12,9 @@ pub const NAME_BYTES_MAX: usize = 32;
 /// The name of the primary kernel in rules and addresses; no instance may take it.
 pub const HOST: &str = "host";
 
+/// What is free to be granted, in hand-overs; no instance may take it.
+pub const POOL: &str = "pool";
+
 /// A valid instance name: a lower-case letter, then up to 31 of `a-z 0-9 -`, not ending in `-`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Schema)]
 #[serde(try_from = "String", into = "String")]
@@ -55,6 +58,9 @@ impl FromStr for InstanceName {
         }
         if input == HOST {
             return refuse("`host` means the primary kernel");
+        }
+        if input == POOL {
+            return refuse("`pool` means what is free");
         }
         Ok(Self(input.to_owned()))
     }

@@ -28,6 +28,11 @@ pub struct InstanceSpec {
     pub spawner: Option<SpawnerKind>,
     /// Memory of the kernel, in MiB, at least 32. Default 64.
     pub memory_mib: u64,
+    /// The least memory it is left with when memory is moved, in MiB. Default: half of `memory_mib`, at least 32.
+    pub memory_min_mib: Option<u64>,
+    /// The most memory it can be given while it runs, in MiB. Its kernel boots with room for it, which costs some 2 % of
+    /// this. Default: `memory_mib`.
+    pub memory_max_mib: Option<u64>,
     /// The kernel image. Default: the one the spawner finds.
     pub image: Option<PathBuf>,
     /// What runs in it. Default: nothing but the agent.
@@ -91,6 +96,9 @@ pub struct SpecError {
     reason: String,
 }
 
+/// Least memory of any kernel, in MiB.
+const MEMORY_MIB_MIN: u64 = 32;
+
 fn default_mode() -> u32 {
     0o755
 }
@@ -100,6 +108,8 @@ impl Default for InstanceSpec {
         Self {
             spawner: None,
             memory_mib: 64,
+            memory_min_mib: None,
+            memory_max_mib: None,
             image: None,
             entrypoint: None,
             probes: Vec::new(),
@@ -134,14 +144,39 @@ impl InstanceSpec {
         Duration::from_millis(self.grace_ms)
     }
 
+    /// The least memory it is left with, in MiB.
+    pub fn memory_min_mib(&self) -> u64 {
+        self.memory_min_mib.unwrap_or_else(|| (self.memory_mib / 2).max(MEMORY_MIB_MIN).min(self.memory_mib))
+    }
+
+    /// The most memory it can be given, in MiB.
+    pub fn memory_max_mib(&self) -> u64 {
+        self.memory_max_mib.unwrap_or(self.memory_mib)
+    }
+
     /// Checks what can be checked without looking at the host.
     ///
     /// # Errors
     /// [`SpecError`] names the first thing that is wrong.
     pub fn validate(&self, name: &InstanceName) -> Result<(), SpecError> {
         let refuse = |reason: String| Err(SpecError { name: name.clone(), reason });
-        if !(32..=1 << 20).contains(&self.memory_mib) {
-            return refuse(format!("memory_mib is {}; it must be 32 to 1048576", self.memory_mib));
+        let sizes = [
+            ("memory_mib", self.memory_mib),
+            ("memory_min_mib", self.memory_min_mib()),
+            ("memory_max_mib", self.memory_max_mib()),
+        ];
+        if let Some((field, size)) =
+            sizes.into_iter().find(|(_, size)| !(MEMORY_MIB_MIN..=1 << 20).contains(size))
+        {
+            return refuse(format!("{field} is {size}; it must be {MEMORY_MIB_MIN} to 1048576"));
+        }
+        if !(self.memory_min_mib()..=self.memory_max_mib()).contains(&self.memory_mib) {
+            return refuse(format!(
+                "memory_mib is {}, and must be from memory_min_mib ({}) to memory_max_mib ({})",
+                self.memory_mib,
+                self.memory_min_mib(),
+                self.memory_max_mib()
+            ));
         }
         if self.entrypoint.as_ref().is_some_and(|entry| entry.argv.is_empty()) {
             return refuse("entrypoint.argv is empty; name a program, or leave the entrypoint out".into());
@@ -208,6 +243,9 @@ mod tests {
     fn impossible_values_are_refused() {
         for text in [
             "memory_mib = 1",
+            "memory_mib = 64\nmemory_max_mib = 63",
+            "memory_mib = 64\nmemory_min_mib = 65",
+            "memory_min_mib = 0",
             "entrypoint = { argv = [] }",
             "boot_timeout_ms = 0",
             "heartbeat_ms = 1",

@@ -12,6 +12,7 @@
 mod agents;
 mod drivers;
 mod groups;
+mod handover;
 mod instance;
 pub mod options;
 mod registry;
@@ -92,12 +93,14 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let rules = store.rules()?;
     let (pool, pool_bytes) = open_pool(&places, &options, &records).await?;
     let broker = start_broker(&places, to_broker_policy(&rules), &options).await?;
+    let (ledger, opening) = handover::open(&store).await;
     let shared = Shared::new(Parts {
         drivers: Drivers::new(&places.keeper_binary, options.image.as_deref(), options.spawner),
         operators_gid: groups::gid_of(&options.operators),
         image: options.image.clone(),
         places,
         store,
+        ledger,
         pool,
         pool_bytes,
         broker,
@@ -113,6 +116,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         EventKind::DaemonStarted { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id() };
     shared.note(None, started).await;
     let registry = Registry::resume(shared.clone(), records);
+    tokio::spawn(opening.serve(shared.clone(), registry.clone()));
     let (shutdown, requests) = mpsc::channel(1);
     let door = tokio::spawn(door.serve(agents));
     let callers = tokio::spawn(socket::serve(listener, shared.clone(), registry.clone(), shutdown));

@@ -40,6 +40,11 @@ impl Registry {
         handles.get(&parsed).cloned().ok_or_else(|| ControlError::no_instance(name))
     }
 
+    /// The instance with this CID.
+    pub(crate) fn find_by_cid(&self, cid: Cid) -> Option<Handle> {
+        self.all().into_iter().find(|handle| handle.face.borrow().view.cid == cid.0)
+    }
+
     /// All instances, by name.
     pub(crate) fn all(&self) -> Vec<Handle> {
         self.handles.read().unwrap_or_else(|poisoned| poisoned.into_inner()).values().cloned().collect()

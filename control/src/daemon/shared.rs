@@ -10,6 +10,7 @@ use tombolo_transport::pool::{Member, Pool};
 use tombolo_transport::{BrokerHandle, Cid, Incarnation};
 
 use super::drivers::Drivers;
+use super::handover::Ledger;
 use super::instance::Mailbox;
 use super::options::Places;
 use crate::core::policy::{Rule, to_broker_policy};
@@ -21,6 +22,7 @@ use crate::store::{Batch, Store};
 pub(crate) struct Shared {
     pub(crate) places: Places,
     pub(crate) store: Store,
+    pub(crate) ledger: Ledger,
     pub(crate) drivers: Drivers,
     pub(crate) pool: Pool,
     pub(crate) pool_bytes: u64,
@@ -50,6 +52,7 @@ pub(crate) struct Credential {
 pub(crate) struct Parts {
     pub(crate) places: Places,
     pub(crate) store: Store,
+    pub(crate) ledger: Ledger,
     pub(crate) drivers: Drivers,
     pub(crate) pool: Pool,
     pub(crate) pool_bytes: u64,
@@ -61,10 +64,12 @@ pub(crate) struct Parts {
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { places, store, drivers, pool, pool_bytes, broker, operators_gid, image, rules } = parts;
+        let Parts { places, store, ledger, drivers, pool, pool_bytes, broker, operators_gid, image, rules } =
+            parts;
         Arc::new(Self {
             places,
             store,
+            ledger,
             drivers,
             pool,
             pool_bytes,

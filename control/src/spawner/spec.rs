@@ -26,6 +26,14 @@ impl SpawnerKind {
         }
     }
 
+    /// Whether memory can be moved to and from its kernels while they run.
+    pub fn can_move_memory(self) -> bool {
+        match self {
+            Self::Uml => true,
+            Self::Process => false,
+        }
+    }
+
     /// One line for people: what stands behind an instance of this kind.
     pub fn describe(self) -> &'static str {
         match self {

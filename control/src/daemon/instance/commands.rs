@@ -57,6 +57,7 @@ impl Instance {
         );
         self.shared.store.commit(batch).await?;
         self.release().await;
+        self.shared.ledger.dismiss(self.record.cid).await;
         let folder = self.shared.places.instance(&self.record.name);
         if let Err(error) = tokio::fs::remove_dir_all(&folder).await
             && error.kind() != std::io::ErrorKind::NotFound

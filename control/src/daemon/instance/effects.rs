@@ -95,6 +95,7 @@ impl Instance {
         };
         let kind = self.shared.drivers.choose(&self.record.spec).await;
         self.record.spawner = Some(kind);
+        let memory = self.take_memory(kind, incarnation).await?;
         let spec = &self.record.spec;
         let folder = self.shared.places.instance(&self.record.name);
         let mut config = AgentConfig::new(
@@ -121,8 +122,8 @@ impl Instance {
         });
         self.kernel_spec = Some(Box::new(KernelSpec {
             image: spec.image.clone(),
-            memory_bytes: spec.memory_mib << 20,
-            memory_max_bytes: spec.memory_mib << 20,
+            memory_bytes: memory.bytes,
+            memory_max_bytes: memory.max_bytes,
             agent_binary: self.shared.places.agent_binary.clone(),
             agent_config: config,
             initrd_files: initrd_files.collect(),
@@ -336,6 +337,9 @@ impl Instance {
         self.shared.broker.remove_line(member);
         if let Ok(Err(error)) = tokio::time::timeout(KEEPER_MAX, self.shared.broker.retire(member)).await {
             tracing::debug!(instance = %self.record.name, %error, "its row in the pool was not given back");
+        }
+        if let Some(incarnation) = self.record.incarnation {
+            self.shared.ledger.down(self.record.cid, incarnation).await;
         }
         let Some(kernel) = self.kernel.take() else { return };
         match tokio::time::timeout(KEEPER_MAX, kernel.forget()).await {

@@ -37,6 +37,8 @@ pub(crate) enum Message {
     Reported { link: u64, report: HealthReport },
     /// The policy has changed.
     RulesChanged,
+    /// It was given memory, or gave some.
+    LedgerChanged,
 }
 
 /// A wish of the operator's.
@@ -89,6 +91,11 @@ impl Mailbox {
     /// Tells that an agent has proven itself to be this instance's.
     pub(crate) async fn agent_arrived(&self, arrived: AgentArrived) {
         self.send(Message::AgentArrived(arrived)).await;
+    }
+
+    /// Tells that it was given memory, or gave some.
+    pub(crate) async fn ledger_changed(&self) {
+        self.send(Message::LedgerChanged).await;
     }
 
     /// Tells that the policy has changed.

@@ -8,6 +8,7 @@ mod commands;
 mod effects;
 mod kernel_probe;
 mod link;
+mod memory;
 mod message;
 mod view;
 mod watch;
@@ -188,6 +189,9 @@ impl Instance {
         for effect in effects {
             self.perform(effect).await;
         }
+        if from != to {
+            self.settle_ledger().await;
+        }
         self.publish();
         Ok(())
     }
@@ -254,6 +258,7 @@ impl Instance {
             Message::KernelProbed { incarnation, answers } => self.kernel_probed(incarnation, answers).await,
             Message::Reported { link, report } => self.reported(link, report).await,
             Message::RulesChanged => self.push_rules(),
+            Message::LedgerChanged => self.publish(),
         }
     }
 
@@ -268,6 +273,7 @@ impl Instance {
             if let Some(kernel) = self.kernel.clone() {
                 events.push(EventKind::Adopted { pid: kernel.pid() });
                 self.attend(kernel).await;
+                self.check_memory().await;
             }
         } else if let Found::Dead(end) = found {
             self.note_end(end, unix_ns());
@@ -279,6 +285,7 @@ impl Instance {
             });
         }
         let _ = self.step(Input::Resume(found), events).await;
+        self.settle_ledger().await;
     }
 
     async fn find_kernel(&mut self) -> Found {

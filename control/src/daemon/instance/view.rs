@@ -49,7 +49,7 @@ pub(super) fn view(shared: &Shared, record: &InstanceRecord, verdict: Verdict) -
         up_since_unix_ns: record.life.up_since_ns(),
         boots: record.boots,
         restarts: record.restarts,
-        memory_mib: record.spec.memory_mib,
+        memory_mib: shared.ledger.memory_mib(record.cid).unwrap_or(record.spec.memory_mib),
         last_end: record.last_end.as_ref().map(|last| last.end),
         last_end_unix_ns: record.last_end.as_ref().map(|last| last.at_unix_ns),
         last_error: record.last_error.clone(),

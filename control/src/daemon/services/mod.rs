@@ -1,6 +1,7 @@
 //! The daemon's services, one set for each connection: who calls is known from the start and cannot be claimed.
 
 mod fleet;
+mod handover;
 mod host;
 mod inside;
 mod journal;
@@ -16,6 +17,7 @@ use super::instance::Handle;
 use super::registry::Registry;
 use super::shared::Shared;
 use crate::api::fleet::FleetServer;
+use crate::api::handover::HandoverServer;
 use crate::api::host::HostServer;
 use crate::api::inside::InsideServer;
 use crate::api::journal::JournalServer;
@@ -52,6 +54,7 @@ impl Session {
         let session = Arc::new(self);
         Router::new()
             .service(FleetServer::shared(session.clone()))
+            .service(HandoverServer::shared(session.clone()))
             .service(HostServer::shared(session.clone()))
             .service(JournalServer::shared(session.clone()))
             .service(RulesServer::shared(session.clone()))

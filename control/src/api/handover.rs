@@ -1,0 +1,42 @@
+//! `tombolo.control.Handover`: who owns which CPU, memory and device, and moving them between running kernels.
+//!
+//! What is asked and what is told is in the words of [`tombolo_handover`].
+
+use postcard_schema::Schema;
+use serde::{Deserialize, Serialize};
+use tombolo_handover::{Entry, InstanceRow, Meta, OpId, Operation, Plan, Request, Side, UnitId};
+use tombolo_rpc::Ctx;
+
+use super::ControlError;
+
+/// Who owns what, and hand-overs.
+#[tombolo_rpc::service(name = "tombolo.control.Handover")]
+pub trait Handover {
+    /// Everything the ledger says.
+    async fn pool(&self, cx: &Ctx) -> Result<Books, ControlError>;
+    /// What a request would do. Changes nothing.
+    async fn plan(&self, cx: &Ctx, request: Request) -> Result<Plan, ControlError>;
+    /// Accepts a request as an operation, or finds the one it is by its key, and returns at once.
+    async fn submit(&self, cx: &Ctx, request: Request) -> Result<Operation, ControlError>;
+    /// Every operation that is remembered, oldest first.
+    async fn operations(&self, cx: &Ctx) -> Result<Vec<Operation>, ControlError>;
+    /// One operation.
+    async fn operation(&self, cx: &Ctx, id: OpId) -> Result<Operation, ControlError>;
+    /// Sends an operation as it is and again whenever it has changed, until it has ended; the answer is how it ended.
+    async fn watch(&self, cx: &Ctx, id: OpId, out: Sender<Operation>) -> Result<Operation, ControlError>;
+    /// Calls an operation off, which works until the point of no return.
+    async fn cancel(&self, cx: &Ctx, id: OpId) -> Result<Operation, ControlError>;
+    /// Takes a unit out of quarantine: the caller vouches that it is with `owner` and with nobody else.
+    async fn repair(&self, cx: &Ctx, unit: UnitId, owner: Side) -> Result<(), ControlError>;
+}
+
+/// Everything the ledger says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct Books {
+    /// Counters, the size of a granule, the host's limits.
+    pub meta: Meta,
+    /// Every unit.
+    pub units: Vec<Entry>,
+    /// Every instance it knows.
+    pub instances: Vec<InstanceRow>,
+}

@@ -1,0 +1,379 @@
+//! The single writer: takes one order at a time, has the coordinator decide, stores the step, and sees to its effects.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tombolo_handover::coordinator::{AdminError, Commit, Coordinator, EventKind as Told, Step, Submitted};
+use tombolo_handover::operation::{Act, Effect, Fate, Operation, Rules};
+use tombolo_handover::{
+    Bounds, Input, InstanceId, InstanceRow, Kind, Limits, OpId, Party, Request, Side, What,
+};
+use tombolo_transport::{Cid, Incarnation};
+
+use super::books::Books;
+use super::witness::Witnesses;
+use super::{LedgerError, Order, granules, instance_of};
+use crate::core::{EventKind, InstanceSpec};
+use crate::daemon::registry::Registry;
+use crate::daemon::shared::Shared;
+use crate::store::{Batch, Store, StoreError};
+use crate::time::unix_ns;
+
+/// When an answer that could not be stored is handled again.
+const STORE_AGAIN: Duration = Duration::from_secs(2);
+/// Operations that have ended and are remembered, with their idempotency keys; the oldest are forgotten first.
+const ENDED_MAX: usize = 1000;
+
+pub(super) struct Desk {
+    shared: Arc<Shared>,
+    registry: Arc<Registry>,
+    witnesses: Witnesses,
+    coordinator: Coordinator,
+    books: watch::Sender<Books>,
+    timers: HashMap<OpId, AbortHandle>,
+    /// For each operation, what is to be done about its units: one by one, in the order in which it was decided.
+    queues: HashMap<OpId, mpsc::UnboundedSender<Act>>,
+}
+
+impl Desk {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        registry: Arc<Registry>,
+        witnesses: Witnesses,
+        coordinator: Coordinator,
+        books: watch::Sender<Books>,
+    ) -> Self {
+        let (timers, queues) = (HashMap::new(), HashMap::new());
+        Self { shared, registry, witnesses, coordinator, books, timers, queues }
+    }
+
+    /// Takes up what an earlier daemon left, then one order after the other.
+    pub(super) async fn serve(mut self, mut orders: mpsc::Receiver<Order>) {
+        loop {
+            let recovery = self.coordinator.recover(unix_ns());
+            match store(&self.shared.store, recovery, false).await {
+                Ok(effects) => break self.perform(effects),
+                Err(error) => {
+                    tracing::error!(%error, "hand-overs cannot be taken up again yet");
+                    tokio::time::sleep(STORE_AGAIN).await;
+                }
+            }
+        }
+        while let Some(order) = orders.recv().await {
+            self.take(order).await;
+        }
+    }
+
+    async fn take(&mut self, order: Order) {
+        match order {
+            Order::Submit { request, reply } => {
+                let outcome = self.submit(*request).await;
+                drop(reply.send(outcome));
+            }
+            Order::Cancel { id, reply } => {
+                let outcome = self.cancel(id).await;
+                drop(reply.send(outcome));
+            }
+            Order::Repair { unit, owner, reply } => {
+                let outcome = match self.coordinator.repair(unix_ns(), unit, owner) {
+                    Ok(step) => store(&self.shared.store, step, false).await.map_err(LedgerError::from),
+                    Err(error) => Err(error.into()),
+                };
+                drop(reply.send(outcome.map(|effects| self.perform(effects))));
+            }
+            Order::Boot { row, granules, reply } => {
+                let outcome = self.boot(*row, granules).await;
+                drop(reply.send(outcome));
+            }
+            Order::Down { kernel } => self.handle(Input::KernelDown(kernel)).await,
+            Order::Release { cid } => self.release(cid).await,
+            Order::Dismiss { cid } => self.dismiss(cid).await,
+            Order::Input(input) => self.handle(*input).await,
+        }
+    }
+
+    async fn submit(&mut self, request: Request) -> Result<Operation, LedgerError> {
+        self.forget_the_oldest().await;
+        // The drain that fits memory everywhere; what fits CPUs depends on the spawner.
+        let rules = Rules::default();
+        let id = match self.coordinator.submit(unix_ns(), request, rules)? {
+            Submitted::Known(id) => id,
+            Submitted::New(id, step) => {
+                let effects = store(&self.shared.store, step, false).await?;
+                self.perform(effects);
+                id
+            }
+        };
+        self.operation(id)
+    }
+
+    async fn cancel(&mut self, id: OpId) -> Result<Operation, LedgerError> {
+        let step = self.coordinator.cancel(unix_ns(), id)?;
+        let effects = store(&self.shared.store, step, false).await?;
+        self.perform(effects);
+        self.operation(id)
+    }
+
+    fn operation(&self, id: OpId) -> Result<Operation, LedgerError> {
+        let found = self.coordinator.operation(id).cloned();
+        found.ok_or_else(|| AdminError::NoSuchOperation { operation: id }.into())
+    }
+
+    /// Enters the boot of an instance; returns how much memory it is to have, in granules.
+    async fn boot(&mut self, row: InstanceRow, wanted: u64) -> Result<u64, LedgerError> {
+        let (id, kernel) = (row.id, row.kernel());
+        if !self.coordinator.ledger().is_running(kernel) {
+            if let Some(former) = self.coordinator.ledger().instance(id).map(InstanceRow::kernel) {
+                // Only one boot of an instance exists at a time, and this one is about to.
+                self.commit(|desk| Ok(desk.handle(unix_ns(), Input::KernelDown(former)))).await?;
+            }
+            let least = row.limits.memory.min;
+            self.commit(|desk| desk.admit(unix_ns(), row)).await?;
+            let held = self.held(id);
+            // What it was left with, or was given, is what it boots with; but not with less than its least.
+            let wanted = if held > 0 { least.min(wanted) } else { wanted };
+            self.commit(|desk| desk.provision(unix_ns(), id, wanted)).await?;
+            self.commit(|desk| Ok(desk.handle(unix_ns(), Input::KernelUp(kernel)))).await?;
+        }
+        Ok(self.held(id))
+    }
+
+    async fn release(&mut self, cid: Cid) {
+        let Some(kernel) = self.row(cid).map(InstanceRow::kernel) else { return };
+        // It ended before it was ever seen to run, perhaps.
+        self.handle(Input::KernelDown(kernel)).await;
+        if self.held(kernel.instance) > 0 {
+            self.commit_or_warn(|desk| desk.release(unix_ns(), kernel.instance)).await;
+        }
+    }
+
+    async fn dismiss(&mut self, cid: Cid) {
+        if self.row(cid).is_some() {
+            self.release(cid).await;
+            self.commit_or_warn(|desk| desk.dismiss(unix_ns(), instance_of(cid))).await;
+        }
+    }
+
+    fn row(&self, cid: Cid) -> Option<&InstanceRow> {
+        self.coordinator.ledger().instance(instance_of(cid))
+    }
+
+    fn held(&self, id: InstanceId) -> u64 {
+        let ledger = self.coordinator.ledger();
+        let party = ledger.instance(id).map(|row| Party::Instance(row.kernel()));
+        party.map_or(0, |party| ledger.held(party, Kind::Memory))
+    }
+
+    /// Takes an input. One that cannot be stored is handled again later: nothing that has happened is lost.
+    async fn handle(&mut self, input: Input) {
+        let step = self.coordinator.handle(unix_ns(), input.clone());
+        match store(&self.shared.store, step, is_of_an_end(&input)).await {
+            Ok(effects) => self.perform(effects),
+            Err(error) => {
+                tracing::error!(%error, ?input, "a step of the ledger could not be stored; it is tried again");
+                let ledger = self.shared.ledger.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(STORE_AGAIN).await;
+                    let _ = ledger.orders.send(Order::Input(Box::new(input))).await;
+                });
+            }
+        }
+    }
+
+    async fn commit(
+        &mut self,
+        decide: impl FnOnce(&mut Coordinator) -> Result<Step<'_>, AdminError>,
+    ) -> Result<(), LedgerError> {
+        let step = decide(&mut self.coordinator)?;
+        let effects = store(&self.shared.store, step, false).await?;
+        self.perform(effects);
+        Ok(())
+    }
+
+    async fn commit_or_warn(
+        &mut self,
+        decide: impl FnOnce(&mut Coordinator) -> Result<Step<'_>, AdminError>,
+    ) {
+        if let Err(error) = self.commit(decide).await {
+            tracing::warn!(%error, "the ledger could not be brought up to date");
+        }
+    }
+
+    async fn forget_the_oldest(&mut self) {
+        let ended: Vec<OpId> = self
+            .coordinator
+            .operations()
+            .filter(|operation| operation.phase.is_terminal())
+            .map(|operation| operation.id)
+            .collect();
+        let excess = ended.len().saturating_sub(ENDED_MAX);
+        if excess > 0 {
+            self.commit_or_warn(|desk| Ok(desk.forget(unix_ns(), &ended[..excess]))).await;
+        }
+    }
+
+    /// Sees to what was decided, once it is stored.
+    fn perform(&mut self, effects: Vec<Effect>) {
+        self.books.send_replace(Books::Kept(Arc::new(self.coordinator.clone())));
+        for effect in effects {
+            match effect {
+                Effect::Ask(ask) => {
+                    let (witnesses, ledger) = (self.witnesses.clone(), self.shared.ledger.clone());
+                    tokio::spawn(async move {
+                        if let Some(input) = witnesses.ask(ask).await {
+                            let _ = ledger.orders.send(Order::Input(Box::new(input))).await;
+                        }
+                    });
+                }
+                Effect::Act(act) => self.queue(act),
+                Effect::Arm { operation, round, after_ms } => self.arm(operation, round, after_ms),
+            }
+        }
+        self.close_what_has_ended();
+    }
+
+    fn arm(&mut self, operation: OpId, round: u32, after_ms: u64) {
+        let ledger = self.shared.ledger.clone();
+        let timer = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(after_ms)).await;
+            let _ = ledger.orders.send(Order::Input(Box::new(Input::Expired { operation, round }))).await;
+        });
+        if let Some(earlier) = self.timers.insert(operation, timer.abort_handle()) {
+            earlier.abort();
+        }
+    }
+
+    fn queue(&mut self, act: Act) {
+        let queue = self.queues.entry(act.operation).or_insert_with(|| {
+            let (queue, mut acts) = mpsc::unbounded_channel();
+            let (witnesses, ledger) = (self.witnesses.clone(), self.shared.ledger.clone());
+            tokio::spawn(async move {
+                while let Some(act) = acts.recv().await {
+                    if let Some(input) = witnesses.act(act).await {
+                        let _ = ledger.orders.send(Order::Input(Box::new(input))).await;
+                    }
+                }
+            });
+            queue
+        });
+        let _ = queue.send(act);
+    }
+
+    fn close_what_has_ended(&mut self) {
+        let is_open = |id: &OpId| {
+            self.coordinator.operation(*id).is_some_and(|operation| !operation.phase.is_terminal())
+        };
+        let ended: Vec<OpId> = self.timers.keys().filter(|id| !is_open(id)).copied().collect();
+        for id in ended {
+            self.queues.remove(&id);
+            if let Some(timer) = self.timers.remove(&id) {
+                timer.abort();
+            }
+            let Some(operation) = self.coordinator.operation(id) else { continue };
+            tracing::info!(%id, phase = %operation.phase, "a hand-over has ended");
+            for instance in [operation.donor, operation.receiver].into_iter().filter_map(Party::instance) {
+                if let Some(handle) = self.registry.find_by_cid(Cid(instance.0)) {
+                    tokio::spawn(async move { handle.mailbox.ledger_changed().await });
+                }
+            }
+        }
+    }
+}
+
+/// Stores a step with the events that tell of it; then it has happened.
+async fn store(store: &Store, step: Step<'_>, is_essential: bool) -> Result<Vec<Effect>, StoreError> {
+    step.persist_async(|commit| async move {
+        let mut batch = Batch::new().essential(is_essential);
+        for event in events_of(&commit) {
+            batch = batch.event(None, None, event);
+        }
+        store.commit(batch.ledger_step(commit)).await
+    })
+    .await
+}
+
+/// What must be recorded even when the disk is full, so that a stop frees what it should.
+fn is_of_an_end(input: &Input) -> bool {
+    matches!(input, Input::KernelDown(_))
+}
+
+fn events_of(commit: &Commit) -> Vec<EventKind> {
+    let told = commit.events.iter().filter_map(|event| {
+        let id = event.operation;
+        let operation = id.map_or(0, |id| id.0);
+        Some(match &event.kind {
+            Told::Accepted => {
+                let accepted = commit.operations.iter().find(|operation| Some(operation.id) == id)?;
+                let (from, to) = (side(&accepted.request.from), side(&accepted.request.to));
+                EventKind::OperationAccepted { operation, from, to, what: what(&accepted.request.what) }
+            }
+            Told::Phase { from, to } => {
+                EventKind::OperationPhase { operation, from: from.to_string(), to: to.to_string() }
+            }
+            Told::Settled { unit, fate } => {
+                EventKind::UnitSettled { operation, unit: unit.to_string(), fate: fate_name(fate) }
+            }
+            Told::Resumed { phase } => EventKind::OperationResumed { operation, phase: phase.to_string() },
+            // With every boot and every end: the instance's own events tell of those.
+            Told::Reassigned { .. } | Told::KernelDown { .. } | Told::KernelUp { .. } => return None,
+        })
+    });
+    told.collect()
+}
+
+fn side(side: &Side) -> String {
+    match side {
+        Side::Host => "host".to_owned(),
+        Side::Pool => "pool".to_owned(),
+        Side::Instance(name) => name.clone(),
+    }
+}
+
+fn what(what: &What) -> String {
+    match what {
+        What::CpuCount(count) => format!("{count} CPUs"),
+        What::Cpus(ids) => format!("CPUs {ids:?}"),
+        What::MemoryBytes(bytes) => format!("{} MiB of memory", bytes >> 20),
+        What::Device(address) => format!("device {address}"),
+        What::LlcWays { cache, count } => format!("{count} ways of cache {cache}"),
+    }
+}
+
+fn fate_name(fate: &Fate) -> String {
+    match fate {
+        Fate::Moved => "moved".to_owned(),
+        Fate::Stranded => "stranded".to_owned(),
+        Fate::Returned => "returned".to_owned(),
+        Fate::Pooled => "free".to_owned(),
+        Fate::Quarantined(reason) => format!("quarantined: {reason}"),
+    }
+}
+
+/// What the ledger is to know of an instance.
+pub(super) fn row_of(
+    cid: Cid,
+    name: &str,
+    incarnation: Incarnation,
+    spec: &InstanceSpec,
+    can_move: bool,
+) -> InstanceRow {
+    let memory = match can_move {
+        true => Bounds {
+            min: granules(spec.memory_min_mib()),
+            desired: granules(spec.memory_mib),
+            max: granules(spec.memory_max_mib().max(spec.memory_mib)),
+        },
+        false => Bounds { min: 0, desired: 0, max: 0 },
+    };
+    InstanceRow {
+        id: instance_of(cid),
+        name: name.to_owned(),
+        incarnation,
+        running: false,
+        limits: Limits { memory, ..Limits::default() },
+        boot_cpu: None,
+    }
+}

@@ -1,0 +1,251 @@
+//! Hand-overs: the one task that writes ledger and journal, and the tasks that ask kernels for it.
+//!
+//! ```text
+//!  services, instances ──▶ desk ──▶ coordinator (decides) ──▶ store (one transaction) ──▶ effects
+//!                           ▲                                                               │
+//!                           └───── inputs ◀── witnesses: agents, spawner, timers ◀──────────┘
+//! ```
+//!
+//! Readers never wait for the desk: they take the books as they were stored last.
+
+mod books;
+mod desk;
+mod place;
+mod witness;
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tombolo_handover::coordinator::{AdminError, Coordinator};
+use tombolo_handover::{InstanceRow, Kernel, Kind, OpId, Operation, Party, Refusal, Request, UnitId};
+use tombolo_transport::{Cid, Incarnation};
+
+pub(crate) use self::books::{Books, GRANULE_BYTES};
+use self::desk::Desk;
+use self::witness::Witnesses;
+use super::registry::Registry;
+use super::shared::Shared;
+use crate::core::{EventKind, InstanceSpec};
+use crate::store::{Store, StoreError};
+
+/// Orders that may wait for the desk.
+const ORDERS_MAX: usize = 256;
+
+/// How everybody reaches the ledger. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger {
+    orders: mpsc::Sender<Order>,
+    books: watch::Receiver<Books>,
+}
+
+/// What becomes the desk once the instances are known.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    orders: mpsc::Receiver<Order>,
+    books: watch::Sender<Books>,
+    coordinator: Result<Coordinator, String>,
+}
+
+/// What the desk is told.
+#[derive(Debug)]
+enum Order {
+    Submit {
+        request: Box<Request>,
+        reply: oneshot::Sender<Result<Operation, LedgerError>>,
+    },
+    Cancel {
+        id: OpId,
+        reply: oneshot::Sender<Result<Operation, LedgerError>>,
+    },
+    Repair {
+        unit: UnitId,
+        owner: Party,
+        reply: oneshot::Sender<Result<(), LedgerError>>,
+    },
+    /// A kernel is about to be started with at least so much memory.
+    Boot {
+        row: Box<InstanceRow>,
+        granules: u64,
+        reply: oneshot::Sender<Result<u64, LedgerError>>,
+    },
+    /// A kernel is dead for certain.
+    Down {
+        kernel: Kernel,
+    },
+    /// What a dead instance holds is free.
+    Release {
+        cid: Cid,
+    },
+    /// An instance is no more.
+    Dismiss {
+        cid: Cid,
+    },
+    Input(Box<tombolo_handover::Input>),
+}
+
+/// Why the ledger was not changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LedgerError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(
+        "the ledger of memory and devices cannot be used ({0}); nothing can be started or moved until that is mended"
+    )]
+    Unusable(Arc<str>),
+    #[error("the daemon is about to end")]
+    Ending,
+}
+
+/// Reads the ledger, or makes it. Orders wait until [`Opening::serve`].
+pub(crate) async fn open(store: &Store) -> (Ledger, Opening) {
+    let coordinator = books::open(store).await;
+    let found = match &coordinator {
+        Ok(coordinator) => Books::Kept(Arc::new(coordinator.clone())),
+        Err(reason) => Books::Unusable(reason.as_str().into()),
+    };
+    let (orders, inbox) = mpsc::channel(ORDERS_MAX);
+    let (publish, books) = watch::channel(found);
+    (Ledger { orders, books }, Opening { orders: inbox, books: publish, coordinator })
+}
+
+impl Opening {
+    /// Serves until the daemon ends.
+    pub(crate) async fn serve(self, shared: Arc<Shared>, registry: Arc<Registry>) {
+        let witnesses = Witnesses::new(registry.clone(), shared.ledger.clone());
+        match self.coordinator {
+            Ok(coordinator) => {
+                Desk::new(shared, registry, witnesses, coordinator, self.books).serve(self.orders).await;
+            }
+            Err(reason) => {
+                tracing::error!(reason, "the ledger cannot be used");
+                shared.note(None, EventKind::LedgerUnusable { reason: reason.clone() }).await;
+                refuse_everything(self.orders, &reason.into()).await;
+            }
+        }
+    }
+}
+
+async fn refuse_everything(mut orders: mpsc::Receiver<Order>, reason: &Arc<str>) {
+    let unusable = || LedgerError::Unusable(reason.clone());
+    while let Some(order) = orders.recv().await {
+        match order {
+            Order::Submit { reply, .. } | Order::Cancel { reply, .. } => drop(reply.send(Err(unusable()))),
+            Order::Repair { reply, .. } => drop(reply.send(Err(unusable()))),
+            Order::Boot { reply, .. } => drop(reply.send(Err(unusable()))),
+            Order::Down { .. } | Order::Release { .. } | Order::Dismiss { .. } | Order::Input(_) => {}
+        }
+    }
+}
+
+impl Ledger {
+    /// Ledger and operations as they were stored last.
+    pub(crate) fn books(&self) -> Books {
+        self.books.borrow().clone()
+    }
+
+    /// The same as it changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<Books> {
+        self.books.clone()
+    }
+
+    /// The coordinator as it was stored last.
+    pub(crate) fn coordinator(&self) -> Result<Arc<Coordinator>, LedgerError> {
+        match self.books() {
+            Books::Kept(coordinator) => Ok(coordinator),
+            Books::Unusable(reason) => Err(LedgerError::Unusable(reason)),
+        }
+    }
+
+    /// How much memory rests with an instance, in MiB; `None` if the ledger does not know it.
+    pub(crate) fn memory_mib(&self, cid: Cid) -> Option<u64> {
+        let coordinator = self.coordinator().ok()?;
+        let ledger = coordinator.ledger();
+        let row = ledger.instance(instance_of(cid)).filter(|row| row.running)?;
+        Some((ledger.held(Party::Instance(row.kernel()), Kind::Memory) * GRANULE_BYTES) >> 20)
+    }
+
+    /// Whether a hand-over from or to an instance is under way.
+    pub(crate) fn is_moving(&self, cid: Cid) -> bool {
+        let id = Some(instance_of(cid));
+        self.coordinator().is_ok_and(|coordinator| {
+            coordinator.operations().any(|operation| {
+                !operation.phase.is_terminal()
+                    && [operation.donor, operation.receiver].iter().any(|end| end.instance() == id)
+            })
+        })
+    }
+
+    pub(crate) async fn submit(&self, request: Request) -> Result<Operation, LedgerError> {
+        self.order(|reply| Order::Submit { request: Box::new(request), reply }).await
+    }
+
+    pub(crate) async fn cancel(&self, id: OpId) -> Result<Operation, LedgerError> {
+        self.order(|reply| Order::Cancel { id, reply }).await
+    }
+
+    pub(crate) async fn repair(&self, unit: UnitId, owner: Party) -> Result<(), LedgerError> {
+        self.order(|reply| Order::Repair { unit, owner, reply }).await
+    }
+
+    /// Says, before a kernel is started or when it is found running, which boot of which instance it is. Returns how much memory it is
+    /// to have, in bytes.
+    ///
+    /// `can_move`: whether its spawner can move memory; where it cannot, the ledger gives it none.
+    pub(crate) async fn boot(
+        &self,
+        cid: Cid,
+        name: &str,
+        incarnation: Incarnation,
+        spec: &InstanceSpec,
+        can_move: bool,
+    ) -> Result<u64, LedgerError> {
+        let row = desk::row_of(cid, name, incarnation, spec, can_move);
+        let granules = if can_move { granules(spec.memory_mib) } else { 0 };
+        let boot = |reply| Order::Boot { row: Box::new(row), granules, reply };
+        let granted = self.order(boot).await?;
+        Ok(if can_move { granted * GRANULE_BYTES } else { spec.memory_mib << 20 })
+    }
+
+    /// Says that a kernel is dead for certain. What it held is kept for its next boot.
+    pub(crate) async fn down(&self, cid: Cid, incarnation: Incarnation) {
+        let kernel = Kernel { instance: instance_of(cid), incarnation };
+        let _ = self.orders.send(Order::Down { kernel }).await;
+    }
+
+    /// Frees what an instance holds that does not run and is not started again by itself.
+    pub(crate) async fn release(&self, cid: Cid) {
+        let _ = self.orders.send(Order::Release { cid }).await;
+    }
+
+    /// Forgets an instance that was removed.
+    pub(crate) async fn dismiss(&self, cid: Cid) {
+        let _ = self.orders.send(Order::Dismiss { cid }).await;
+    }
+
+    async fn order<T>(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<T, LedgerError>>) -> Order,
+    ) -> Result<T, LedgerError> {
+        let (reply, answer) = oneshot::channel();
+        self.orders.send(order(reply)).await.map_err(|_| LedgerError::Ending)?;
+        answer.await.unwrap_or(Err(LedgerError::Ending))
+    }
+}
+
+fn instance_of(cid: Cid) -> tombolo_handover::InstanceId {
+    tombolo_handover::InstanceId(cid.0)
+}
+
+/// So many bytes, or a little more: whole granules.
+pub(crate) fn round_up(bytes: u64) -> u64 {
+    bytes.div_ceil(GRANULE_BYTES) * GRANULE_BYTES
+}
+
+/// As many granules as hold so many MiB.
+fn granules(mib: u64) -> u64 {
+    (mib << 20).div_ceil(GRANULE_BYTES)
+}
