@@ -1,9 +1,10 @@
 //! Memory: whether it can be spared, making it free, and proving that what came can be used.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::Path;
 
-use memmap2::MmapMut;
+use rustix::fs::{MemfdFlags, memfd_create};
 use tombolo_handover::operation::Veto;
 
 use crate::health::system_load;
@@ -14,8 +15,8 @@ const KEPT_BYTES: u64 = 16 << 20;
 const RETRY_AFTER_MS: u64 = 5_000;
 /// Programs that are named as those who have the memory.
 const NAMED_MAX: usize = 3;
-/// How much is proven at a time, in bytes: no more than that is taken from others meanwhile.
-const PROVEN_BYTES: u64 = 8 << 20;
+/// How much is written by one call, in bytes.
+const CHUNK_BYTES: usize = 1 << 20;
 const PAGE_BYTES: usize = 4096;
 
 /// Whether so much can be spared: nothing, or who has it.
@@ -39,41 +40,56 @@ pub(super) fn make_free(bytes: u64) -> Result<(), Veto> {
     if free >= wanted { Ok(()) } else { Err(too_little(bytes, free, "is free")) }
 }
 
-/// Proves that so much memory can be used: writes to every page of it, piece by piece, and reads it back.
+/// Proves that so much memory can be used: writes to every page of it and reads it back. The pages are those of a file in memory:
+/// under user-mode Linux mapping a page costs a hundred times what writing it does.
 pub(super) fn prove(bytes: u64) -> Result<(), Veto> {
     let available = system_load().memory.available;
-    if available < bytes.min(PROVEN_BYTES) {
+    if available < bytes.min(KEPT_BYTES) {
         return Err(Veto {
             reason: format!("of the {} MiB that came, {} are to be had", bytes >> 20, available >> 20),
             retry_after_ms: Some(RETRY_AFTER_MS),
         });
     }
     // No more than can be had without taking it from programs.
-    let mut left = bytes.min(available.saturating_sub(KEPT_BYTES));
-    let mut pieces = Vec::new();
-    while left > 0 {
-        let len = left.min(PROVEN_BYTES) as usize;
-        let mut piece = MmapMut::map_anon(len).map_err(|error| Veto {
-            reason: format!("{} MiB of memory cannot be mapped: {error}", len >> 20),
-            retry_after_ms: Some(RETRY_AFTER_MS),
-        })?;
-        for (number, page) in piece.chunks_mut(PAGE_BYTES).enumerate() {
-            let mark = (number as u64 ^ left).to_ne_bytes();
-            page.iter_mut().zip(mark).for_each(|(byte, mark)| *byte = mark);
+    let proven = bytes.min(available.saturating_sub(KEPT_BYTES));
+    let chunks = usize::try_from(proven).unwrap_or(usize::MAX).div_ceil(CHUNK_BYTES);
+    let cannot = |error: io::Error| Veto {
+        reason: format!("the memory that came cannot be used: {error}"),
+        retry_after_ms: Some(RETRY_AFTER_MS),
+    };
+    match writes_and_reads_back(chunks).map_err(cannot)? {
+        true => Ok(()),
+        false => {
+            Err(Veto { reason: "memory does not keep what is written to it".into(), retry_after_ms: None })
         }
-        let holds = piece.chunks(PAGE_BYTES).enumerate().all(|(number, page)| {
-            page.iter().zip((number as u64 ^ left).to_ne_bytes()).all(|(byte, mark)| *byte == mark)
-        });
-        if !holds {
-            return Err(Veto {
-                reason: "memory does not keep what is written to it".into(),
-                retry_after_ms: None,
-            });
-        }
-        pieces.push(piece);
-        left -= len as u64;
     }
-    Ok(())
+}
+
+/// Fills so many chunks of memory, all at once, each page in its own way; whether each holds what was written.
+fn writes_and_reads_back(chunks: usize) -> io::Result<bool> {
+    let mut file = File::from(memfd_create("tombolo-proof", MemfdFlags::CLOEXEC)?);
+    let (mut written, mut read) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
+    for chunk in 0..chunks {
+        mark_pages(&mut written, chunk);
+        file.write_all(&written)?;
+    }
+    file.rewind()?;
+    for chunk in 0..chunks {
+        mark_pages(&mut written, chunk);
+        file.read_exact(&mut read)?;
+        if written != read {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Numbers the pages of a chunk.
+fn mark_pages(chunk: &mut [u8], number: usize) {
+    for (page, bytes) in chunk.chunks_mut(PAGE_BYTES).enumerate() {
+        let mark = ((number as u64) << 32 | page as u64).to_ne_bytes();
+        bytes.iter_mut().zip(mark).for_each(|(byte, mark)| *byte = mark);
+    }
 }
 
 fn too_little(bytes: u64, has: u64, what: &str) -> Veto {
