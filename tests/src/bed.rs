@@ -98,6 +98,12 @@ impl Bed {
         self.daemon_args.extend(args.map(str::to_owned));
     }
 
+    /// Gives every later daemon these arguments instead of those it was given so far.
+    pub fn set_daemon_args<const N: usize>(&mut self, args: [&str; N]) {
+        self.daemon_args.clear();
+        self.add_daemon_args(args);
+    }
+
     /// One of our programs.
     pub fn program(&self, name: &str) -> PathBuf {
         self.programs.join(name)
@@ -144,6 +150,15 @@ impl Bed {
             assert!(start.elapsed() < LONG, "tombolod does not end on SIG{signal}: {}", self.daemon_log());
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Waits until the daemon has died by itself.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn daemon_dies(&mut self) {
+        let mut daemon = self.daemon.take().expect("no daemon runs");
+        eventually("the death of the daemon", || daemon.try_wait().unwrap().is_some());
     }
 
     /// The daemon's process.

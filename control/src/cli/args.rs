@@ -441,7 +441,7 @@ pub enum ConditionArg {
 #[derive(Clone, Debug, Args)]
 pub struct MoveArgs {
     /// How much memory, such as 64M or 1G
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = parse_size)]
     pub memory: u64,
     /// Who gives: an instance, `pool` or `host`
     #[arg(long, value_name = "NAME")]

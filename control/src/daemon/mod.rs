@@ -98,6 +98,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         drivers: Drivers::new(&places.keeper_binary, options.image.as_deref(), options.spawner),
         operators_gid: groups::gid_of(&options.operators),
         image: options.image.clone(),
+        die_after_steps: options.debug_die_after_steps,
         places,
         store,
         ledger,

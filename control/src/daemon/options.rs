@@ -44,6 +44,9 @@ pub struct Options {
     /// When ended by a signal, stop all kernels in good order first
     #[arg(long)]
     pub stop_kernels: bool,
+    /// Die of SIGKILL as soon as so many steps of moves are recorded, to test that the next daemon goes on from there
+    #[arg(long, hide = true, value_name = "N")]
+    pub debug_die_after_steps: Option<u64>,
 }
 
 /// Where everything is, made out from [`Options`].

@@ -16,6 +16,7 @@ usage: tombolo-demo-kv COMMAND [--broker SOCKET]
   set-clock-back SECONDS set the clock of the kernel this runs on, if that is a user-mode one
   panic                  panic the kernel this runs on, if that is a user-mode one
   power-off              switch that kernel off without asking anybody
+  hog MIB                hold so much memory, until killed
   freeze-user-space MS   freeze every other program of that kernel for so long
   floor                  what a cache line and a Unix socket cost on this machine, as JSON
   serve                  be the key-value service `kv` of this kernel, until SIGTERM
@@ -49,6 +50,7 @@ fn run() -> Result<()> {
         ["set-clock-back", seconds] => inside::set_clock_back(Duration::from_secs(seconds.parse()?))?,
         ["panic"] => inside::panic_kernel()?,
         ["power-off"] => inside::power_off()?,
+        ["hog", mib] => inside::hog(mib.parse()?),
         ["freeze-user-space", ms] => inside::freeze_user_space(Duration::from_millis(ms.parse()?))?,
         ["serve"] => on_tokio(serve::serve(&broker))?,
         ["try", name] => on_tokio(attempt(&broker, name))?,

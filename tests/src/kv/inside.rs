@@ -81,6 +81,17 @@ pub fn set_clock_back(by: Duration) -> Result<()> {
     rustix::time::clock_settime(rustix::time::ClockId::Realtime, time).context("could not set the clock")
 }
 
+/// Holds so much memory for ever, and says when it has it.
+pub fn hog(mib: usize) -> ! {
+    let mut memory = vec![0_u8; mib << 20];
+    memory.chunks_mut(4096).for_each(|page| page.fill(1));
+    println!("holding {mib} MiB");
+    loop {
+        thread::park();
+        std::hint::black_box(&memory);
+    }
+}
+
 /// Panics the kernel.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -32,6 +33,7 @@ pub(super) struct Desk {
     registry: Arc<Registry>,
     witnesses: Witnesses,
     coordinator: Coordinator,
+    scribe: Scribe,
     books: watch::Sender<Books>,
     timers: HashMap<OpId, AbortHandle>,
     /// For each operation, what is to be done about its units: one by one, in the order in which it was decided.
@@ -47,14 +49,16 @@ impl Desk {
         books: watch::Sender<Books>,
     ) -> Self {
         let (timers, queues) = (HashMap::new(), HashMap::new());
-        Self { shared, registry, witnesses, coordinator, books, timers, queues }
+        let scribe =
+            Scribe { store: shared.store.clone(), lives: shared.die_after_steps.map(AtomicU64::new) };
+        Self { shared, registry, witnesses, coordinator, scribe, books, timers, queues }
     }
 
     /// Takes up what an earlier daemon left, then one order after the other.
     pub(super) async fn serve(mut self, mut orders: mpsc::Receiver<Order>) {
         loop {
             let recovery = self.coordinator.recover(unix_ns());
-            match store(&self.shared.store, recovery, false).await {
+            match self.scribe.write(recovery, false).await {
                 Ok(effects) => break self.perform(effects),
                 Err(error) => {
                     tracing::error!(%error, "hand-overs cannot be taken up again yet");
@@ -79,7 +83,7 @@ impl Desk {
             }
             Order::Repair { unit, owner, reply } => {
                 let outcome = match self.coordinator.repair(unix_ns(), unit, owner) {
-                    Ok(step) => store(&self.shared.store, step, false).await.map_err(LedgerError::from),
+                    Ok(step) => self.scribe.write(step, false).await.map_err(LedgerError::from),
                     Err(error) => Err(error.into()),
                 };
                 drop(reply.send(outcome.map(|effects| self.perform(effects))));
@@ -102,7 +106,7 @@ impl Desk {
         let id = match self.coordinator.submit(unix_ns(), request, rules)? {
             Submitted::Known(id) => id,
             Submitted::New(id, step) => {
-                let effects = store(&self.shared.store, step, false).await?;
+                let effects = self.scribe.write(step, false).await?;
                 self.perform(effects);
                 id
             }
@@ -112,7 +116,7 @@ impl Desk {
 
     async fn cancel(&mut self, id: OpId) -> Result<Operation, LedgerError> {
         let step = self.coordinator.cancel(unix_ns(), id)?;
-        let effects = store(&self.shared.store, step, false).await?;
+        let effects = self.scribe.write(step, false).await?;
         self.perform(effects);
         self.operation(id)
     }
@@ -170,7 +174,7 @@ impl Desk {
     /// Takes an input. One that cannot be stored is handled again later: nothing that has happened is lost.
     async fn handle(&mut self, input: Input) {
         let step = self.coordinator.handle(unix_ns(), input.clone());
-        match store(&self.shared.store, step, is_of_an_end(&input)).await {
+        match self.scribe.write(step, is_of_an_end(&input)).await {
             Ok(effects) => self.perform(effects),
             Err(error) => {
                 tracing::error!(%error, ?input, "a step of the ledger could not be stored; it is tried again");
@@ -188,7 +192,7 @@ impl Desk {
         decide: impl FnOnce(&mut Coordinator) -> Result<Step<'_>, AdminError>,
     ) -> Result<(), LedgerError> {
         let step = decide(&mut self.coordinator)?;
-        let effects = store(&self.shared.store, step, false).await?;
+        let effects = self.scribe.write(step, false).await?;
         self.perform(effects);
         Ok(())
     }
@@ -283,16 +287,30 @@ impl Desk {
     }
 }
 
-/// Stores a step with the events that tell of it; then it has happened.
-async fn store(store: &Store, step: Step<'_>, is_essential: bool) -> Result<Vec<Effect>, StoreError> {
-    step.persist_async(|commit| async move {
-        let mut batch = Batch::new().essential(is_essential);
-        for event in events_of(&commit) {
-            batch = batch.event(None, None, event);
+/// Stores steps.
+struct Scribe {
+    store: Store,
+    /// How many steps of operations may be stored yet before this process is to die, for tests.
+    lives: Option<AtomicU64>,
+}
+
+impl Scribe {
+    /// Stores a step with the events that tell of it; then it has happened.
+    async fn write(&self, step: Step<'_>, is_essential: bool) -> Result<Vec<Effect>, StoreError> {
+        let is_of_an_operation = step.commit().is_some_and(|commit| !commit.operations.is_empty());
+        let stored = step.persist_async(|commit| async move {
+            let mut batch = Batch::new().essential(is_essential);
+            for event in events_of(&commit) {
+                batch = batch.event(None, None, event);
+            }
+            self.store.commit(batch.ledger_step(commit)).await
+        });
+        let effects = stored.await?;
+        if is_of_an_operation && self.lives.as_ref().is_some_and(|lives| lives.fetch_sub(1, Relaxed) <= 1) {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         }
-        store.commit(batch.ledger_step(commit)).await
-    })
-    .await
+        Ok(effects)
+    }
 }
 
 /// What must be recorded even when the disk is full, so that a stop frees what it should.

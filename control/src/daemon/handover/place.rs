@@ -51,13 +51,21 @@ impl Lots {
             Has::TheRest => self.resting.donor.checked_add(total.checked_sub(arrived)?)?,
         };
         match locate(&self.sizes, self.resting, donor_has, receiver_has)?.get(at)? {
+            Lot::Free if self.has_reached_host(progress) => Some(Party::Host),
+            Lot::Donor if self.donor == Party::Pool && self.has_reached_host(progress) => Some(Party::Host),
             Lot::Donor if self.donor == Party::Host && has_left_host(progress) => Some(Party::Pool),
             Lot::Donor => Some(self.donor),
-            Lot::Free if self.receiver == Party::Host && has_reached_host(progress) => Some(Party::Host),
             Lot::Free => Some(Party::Pool),
             Lot::Receiver => Some(self.receiver),
             Lot::Between => None,
         }
+    }
+
+    /// Whether the host has taken a lot that no kernel has.
+    fn has_reached_host(&self, progress: &Progress) -> bool {
+        self.receiver == Party::Host
+            && progress.step == Step::Granting
+            && progress.told == Some(Command::Grant(Party::Host))
     }
 
     /// What the donor is to have left when the lot `at` has gone: lots leave from the front.
@@ -78,10 +86,6 @@ fn has_left_host(progress: &Progress) -> bool {
         Step::Revoked | Step::Granting | Step::Withdrawing => true,
         _ => false,
     }
-}
-
-fn has_reached_host(progress: &Progress) -> bool {
-    matches!((&progress.step, progress.told), (Step::Granting, Some(Command::Grant(Party::Host))))
 }
 
 /// What goes on with a unit in the host, which does at once what it is told.
@@ -162,6 +166,21 @@ mod tests {
         let at = |progress: &Progress, donor| back.attached(0, progress, Has::Granules(donor), Has::TheRest);
         assert_eq!(at(&progress(Step::Granting, None), 105), Some(Party::Pool));
         assert_eq!(at(&progress(Step::Granting, Some(Command::Grant(Party::Host))), 105), Some(Party::Host));
+    }
+
+    #[test]
+    fn what_is_free_becomes_the_hosts_and_back_without_any_kernel() {
+        let at = |lots: &Lots, progress: &Progress| lots.attached(0, progress, Has::TheRest, Has::TheRest);
+        let taken = progress(Step::Granting, Some(Command::Grant(Party::Host)));
+        let to_host = lots(Party::Pool, Party::Host);
+        assert_eq!(at(&to_host, &progress(Step::Granting, None)), Some(Party::Pool));
+        assert_eq!(at(&to_host, &taken), Some(Party::Host));
+        let to_pool = lots(Party::Host, Party::Pool);
+        assert_eq!(at(&to_pool, &progress(Step::Revoking, None)), Some(Party::Host));
+        assert_eq!(
+            at(&to_pool, &progress(Step::Revoking, Some(Command::Revoke(Party::Host)))),
+            Some(Party::Pool)
+        );
     }
 
     #[test]

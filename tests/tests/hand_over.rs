@@ -1,0 +1,291 @@
+//! Memory moves between running kernels, whoever dies when.
+
+use serde_json::Value;
+use tombolo_tests::bed::{Bed, eventually, send_signal};
+use tombolo_tests::prerequisites;
+
+const MIB: u64 = 1 << 20;
+/// How much may be free more or less than expected: programs come and go inside.
+const TOLERANCE: u64 = 4 * MIB;
+
+/// `web` with 96 MiB and room for 224, `db` with 192 MiB of which it gives all but 64.
+fn bed_with_two(files: &[&str]) -> Option<Bed> {
+    let app = prerequisites::static_program("tombolo-demo-kv")?;
+    let bed = Bed::start("uml")?;
+    let file = format!("{}:/bin/app", app.display());
+    let common = [&["--restart", "never", "--file", &file][..], files].concat();
+    bed.must(&[&["up", "web", "--memory", "96", "--memory-max", "224"][..], &common].concat());
+    bed.must(&[&["up", "db", "--memory", "192", "--memory-min", "64"][..], &common].concat());
+    Some(bed)
+}
+
+/// How much memory the ledger gives to a holder, in MiB.
+fn held(bed: &Bed, holder: &str) -> u64 {
+    let books = bed.must(&["--json", "pool"]).json()["pool"].take();
+    let cid = books["instances"].as_array().unwrap().iter().find(|row| row["name"] == holder);
+    let is_holders = |owner: &Value| match cid {
+        Some(row) => owner["instance"]["instance"] == row["id"],
+        None => owner == holder,
+    };
+    let units = books["units"].as_array().unwrap().iter();
+    let granules = units
+        .filter(|unit| is_holders(&unit["owner"]))
+        .map(|unit| &unit["unit"]["traits"]["memory"]["granules"]);
+    granules.map(|granules| granules.as_u64().unwrap()).sum::<u64>()
+        * books["meta"]["granule_bytes"].as_u64().unwrap()
+        / MIB
+}
+
+/// Nothing is lost or doubled: all that was discovered has an owner, and none is in transit or in quarantine.
+fn books_add_up(bed: &Bed) {
+    let books = bed.must(&["--json", "pool"]).json()["pool"].take();
+    let units = books["units"].as_array().unwrap();
+    let all: u64 =
+        units.iter().map(|unit| unit["unit"]["traits"]["memory"]["granules"].as_u64().unwrap()).sum();
+    let totals = books["meta"]["totals"].as_array().unwrap();
+    let total = totals.iter().find(|total| total[0] == "memory").unwrap();
+    assert_eq!(total[1], all, "{books}");
+    let unsettled: Vec<&Value> = units
+        .iter()
+        .filter(|unit| !unit["owner"]["in-transit"].is_null() || !unit["owner"]["quarantined"].is_null())
+        .collect();
+    assert!(unsettled.is_empty(), "{unsettled:?}");
+}
+
+/// What the kernel itself says is free, in bytes.
+fn free(bed: &Bed, name: &str) -> u64 {
+    let mut free = None;
+    // After a start of the daemon its agent has yet to dial in.
+    eventually("a report from inside", || {
+        let inside = bed.must(&["--json", "inspect", name]).json();
+        free = inside["instance"]["report"]["load"]["memory"]["free"].as_u64();
+        free.is_some()
+    });
+    free.unwrap_or_default()
+}
+
+/// The kernel has as much as the ledger says: what is free inside has changed by as much as what it holds.
+fn kernel_agrees(bed: &Bed, name: &str, held_before_mib: u64, free_before: u64) {
+    let expected = free_before + held(bed, name) * MIB;
+    let found = free(bed, name) + held_before_mib * MIB;
+    assert!(found.abs_diff(expected) < TOLERANCE, "{name}: {found} and {expected} bytes differ");
+}
+
+fn operation(bed: &Bed, id: u64) -> Value {
+    bed.must(&["--json", "op", "show", &id.to_string()]).json()["operation"].take()
+}
+
+fn last_operation(bed: &Bed) -> Value {
+    let operations = bed.must(&["--json", "op", "ls"]).json()["operations"].take();
+    operations.as_array().unwrap().last().cloned().unwrap_or_default()
+}
+
+#[test]
+fn memory_moves_between_running_kernels_and_both_notice() {
+    let Some(bed) = bed_with_two(&[]) else { return };
+    let before = [free(&bed, "web"), free(&bed, "db")];
+    let host = held(&bed, "host");
+    let plan = bed.must(&["--json", "move", "--memory", "64M", "--from", "db", "--to", "web", "--dry-run"]);
+    assert_eq!(plan.json()["plan"]["takes"][0]["size"], 32);
+    assert_eq!(held(&bed, "web"), 96, "a dry run changes nothing");
+
+    let said = bed.must(&["move", "--memory", "64M", "--from", "db", "--to", "web"]);
+    assert!(said.stderr.contains("moved 64.0 MiB from db to web"), "{said:?}");
+    assert_eq!([held(&bed, "web"), held(&bed, "db"), held(&bed, "pool")], [160, 128, 0]);
+    kernel_agrees(&bed, "web", 96, before[0]);
+    kernel_agrees(&bed, "db", 192, before[1]);
+    assert_eq!(bed.view("web")["memory_mib"], 160);
+
+    bed.must(&["resize", "web", "--memory", "-32M"]);
+    bed.must(&["resize", "db", "--memory", "144M"]);
+    assert_eq!([held(&bed, "web"), held(&bed, "db"), held(&bed, "pool")], [128, 144, 16]);
+    kernel_agrees(&bed, "web", 96, before[0]);
+    kernel_agrees(&bed, "db", 192, before[1]);
+    bed.must(&["move", "--memory", "16M", "--from", "pool", "--to", "host"]);
+    assert_eq!(held(&bed, "host"), host + 16);
+    books_add_up(&bed);
+
+    bed.must(&["stop", "web", "db"]);
+    eventually("the memory of stopped kernels to be free", || held(&bed, "pool") == 128 + 144);
+    bed.must(&["start", "web"]);
+    assert_eq!(held(&bed, "web"), 96, "a kernel that was stopped starts as it is specified");
+    bed.must(&["rm", "db"]);
+    books_add_up(&bed);
+    bed.nothing_is_left();
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_changes_nothing() {
+    let Some(bed) = bed_with_two(&[]) else { return };
+    bed.must(&["up", "none", "--spawner", "process", "--restart", "never"]);
+    let from_db_to_web = ["--from", "db", "--to", "web"];
+    let cases: &[(&[&str], [&str; 2], i32, &str)] = &[
+        (&["--memory", "1M"], ["db", "web"], 2, "nearest sizes are 0 and 2097152"),
+        (&["--memory", "0"], ["db", "web"], 2, "nothing is asked for"),
+        (&["--memory", "-1M"], ["db", "web"], 2, "negative"),
+        (&["--memory", "much"], ["db", "web"], 2, "not a size"),
+        (&["--memory", "2M"], ["db", "db"], 2, "giver and receiver are both"),
+        (&["--memory", "2M"], ["DB", "web"], 2, "not an instance name"),
+        (&["--memory", "2M"], ["db", "nobody"], 3, "no instance named `nobody`"),
+        (&["--memory", "130M"], ["db", "web"], 4, "must keep"),
+        (&["--memory", "4G"], ["pool", "web"], 4, "may have"),
+        (&["--memory", "2M"], ["pool", "web"], 4, "can give 0"),
+        (&["--memory", "2M"], ["db", "none"], 4, "may have 0"),
+        (&["--memory", "2M"], ["none", "db"], 4, "granules of memory"),
+        (&["--memory", "2M", "--if-version", "1"], ["db", "web"], 4, "version 1 of the ledger"),
+    ];
+    for (args, [from, to], code, reason) in cases {
+        let said = bed.tombolo(&[&["move", "--from", from, "--to", to][..], args].concat());
+        assert!(said.code == *code && said.stderr.contains(reason), "{args:?} {from} {to}: {said:?}");
+    }
+    for (args, code) in [(["op", "show", "99"], 3), (["op", "cancel", "99"], 3)] {
+        assert_eq!(bed.tombolo(&args).code, code, "{args:?}");
+    }
+    let said = bed.tombolo(&["op", "repair", "memory lot 99", "pool"]);
+    assert!(said.code == 3 && said.stderr.contains("memory lot 99"), "{said:?}");
+    assert_eq!([held(&bed, "web"), held(&bed, "db")], [96, 192]);
+    assert_eq!(last_operation(&bed), Value::Null, "nothing was accepted");
+
+    let keyed = [&["move", "--memory", "32M", "--key", "k1"][..], &from_db_to_web].concat();
+    bed.must(&keyed);
+    bed.must(&keyed);
+    assert_eq!([held(&bed, "web"), held(&bed, "db")], [128, 160], "the same key is the same move");
+    let said = bed.tombolo(&[&["move", "--memory", "34M", "--key", "k1"][..], &from_db_to_web].concat());
+    assert!(said.code == 4 && said.stderr.contains("choose a new key"), "{said:?}");
+    bed.nothing_is_left();
+}
+
+#[test]
+fn kernel_whose_programs_need_their_memory_says_no_and_who_has_it() {
+    let Some(bed) = bed_with_two(&[]) else { return };
+    let mut hog = bed.attach(&["exec", "db", "--", "/bin/app", "hog", "130"]);
+    hog.line("the hog", |line| line.contains("holding"));
+    let said = bed.tombolo(&["move", "--memory", "64M", "--from", "db", "--to", "web"]);
+    assert!(said.code == 5, "{said:?}");
+    assert!(said.stderr.contains("too little") && said.stderr.contains("app (process"), "{said:?}");
+    assert_eq!([held(&bed, "web"), held(&bed, "db")], [96, 192]);
+    assert_eq!(bed.view("db")["state"], "running");
+    hog.signal("INT");
+    hog.finish();
+    eventually("the memory to be free again", || {
+        bed.tombolo(&["move", "--memory", "64M", "--from", "db", "--to", "web"]).code == 0
+    });
+    books_add_up(&bed);
+    bed.nothing_is_left();
+}
+
+#[test]
+fn applications_are_asked_and_may_say_no() {
+    let Some(app) = prerequisites::static_program("tombolo-demo-kv") else { return };
+    // Asked `check donor`, it does not know that command, and says so.
+    let hook = format!("{}:/etc/tombolo/hooks.d/10-app", app.display());
+    let Some(bed) = bed_with_two(&["--file", &hook]) else { return };
+    let said = bed.tombolo(&["move", "--memory", "64M", "--from", "db", "--to", "web"]);
+    assert!(said.code == 5 && said.stderr.contains("hook `10-app` (check)"), "{said:?}");
+    assert_eq!(last_operation(&bed)["phase"], "aborted");
+    bed.must(&["move", "--memory", "64M", "--from", "db", "--to", "web", "--no-hooks"]);
+    assert_eq!([held(&bed, "web"), held(&bed, "db")], [160, 128]);
+    bed.nothing_is_left();
+}
+
+#[test]
+fn move_goes_on_after_the_daemon_was_killed_at_any_step_of_it() {
+    let Some(mut bed) = bed_with_two(&[]) else { return };
+    let before = [free(&bed, "web"), free(&bed, "db")];
+    let boots = [bed.view("web")["boot_id"].clone(), bed.view("db")["boot_id"].clone()];
+    for step in 1.. {
+        let (from, to) = if step % 2 == 1 { ("db", "web") } else { ("web", "db") };
+        bed.end_daemon("TERM");
+        bed.set_daemon_args(["--debug-die-after-steps", &step.to_string()]);
+        bed.start_daemon();
+        for name in ["web", "db"] {
+            bed.must(&["wait", name, "--for", "running"]);
+        }
+        // Two pieces.
+        let said = bed.tombolo(&["move", "--memory", "64M", "--from", from, "--to", to]);
+        if said.code == 0 {
+            assert!(step > 10, "it died at no step at all: {step}");
+            break;
+        }
+        assert!([6, 8].contains(&said.code), "{said:?}");
+        bed.daemon_dies();
+        bed.set_daemon_args([]);
+        bed.start_daemon();
+        let id = last_operation(&bed)["id"].as_u64().unwrap();
+        bed.must(&["op", "watch", &id.to_string()]);
+        assert_eq!(operation(&bed, id)["phase"], "committed", "killed at step {step}");
+        let moved = if step % 2 == 1 { [160, 128] } else { [96, 192] };
+        assert_eq!([held(&bed, "web"), held(&bed, "db")], moved, "killed at step {step}");
+        kernel_agrees(&bed, "web", 96, before[0]);
+        kernel_agrees(&bed, "db", 192, before[1]);
+        books_add_up(&bed);
+    }
+    assert_eq!([bed.view("web")["boot_id"].clone(), bed.view("db")["boot_id"].clone()], boots);
+    bed.nothing_is_left();
+}
+
+#[test]
+fn move_ends_whoever_of_the_two_kernels_dies_at_any_step_of_it() {
+    let Some(mut bed) = bed_with_two(&[]) else { return };
+    for (victim, step) in [("db", 2), ("db", 4), ("db", 6), ("web", 3), ("web", 5), ("web", 7), ("web", 8)] {
+        bed.end_daemon("TERM");
+        bed.set_daemon_args(["--debug-die-after-steps", &step.to_string()]);
+        bed.start_daemon();
+        for name in ["web", "db"] {
+            bed.must(&["start", name]);
+        }
+        let pid = bed.pid(victim);
+        let said = bed.tombolo(&["move", "--memory", "64M", "--from", "db", "--to", "web"]);
+        assert!([6, 8].contains(&said.code), "{said:?}");
+        bed.daemon_dies();
+        send_signal(pid, "KILL");
+        bed.set_daemon_args([]);
+        bed.start_daemon();
+        let id = last_operation(&bed)["id"].as_u64().unwrap();
+        bed.tombolo(&["op", "watch", &id.to_string()]);
+        let ended = operation(&bed, id);
+        assert!(
+            ["aborted", "partial"].contains(&ended["phase"].as_str().unwrap()),
+            "{victim} {step}: {ended}"
+        );
+        bed.until(victim, "failed", |view| view["state"] == "failed");
+        // What the dead kernel held is free, and nothing is in doubt.
+        eventually("the books to settle", || held(&bed, victim) == 0);
+        books_add_up(&bed);
+        bed.must(&["stop", "web", "db"]);
+        eventually("all memory to be free", || held(&bed, "web") + held(&bed, "db") == 0);
+        books_add_up(&bed);
+    }
+    bed.nothing_is_left();
+}
+
+#[test]
+fn move_is_called_off_while_it_can_be() {
+    let Some(bed) = bed_with_two(&[]) else { return };
+    // Frozen, it does not answer the first question.
+    bed.must(&["debug", "freeze", "web"]);
+    let said = bed.must(&["--json", "move", "--memory", "64M", "--from", "db", "--to", "web", "--no-wait"]);
+    let id = said.json()["operation"]["id"].as_u64().unwrap().to_string();
+    let said = bed.must(&["op", "cancel", &id]);
+    assert!(said.stderr.contains("called off"), "{said:?}");
+    assert_eq!([held(&bed, "web"), held(&bed, "db")], [96, 192]);
+    bed.must(&["debug", "thaw", "web"]);
+    bed.must(&["move", "--memory", "64M", "--from", "db", "--to", "web"]);
+    let said = bed.tombolo(&["op", "cancel", &last_operation(&bed)["id"].to_string()]);
+    assert!(said.code == 4 && said.stderr.contains("point of no return"), "{said:?}");
+    bed.nothing_is_left();
+}
+
+#[test]
+fn kernel_that_is_started_again_by_policy_keeps_what_it_was_given() {
+    let Some(bed) = bed_with_two(&[]) else { return };
+    bed.must(&["up", "app", "--memory", "64", "--memory-max", "96", "--restart", "always"]);
+    let first = bed.view("app");
+    bed.must(&["move", "--memory", "32M", "--from", "db", "--to", "app"]);
+    send_signal(bed.pid("app"), "KILL");
+    bed.until("app", "booted again", |view| view["state"] == "running" && view["boots"] != first["boots"]);
+    assert_eq!(held(&bed, "app"), 96);
+    assert_eq!(bed.view("app")["memory_mib"], 96);
+    books_add_up(&bed);
+    bed.nothing_is_left();
+}
