@@ -118,12 +118,12 @@ pub(super) async fn op(cx: &Context, command: OpCommand) -> Outcome {
             show(cx, &client, &operation).await
         }
         OpCommand::Watch { id } => {
-            let operation = watch(cx, &client, OpId(id)).await?;
+            let operation = watch(cx, &client, OpId(id), cx.output.json).await?;
             ended(cx, &client, &operation).await
         }
         OpCommand::Cancel { id } => {
             client.ask(client.handover.cancel(OpId(id))).await?;
-            let operation = watch(cx, &client, OpId(id)).await?;
+            let operation = watch(cx, &client, OpId(id), false).await?;
             match operation.phase {
                 Phase::Aborted => {
                     told(cx, &operation, &format!("operation {id} is called off; nothing was moved"))
@@ -178,7 +178,7 @@ async fn hand_over(cx: &Context, client: &Client, request: Request, how: &Handov
     if how.no_wait {
         return told(cx, &operation, &format!("operation {} is accepted", operation.id.0));
     }
-    let operation = watch(cx, client, operation.id).await?;
+    let operation = watch(cx, client, operation.id, false).await?;
     ended(cx, client, &operation).await
 }
 
@@ -201,13 +201,13 @@ async fn planned(cx: &Context, client: &Client, request: &Request, plan: &Plan) 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Follows an operation to its end, telling how far it is.
-async fn watch(cx: &Context, client: &Client, id: OpId) -> Result<Operation, CliError> {
+/// Follows an operation to its end, telling people how far it is, and programs if they want each item.
+async fn watch(cx: &Context, client: &Client, id: OpId, items: bool) -> Result<Operation, CliError> {
     let (call, mut states) = client.handover.watch(id);
     let call = call.deadline(client.timeout());
     let (mut phase, mut settled) = (None, 0);
     while let Ok(Some(operation)) = states.recv().await {
-        if cx.output.json && !operation.phase.is_terminal() {
+        if items && !operation.phase.is_terminal() {
             cx.output.item(&serde_json::json!({ "type": "progress", "operation": operation }))?;
         } else if !cx.output.json {
             tell_progress(cx, &operation, &mut phase, &mut settled);

@@ -165,7 +165,7 @@ impl Ledger {
         let coordinator = self.coordinator().ok()?;
         let ledger = coordinator.ledger();
         let row = ledger.instance(instance_of(cid)).filter(|row| row.running)?;
-        Some((ledger.held(Party::Instance(row.kernel()), Kind::Memory) * GRANULE_BYTES) >> 20)
+        Some(mib_of(ledger.held(Party::Instance(row.kernel()), Kind::Memory)))
     }
 
     /// Whether a hand-over from or to an instance is under way.
@@ -243,6 +243,11 @@ fn instance_of(cid: Cid) -> tombolo_handover::InstanceId {
 /// So many bytes, or a little more: whole granules.
 pub(crate) fn round_up(bytes: u64) -> u64 {
     bytes.div_ceil(GRANULE_BYTES) * GRANULE_BYTES
+}
+
+/// How much so many granules are, in MiB.
+pub(crate) fn mib_of(granules: u64) -> u64 {
+    granules.saturating_mul(GRANULE_BYTES) >> 20
 }
 
 /// As many granules as hold so many MiB.

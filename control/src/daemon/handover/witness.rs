@@ -10,7 +10,7 @@ use tombolo_handover::coordinator::Coordinator;
 use tombolo_handover::observe::{Command, Inside, Sighting};
 use tombolo_handover::operation::{Act, Ask, End, Input, Progress, Question, Reply, Veto};
 use tombolo_handover::{Kernel, Kind, OpId, Party};
-use tombolo_rpc::{CallError, Link};
+use tombolo_rpc::{CallError, Failure, Link};
 use tombolo_transport::Cid;
 
 use super::Ledger;
@@ -73,6 +73,11 @@ impl Witnesses {
         match HandoverClient::new(link).ask(asked).deadline(patience).await {
             Ok(None) => Some(Reply::Yes),
             Ok(Some(veto)) => Some(Reply::No(veto)),
+            Err(CallError::Failed(
+                failure @ (Failure::UnknownService { .. }
+                | Failure::UnknownMethod { .. }
+                | Failure::SchemaMismatch { .. }),
+            )) => Some(Reply::No(veto(&format!("its agent takes part in no such move: {failure}"), None))),
             Err(error) => {
                 tracing::warn!(instance = kernel.instance.0, %operation, %question, %error, "an agent does not answer");
                 None

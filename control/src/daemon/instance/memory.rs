@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use tombolo_handover::AdminError;
 use tombolo_transport::Incarnation;
 
 use super::{Instance, effects};
 use crate::core::State;
 use crate::core::lifecycle::Timer;
-use crate::daemon::handover::round_up;
+use crate::daemon::handover::{LedgerError, mib_of, round_up};
 use crate::spawner::SpawnerKind;
 
 /// How long a kernel that was found running may take to have what the ledger says.
@@ -30,7 +31,14 @@ impl Instance {
         let (record, can_move) = (&self.record, kind.can_move_memory());
         let ledger = &self.shared.ledger;
         let boot = ledger.boot(record.cid, record.name.as_str(), incarnation, &record.spec, can_move);
-        let bytes = boot.await.map_err(|error| error.to_string())?;
+        let bytes = boot.await.map_err(|error| match error {
+            LedgerError::Admin(AdminError::NotEnoughMemory { wanted, missing, .. }) => format!(
+                "it is to have {} MiB, {} MiB more than this host has left; `tombolo pool` shows who has the rest",
+                mib_of(wanted),
+                mib_of(missing)
+            ),
+            error => error.to_string(),
+        })?;
         let max_bytes = if can_move { round_up(record.spec.memory_max_mib() << 20) } else { bytes };
         Ok(BootMemory { bytes, max_bytes: max_bytes.max(bytes) })
     }
