@@ -27,6 +27,12 @@ pub(super) async fn open(store: &Store) -> Result<Coordinator, String> {
         if orphans > 0 {
             tracing::error!(orphans, "units of operations that are not in the journal are quarantined");
         }
+        let granule_bytes = coordinator.ledger().meta().granule_bytes;
+        if granule_bytes != GRANULE_BYTES {
+            return Err(format!(
+                "it counts memory in steps of {granule_bytes} bytes, and this version in steps of {GRANULE_BYTES}"
+            ));
+        }
         let total = |meta: &tombolo_handover::Meta| {
             meta.totals.iter().find(|(kind, _)| *kind == Kind::Memory).map_or(0, |(_, total)| *total)
         };

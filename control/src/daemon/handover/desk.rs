@@ -26,7 +26,7 @@ use crate::time::unix_ns;
 /// When an answer that could not be stored is handled again.
 const STORE_AGAIN: Duration = Duration::from_secs(2);
 /// Operations that have ended and are remembered, with their idempotency keys; the oldest are forgotten first.
-const ENDED_MAX: usize = 1000;
+const ENDED_MAX: usize = 256;
 
 pub(super) struct Desk {
     shared: Arc<Shared>,
@@ -135,6 +135,7 @@ impl Desk {
                 self.commit(|desk| Ok(desk.handle(unix_ns(), Input::KernelDown(former)))).await?;
             }
             let least = row.limits.memory.min;
+            self.forget_namesakes(&row).await;
             self.commit(|desk| desk.admit(unix_ns(), row)).await?;
             let held = self.held(id);
             // What it was left with, or was given, is what it boots with; but not with less than its least.
@@ -143,6 +144,16 @@ impl Desk {
             self.commit(|desk| Ok(desk.handle(unix_ns(), Input::KernelUp(kernel)))).await?;
         }
         Ok(self.held(id))
+    }
+
+    /// An instance of this name that was removed while something of it was under way, and so could not be forgotten then.
+    async fn forget_namesakes(&mut self, row: &InstanceRow) {
+        let others = self.coordinator.ledger().instances();
+        let namesakes = others.filter(|other| other.name == row.name && other.id != row.id);
+        let namesakes: Vec<InstanceId> = namesakes.map(|other| other.id).collect();
+        for id in namesakes {
+            self.commit_or_warn(|desk| desk.dismiss(unix_ns(), id)).await;
+        }
     }
 
     async fn release(&mut self, cid: Cid) {

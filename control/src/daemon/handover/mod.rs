@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tombolo_handover::coordinator::{AdminError, Coordinator};
-use tombolo_handover::{InstanceRow, Kernel, Kind, OpId, Operation, Party, Refusal, Request, UnitId};
+use tombolo_handover::{InstanceRow, Kernel, Kind, OpId, Operation, Owner, Party, Refusal, Request, UnitId};
 use tombolo_transport::{Cid, Incarnation};
 
 pub(crate) use self::books::{Books, GRANULE_BYTES};
@@ -168,14 +168,17 @@ impl Ledger {
         Some(mib_of(ledger.held(Party::Instance(row.kernel()), Kind::Memory)))
     }
 
-    /// Whether a hand-over from or to an instance is under way.
-    pub(crate) fn is_moving(&self, cid: Cid) -> bool {
+    /// Whether the ledger alone says what an instance has: no hand-over from or to it is under way, and no memory is in quarantine,
+    /// which it may have.
+    pub(crate) fn is_certain(&self, cid: Cid) -> bool {
         let id = Some(instance_of(cid));
         self.coordinator().is_ok_and(|coordinator| {
-            coordinator.operations().any(|operation| {
+            let is_moving = coordinator.operations().any(|operation| {
                 !operation.phase.is_terminal()
                     && [operation.donor, operation.receiver].iter().any(|end| end.instance() == id)
-            })
+            });
+            let mut entries = coordinator.ledger().entries();
+            !is_moving && !entries.any(|entry| matches!(entry.owner, Owner::Quarantined(_)))
         })
     }
 

@@ -26,6 +26,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(8);
 const PRE_HOOKS_MAX: Duration = Duration::from_secs(55);
 /// How long an agent may take to drain a unit or to prove one.
 const ORDER_MAX: Duration = Duration::from_secs(25);
+/// How long it may take to look at one.
+const LOOK_MAX: Duration = Duration::from_secs(5);
 /// How long a spawner may take to attach or detach a unit.
 const MOVE_MAX: Duration = Duration::from_secs(20);
 /// How long to wait for a kernel or an agent that is not known now: an agent that has lost its link dials within a second.
@@ -141,7 +143,8 @@ impl Witnesses {
         let Act { operation, epoch, lease_ms, .. } = *act;
         let order = Order { operation, end, unit: act.unit.clone(), bytes, epoch, action, lease_ms };
         let link = self.link(kernel).await?;
-        match HandoverClient::new(link).order(order).deadline(ORDER_MAX).await {
+        let patience = if action.is_some() { ORDER_MAX } else { LOOK_MAX };
+        match HandoverClient::new(link).order(order).deadline(patience).await {
             Ok(seen) => Some(seen),
             Err(CallError::App(error)) => {
                 let refused = Some(Veto { reason: error.to_string(), retry_after_ms: Some(RETRY_AFTER_MS) });
