@@ -66,6 +66,7 @@ fn check_all(args: &Args) -> Result<()> {
     }
     checks.check("end-to-end tests on real kernels", || end_to_end(&kernel, &programs));
     checks.check("the demo on real kernels", || demo(&programs));
+    checks.check("the demo of hand-overs on real kernels", || demo_of_handovers(&programs));
     checks.finish()
 }
 
@@ -180,15 +181,34 @@ fn passes(suite: &mut Command, times: usize) -> Result<()> {
 }
 
 /// Runs the demo as a user would, and checks what it reports.
-fn demo(programs: &Path) -> Result<()> {
+/// Tells one story of the demo; returns its report, and whether it ended well.
+fn tell(programs: &Path, story: &str) -> Result<(serde_json::Value, bool)> {
     let mut demo = Command::new(std::env::current_exe()?);
-    demo.args(["demo", "--json", "--spawner", "uml", "--programs"]).arg(programs);
+    demo.args(["demo", "--json", "--spawner", "uml", "--story", story, "--programs"]).arg(programs);
     let output = command::run_for(&mut demo, DEMO_MAX)?;
     print!("{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().last().context("the demo printed nothing")?;
     println!("{line}");
     let report: serde_json::Value = serde_json::from_str(line).context("the demo's last line is not JSON")?;
+    let ended_well = report["ok"] == true && output.status.success();
+    Ok((report, ended_well))
+}
+
+fn demo_of_handovers(programs: &Path) -> Result<()> {
+    let (report, ended_well) = tell(programs, "handover")?;
+    ensure!(ended_well, "the demo of hand-overs failed: {}", report["error"]);
+    for key in ["units_lost", "units_doubly_owned", "quarantined", "calls_failed", "leftovers"] {
+        ensure!(report[key] == 0, "{key} is {}", report[key]);
+    }
+    for key in ["moves", "crashes_injected", "memory_move_ms_p50", "raw_memory_ms_p50", "recovery_ms_p50"] {
+        ensure!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key} is {}", report[key]);
+    }
+    Ok(())
+}
+
+fn demo(programs: &Path) -> Result<()> {
+    let (report, ended_well) = tell(programs, "basics")?;
     let mut wrong = Vec::new();
     let mut must = |what: &str, holds: bool| {
         if !holds {
@@ -196,7 +216,7 @@ fn demo(programs: &Path) -> Result<()> {
         }
     };
     let at_most = |key: &str, limit: f64| report[key].as_f64().is_some_and(|value| value <= limit);
-    must("ok", report["ok"] == true && output.status.success());
+    must("ok", ended_well);
     must("spawner", report["spawner"] == "uml");
     must("distinct_boot_ids", report["distinct_boot_ids"] == 3);
     must("leftovers", report["leftovers"] == 0);

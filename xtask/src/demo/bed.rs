@@ -117,7 +117,7 @@ impl Bed {
         for sub in ["state", "run"] {
             fs::create_dir(path.join(sub))?;
         }
-        let daemon = start_daemon(&path, programs, spawner, image.as_deref())?;
+        let daemon = start_daemon(&path, programs, spawner, image.as_deref(), &[])?;
         let mut bed = Self { spawner, dir: path, programs: programs.to_owned(), image, daemon, shm_before };
         bed.wait_for_daemon()?;
         let pool = shm_files().into_iter().find(|file| !bed.shm_before.contains(file));
@@ -135,10 +135,30 @@ impl Bed {
 
     /// SIGKILL to the daemon, and a new one in its place.
     pub(super) fn replace_daemon(&mut self) -> Result<()> {
+        self.replace_daemon_by(&[])
+    }
+
+    /// The same with further arguments for the new one. A daemon that is dead already is only replaced.
+    pub(super) fn replace_daemon_by(&mut self, args: &[&str]) -> Result<()> {
         self.daemon.kill()?;
         self.daemon.wait()?;
-        self.daemon = start_daemon(&self.dir, &self.programs, self.spawner, self.image.as_deref())?;
+        self.daemon = start_daemon(&self.dir, &self.programs, self.spawner, self.image.as_deref(), args)?;
         self.wait_for_daemon()
+    }
+
+    /// Waits until the daemon has died by itself.
+    pub(super) fn wait_for_daemon_death(&mut self) -> Result<()> {
+        let deadline = Instant::now() + DAEMON_MAX;
+        while self.daemon.try_wait()?.is_none() {
+            ensure!(Instant::now() < deadline, "tombolod did not die within {DAEMON_MAX:?}");
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// The folder of an instance.
+    pub(super) fn instance_dir(&self, instance: &str) -> PathBuf {
+        self.dir.join("state/instances").join(instance)
     }
 
     /// Waits for the daemon to end by itself.
@@ -229,7 +249,7 @@ impl Bed {
         }];
         words.extend(args.iter().map(|&arg| arg.to_owned()));
         if self.spawner == SpawnerKind::Process {
-            let socket = self.dir.join("state/instances").join(instance).join("broker.sock");
+            let socket = self.instance_dir(instance).join("broker.sock");
             words.extend(["--broker".into(), socket.display().to_string()]);
         }
         words
@@ -283,7 +303,13 @@ impl Bed {
     }
 }
 
-fn start_daemon(dir: &Path, programs: &Path, spawner: SpawnerKind, image: Option<&Path>) -> Result<Child> {
+fn start_daemon(
+    dir: &Path,
+    programs: &Path,
+    spawner: SpawnerKind,
+    image: Option<&Path>,
+    args: &[&str],
+) -> Result<Child> {
     let log = fs::File::options().create(true).append(true).open(dir.join("tombolod.log"))?;
     let mut daemon = Command::new(programs.join("tombolod"));
     daemon
@@ -293,7 +319,8 @@ fn start_daemon(dir: &Path, programs: &Path, spawner: SpawnerKind, image: Option
         .arg(dir.join("run"))
         .arg("--agent-binary")
         .arg(programs.join("tombolo-agent"))
-        .args(["--spawner", spawner.name()]);
+        .args(["--spawner", spawner.name()])
+        .args(args);
     if let Some(image) = image {
         daemon.arg("--image").arg(image);
     }

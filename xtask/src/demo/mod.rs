@@ -2,6 +2,7 @@
 
 mod bed;
 mod failures;
+mod handover;
 mod idle;
 mod life;
 mod progress;
@@ -28,12 +29,24 @@ pub(crate) struct Args {
     /// What stands in for kernels: uml are real ones, process are not [default: uml, process where no kernel can be had]
     #[arg(long)]
     pub(crate) spawner: Option<SpawnerKind>,
+    /// What to show
+    #[arg(long, value_enum, default_value_t = Story::Basics)]
+    pub(crate) story: Story,
     /// Leave daemon and kernels running at the end, and say how to reach and how to end them
     #[arg(long)]
     pub(crate) keep: bool,
     /// Use the programs in this folder, as `cargo xtask build` made them, instead of building them
     #[arg(long, value_name = "DIR")]
     pub(crate) programs: Option<std::path::PathBuf>,
+}
+
+/// What the demo shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Story {
+    /// Boot, talk, measure, kill, freeze, restart, adopt, stop
+    Basics,
+    /// Move memory between two kernels under load, with daemon and kernels killed in the middle
+    Handover,
 }
 
 /// What makes the kernels.
@@ -94,6 +107,9 @@ fn story(args: &Args, remains: &Mutex<Remains>, progress: &mut Progress, report:
         };
         Ok((format!("in {}", dir.display()), dir))
     })?;
+    must(args.story == Story::Basics || args.spawner != Some(SpawnerKind::Process), || {
+        "memory moves between kernels, and `process` makes none: leave out --spawner process".into()
+    })?;
     let (spawner, kernel) = progress.step("find or fetch a kernel", || choose_kernel(args.spawner))?;
     report.spawner = spawner.name().into();
     report.spawner_makes_kernels = spawner == SpawnerKind::Uml;
@@ -103,6 +119,10 @@ fn story(args: &Args, remains: &Mutex<Remains>, progress: &mut Progress, report:
         Ok((format!("tombolod, process {}", bed.daemon_pid()), bed))
     })?;
     let mut stage = Stage { bed: &mut bed, progress, report };
+    if args.story == Story::Handover {
+        stage.hand_over()?;
+        return stage.verify_that_nothing_is_left();
+    }
     stage.boot_two_kernels()?;
     stage.look_inside()?;
     stage.run_a_command_with_streamed_output()?;

@@ -57,6 +57,9 @@ pub(super) struct Report {
     pub(super) restarted: bool,
     /// Whether a new daemon adopted the running kernels, with unchanged boot ids.
     pub(super) adopted: bool,
+    /// What the story of hand-overs showed.
+    #[serde(flatten)]
+    pub(super) handover: Option<Handover>,
     /// Processes, sockets and shared-memory files left at the end.
     pub(super) leftovers: Option<usize>,
     /// Every step with the time it took.
@@ -65,6 +68,38 @@ pub(super) struct Report {
     pub(super) error: Option<String>,
     /// Whether every step held.
     pub(super) ok: bool,
+}
+
+/// The outcome of the story of hand-overs. Units of memory are granules of 2 MiB; medians are null where nothing of the kind was
+/// moved.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Handover {
+    /// Hand-overs that were asked for.
+    pub(super) moves: u32,
+    /// How often the daemon or a kernel was killed in the middle of one.
+    pub(super) crashes_injected: u32,
+    /// Units that neither the host, the pool nor a kernel has, at the end of all.
+    pub(super) units_lost: u64,
+    /// Units that kernels have, as their keepers count, beyond what the ledger gives them.
+    pub(super) units_doubly_owned: u64,
+    /// Units in quarantine.
+    pub(super) quarantined: usize,
+    /// Memory in MiB that each move was about.
+    pub(super) memory_move_mib: u64,
+    /// From the command to its end.
+    pub(super) memory_move_ms_p50: Option<f64>,
+    /// The same memory taken from one kernel and given to another by hand, without asking anybody.
+    pub(super) raw_memory_ms_p50: Option<f64>,
+    /// No spawner moves CPUs yet.
+    pub(super) cpu_move_ms_p50: Option<f64>,
+    /// No spawner moves CPUs yet.
+    pub(super) raw_cpu_ms_p50: Option<f64>,
+    /// No spawner moves devices yet.
+    pub(super) device_move_ms_p50: Option<f64>,
+    /// From the start of a new daemon to the end of the move that its predecessor died in.
+    pub(super) recovery_ms_p50: Option<f64>,
+    /// Calls between the two kernels that failed while memory moved.
+    pub(super) calls_failed: usize,
 }
 
 /// What an instance said about itself, from inside.

@@ -249,8 +249,23 @@ impl Witnesses {
             let is_it = face.view.incarnation.as_deref() == Some(incarnation.as_str());
             if is_it { look(face) } else { None }
         };
-        let seen = tokio::time::timeout(FACE_MAX, face.wait_for(|face| is_there(face).is_some())).await;
-        is_there(&*seen.ok()?.ok()?)
+        let seen = async { is_there(&*face.wait_for(|face| is_there(face).is_some()).await.ok()?) };
+        tokio::select! {
+            seen = seen => seen,
+            () = self.down(kernel) => None,
+            () = tokio::time::sleep(FACE_MAX) => None,
+        }
+    }
+
+    /// Returns when the ledger knows that a kernel is dead.
+    async fn down(&self, kernel: Kernel) {
+        let is_down = |books: &Books| match books {
+            Books::Kept(coordinator) => !coordinator.ledger().is_running(kernel),
+            Books::Unusable(_) => false,
+        };
+        if self.ledger.watch().wait_for(is_down).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     fn coordinator(&self) -> Option<Arc<Coordinator>> {
