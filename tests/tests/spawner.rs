@@ -314,8 +314,9 @@ async fn memory_leaves_a_running_kernel_and_comes_back<S: Spawner>(mut bed: Bed<
     const MIB: u64 = 1 << 20;
     bed.spec.memory_max_bytes = 160 * MIB;
     let kernel = booted(&bed).await;
-    let has =
-        |present: u64| Some(MemoryState { present_bytes: present, max_bytes: 160 * MIB, pending: false });
+    let has = |present: u64| {
+        Some(MemoryState { present_bytes: present, max_bytes: 160 * MIB, pending: false, certain: true })
+    };
     assert_eq!(kernel.memory().await.unwrap(), has(96 * MIB), "it is left with what it is to have");
     let at_96 = free_bytes(&kernel).await;
     for present in [64, 160, 128, 96] {

@@ -80,7 +80,8 @@ impl Memory {
         MemoryState {
             present_bytes: self.present_bytes,
             max_bytes: self.max_bytes,
-            pending: self.work.is_some() || self.is_doubtful,
+            pending: self.work.is_some(),
+            certain: !self.is_doubtful,
         }
     }
 
@@ -218,7 +219,11 @@ impl Memory {
             .and_then(|request| Ok(send(&work.socket, &request, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?));
         match sent {
             Ok(_) => None,
-            Err(error) => self.end(Some(format!("its management console does not take orders: {error}"))),
+            Err(error) => {
+                // What was asked before may have taken something that is not counted yet.
+                self.is_doubtful |= matches!(asked, Asked::FreeAfter { .. } | Asked::GiveAll);
+                self.end(Some(format!("its management console does not take orders: {error}")))
+            }
         }
     }
 
@@ -246,4 +251,125 @@ fn free_bytes(meminfo: &[u8]) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemFree:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// Stands in for a kernel's management console, and for what its kernel does. The real one is met in the spawner suite.
+    struct Console {
+        socket: UnixDatagram,
+        free: u64,
+        taken: u64,
+        /// Programs take so much between the look and the order.
+        grabbed: u64,
+        /// It answers rubbish from now on.
+        is_broken: bool,
+        _dir: tempfile::TempDir,
+    }
+
+    /// A kernel that booted with 128 MiB, of which 100 are free.
+    fn kernel() -> (Memory, Console) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mconsole");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let memory = Memory::new(path.display().to_string(), 128 * MIB);
+        (memory, Console { socket, free: 100 * MIB, taken: 0, grabbed: 0, is_broken: false, _dir: dir })
+    }
+
+    impl Console {
+        /// Does what it is told, as far as that goes, and says that it is done.
+        fn answer(&mut self) {
+            let mut request = [0; 12 + 512];
+            let (len, from) = self.socket.recv_from(&mut request).unwrap();
+            let text = String::from_utf8_lossy(&request[12..len]).trim_end_matches('\0').to_owned();
+            let amount = || {
+                text.get(12..).and_then(|kib| kib.strip_suffix('K')?.parse::<u64>().ok()).unwrap_or(0) << 10
+            };
+            if text == "proc meminfo" {
+                let meminfo = format!("MemTotal: 9 kB\nMemFree:  {} kB\n", self.free >> 10);
+                let (first, rest) = meminfo.split_at(20);
+                self.say(&from, first, true);
+                self.say(&from, rest, false);
+                self.free -= self.grabbed.min(self.free);
+                return;
+            }
+            if text.starts_with("config mem=-") {
+                let taken = amount().min(self.free);
+                (self.free, self.taken) = (self.free - taken, self.taken + taken);
+            } else if text.starts_with("config mem=+") {
+                let given = amount().min(self.taken);
+                (self.free, self.taken) = (self.free + given, self.taken - given);
+            }
+            self.say(&from, "", false);
+        }
+
+        fn say(&self, to: &SocketAddr, text: &str, more: bool) {
+            let mut answer = [0, u32::from(more), text.len() as u32].map(u32::to_ne_bytes).concat();
+            answer.extend_from_slice(text.as_bytes());
+            answer.truncate(if self.is_broken { 3 } else { answer.len() });
+            self.socket.send_to_addr(&answer, to).unwrap();
+        }
+    }
+
+    /// Makes it so much, to the end.
+    fn set(memory: &mut Memory, console: &mut Console, bytes: u64) -> Outcome {
+        let mut outcome = memory.set(bytes);
+        while outcome.is_none() {
+            console.answer();
+            outcome = memory.answered().or_else(|| memory.answered());
+        }
+        outcome.unwrap()
+    }
+
+    #[test]
+    fn memory_is_taken_and_given_in_pieces_and_counted() {
+        let (mut memory, mut console) = kernel();
+        for present in [80, 81, 128, 60] {
+            set(&mut memory, &mut console, present * MIB).unwrap();
+            assert_eq!((memory.state().present_bytes, console.taken), (present * MIB, (128 - present) * MIB));
+        }
+        assert!(memory.state().certain && !memory.state().pending);
+        assert!(set(&mut memory, &mut console, 129 * MIB).unwrap_err().contains("128 MiB"));
+    }
+
+    #[test]
+    fn what_cannot_be_taken_whole_is_given_back() {
+        let (mut memory, mut console) = kernel();
+        set(&mut memory, &mut console, 120 * MIB).unwrap();
+        let reason = set(&mut memory, &mut console, 20 * MIB).unwrap_err();
+        assert!(reason.contains("MiB free"), "{reason}");
+        assert_eq!((memory.state().present_bytes, console.taken), (120 * MIB, 8 * MIB));
+    }
+
+    #[test]
+    fn a_kernel_that_took_less_than_it_was_told_is_counted_right_in_the_end() {
+        let (mut memory, mut console) = kernel();
+        set(&mut memory, &mut console, 120 * MIB).unwrap();
+        console.grabbed = 80 * MIB;
+        let reason = set(&mut memory, &mut console, 100 * MIB).unwrap_err();
+        assert!(reason.contains("programs took"), "{reason}");
+        assert_eq!(console.taken, 128 * MIB - memory.state().present_bytes);
+    }
+
+    #[test]
+    fn a_lost_answer_leaves_it_uncertain_until_the_next_change() {
+        let (mut memory, mut console) = kernel();
+        assert!(memory.set(112 * MIB).is_none());
+        console.answer();
+        assert!(memory.answered().is_none() && memory.answered().is_none());
+        console.is_broken = true;
+        console.answer();
+        assert!(memory.answered().unwrap().is_err());
+        assert!(!memory.state().certain);
+        console.is_broken = false;
+        set(&mut memory, &mut console, 96 * MIB).unwrap();
+        assert!(memory.state().certain);
+        assert_eq!((memory.state().present_bytes, console.taken), (96 * MIB, 32 * MIB));
+    }
 }

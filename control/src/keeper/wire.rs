@@ -45,12 +45,15 @@ pub struct Status {
 /// How much memory a kernel has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryState {
-    /// What it has, in bytes. While `pending`: what it had before the piece that is under way.
+    /// What it has, in bytes. While `pending`: what it had before the piece that is under way. Unless `certain`: what it had before
+    /// an answer of its kernel was lost.
     pub present_bytes: u64,
     /// The most it can have, in bytes.
     pub max_bytes: u64,
     /// Whether a change is under way.
     pub pending: bool,
+    /// Whether it is known what it has. Once it is not, the next change begins with finding out.
+    pub certain: bool,
 }
 
 /// The longest line either side accepts, in bytes: more than any [`Status`] needs.

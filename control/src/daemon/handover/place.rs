@@ -6,6 +6,9 @@ use tombolo_handover::lots::{Lot, locate};
 use tombolo_handover::observe::{Command, Inside};
 use tombolo_handover::operation::{Progress, Resting, Step};
 
+use super::books::GRANULE_BYTES;
+use crate::keeper::MemoryState;
+
 /// What is known of one end of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Has {
@@ -17,6 +20,13 @@ pub(super) enum Has {
     Nothing,
     /// The host or the pool: its memory is what no kernel has.
     TheRest,
+}
+
+impl Has {
+    /// What a keeper says.
+    pub(super) fn of(memory: &MemoryState) -> Self {
+        if memory.certain { Self::Granules(memory.present_bytes / GRANULE_BYTES) } else { Self::Unknown }
+    }
 }
 
 /// The lots of an operation that have no owner yet, in order, and its ends.

@@ -167,13 +167,18 @@ impl Witnesses {
         let target = if from.is_same_holder(lots.donor) {
             lots.donor_after(at)
         } else {
-            let has = self.has(lots.donor).await.0;
-            match lots.attached(at, progress, has, Has::Granules(present)) {
-                Some(holder) if holder.is_same_holder(from) => present.saturating_sub(progress.size),
+            let donor_has = self.has(lots.donor).await.0;
+            match (lots.attached(at, progress, donor_has, present), present) {
+                (Some(holder), Has::Granules(has)) if holder.is_same_holder(from) => {
+                    has.saturating_sub(progress.size)
+                }
                 _ => return None,
             }
         };
-        if present <= target { None } else { set_memory(&handle, target).await }
+        match present {
+            Has::Granules(has) if has <= target => None,
+            _ => set_memory(&handle, target).await,
+        }
     }
 
     /// Gives the lot `at` to the receiver.
@@ -184,18 +189,21 @@ impl Witnesses {
             Err(veto) => return veto,
         };
         let target = lots.receiver_after(at);
-        if present >= target { None } else { set_memory(&handle, target).await }
+        match present {
+            Has::Granules(has) if has >= target => None,
+            _ => set_memory(&handle, target).await,
+        }
     }
 
-    /// A kernel and how much memory it has, in granules; else the refusal, if it is one.
-    async fn kernel_memory(&self, kernel: Kernel) -> Result<(u64, spawner::Kernel), Option<Veto>> {
+    /// A kernel and how much memory it has; else the refusal, if it is one.
+    async fn kernel_memory(&self, kernel: Kernel) -> Result<(Has, spawner::Kernel), Option<Veto>> {
         let handle =
             self.running(kernel).await.ok_or_else(|| Some(veto("that boot of it does not run", None)))?;
         match handle.memory().await {
             Ok(Some(memory)) if memory.pending => {
                 Err(Some(veto("an earlier change of its memory has not ended", Some(RETRY_AFTER_MS))))
             }
-            Ok(Some(memory)) => Ok((memory.present_bytes / GRANULE_BYTES, handle)),
+            Ok(Some(memory)) => Ok((Has::of(&memory), handle)),
             Ok(None) => Err(Some(veto("its spawner cannot change its memory while it runs", None))),
             // Silence is no refusal; the look that follows will say so.
             Err(_) => Err(None),
@@ -212,7 +220,7 @@ impl Witnesses {
         }
         let Some(handle) = self.running(kernel).await else { return (Has::Unknown, false) };
         match handle.memory().await {
-            Ok(Some(memory)) => (Has::Granules(memory.present_bytes / GRANULE_BYTES), memory.pending),
+            Ok(Some(memory)) => (Has::of(&memory), memory.pending),
             Ok(None) | Err(_) => (Has::Unknown, false),
         }
     }

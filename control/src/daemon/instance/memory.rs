@@ -61,7 +61,11 @@ impl Instance {
         let (name, ledger, cid) = (self.record.name.clone(), self.shared.ledger.clone(), self.record.cid);
         tokio::spawn(async move {
             let Ok(Some(present)) = kernel.memory().await else { return };
-            if present.pending || present.present_bytes == memory.bytes || !ledger.is_certain(cid) {
+            if present.pending
+                || !present.certain
+                || present.present_bytes == memory.bytes
+                || !ledger.is_certain(cid)
+            {
                 return;
             }
             tracing::warn!(
