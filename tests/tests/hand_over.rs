@@ -103,10 +103,13 @@ fn memory_moves_between_running_kernels_and_both_notice() {
     kernel_agrees(&bed, "db", 192, before[1]);
     bed.must(&["move", "--memory", "16M", "--from", "pool", "--to", "host"]);
     assert_eq!(held(&bed, "host"), host + 16);
+    bed.must(&["drain", "db"]);
+    assert_eq!([held(&bed, "db"), held(&bed, "pool")], [64, 80], "it is left with its least");
+    bed.must(&["drain", "db"]);
     books_add_up(&bed);
 
     bed.must(&["stop", "web", "db"]);
-    eventually("the memory of stopped kernels to be free", || held(&bed, "pool") == 128 + 144);
+    eventually("the memory of stopped kernels to be free", || held(&bed, "pool") == 128 + 64 + 80);
     bed.must(&["start", "web"]);
     assert_eq!(held(&bed, "web"), 96, "a kernel that was stopped starts as it is specified");
     bed.must(&["rm", "db"]);
@@ -273,6 +276,38 @@ fn move_is_called_off_while_it_can_be() {
     bed.must(&["move", "--memory", "64M", "--from", "db", "--to", "web"]);
     let said = bed.tombolo(&["op", "cancel", &last_operation(&bed)["id"].to_string()]);
     assert!(said.code == 4 && said.stderr.contains("point of no return"), "{said:?}");
+    bed.nothing_is_left();
+}
+
+#[test]
+fn fleet_file_says_who_has_how_much_and_apply_makes_it_so() {
+    let Some(bed) = bed_with_two(&[]) else { return };
+    let fleet = bed.dir().join("fleet.toml");
+    let write = |web: u64, db: u64| {
+        let of = |name: &str, mib: u64| format!("[instance.{name}]\nspawner = 'uml'\nmemory_mib = {mib}\n");
+        let text = [of("web", web), of("db", db), of("new", 64)].join("memory_max_mib = 256\n");
+        std::fs::write(&fleet, text).unwrap();
+    };
+    let file = fleet.display().to_string();
+    write(128, 192);
+    let said = bed.tombolo(&["diff", "-f", &file]);
+    assert_eq!((said.code, said.stdout.lines().count()), (1, 2), "{said:?}");
+    assert!(said.stdout.contains("web: memory 96.0 MiB -> 128.0 MiB"), "{said:?}");
+    assert!(said.stdout.contains("new: is not there"), "{said:?}");
+    let stale = bed.tombolo(&["apply", "-f", &file, "--if-version", "1"]);
+    assert!(stale.code == 4 && stale.stderr.contains("not 1"), "{stale:?}");
+    bed.must(&["apply", "-f", &file, "--dry-run"]);
+    assert_eq!(held(&bed, "web"), 96, "a dry run changes nothing");
+
+    bed.must(&["apply", "-f", &file]);
+    assert_eq!([held(&bed, "web"), held(&bed, "db"), held(&bed, "new")], [128, 192, 64]);
+    bed.must(&["diff", "-f", &file]);
+    // What db gives, web gets; the file puts web first.
+    let host = held(&bed, "host");
+    write(160, 160);
+    bed.must(&["apply", "-f", &file]);
+    assert_eq!([held(&bed, "web"), held(&bed, "db"), held(&bed, "host")], [160, 160, host]);
+    books_add_up(&bed);
     bed.nothing_is_left();
 }
 

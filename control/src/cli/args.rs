@@ -97,12 +97,18 @@ pub enum Command {
     Connect(ConnectArgs),
     /// Wait until an instance is as wanted
     Wait(WaitArgs),
+    /// Show how running instances differ from a fleet file; exits with 1 if they do
+    Diff(DiffArgs),
+    /// Make running instances as a fleet file says: create and start what is missing, move memory
+    Apply(ApplyArgs),
     /// Show who has which memory, and what is free
     Pool,
     /// Move memory from one running instance to another, or to and from `pool` (what is free) and `host`
     Move(MoveArgs),
     /// Give a running instance memory, or take some from it
     Resize(ResizeArgs),
+    /// Take from a running instance all memory that it can be without
+    Drain(DrainArgs),
     /// List, follow, call off and mend moves
     #[command(subcommand)]
     Op(OpCommand),
@@ -464,6 +470,30 @@ pub struct ResizeArgs {
     pub how: HandoverArgs,
 }
 
+#[derive(Clone, Debug, Args)]
+pub struct DiffArgs {
+    /// The fleet file [default: tombolo.toml]
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub fleet: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ApplyArgs {
+    /// The fleet file [default: tombolo.toml]
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub fleet: Option<PathBuf>,
+    #[command(flatten)]
+    pub how: HandoverArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct DrainArgs {
+    /// The instance
+    pub name: InstanceName,
+    #[command(flatten)]
+    pub how: HandoverArgs,
+}
+
 /// How something is handed over.
 #[derive(Clone, Debug, Args)]
 pub struct HandoverArgs {
@@ -633,6 +663,8 @@ impl Command {
         match self {
             Up(_) | Start(_) | Stop(_) | Kill(_) | Restart(_) | Rm(_) | Down(_) => "what was begun goes on",
             Move(args) if !args.how.dry_run => "a move that was begun goes on: see `tombolo op ls`",
+            Apply(args) if !args.how.dry_run => "what was begun goes on",
+            Drain(args) if !args.how.dry_run => "a move that was begun goes on: see `tombolo op ls`",
             Resize(args) if !args.how.dry_run => "a move that was begun goes on: see `tombolo op ls`",
             Cp(_) => "the same command goes on from here",
             Exec(args) if !args.detach => "the program inside is ended (one started with -d stays)",

@@ -8,7 +8,7 @@ use tombolo_handover::operation::{Cause, Fate, Progress};
 use tombolo_handover::request::Shortfall;
 use tombolo_handover::{Kind, OpId, Operation, Party, Phase, Plan, Request, Side, UnitId, What};
 
-use super::args::{HandoverArgs, MoveArgs, OpCommand, ResizeArgs, SizeChange};
+use super::args::{DrainArgs, HandoverArgs, MoveArgs, OpCommand, ResizeArgs, SizeChange};
 use super::client::Client;
 use super::error::CliError;
 use super::output::{age, bytes, duration, table, text_of};
@@ -75,38 +75,81 @@ pub(super) async fn move_units(cx: &Context, args: MoveArgs) -> Outcome {
 
 pub(super) async fn resize(cx: &Context, args: ResizeArgs) -> Outcome {
     let client = cx.client().await?;
-    let books = client.ask(client.handover.pool()).await?;
-    let name = args.name.as_str();
-    let Some(row) = books.instances.iter().find(|row| row.name == name) else {
-        return Err(CliError::new(
-            ExitKind::NotFound,
-            format!("no instance named `{name}` has ever been started"),
-        ));
+    let holding = Holding::of(&client, args.name.as_str()).await?;
+    let wanted = match args.memory {
+        SizeChange::To(bytes) => Some(bytes),
+        SizeChange::More(more) => holding.has.checked_add(more),
+        SizeChange::Less(less) => holding.has.checked_sub(less),
     };
-    let held = |party: Party| -> u64 {
-        units_of(&books, |owner| owner == Some(party)).map(|(_, size)| size * books.meta.granule_bytes).sum()
-    };
-    let has = held(Party::Instance(row.kernel()));
-    let itself = Side::Instance(name.to_owned());
-    let grow = |more: u64| {
-        // What is free, if it is enough; else the host gives.
-        let giver = if held(Party::Pool) >= more { Side::Pool } else { Side::Host };
-        request(giver, itself.clone(), more, &args.how)
-    };
-    let shrink = |less: u64| request(itself.clone(), Side::Pool, less, &args.how);
-    let request = match args.memory {
-        SizeChange::More(more) => grow(more),
-        SizeChange::Less(less) => shrink(less),
-        SizeChange::To(wanted) if wanted > has => grow(wanted - has),
-        SizeChange::To(wanted) if wanted < has => shrink(has - wanted),
-        SizeChange::To(_) => {
-            cx.output.note(format!("{name} has {} already", bytes(has)));
-            return Ok(ExitCode::SUCCESS);
-        }
-    };
-    // Between the look and the request nothing may have moved.
-    let version = args.how.if_version.unwrap_or(books.meta.version);
-    hand_over(cx, &client, Request { if_version: Some(version), ..request }, &args.how).await
+    let wanted = wanted.ok_or_else(|| {
+        let (name, has) = (&args.name, bytes(holding.has));
+        CliError::usage(format!("{name} has {has}; so much less, or more, makes no sense"))
+    })?;
+    holding.change_to(cx, &client, wanted, &args.how).await
+}
+
+pub(super) async fn drain(cx: &Context, args: DrainArgs) -> Outcome {
+    let client = cx.client().await?;
+    let holding = Holding::of(&client, args.name.as_str()).await?;
+    let least = holding.min.min(holding.has);
+    holding.change_to(cx, &client, least, &args.how).await
+}
+
+/// What an instance has now.
+pub(super) struct Holding {
+    name: String,
+    has: u64,
+    min: u64,
+    free: u64,
+    version: u64,
+}
+
+impl Holding {
+    pub(super) async fn of(client: &Client, name: &str) -> Result<Self, CliError> {
+        let books = client.ask(client.handover.pool()).await?;
+        let Some(row) = books.instances.iter().find(|row| row.name == name) else {
+            let message = format!("no instance named `{name}` has ever been started");
+            return Err(CliError::new(ExitKind::NotFound, message));
+        };
+        let size = |granules: u64| granules.saturating_mul(books.meta.granule_bytes);
+        let held = |party: Party| -> u64 {
+            size(units_of(&books, |owner| owner == Some(party)).map(|(_, granules)| granules).sum())
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            has: held(Party::Instance(row.kernel())),
+            min: size(row.limits.memory.min),
+            free: held(Party::Pool),
+            version: books.meta.version,
+        })
+    }
+
+    /// Gives it what it lacks, or takes what it has too much. Between the look and the request nothing may have moved.
+    pub(super) async fn change_to(
+        &self,
+        cx: &Context,
+        client: &Client,
+        wanted: u64,
+        how: &HandoverArgs,
+    ) -> Outcome {
+        let itself = Side::Instance(self.name.clone());
+        let (from, to, amount) = match wanted.checked_sub(self.has) {
+            Some(0) => {
+                match cx.output.json {
+                    true => cx.output.document("operation", &serde_json::Value::Null)?,
+                    false => cx.output.note(format!("{} has {} already", self.name, bytes(self.has))),
+                }
+                return Ok(ExitCode::SUCCESS);
+            }
+            // What is free, if it is enough; else the host gives.
+            Some(more) if self.free >= more => (Side::Pool, itself, more),
+            Some(more) => (Side::Host, itself, more),
+            None => (itself, Side::Pool, self.has - wanted),
+        };
+        let version = how.if_version.unwrap_or(self.version);
+        let request = Request { if_version: Some(version), ..request(from, to, amount, how) };
+        hand_over(cx, client, request, how).await
+    }
 }
 
 pub(super) async fn op(cx: &Context, command: OpCommand) -> Outcome {

@@ -3,6 +3,7 @@
 //! [`args`] is the whole command line; every other file runs one group of commands. Data goes to stdout, everything
 //! else to stderr; the exit code is [`crate::api::ExitKind`], but for `exec`, which ends as its program did.
 
+mod apply;
 pub mod args;
 mod client;
 mod connect;
@@ -155,6 +156,9 @@ async fn run(cx: &Context, command: Command) -> Outcome {
         Command::Pool => handover::pool(cx).await,
         Command::Move(args) => handover::move_units(cx, args).await,
         Command::Resize(args) => handover::resize(cx, args).await,
+        Command::Diff(args) => apply::diff(cx, args).await,
+        Command::Apply(args) => apply::apply(cx, args).await,
+        Command::Drain(args) => handover::drain(cx, args).await,
         Command::Op(command) => handover::op(cx, command).await,
         Command::Policy(command) => policy::policy(cx, command).await,
         Command::Debug(command) => debug::debug(cx, command).await,

@@ -20,8 +20,13 @@ pub(super) async fn up(cx: &Context, args: UpArgs) -> Outcome {
         Some(name) => FleetSpec { instance: [(name.clone(), spec::read(&args.spec)?)].into(), allow: vec![] },
         None => read_fleet(args.fleet.as_deref())?,
     };
-    let rules = fleet.allow.iter().map(|text| policy::parse_allow(text)).collect::<Result<Vec<_>, _>>()?;
     let client = cx.client().await?;
+    bring_up(cx, &client, &fleet, args.no_wait).await
+}
+
+/// Creates and starts what is missing of a fleet.
+pub(super) async fn bring_up(cx: &Context, client: &Client, fleet: &FleetSpec, no_wait: bool) -> Outcome {
+    let rules = fleet.allow.iter().map(|text| policy::parse_allow(text)).collect::<Result<Vec<_>, _>>()?;
     for rule in rules {
         client.ask(client.rules.add(rule)).await?;
     }
@@ -29,15 +34,15 @@ pub(super) async fn up(cx: &Context, args: UpArgs) -> Outcome {
         client.ask(client.fleet.list()).await?.into_iter().map(|view| view.name).collect();
     let (mut tally, mut begun) = (Tally::default(), Vec::new());
     for (name, spec) in &fleet.instance {
-        match begin(cx, &client, &there, name, spec).await {
+        match begin(cx, client, &there, name, spec).await {
             Ok(view) => begun.push((name, view)),
             Err(error) => tally.count::<()>(cx, Err(error)),
         }
     }
     for (name, view) in begun {
-        let outcome = match args.no_wait {
+        let outcome = match no_wait {
             true => Ok(view),
-            false => wait_for(&client, name, Condition::Running).await,
+            false => wait_for(client, name, Condition::Running).await,
         };
         if let Ok(view) = &outcome {
             print_view(cx, view)?;
@@ -66,7 +71,7 @@ async fn begin(
     client.ask(client.fleet.start(name.to_string())).await
 }
 
-fn read_fleet(file: Option<&Path>) -> Result<FleetSpec, CliError> {
+pub(super) fn read_fleet(file: Option<&Path>) -> Result<FleetSpec, CliError> {
     let path = file.map_or_else(|| PathBuf::from(FLEET_FILE), Path::to_owned);
     let text = std::fs::read_to_string(&path).map_err(|error| match file {
         Some(_) => CliError::usage(format!("{} cannot be read: {error}", path.display())),

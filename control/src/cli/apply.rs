@@ -1,0 +1,135 @@
+//! `tombolo diff` and `apply`: what a fleet file says, held against what runs.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use tombolo_handover::{Kind, Party};
+
+use super::args::{ApplyArgs, DiffArgs};
+use super::client::Client;
+use super::error::CliError;
+use super::handover::Holding;
+use super::output::bytes;
+use super::{Context, Outcome, up};
+use crate::api::ExitKind;
+use crate::api::handover::Books;
+use crate::core::spec::FleetSpec;
+
+/// Something that a fleet file wants and that is not so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "change", rename_all = "kebab-case")]
+enum Change {
+    /// There is no such instance.
+    Create { instance: String },
+    /// It does not run.
+    Start { instance: String },
+    /// It has another amount of memory.
+    Memory { instance: String, has_bytes: u64, wanted_bytes: u64 },
+}
+
+pub(super) async fn diff(cx: &Context, args: DiffArgs) -> Outcome {
+    let fleet = up::read_fleet(args.fleet.as_deref())?;
+    let client = cx.client().await?;
+    let (changes, version) = changes(&client, &fleet).await?;
+    show(cx, &changes, version)?;
+    Ok(ExitCode::from(u8::from(!changes.is_empty())))
+}
+
+pub(super) async fn apply(cx: &Context, args: ApplyArgs) -> Outcome {
+    let fleet = up::read_fleet(args.fleet.as_deref())?;
+    let client = cx.client().await?;
+    let (planned, version) = changes(&client, &fleet).await?;
+    if let Some(expected) = args.how.if_version.filter(|expected| *expected != version) {
+        return Err(CliError::new(
+            ExitKind::Conflict,
+            format!(
+                "the ledger is at version {version}, not {expected}: look again with `tombolo diff`; nothing was changed"
+            ),
+        ));
+    }
+    if args.how.dry_run {
+        show(cx, &planned, version)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let outcome = up::bring_up(cx, &client, &fleet, false).await?;
+    // What is missing runs now, with the memory that the file gives it. Who gives goes first, so that others can get.
+    let mut moves: Vec<(String, u64, bool)> =
+        changes(&client, &fleet).await?.0.into_iter().filter_map(Change::memory).collect();
+    moves.sort_by_key(|(_, _, grows)| *grows);
+    let how = super::args::HandoverArgs { if_version: None, ..args.how };
+    for (name, wanted, _) in moves {
+        Holding::of(&client, &name).await?.change_to(cx, &client, wanted, &how).await?;
+    }
+    Ok(outcome)
+}
+
+/// What the file wants and is not so, with the version of the ledger that was looked at.
+async fn changes(client: &Client, fleet: &FleetSpec) -> Result<(Vec<Change>, u64), CliError> {
+    let there = client.ask(client.fleet.list()).await?;
+    let books = client.ask(client.handover.pool()).await?;
+    let mut changes = Vec::new();
+    for (name, spec) in &fleet.instance {
+        let instance = name.to_string();
+        match there.iter().find(|view| view.name == instance) {
+            None => changes.push(Change::Create { instance }),
+            Some(view) if !view.state.may_have_kernel() => changes.push(Change::Start { instance }),
+            Some(_) => changes.extend(memory_change(&books, &instance, spec.memory_mib)),
+        }
+    }
+    Ok((changes, books.meta.version))
+}
+
+/// Whether a running instance has another amount of memory than it is to have. Nothing, where none of its memory is in the ledger.
+fn memory_change(books: &Books, name: &str, wanted_mib: u64) -> Option<Change> {
+    let row = books.instances.iter().find(|row| row.name == name && row.limits.memory.max > 0)?;
+    let party = Some(Party::Instance(row.kernel()));
+    let its = books
+        .units
+        .iter()
+        .filter(|entry| entry.owner.party() == party && entry.unit.id.kind() == Kind::Memory);
+    let granule_bytes = books.meta.granule_bytes.max(1);
+    let has_bytes = its.map(|entry| entry.unit.size()).sum::<u64>().saturating_mul(granule_bytes);
+    let wanted_bytes = (wanted_mib << 20).next_multiple_of(granule_bytes);
+    (has_bytes != wanted_bytes).then(|| Change::Memory { instance: name.to_owned(), has_bytes, wanted_bytes })
+}
+
+fn show(cx: &Context, changes: &[Change], version: u64) -> Result<(), CliError> {
+    if cx.output.json {
+        return cx.output.document("changes", &changes);
+    }
+    for change in changes {
+        cx.output.line(change.to_string())?;
+    }
+    if changes.is_empty() {
+        cx.output.note("everything is as the file says");
+    }
+    cx.output.note(format!(
+        "(version {version} of the ledger; instances that the file does not name are left alone)"
+    ));
+    Ok(())
+}
+
+impl Change {
+    /// A change of memory: whose, to how much, and whether it grows.
+    fn memory(self) -> Option<(String, u64, bool)> {
+        match self {
+            Self::Memory { instance, has_bytes, wanted_bytes } => {
+                Some((instance, wanted_bytes, wanted_bytes > has_bytes))
+            }
+            Self::Create { .. } | Self::Start { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Create { instance } => write!(f, "{instance}: is not there; create and start it"),
+            Self::Start { instance } => write!(f, "{instance}: does not run; start it"),
+            Self::Memory { instance, has_bytes, wanted_bytes } => {
+                write!(f, "{instance}: memory {} -> {}", bytes(*has_bytes), bytes(*wanted_bytes))
+            }
+        }
+    }
+}
