@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use tombolo_transport::broker::Policy;
 use tombolo_transport::{Cid, Incarnation, Member};
 
+use crate::pci::PciId;
+
 mod probe;
 mod program;
 
@@ -89,9 +91,10 @@ pub struct AgentConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PoolConfig {
-    /// A file or a device (`/dev/mmapper` under user-mode Linux).
+    /// A file, a device (`/dev/mmapper` under user-mode Linux), or `pci:VENDOR:DEVICE`: the third memory region of the one PCI function
+    /// with these identifiers, in hexadecimal (`pci:1af4:1110`, ivshmem, in an emulated machine), which the agent enables.
     pub path: PathBuf,
-    /// Its length in bytes; a device does not tell.
+    /// Its length in bytes; a device does not tell. A PCI function may have more: its memory is a power of two.
     pub len: u64,
 }
 
@@ -245,7 +248,9 @@ impl AgentConfig {
 
 impl PoolConfig {
     fn validate(&self) -> Result<(), ConfigError> {
-        if !self.path.is_absolute() {
+        if let Some(id) = PciId::of_path(&self.path) {
+            id.map_err(|reason| ConfigError::invalid("pool.path", reason))?;
+        } else if !self.path.is_absolute() {
             return Err(ConfigError::invalid(
                 "pool.path",
                 format!("{} is not an absolute path", self.path.display()),
@@ -396,13 +401,14 @@ mod tests {
     #[test]
     fn values_out_of_range_are_refused_by_name() {
         type Spoil = fn(&mut AgentConfig);
-        let cases: [(&str, Spoil); 9] = [
+        let cases: [(&str, Spoil); 10] = [
             ("name", |c| c.name = "a/b".into()),
             ("name", |c| c.name = "x".repeat(33)),
             ("cid", |c| c.cid = Cid::HOST),
             ("member", |c| c.member = Member::PRIMARY),
             ("pool.len", |c| c.pool = Some(PoolConfig { path: "/p".into(), len: 4095 })),
             ("pool.path", |c| c.pool = Some(PoolConfig { path: "p".into(), len: 4096 })),
+            ("pool.path", |c| c.pool = Some(PoolConfig { path: "pci:1af4".into(), len: 4096 })),
             ("heartbeat_ms", |c| c.heartbeat_ms = 0),
             ("doorbell.fd", |c| c.doorbell = Some(Doorbell::Fd(1))),
             ("log_level", |c| c.log_level = "a=b=c".into()),
@@ -413,7 +419,9 @@ mod tests {
             let error = config.validate().unwrap_err().to_string();
             assert!(error.contains(&format!(": {field}: ")), "{field}: {error}");
         }
-        minimal().validate().unwrap();
+        let mut config = minimal();
+        config.pool = Some(PoolConfig { path: "pci:1af4:1110".into(), len: 4096 });
+        config.validate().unwrap();
     }
 
     #[test]

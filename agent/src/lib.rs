@@ -23,6 +23,7 @@ pub mod inventory;
 pub mod link;
 pub mod logs;
 mod net;
+mod pci;
 pub mod pid1;
 pub mod run;
 pub mod state;

@@ -33,8 +33,8 @@ use crate::health::{Health, HealthService, ProbeTools};
 use crate::heartbeat::Heartbeat;
 use crate::link::{Links, LocalSocket, keep_linked};
 use crate::logs::{Log, LogsService, follow_kernel_log};
-use crate::pid1;
 use crate::state::Lifecycle;
+use crate::{pci, pid1};
 
 /// Grace of a shutdown that SIGTERM asks for.
 const SIGTERM_GRACE: Duration = Duration::from_secs(10);
@@ -222,7 +222,8 @@ impl Fabric {
         black_box: &BlackBox,
         doorbell: Option<OwnedFd>,
     ) -> anyhow::Result<Self> {
-        let source = || PoolSource::Path { path: pool.path.clone(), len: pool.len };
+        let path = pci::file_to_map(&pool.path, pool.len).context("looking for the pool")?;
+        let source = || PoolSource::Path { path: path.clone(), len: pool.len };
         let mapped = Pool::attach(source(), config.member).context("mapping the pool")?;
         black_box.open(mapped.black_box_writer().context("opening the black box")?);
         let writer = mapped.heartbeat_writer().context("opening the status line")?;
