@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::command;
+use crate::apt::{self, Apt};
 
 /// Debian's package.
 const PACKAGE: &str = "user-mode-linux";
@@ -49,59 +48,13 @@ fn fetch(folder: &Path) -> Result<()> {
     let work = tempfile::Builder::new().prefix("fetch-").tempdir_in(parent)?;
     eprintln!("fetching the package {PACKAGE} (once; it is kept in {})", folder.display());
 
-    let package = download(work.path())?;
+    let packages = Apt::new(work.path()).download(&[PACKAGE])?;
     let unpacked = work.path().join("unpacked");
-    command::run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&unpacked))
-        .context("could not unpack it")?;
-    ensure!(unpacked.join(KERNEL).is_file(), "{} holds no {KERNEL}", package.display());
+    packages.iter().try_for_each(|package| apt::unpack(package, &unpacked))?;
+    ensure!(unpacked.join(KERNEL).is_file(), "it holds no {KERNEL}");
     match fs::rename(&unpacked, folder) {
         // Another fetch was faster.
         Err(_) if folder.join(KERNEL).is_file() => Ok(()),
         other => other.with_context(|| format!("could not move it to {}", folder.display())),
     }
-}
-
-/// Downloads with the host's package lists, or with lists of our own where the host has none.
-fn download(work: &Path) -> Result<PathBuf> {
-    let mut errors = Vec::new();
-    for options in [Vec::new(), private_lists(work)?] {
-        let fresh = !options.is_empty();
-        if fresh && let Err(error) = command::run(Command::new("apt-get").args(&options).arg("update")) {
-            errors.push(format!("{error:#}"));
-            continue;
-        }
-        match command::run(
-            Command::new("apt-get").args(&options).args(["download", PACKAGE]).current_dir(work),
-        ) {
-            Ok(()) => {}
-            Err(error) => {
-                errors.push(format!("{error:#}"));
-                continue;
-            }
-        }
-        let deb = fs::read_dir(work)?.filter_map(|entry| Some(entry.ok()?.path()));
-        if let Some(deb) =
-            deb.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        {
-            return Ok(deb);
-        }
-        errors.push("apt-get download left no package".into());
-    }
-    bail!("{}", errors.join("; "))
-}
-
-/// Options that make apt keep its lists in `work` and use the host's sources: works without root and on hosts whose
-/// lists were removed.
-fn private_lists(work: &Path) -> Result<Vec<String>> {
-    for dir in ["lists/partial", "cache/archives/partial"] {
-        fs::create_dir_all(work.join(dir))?;
-    }
-    let options = [
-        format!("Dir::State::Lists={}", work.join("lists").display()),
-        format!("Dir::Cache={}", work.join("cache").display()),
-        "APT::Sandbox::User=".into(),
-        "APT::Update::Post-Invoke-Success::=".into(),
-        "APT::Update::Post-Invoke::=".into(),
-    ];
-    Ok(options.into_iter().flat_map(|option| ["-o".into(), option]).collect())
 }

@@ -2,12 +2,14 @@
 //!
 //! This crate uses nothing of the workspace: it builds the programs and runs them as a user would.
 
+mod apt;
 mod build;
 mod command;
 mod demo;
 mod device;
 mod image;
 mod process;
+mod qemu;
 mod test;
 
 use std::process::ExitCode;
@@ -30,6 +32,8 @@ enum Task {
     Test(test::Args),
     /// Get the kernel that the `uml` spawner boots, into the user's cache folder, without root
     FetchKernel,
+    /// Get QEMU and the kernel that the `qemu` spawner boots, into the user's cache folder, without root
+    FetchQemu,
     /// Build every program as a static binary, and say where they are
     Build,
 }
@@ -39,6 +43,8 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::FetchKernel => image::find_or_fetch().map(|path| println!("{}", path.display())),
+        Task::FetchQemu => qemu::find_or_fetch()
+            .map(|found| println!("{}\n{}", found.program.display(), found.kernel.display())),
         Task::Build => build::static_programs().map(|dir| println!("{}", dir.display())),
     };
     match result {
