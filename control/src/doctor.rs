@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::sys::statvfs::statvfs;
 
 use crate::api::host::{Diagnosis, Finding, Level};
-use crate::spawner::{Availability, ProcessSpawner, Spawner, SpawnerKind, UmlSpawner};
+use crate::spawner::{Availability, ProcessSpawner, QemuSpawner, Spawner, SpawnerKind, UmlSpawner};
 
 /// Free memory under which kernels may fail to boot, in MiB: two small ones and some air.
 const MEMORY_MIB_WANTED: u64 = 256;
@@ -16,10 +16,12 @@ const SHM_MIB_WANTED: u64 = 64;
 /// Looks at everything. `keeper_binary` and `agent_binary`: the `tombolod` and `tombolo-agent` that would be used.
 pub async fn diagnose(keeper_binary: &Path, agent_binary: &Path, image: Option<&Path>) -> Diagnosis {
     let uml = UmlSpawner::new(keeper_binary).with_image(image.map(Path::to_owned)).availability().await;
+    let qemu = QemuSpawner::new(keeper_binary).availability().await;
     let process = ProcessSpawner::new(keeper_binary).availability().await;
-    let nothing_runs = !uml.is_ready() && !process.is_ready();
+    let nothing_runs = !uml.is_ready() && !qemu.is_ready() && !process.is_ready();
     let findings = vec![
         spawner(SpawnerKind::Uml, uml, nothing_runs),
+        spawner(SpawnerKind::Qemu, qemu, nothing_runs),
         spawner(SpawnerKind::Process, process, nothing_runs),
         agent(agent_binary),
         memory(),

@@ -56,7 +56,7 @@ impl Bed {
     /// Folders and programs, without a daemon yet; `None` (said loudly) where the programs were not built.
     pub fn prepare(spawner: &'static str) -> Option<Self> {
         let programs = match spawner {
-            "uml" => prerequisites::static_program("tombolod")?.parent()?.to_owned(),
+            "uml" | "qemu" => prerequisites::static_program("tombolod")?.parent()?.to_owned(),
             _ => prerequisites::programs()?,
         };
         let dir = tempfile::Builder::new().prefix("tombolo-e2e-").tempdir().ok()?;

@@ -6,10 +6,12 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use tombolo_control::spawner::{Availability, Spawner as _, UmlSpawner};
+use tombolo_control::spawner::{Availability, QemuSpawner, Spawner as _, UmlSpawner};
 
 /// Environment variable: set to make missing prerequisites a failure.
 pub const REQUIRE: &str = "TOMBOLO_REQUIRE_KERNELS";
+/// Environment variable: the same for QEMU, which not every host can have.
+pub const REQUIRE_QEMU: &str = "TOMBOLO_REQUIRE_QEMU";
 /// Environment variable: the folder of the statically linked programs.
 pub const STATIC_BIN: &str = "TOMBOLO_STATIC_BIN";
 
@@ -56,8 +58,23 @@ pub async fn kernel_image() -> Option<()> {
     }
 }
 
+/// Whether there is QEMU and a kernel for it.
+///
+/// # Panics
+/// When there is none and [`REQUIRE_QEMU`] is set.
+pub async fn qemu() -> Option<()> {
+    match QemuSpawner::new("/nonexistent").availability().await {
+        Availability::Ready { .. } => Some(()),
+        Availability::Missing { what, remedy } => skipped(REQUIRE_QEMU, &format!("{what}; {remedy}")),
+    }
+}
+
 fn missing<T>(what: &str) -> Option<T> {
-    assert!(std::env::var_os(REQUIRE).is_none(), "a prerequisite is missing: {what}");
+    skipped(REQUIRE, what)
+}
+
+fn skipped<T>(unless: &str, what: &str) -> Option<T> {
+    assert!(std::env::var_os(unless).is_none(), "a prerequisite is missing: {what}");
     let test = std::thread::current().name().unwrap_or("test").to_owned();
     // Not `eprintln!`: the test harness would swallow it.
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {what}");

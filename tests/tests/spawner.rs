@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tombolo_agent::config::AgentConfig;
 use tombolo_control::keeper::{Exit, ExitHow, MemoryState};
 use tombolo_control::spawner::{
-    Kernel, KernelSpec, KernelStatus, PoolFile, ProcessSpawner, SpawnError, Spawner, UmlSpawner,
+    Kernel, KernelSpec, KernelStatus, PoolFile, ProcessSpawner, QemuSpawner, SpawnError, Spawner, UmlSpawner,
 };
 use tombolo_tests::prerequisites;
 use tombolo_tests::wait::{LONG, until};
@@ -33,6 +33,14 @@ async fn uml() -> Option<Bed<UmlSpawner>> {
     let init = prerequisites::static_program("tombolo-test-init")?;
     prerequisites::kernel_image().await?;
     Some(bed(UmlSpawner::new(KEEPER), init))
+}
+
+async fn qemu() -> Option<Bed<QemuSpawner>> {
+    let init = prerequisites::static_program("tombolo-test-init")?;
+    prerequisites::qemu().await?;
+    let mut bed = bed(QemuSpawner::new(KEEPER), init);
+    bed.spec.memory_bytes = 128 << 20;
+    Some(bed)
 }
 
 async fn process() -> Option<Bed<ProcessSpawner>> {
@@ -444,6 +452,77 @@ mod on_uml {
             matches!(&error, SpawnError::BadSpec { reason, .. } if reason.contains("MiB or more")),
             "{error}"
         );
+    }
+}
+
+mod on_qemu {
+    use super::{ExitHow, exit_status_is_told_apart, qemu};
+
+    suite!(qemu:
+        boots_answers_its_doorbell_and_powers_off, kill_takes_all_its_processes, death_by_a_foreign_hand_is_seen,
+        freeze_stops_it_and_thaw_lets_it_run_on, adopted_kernel_is_the_same, killed_keeper_takes_its_kernel_along,
+        terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
+        what_cannot_be_spawned_leaves_nothing, keeper_that_cannot_be_reached_costs_no_kernel_its_life,
+        folder_of_a_kernel_that_was_lost_unseen_can_be_used_again, memory_of_a_kernel_that_is_none_cannot_be_changed,
+    );
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn running_kernel_answers_and_frozen_one_does_not() {
+        let Some(bed) = qemu().await else { return };
+        super::running_kernel_answers_and_frozen_one_does_not(bed, true).await;
+    }
+
+    #[tokio::test]
+    async fn image_that_is_no_kernel_is_refused() {
+        use super::{SpawnError, Spawner as _};
+        let Some(mut bed) = qemu().await else { return };
+        bed.spec.image = Some("/bin/true".into());
+        let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
+        assert!(matches!(error, SpawnError::NotAKernel { .. }), "{error}");
+        assert!(!bed.spec.runtime_dir.exists());
+    }
+
+    #[tokio::test]
+    async fn too_little_memory_is_refused_with_what_is_needed() {
+        use super::{SpawnError, Spawner as _};
+        let Some(mut bed) = qemu().await else { return };
+        bed.spec.memory_bytes = 32 << 20;
+        let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
+        assert!(
+            matches!(&error, SpawnError::BadSpec { reason, .. } if reason.contains("MiB or more")),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn pool_of_any_length_is_made_as_long_as_a_power_of_two() {
+        let Some(bed) = qemu().await else { return };
+        let pool = super::PoolFile { path: bed.dir.path().join("pool"), len: 3 * 4096 };
+        std::fs::File::create(&pool.path).unwrap().set_len(pool.len).unwrap();
+        let spec = super::KernelSpec { pool: Some(pool.clone()), ..bed.spec.clone() };
+        let bed = super::Bed { spec, ..bed };
+        let kernel = super::booted(&bed).await;
+        assert_eq!(std::fs::metadata(&pool.path).unwrap().len(), 4 * 4096);
+        kernel.kill().await.unwrap();
+        super::nothing_is_left_of(kernel).await;
+    }
+
+    #[tokio::test]
+    async fn reset_is_neither_a_power_off_nor_a_panic() {
+        let Some(bed) = qemu().await else { return };
+        exit_status_is_told_apart(bed, b'R', ExitHow::Code(0)).await;
+    }
+
+    #[tokio::test]
+    async fn panic_is_told_apart() {
+        let Some(bed) = qemu().await else { return };
+        exit_status_is_told_apart(bed, b'p', ExitHow::Panicked).await;
+    }
+
+    #[tokio::test]
+    async fn end_of_init_is_a_panic() {
+        let Some(bed) = qemu().await else { return };
+        exit_status_is_told_apart(bed, b'x', ExitHow::Panicked).await;
     }
 }
 

@@ -5,13 +5,15 @@ use std::sync::OnceLock;
 
 use crate::core::InstanceSpec;
 use crate::spawner::{
-    Availability, Kernel, KernelSpec, ProcessSpawner, SpawnError, Spawner, SpawnerKind, UmlSpawner,
+    Availability, Kernel, KernelSpec, ProcessSpawner, QemuSpawner, SpawnError, Spawner, SpawnerKind,
+    UmlSpawner,
 };
 
 /// The spawners.
 #[derive(Clone, Debug)]
 pub(crate) struct Drivers {
     uml: UmlSpawner,
+    qemu: QemuSpawner,
     process: ProcessSpawner,
     default: Option<SpawnerKind>,
     /// Whether `uml` was once found able to run: finding out starts its kernel, which takes a second.
@@ -22,6 +24,7 @@ impl Drivers {
     pub(crate) fn new(keeper_binary: &Path, image: Option<&Path>, default: Option<SpawnerKind>) -> Self {
         Self {
             uml: UmlSpawner::new(keeper_binary).with_image(image.map(Path::to_owned)),
+            qemu: QemuSpawner::new(keeper_binary),
             process: ProcessSpawner::new(keeper_binary),
             default,
             uml_ready: OnceLock::new(),
@@ -51,6 +54,7 @@ impl Drivers {
     pub(crate) async fn availability(&self, kind: SpawnerKind) -> Availability {
         match kind {
             SpawnerKind::Uml => self.uml.availability().await,
+            SpawnerKind::Qemu => self.qemu.availability().await,
             SpawnerKind::Process => self.process.availability().await,
         }
     }
@@ -58,6 +62,7 @@ impl Drivers {
     pub(crate) async fn spawn(&self, kind: SpawnerKind, spec: &KernelSpec) -> Result<Kernel, SpawnError> {
         match kind {
             SpawnerKind::Uml => self.uml.spawn(spec).await,
+            SpawnerKind::Qemu => self.qemu.spawn(spec).await,
             SpawnerKind::Process => self.process.spawn(spec).await,
         }
     }
@@ -65,6 +70,7 @@ impl Drivers {
     pub(crate) async fn adopt(&self, kind: SpawnerKind, runtime_dir: &Path) -> Result<Kernel, SpawnError> {
         match kind {
             SpawnerKind::Uml => self.uml.adopt(runtime_dir).await,
+            SpawnerKind::Qemu => self.qemu.adopt(runtime_dir).await,
             SpawnerKind::Process => self.process.adopt(runtime_dir).await,
         }
     }

@@ -29,7 +29,7 @@ pub struct Options {
     /// The kernel image for instances that name none [default: what the driver finds]
     #[arg(long, env = "TOMBOLO_UML_KERNEL", value_name = "FILE")]
     pub image: Option<PathBuf>,
-    /// The driver for instances that name none: uml or process [default: uml where it can run]
+    /// The driver for instances that name none: uml, qemu or process [default: uml where it can run]
     #[arg(long, value_name = "DRIVER")]
     pub spawner: Option<SpawnerKind>,
     /// Members of a new pool, the primary included: 2 to 64

@@ -19,6 +19,7 @@ mod console;
 mod exec;
 mod files;
 mod job;
+pub(crate) mod machine;
 mod memory;
 mod process_table;
 mod serve;

@@ -24,9 +24,10 @@ use super::exec::EXIT_NOT_EXECUTED;
 use super::files::Room;
 use super::memory::{Memory, Outcome};
 use super::{
-    Exit, ExitHow, Job, KernelRecord, Process, Request, Status, descendants_of, names, remove_all,
+    Exit, ExitHow, Job, KernelRecord, Process, Request, Status, descendants_of, machine, names, remove_all,
     write_atomically,
 };
+use crate::spawner::SpawnerKind;
 
 /// How long the keeper tries to get rid of a dead kernel's helper processes before it reports the exit all the same.
 const SWEEP_MAX: Duration = Duration::from_secs(10);
@@ -348,6 +349,7 @@ impl Keeper {
             (Some(EXIT_NOT_EXECUTED), Ok(reason)) => ExitHow::NeverRan(reason),
             _ => ExitHow::classify(status.code(), status.signal(), self.log.tail()),
         };
+        let how = if self.record.kind == SpawnerKind::Qemu { machine::how_it_ended(how) } else { how };
         let exit = Exit { how, at_unix_ns };
         let (path, line) = (Path::new(names::EXIT), super::wire::line(&exit));
         let recorded = match self.exit_room.take() {

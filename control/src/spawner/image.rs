@@ -44,15 +44,15 @@ fn candidates() -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = std::env::split_paths(&path).map(|dir| dir.join("linux.uml")).collect();
     found.push("/usr/bin/linux.uml".into());
     found.extend(std::env::split_paths(&path).map(|dir| dir.join("linux")));
-    found.extend(cache_folder().map(|dir| dir.join("usr/bin/linux.uml")));
+    found.extend(cache_folder("uml").map(|dir| dir.join("usr/bin/linux.uml")));
     found
 }
 
-/// Where `cargo xtask` unpacks the kernel: `tombolo/uml` in the user's cache folder.
-pub(super) fn cache_folder() -> Option<PathBuf> {
+/// Where `cargo xtask` unpacks what it fetched: `tombolo/WHAT` in the user's cache folder.
+pub(super) fn cache_folder(what: &str) -> Option<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-    Some(cache.join("tombolo/uml"))
+    Some(cache.join("tombolo").join(what))
 }
 
 /// Looks at the file without running it.

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use tokio::time::timeout;
 
 use super::keeper_link::{KeeperLink, LinkError};
-use super::{SpawnError, SpawnerKind, process, uml};
+use super::{SpawnError, SpawnerKind, process, qemu, uml};
 use crate::keeper::{
     Exit, ExitHow, KernelRecord, MemoryState, Request, Status, kill_group_of, names, remove_all,
     write_atomically,
@@ -190,6 +190,7 @@ impl Kernel {
     pub async fn answers(&self, deadline: Duration) -> Option<bool> {
         match self.kind() {
             SpawnerKind::Uml => uml::answers(self.runtime_dir(), self.pid(), deadline).await,
+            SpawnerKind::Qemu => qemu::answers(self.runtime_dir(), deadline).await,
             // Its kernel is this host's: that one answers, as we run.
             SpawnerKind::Process => None,
         }
@@ -225,6 +226,7 @@ impl Kernel {
         self.must_run(action).await?;
         let result = match self.kind() {
             SpawnerKind::Uml => uml::set_frozen(self.runtime_dir(), frozen).await,
+            SpawnerKind::Qemu => qemu::set_frozen(self.runtime_dir(), frozen).await,
             SpawnerKind::Process => process::set_frozen(self.pid(), frozen).await,
         };
         result.map_err(|reason| SpawnError::Control {
@@ -364,7 +366,7 @@ pub(super) fn remove_spawned_files(dir: &Path) -> Result<(), SpawnError> {
         names::EXEC_ERROR,
         names::LOG,
     ];
-    let of_spawners = uml::FILES.iter().chain(process::FILES);
+    let of_spawners = uml::FILES.iter().chain(qemu::FILES).chain(process::FILES);
     let paths: Vec<PathBuf> = of_keeper.iter().chain(of_spawners).map(|name| dir.join(name)).collect();
     remove_all(&paths).map_err(|source| SpawnError::File {
         action: "remove the files of",

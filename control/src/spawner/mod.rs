@@ -1,10 +1,10 @@
 //! Spawners: the drivers that make kernels exist.
 //!
-//! A [`Spawner`] turns a [`KernelSpec`] into a running [`Kernel`]. Two are here: [`UmlSpawner`] boots real Linux
-//! kernels as unprivileged processes (User-mode Linux), [`ProcessSpawner`] runs the agent as a process in its own
-//! namespaces (no kernel of its own, and says so).
+//! A [`Spawner`] turns a [`KernelSpec`] into a running [`Kernel`]. Three are here: [`UmlSpawner`] boots real Linux
+//! kernels as unprivileged processes (User-mode Linux), [`QemuSpawner`] boots them in an emulated machine, [`ProcessSpawner`]
+//! runs the agent as a process in its own namespaces (no kernel of its own, and says so).
 //!
-//! Neither holds a kernel's file descriptors in the daemon. Each kernel gets a **keeper** (see [`crate::keeper`]): a
+//! None holds a kernel's file descriptors in the daemon. Each kernel gets a **keeper** (see [`crate::keeper`]): a
 //! small process of its own session that owns the kernel's doorbell and console, reaps it and records how it ended.
 //! A daemon that dies therefore cuts no kernel off, and its successor finds it again with [`Spawner::adopt`].
 //!
@@ -17,11 +17,13 @@
 mod cpio;
 mod error;
 mod image;
+mod initrd;
 mod keeper_link;
 mod kernel;
 mod launch;
 pub(crate) mod mconsole;
 mod process;
+mod qemu;
 mod spec;
 mod uml;
 
@@ -31,6 +33,7 @@ use std::path::Path;
 pub use error::SpawnError;
 pub use kernel::{Kernel, KernelStatus};
 pub use process::ProcessSpawner;
+pub use qemu::QemuSpawner;
 pub use spec::{Availability, FileContent, InitrdFile, KernelSpec, PoolFile, SpawnerKind};
 pub use uml::UmlSpawner;
 
@@ -59,7 +62,7 @@ pub trait Spawner {
     fn adopt(&self, runtime_dir: &Path) -> impl Future<Output = Result<Kernel, SpawnError>> + Send;
 }
 
-/// What both spawners do to adopt: find the keeper, and make sure that the kernel is of this kind.
+/// What all spawners do to adopt: find the keeper, and make sure that the kernel is of this kind.
 async fn adopt(kind: SpawnerKind, runtime_dir: &Path) -> Result<Kernel, SpawnError> {
     let kernel = Kernel::find(runtime_dir).await?;
     if kernel.kind() == kind {

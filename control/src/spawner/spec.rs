@@ -13,6 +13,8 @@ use tombolo_agent::config::AgentConfig;
 pub enum SpawnerKind {
     /// A real Linux kernel as an unprivileged process (User-mode Linux).
     Uml,
+    /// A real Linux kernel in an emulated machine (QEMU).
+    Qemu,
     /// The agent as a process in its own namespaces: **not** a kernel of its own.
     Process,
 }
@@ -21,7 +23,7 @@ impl SpawnerKind {
     /// Whether what it makes are kernels, rather than processes of this one.
     pub fn makes_kernels(self) -> bool {
         match self {
-            Self::Uml => true,
+            Self::Uml | Self::Qemu => true,
             Self::Process => false,
         }
     }
@@ -30,7 +32,7 @@ impl SpawnerKind {
     pub fn can_move_memory(self) -> bool {
         match self {
             Self::Uml => true,
-            Self::Process => false,
+            Self::Qemu | Self::Process => false,
         }
     }
 
@@ -38,6 +40,7 @@ impl SpawnerKind {
     pub fn describe(self) -> &'static str {
         match self {
             Self::Uml => "real Linux kernels, each an unprivileged process (User-mode Linux)",
+            Self::Qemu => "real Linux kernels, each in an emulated machine (QEMU)",
             Self::Process => {
                 "processes in their own namespaces, NOT kernels: they share the kernel of this host"
             }
@@ -49,6 +52,7 @@ impl fmt::Display for SpawnerKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Uml => "uml",
+            Self::Qemu => "qemu",
             Self::Process => "process",
         })
     }
@@ -60,8 +64,9 @@ impl FromStr for SpawnerKind {
     fn from_str(input: &str) -> Result<Self, Self::Err> {
         match input {
             "uml" => Ok(Self::Uml),
+            "qemu" => Ok(Self::Qemu),
             "process" => Ok(Self::Process),
-            other => Err(format!("`{other}` is not a spawner: choose uml or process")),
+            other => Err(format!("`{other}` is not a spawner: choose uml, qemu or process")),
         }
     }
 }
@@ -153,7 +158,7 @@ mod tests {
 
     #[test]
     fn spawner_kind_survives_printing_and_parsing() {
-        for kind in [SpawnerKind::Uml, SpawnerKind::Process] {
+        for kind in [SpawnerKind::Uml, SpawnerKind::Qemu, SpawnerKind::Process] {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
         assert!("kvm".parse::<SpawnerKind>().is_err());

@@ -5,9 +5,7 @@
 //! the doorbell as its serial line `/dev/ttyS0`, the console as its stdio, and everything else (agent, configuration, secret,
 //! modules) in one initial archive.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,15 +15,11 @@ use tombolo_agent::config::{Doorbell, PoolConfig};
 
 use super::image::{self, Image};
 use super::launch::Claim;
-use super::{
-    Availability, FileContent, InitrdFile, Kernel, KernelSpec, SpawnError, Spawner, SpawnerKind, cpio,
-    mconsole,
-};
+use super::{Availability, Kernel, KernelSpec, SpawnError, Spawner, SpawnerKind, initrd, mconsole};
 use crate::keeper::{Job, MemoryJob};
 
 /// What this spawner adds to a runtime folder.
-pub(super) const FILES: &[&str] = &[INITRD, UML_DIR, EMPTY_DIR];
-const INITRD: &str = "initrd.cpio";
+pub(super) const FILES: &[&str] = &[initrd::NAME, UML_DIR, EMPTY_DIR];
 const UML_DIR: &str = "uml";
 /// All of the host's file system that the kernel can see through hostfs: nothing.
 const EMPTY_DIR: &str = "empty";
@@ -88,22 +82,12 @@ impl Spawner for UmlSpawner {
         super::check_agent(spec)?;
         let claim = Claim::take(&spec.runtime_dir).await?;
 
-        let files = boot_files(spec, &modules);
-        let path = spec.runtime_dir.join(INITRD);
-        let written = tokio::task::spawn_blocking({
-            let path = path.clone();
-            move || write_initrd(&path, &files)
-        });
-        let written = written.await.unwrap_or_else(|panicked| Err(io::Error::other(panicked)));
-        let initrd_bytes = written.map_err(|source| SpawnError::File { action: "write", path, source })?;
-        let needed = MEMORY_BYTES_MIN + 2 * initrd_bytes;
-        if spec.memory_bytes < needed {
-            let (have, mib) = (spec.memory_bytes >> 20, needed.div_ceil(1 << 20));
-            return Err(bad_spec(format!(
-                "{have} MiB of memory are too little for its {} MiB of initial files: give it {mib} MiB or more",
-                initrd_bytes.div_ceil(1 << 20)
-            )));
-        }
+        let mut config = spec.agent_config.clone();
+        config.pool =
+            spec.pool.as_ref().map(|pool| PoolConfig { path: "/dev/mmapper".into(), len: pool.len });
+        config.doorbell = Some(Doorbell::Path("/dev/ttyS0".into()));
+        let initrd_bytes = initrd::write(spec, config, &modules).await?;
+        initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;
         for dir in [UML_DIR, EMPTY_DIR] {
             let path = spec.runtime_dir.join(dir);
             std::fs::create_dir(&path).map_err(|source| SpawnError::File {
@@ -154,49 +138,6 @@ async fn leave_memory(kernel: &Kernel, bytes: u64) -> Result<(), SpawnError> {
     }
 }
 
-/// Everything the kernel finds at boot.
-fn boot_files(spec: &KernelSpec, modules: &[PathBuf]) -> Vec<InitrdFile> {
-    let mut config = spec.agent_config.clone();
-    config.pool = spec.pool.as_ref().map(|pool| PoolConfig { path: "/dev/mmapper".into(), len: pool.len });
-    config.doorbell = Some(Doorbell::Path("/dev/ttyS0".into()));
-    config.modules = modules.iter().enumerate().map(module_path).collect();
-
-    let mut files = vec![
-        InitrdFile {
-            guest_path: "/init".into(),
-            mode: 0o755,
-            content: FileContent::Path(spec.agent_binary.clone()),
-        },
-        InitrdFile {
-            guest_path: tombolo_agent::config::DEFAULT_PATH.into(),
-            mode: 0o600,
-            content: FileContent::Bytes(config.to_json().into_bytes()),
-        },
-    ];
-    files.extend(modules.iter().enumerate().map(|(index, module)| InitrdFile {
-        guest_path: module_path((index, module)).display().to_string(),
-        mode: 0o644,
-        content: FileContent::Path(module.clone()),
-    }));
-    files.extend(spec.initrd_files.iter().cloned());
-    files
-}
-
-/// Where the kernel finds a module. The names sort in load order, for programs that look for themselves.
-fn module_path((index, module): (usize, &PathBuf)) -> PathBuf {
-    let name = module.file_name().unwrap_or_default().display();
-    PathBuf::from(format!("/lib/modules/tombolo/{index:02}-{name}"))
-}
-
-/// Writes the initial archive, readable by its owner alone (it holds the secret); returns its length in bytes.
-fn write_initrd(path: &Path, files: &[InitrdFile]) -> io::Result<u64> {
-    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    let mut out = BufWriter::with_capacity(1 << 20, file);
-    cpio::write_archive(&mut out, files)?;
-    out.flush()?;
-    out.get_ref().metadata().map(|meta| meta.len())
-}
-
 fn arguments(spec: &KernelSpec, image: &Path) -> Result<Vec<String>, String> {
     let text = |path: &Path| {
         // The kernel splits its command line at blanks, and `iomem` at the comma.
@@ -208,7 +149,7 @@ fn arguments(spec: &KernelSpec, image: &Path) -> Result<Vec<String>, String> {
     let mut argv = vec![
         image,
         format!("mem={}K", boot_bytes(spec) / 1024),
-        format!("initrd={INITRD}"),
+        format!("initrd={}", initrd::NAME),
         "rdinit=/init".into(),
         "quiet".into(),
         // A panic ends the process at once, so that the keeper sees it.

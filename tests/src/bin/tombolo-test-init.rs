@@ -1,8 +1,8 @@
 //! Stands in for the agent in spawner tests: small, and does what its doorbell tells it.
 //!
 //! It prints `ready`, then a tick every 50 ms, and answers each byte on the doorbell with the byte after it. Some
-//! bytes do more: `m` prints how much memory is free, `q` powers off, `p` panics the kernel (exit status 3 where there is none),
-//! `x` exits with status 1.
+//! bytes do more: `m` prints how much memory is free, `q` powers off, `R` resets the machine, `p` panics the kernel (exit status 3 where
+//! there is none), `x` exits with status 1.
 
 use std::fs;
 use std::io;
@@ -71,6 +71,7 @@ fn serve(config: &Path, is_init: bool) -> io::Result<()> {
         rustix::io::write(&doorbell, &[byte[0].wrapping_add(1)])?;
         match byte[0] {
             b'q' => end(is_init, 0),
+            b'R' if is_init => reboot(RebootCommand::Restart)?,
             b'p' if is_init => fs::write("/proc/sysrq-trigger", "c")?,
             b'p' => end(is_init, 3),
             b'x' => end(false, 1),

@@ -1,0 +1,289 @@
+//! The `qemu` spawner: real Linux kernels in emulated machines.
+//!
+//! The machine runs in its runtime folder. Its memory is a memfd, the pool is the memory of a PCI function (ivshmem-plain), the
+//! console its first serial line on stdio, the doorbell its second on the descriptor that the keeper hands on, and everything
+//! else (agent, configuration, secret, modules) is in one initial archive. Emulated by a thread for each CPU
+//! (`tcg,thread=multi`) and with room for a second one, or QEMU would not keep atomics on shared memory atomic.
+//!
+//! QEMU listens to orders on one monitor ([`qmp`]) and writes what happens to the machine into a file with a second
+//! ([`machine`]), from which the keeper tells how it ended.
+//!
+//! The memory of a PCI function is a power of two. A pool of another length is made longer when its first machine is made: the
+//! file is sparse, so that costs nothing, and nothing of the pool lies behind its own length.
+
+mod image;
+mod modules;
+mod qmp;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::json;
+use tombolo_agent::config::{Doorbell, PoolConfig};
+
+use self::image::Image;
+use super::launch::Claim;
+use super::{Availability, Kernel, KernelSpec, PoolFile, SpawnError, Spawner, SpawnerKind, initrd};
+use crate::keeper::{Job, machine};
+
+/// What this spawner adds to a runtime folder.
+pub(super) const FILES: &[&str] = &[initrd::NAME, MONITOR, machine::EVENTS_IN, machine::EVENTS_OUT];
+/// QEMU's monitor, relative to the runtime folder.
+const MONITOR: &str = "qmp.sock";
+/// How long the monitor may take to answer, or to appear.
+const MONITOR_MAX: Duration = Duration::from_secs(5);
+
+/// Least memory a kernel can boot with, besides twice its initial archive (packed and unpacked), in bytes.
+const MEMORY_BYTES_MIN: u64 = 72 << 20;
+/// CPUs the machine has room for.
+const CPUS_MAX: u32 = 4;
+
+/// Where the agent finds the pool: the memory of the ivshmem function.
+const POOL_DEVICE: &str = "pci:1af4:1110";
+/// Has a panic reported to the machine; a kernel that lacks it tells of one on its console alone.
+const PANIC_MODULE: &str = "pvpanic_pci";
+/// How often a running machine is looked at before it counts as one that takes no interrupts, and the pause between two looks.
+const LOOKS: (u32, Duration) = (20, Duration::from_millis(10));
+
+/// Boots real Linux kernels in emulated machines.
+#[derive(Clone, Debug)]
+pub struct QemuSpawner {
+    keeper_binary: PathBuf,
+}
+
+impl QemuSpawner {
+    /// A spawner that runs `keeper_binary keeper ...` (normally `tombolod` itself) for each kernel.
+    pub fn new(keeper_binary: impl Into<PathBuf>) -> Self {
+        Self { keeper_binary: keeper_binary.into() }
+    }
+}
+
+impl Spawner for QemuSpawner {
+    fn kind(&self) -> SpawnerKind {
+        SpawnerKind::Qemu
+    }
+
+    async fn availability(&self) -> Availability {
+        match image::find(None) {
+            Ok(image) => Availability::Ready { detail: image.describe().await },
+            Err(SpawnError::Unavailable { what, remedy, .. }) => Availability::Missing { what, remedy },
+            Err(error) => Availability::Missing { what: error.to_string(), remedy: String::new() },
+        }
+    }
+
+    async fn spawn(&self, spec: &KernelSpec) -> Result<Kernel, SpawnError> {
+        let image = image::find(spec.image.as_deref())?;
+        let name = &spec.agent_config.name;
+        let bad_spec = |reason: String| SpawnError::BadSpec { name: name.clone(), reason };
+        super::check_pool(spec).map_err(bad_spec)?;
+        super::check_agent(spec)?;
+        let argv = arguments(spec, &image).map_err(bad_spec)?;
+        let modules = image.modules(&spec.modules, &[PANIC_MODULE])?;
+        let claim = Claim::take(&spec.runtime_dir).await?;
+
+        if let Some(pool) = &spec.pool {
+            fit_for_a_function(pool).map_err(|source| SpawnError::File {
+                action: "make the pool as long as a power of two",
+                path: pool.path.clone(),
+                source,
+            })?;
+        }
+        let mut config = spec.agent_config.clone();
+        config.pool = spec.pool.as_ref().map(|pool| PoolConfig { path: POOL_DEVICE.into(), len: pool.len });
+        config.doorbell = Some(Doorbell::Path("/dev/ttyS1".into()));
+        let initrd_bytes = initrd::write(spec, config, &modules).await?;
+        initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;
+        for (name, content) in [(machine::EVENTS_IN, machine::EVENTS_COMMAND), (machine::EVENTS_OUT, "")] {
+            let path = spec.runtime_dir.join(name);
+            fs::write(&path, content).map_err(|source| SpawnError::File { action: "write", path, source })?;
+        }
+        let job = Job {
+            name: name.clone(),
+            kind: SpawnerKind::Qemu,
+            argv,
+            env: image.libraries.iter().map(|found| ("LD_LIBRARY_PATH".into(), found.clone())).collect(),
+            console_bytes_max: Job::CONSOLE_BYTES_MAX,
+            memory: None,
+        };
+        claim.launch(&self.keeper_binary, &job).await
+    }
+
+    async fn adopt(&self, runtime_dir: &Path) -> Result<Kernel, SpawnError> {
+        super::adopt(SpawnerKind::Qemu, runtime_dir).await
+    }
+}
+
+fn arguments(spec: &KernelSpec, image: &Image) -> Result<Vec<String>, String> {
+    let text = |path: &Path| {
+        let text = path.to_str().ok_or_else(|| format!("the path {} is not UTF-8", path.display()))?;
+        // QEMU separates options by commas, and takes two for one of a value's.
+        Ok::<_, String>(text.replace(',', ",,"))
+    };
+    let plain = |path: &Path| {
+        path.to_str().map(str::to_owned).ok_or_else(|| format!("the path {} is not UTF-8", path.display()))
+    };
+    let kib = spec.memory_bytes / 1024;
+    let mut command_line = vec![
+        "console=ttyS0".to_owned(),
+        "quiet".into(),
+        // A panic resets the machine at once, which ends it.
+        "panic=-1".into(),
+        "rdinit=/init".into(),
+        "mitigations=off".into(),
+        // For people who look at the process table; the kernel ignores parameters with a dot that no module claims.
+        format!("tombolo.name={}", spec.agent_config.name),
+    ];
+    command_line.extend(spec.extra_args.iter().cloned());
+    let mut argv = vec![plain(&image.program)?];
+    for folder in &image.firmware {
+        argv.extend(["-L".to_owned(), plain(folder)?]);
+    }
+    let options = [
+        ("-name", spec.agent_config.name.clone()),
+        ("-machine", "q35,memory-backend=mem0".to_owned()),
+        ("-accel", "tcg,thread=multi".to_owned()),
+        ("-cpu", "qemu64".to_owned()),
+        ("-smp", format!("1,maxcpus={CPUS_MAX}")),
+        ("-m", format!("{kib}K")),
+        ("-object", format!("memory-backend-memfd,id=mem0,share=on,size={kib}K")),
+        ("-display", "none".to_owned()),
+        ("-chardev", "stdio,id=console,signal=off".to_owned()),
+        ("-serial", "chardev:console".to_owned()),
+        ("-chardev", "socket,id=doorbell,fd={doorbell}".to_owned()),
+        ("-serial", "chardev:doorbell".to_owned()),
+        ("-qmp", format!("unix:{MONITOR},server=on,wait=off")),
+        ("-chardev", format!("pipe,id=events,path={}", machine::EVENTS)),
+        ("-mon", "chardev=events,mode=control".to_owned()),
+        ("-device", "pvpanic-pci".to_owned()),
+        // It could suspend itself, and nobody would wake it.
+        ("-global", "ICH9-LPC.disable_s3=1".to_owned()),
+        ("-global", "ICH9-LPC.disable_s4=1".to_owned()),
+        ("-kernel", plain(&image.kernel)?),
+        ("-initrd", initrd::NAME.to_owned()),
+        ("-append", command_line.join(" ")),
+    ];
+    argv.extend(options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
+    argv.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+    if let Some(pool) = &spec.pool {
+        let (path, bytes) = (text(&pool.path)?, function_bytes(pool).map_err(|error| error.to_string())?);
+        argv.extend([
+            "-object".to_owned(),
+            format!("memory-backend-file,id=pool,share=on,mem-path={path},size={bytes}"),
+            "-device".to_owned(),
+            "ivshmem-plain,memdev=pool".to_owned(),
+        ]);
+    }
+    Ok(argv)
+}
+
+/// Memory of the PCI function that holds the pool.
+fn function_bytes(pool: &PoolFile) -> io::Result<u64> {
+    pool.len.checked_next_power_of_two().filter(|bytes| i64::try_from(*bytes).is_ok()).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("no PCI function has memory for a pool of {} bytes", pool.len),
+        )
+    })
+}
+
+/// Makes the file long enough for that. It is never made shorter: others may map it.
+fn fit_for_a_function(pool: &PoolFile) -> io::Result<()> {
+    let bytes = function_bytes(pool)?;
+    let file = File::options().write(true).open(&pool.path)?;
+    if file.metadata()?.len() < bytes { file.set_len(bytes) } else { Ok(()) }
+}
+
+/// Freezes or thaws the machine of `runtime_dir`. The error is for people.
+pub(super) async fn set_frozen(runtime_dir: &Path, frozen: bool) -> Result<(), String> {
+    let command = if frozen { "stop" } else { "cont" };
+    let until = tokio::time::Instant::now() + MONITOR_MAX;
+    loop {
+        let order = |mut session: qmp::Session<_>| async move { session.run(command, json!({})).await };
+        match qmp::session(runtime_dir, MONITOR, MONITOR_MAX, order).await {
+            Ok(_) => return Ok(()),
+            Err(qmp::QmpError::Absent(_)) if tokio::time::Instant::now() < until => {
+                tokio::time::sleep(Duration::from_millis(20)).await; // it starts
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+/// Whether the kernel of `runtime_dir` would take an interrupt within `deadline`, whatever its user space does.
+///
+/// Nothing is asked of the kernel: a machine that runs delivers its timer's interrupt whenever a CPU allows interrupts, so
+/// a CPU that is seen to allow them runs a kernel that answers. One that hangs keeps them off at every look.
+pub(super) async fn answers(runtime_dir: &Path, deadline: Duration) -> Option<bool> {
+    let look = |mut session: qmp::Session<_>| async move {
+        let status = session.run("query-status", json!({})).await?;
+        if status["running"] != json!(true) {
+            return Ok(Some(false));
+        }
+        let (looks, pause) = LOOKS;
+        let mut answers = None;
+        for _ in 0..looks {
+            let registers = json!({ "command-line": "info registers -a" });
+            let registers = session.run("human-monitor-command", registers).await?;
+            answers = registers.as_str().and_then(allows_interrupts);
+            if answers != Some(false) {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+        }
+        Ok(answers)
+    };
+    match qmp::session(runtime_dir, MONITOR, deadline, look).await {
+        Ok(answers) => answers,
+        Err(qmp::QmpError::Absent(error)) if is_absent(&error) => Some(false),
+        Err(qmp::QmpError::Silent(_)) => Some(false),
+        // We could not ask: no descriptors left, say.
+        Err(_) => None,
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// Whether any CPU in what QEMU says of its registers has the interrupt flag set. `None` if it says nothing of flags.
+fn allows_interrupts(registers: &str) -> Option<bool> {
+    const INTERRUPT_FLAG: u64 = 1 << 9;
+    let flags = registers.split_ascii_whitespace().filter_map(|word| {
+        let digits = word.strip_prefix("EFL=").or_else(|| word.strip_prefix("RFL="))?;
+        u64::from_str_radix(digits, 16).ok()
+    });
+    flags.map(|flags| flags & INTERRUPT_FLAG != 0).reduce(|any, one| any || one)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_that_allows_interrupts_is_told_from_its_registers() {
+        let cpu =
+            |flags: &str| format!("RIP=ffffffff81a RFL={flags} [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1\n");
+        assert_eq!(allows_interrupts(&cpu("00000246")), Some(true));
+        assert_eq!(allows_interrupts(&cpu("00000046")), Some(false));
+        assert_eq!(allows_interrupts(&(cpu("00000046") + &cpu("00000202"))), Some(true));
+        assert_eq!(allows_interrupts("EFL=many"), None);
+        assert_eq!(allows_interrupts(""), None);
+    }
+
+    #[test]
+    fn a_pool_becomes_as_long_as_a_power_of_two_and_never_shorter() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pool");
+        let file = File::create(&path).unwrap();
+        for (before, after) in [(12288, 16384), (16384, 16384), (1 << 20, 1 << 20)] {
+            file.set_len(before).unwrap();
+            fit_for_a_function(&PoolFile { path: path.clone(), len: before.min(12288) }).unwrap();
+            assert_eq!(file.metadata().unwrap().len(), after);
+        }
+        for len in [u64::MAX, (1 << 62) + 1] {
+            assert!(fit_for_a_function(&PoolFile { path: path.clone(), len }).is_err());
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! QEMU's machine protocol, as much of it as is needed: one command at a time over a Unix socket, a line of JSON each way.
+//!
+//! QEMU greets; `qmp_capabilities` must be the first command; events may come between a command and its answer, which bears
+//! its id (docs/interop/qmp-spec.txt in QEMU's source). Nobody waits here for events: QEMU writes them into a file of their own,
+//! which outlives both (see [`crate::keeper`]).
+//!
+//! QEMU serves one client at a time and lets others wait, so sessions are short and every one has a deadline.
+
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
+};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::keeper::unix_address;
+
+/// Longest line that is read, in bytes.
+const LINE_BYTES_MAX: u64 = 1 << 20;
+
+/// Why a command was not carried out, or may not have been.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum QmpError {
+    /// Nobody serves the socket (yet).
+    #[error("its monitor cannot be reached: {0}")]
+    Absent(#[source] io::Error),
+    /// The connection broke, or what came is no QMP.
+    #[error("its monitor broke off: {0}")]
+    Broken(#[source] io::Error),
+    /// QEMU refused.
+    #[error("its monitor refused `{command}`: {reason}")]
+    Refused {
+        /// Which command.
+        command: String,
+        /// QEMU's own words.
+        reason: String,
+    },
+    /// No answer in time; it may have been carried out.
+    #[error("its monitor did not answer within {0:?}")]
+    Silent(Duration),
+}
+
+/// Connects to the socket `name` in `dir` and does with it what `exchange` says, all within `deadline`.
+pub(super) async fn session<T, F>(
+    dir: &Path,
+    name: &str,
+    deadline: Duration,
+    exchange: impl FnOnce(Session<UnixStream>) -> F,
+) -> Result<T, QmpError>
+where
+    F: Future<Output = Result<T, QmpError>>,
+{
+    let whole = async {
+        let (path, _dir) = unix_address(dir, name).map_err(QmpError::Absent)?;
+        let stream = UnixStream::connect(path).await.map_err(QmpError::Absent)?;
+        exchange(Session::begin(stream).await?).await
+    };
+    timeout(deadline, whole).await.unwrap_or(Err(QmpError::Silent(deadline)))
+}
+
+/// A connection that takes commands.
+#[derive(Debug)]
+pub(super) struct Session<S> {
+    stream: BufReader<S>,
+    next_id: u64,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
+    async fn begin(stream: S) -> Result<Self, QmpError> {
+        let mut session = Self { stream: BufReader::new(stream), next_id: 1 };
+        let greeting = session.line().await?;
+        if greeting.get("QMP").is_none() {
+            return Err(broken("it does not greet as QEMU does"));
+        }
+        session.run("qmp_capabilities", json!({})).await?;
+        Ok(session)
+    }
+
+    /// Has one command carried out, and returns its answer.
+    pub(super) async fn run(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let request = json!({ "execute": command, "arguments": arguments, "id": id });
+        let written = self.stream.write_all(format!("{request}\n").as_bytes()).await;
+        written.map_err(QmpError::Broken)?;
+        loop {
+            let mut answer = self.line().await?;
+            // Events and answers to others come in between.
+            if answer.get("id").and_then(Value::as_u64) != Some(id) {
+                continue;
+            }
+            if let Some(error) = answer.get("error") {
+                let reason = error.get("desc").and_then(Value::as_str).unwrap_or("it does not say why");
+                return Err(QmpError::Refused { command: command.to_owned(), reason: reason.to_owned() });
+            }
+            return match answer.get_mut("return") {
+                Some(value) => Ok(value.take()),
+                None => Err(broken("an answer is neither a result nor an error")),
+            };
+        }
+    }
+
+    async fn line(&mut self) -> Result<Value, QmpError> {
+        let mut line = Vec::new();
+        let read = (&mut self.stream).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await;
+        read.map_err(QmpError::Broken)?;
+        if line.last() != Some(&b'\n') {
+            return Err(broken("it ended within a line, or a line does not end"));
+        }
+        serde_json::from_slice(&line).map_err(|error| QmpError::Broken(error.into()))
+    }
+}
+
+fn broken(reason: &str) -> QmpError {
+    QmpError::Broken(io::Error::new(io::ErrorKind::InvalidData, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GREETING: &str = r#"{"QMP": {"version": {}, "capabilities": []}}"#;
+    const READY: &str = r#"{"return": {}, "id": 1}"#;
+
+    /// Has `stop` carried out by a QEMU that says these lines, whatever it is told. Also what it was told.
+    async fn stop_and_told(lines: &[&str]) -> (Result<Value, QmpError>, String) {
+        let (ours, theirs) = tokio::io::duplex(4 << 20);
+        let said: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let qemu = tokio::spawn(async move {
+            let (mut from, mut to) = tokio::io::split(theirs);
+            to.write_all(said.as_bytes()).await.unwrap();
+            drop(to.shutdown().await);
+            let mut told = String::new();
+            let _ = from.read_to_string(&mut told).await;
+            told
+        });
+        let outcome = async { Session::begin(ours).await?.run("stop", json!({})).await }.await;
+        (outcome, qemu.await.unwrap())
+    }
+
+    async fn stop(lines: &[&str]) -> Result<Value, QmpError> {
+        stop_and_told(lines).await.0
+    }
+
+    #[tokio::test]
+    async fn a_command_gets_its_own_answer_whatever_comes_before() {
+        let event = r#"{"event": "STOP", "timestamp": {}}"#;
+        let (other, answer) = (r#"{"return": 9, "id": 7}"#, r#"{"return": 5, "id": 2}"#);
+        let (outcome, told) = stop_and_told(&[GREETING, event, READY, event, other, answer]).await;
+        assert_eq!(outcome.unwrap(), 5);
+        let told: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(told.len(), 2);
+        assert_eq!((&told[0]["execute"], &told[1]["execute"]), (&json!("qmp_capabilities"), &json!("stop")));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_bears_qemus_own_words() {
+        let refusal = r#"{"error": {"class": "GenericError", "desc": "not now"}, "id": 2}"#;
+        let error = stop(&[GREETING, READY, refusal]).await.unwrap_err();
+        assert_eq!(error.to_string(), "its monitor refused `stop`: not now");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_qmp_is_an_error() {
+        for lines in [
+            &[][..],
+            &["nonsense"],
+            &["{}"],
+            &["[1]"],
+            &[GREETING],
+            &[GREETING, r#"{"id": 1}"#],
+            &[GREETING, READY, r#"{"error": 3, "id": 2}"#],
+            &[GREETING, "\u{0}"],
+        ] {
+            assert!(stop(lines).await.is_err(), "{lines:?}");
+        }
+        let endless = "x".repeat(2 << 20);
+        assert!(stop(&[&endless]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_monitor_that_says_nothing_is_given_up_and_one_that_is_not_there_is_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let ask = || {
+            let limit = Duration::from_millis(100);
+            session(dir.path(), "q", limit, |mut session| async move { session.run("stop", json!({})).await })
+        };
+        assert!(matches!(ask().await, Err(QmpError::Absent(_))));
+        let listener = tokio::net::UnixListener::bind(dir.path().join("q")).unwrap();
+        assert!(matches!(ask().await, Err(QmpError::Silent(_))));
+        drop(listener);
+        assert!(matches!(ask().await, Err(QmpError::Absent(_))));
+    }
+}
