@@ -37,8 +37,9 @@ pub(crate) fn find_or_fetch() -> Result<Qemu> {
     if let Some(found) = find(&folder)? {
         return Ok(found);
     }
-    let with_program = program(&folder)?.is_none();
-    fetch(&folder, with_program).with_context(|| {
+    // What is in the folder is replaced as a whole.
+    let is_installed = program(&folder)?.is_some_and(|program| !program.starts_with(&folder));
+    fetch(&folder, !is_installed).with_context(|| {
         format!("could not fetch QEMU and a kernel for it (as root: apt install {} {KERNEL})", PACKAGES[0])
     })?;
     find(&folder)?.with_context(|| format!("nothing usable is in {} after fetching it", folder.display()))
@@ -78,7 +79,13 @@ fn kernel_in(boot: &Path) -> Option<PathBuf> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         name.starts_with("vmlinuz-") && name.ends_with("-cloud-amd64")
     };
-    entries.filter(is_kernel).max()
+    entries.filter(is_kernel).max_by_key(|path| numbers_in(path))
+}
+
+/// The numbers of a file's name: by them, not by letters, is one version newer than another.
+fn numbers_in(path: &Path) -> Vec<u64> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
 /// Downloads and unpacks beside `folder`, and moves it there when it is whole: an interrupted fetch leaves nothing half.
@@ -104,7 +111,9 @@ fn fetch(folder: &Path, with_program: bool) -> Result<()> {
     }
 
     if folder.exists() && find(folder)?.is_none() {
-        fs::remove_dir_all(folder).with_context(|| format!("could not remove {}", folder.display()))?;
+        // It goes with the working folder.
+        let aside = work.path().join("replaced");
+        fs::rename(folder, &aside).with_context(|| format!("could not move {} aside", folder.display()))?;
     }
     match fs::rename(&unpacked, folder) {
         // Another fetch was faster.
@@ -181,6 +190,15 @@ mod tests {
     fn missing_libraries_are_told_from_those_that_are_there() {
         let text = "\tlinux-vdso.so.1 (0x7)\n\tlibfdt.so.1 => not found\n\tlibc.so.6 => /lib/libc.so.6 (0x7)\n\tlibfdt.so.1 => not found\n";
         assert_eq!(not_found(text), ["libfdt.so.1"]);
+    }
+
+    #[test]
+    fn the_newest_kernel_is_told_by_number() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["vmlinuz-6.1.0-9-cloud-amd64", "vmlinuz-6.1.0-48-cloud-amd64", "vmlinuz-9-amd64"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(kernel_in(dir.path()), Some(dir.path().join("vmlinuz-6.1.0-48-cloud-amd64")));
     }
 
     #[test]
