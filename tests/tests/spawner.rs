@@ -39,7 +39,8 @@ async fn qemu() -> Option<Bed<QemuSpawner>> {
     let init = prerequisites::static_program("tombolo-test-init")?;
     prerequisites::qemu().await?;
     let mut bed = bed(QemuSpawner::new(KEEPER), init);
-    bed.spec.memory_bytes = 128 << 20;
+    let bytes = 128 << 20;
+    (bed.spec.memory_bytes, bed.spec.memory_min_bytes, bed.spec.memory_max_bytes) = (bytes, bytes, bytes);
     Some(bed)
 }
 
@@ -55,6 +56,7 @@ fn bed<S>(spawner: S, init: PathBuf) -> Bed<S> {
     let spec = KernelSpec {
         image: None,
         memory_bytes: 96 << 20,
+        memory_min_bytes: 96 << 20,
         memory_max_bytes: 96 << 20,
         agent_binary: init,
         agent_config: AgentConfig::new("web", Cid(3), Member(1), incarnation, [9; 32]),
@@ -348,6 +350,48 @@ async fn memory_leaves_a_running_kernel_and_comes_back<S: Spawner>(mut bed: Bed<
     nothing_is_left_of(kernel).await;
 }
 
+/// Where the kernel was told at its boot what can leave: 160 MiB, of which 128 stay.
+async fn memory_of_a_device_leaves_and_comes_back<S: Spawner>(mut bed: Bed<S>) {
+    const MIB: u64 = 1 << 20;
+    bed.spec.memory_bytes = 160 * MIB;
+    bed.spec.memory_min_bytes = 128 * MIB;
+    bed.spec.memory_max_bytes = 256 * MIB;
+    let kernel = booted(&bed).await;
+    let present = async || {
+        let state = kernel.memory().await.unwrap().unwrap();
+        assert!(state.certain && state.max_bytes >= 256 * MIB, "{state:?}");
+        (!state.pending).then_some(state.present_bytes / MIB)
+    };
+    until("the memory it is to begin with", async || (present().await == Some(160)).then_some(())).await;
+    let at_160 = free_bytes(&kernel).await;
+    for wanted in [256, 128, 200, 160] {
+        kernel.set_memory(wanted * MIB, LONG).await.unwrap();
+        assert_eq!(present().await, Some(wanted));
+        let expected = at_160 + wanted * MIB - 160 * MIB;
+        let free = free_bytes(&kernel).await;
+        assert!(free.abs_diff(expected) < 8 * MIB, "{wanted} MiB: {free} are free, not {expected}");
+    }
+    for (wanted, reason) in [(126, "128 MiB for good"), (1024, "has room for"), (161, "steps of 2")] {
+        let error = kernel.set_memory(wanted * MIB, LONG).await.unwrap_err();
+        assert!(
+            matches!(&error, SpawnError::Refused { reason: said, .. } if said.contains(reason)),
+            "{error}"
+        );
+    }
+    kernel.freeze().await.unwrap();
+    let error = kernel.set_memory(200 * MIB, Duration::from_secs(6)).await.unwrap_err();
+    assert!(
+        matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("came to 160")),
+        "{error}"
+    );
+    kernel.thaw().await.unwrap();
+    assert_eq!(present().await, Some(160), "what a frozen kernel did not do was taken back");
+    let adopted = bed.spawner.adopt(&bed.spec.runtime_dir).await.unwrap();
+    assert_eq!(adopted.memory().await.unwrap(), kernel.memory().await.unwrap());
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+}
+
 async fn change_of_memory_that_a_stopped_kernel_does_not_answer_ends_when_it_runs_on<S: Spawner>(
     bed: Bed<S>,
 ) {
@@ -464,6 +508,7 @@ mod on_qemu {
         terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
         what_cannot_be_spawned_leaves_nothing, keeper_that_cannot_be_reached_costs_no_kernel_its_life,
         folder_of_a_kernel_that_was_lost_unseen_can_be_used_again, memory_of_a_kernel_that_is_none_cannot_be_changed,
+        memory_of_a_device_leaves_and_comes_back,
     );
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -202,6 +202,12 @@ impl Kernel {
     /// [`SpawnError::Ended`] when it has ended, [`SpawnError::Keeper`] when its keeper does not answer.
     pub async fn memory(&self) -> Result<Option<MemoryState>, SpawnError> {
         let action = "ask about the memory of";
+        if self.kind() == SpawnerKind::Qemu {
+            self.must_run(action).await?;
+            return qemu::memory_state(self.runtime_dir())
+                .await
+                .map_err(|error| self.refused_to(action, error));
+        }
         let status = ask(self.runtime_dir(), Request::Status).await;
         status.map(|status| status.memory).map_err(|error| self.link_failed(action, error))
     }
@@ -213,6 +219,14 @@ impl Kernel {
     /// end within `deadline`: it may still, [`Kernel::memory`] tells.
     pub async fn set_memory(&self, bytes: u64, deadline: Duration) -> Result<(), SpawnError> {
         let action = "change the memory of";
+        if self.kind() == SpawnerKind::Qemu {
+            self.must_run(action).await?;
+            let changed = qemu::set_memory(self.runtime_dir(), bytes, deadline).await;
+            let runtime_dir = self.runtime_dir().to_owned();
+            return changed
+                .map_err(|error| self.refused_to(action, error))?
+                .map_err(|reason| SpawnError::Refused { action, runtime_dir, reason });
+        }
         let changed = timeout(deadline, async {
             let link = KeeperLink::connect(self.runtime_dir()).await?;
             link.request(Request::SetMemory { bytes }).await
@@ -327,6 +341,11 @@ impl Kernel {
             runtime_dir: dir,
             source,
         })
+    }
+
+    /// The driver could not do it, or does not know whether it did.
+    fn refused_to(&self, action: &'static str, reason: String) -> SpawnError {
+        SpawnError::Control { action, runtime_dir: self.runtime_dir().to_owned(), reason }
     }
 
     fn link_failed(&self, action: &'static str, error: LinkError) -> SpawnError {

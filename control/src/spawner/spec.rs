@@ -31,8 +31,8 @@ impl SpawnerKind {
     /// Whether memory can be moved to and from its kernels while they run.
     pub fn can_move_memory(self) -> bool {
         match self {
-            Self::Uml => true,
-            Self::Qemu | Self::Process => false,
+            Self::Uml | Self::Qemu => true,
+            Self::Process => false,
         }
     }
 
@@ -132,6 +132,9 @@ pub struct KernelSpec {
     pub image: Option<PathBuf>,
     /// The kernel's memory, in bytes (at least 32 MiB, and twice the size of all initrd files). Ignored by `process`.
     pub memory_bytes: u64,
+    /// The least memory it can be left with while it runs, in bytes: `memory_bytes` or less. Where a kernel has to be told at its boot
+    /// what can leave, that is what is beyond this.
+    pub memory_min_bytes: u64,
     /// The most memory it can be given while it runs, in bytes: `memory_bytes` or more. Where the spawner can take memory from a
     /// running kernel, it boots with room for this much and is left with `memory_bytes`.
     pub memory_max_bytes: u64,

@@ -54,6 +54,7 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<ExitHow> {
     let spec = KernelSpec {
         image,
         memory_bytes: memory_mib << 20,
+        memory_min_bytes: memory_mib << 20,
         memory_max_bytes: memory_mib << 20,
         agent_binary: init.context(USAGE)?,
         // There is no control plane: nobody asks for the secret.

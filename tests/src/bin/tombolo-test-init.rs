@@ -44,6 +44,9 @@ fn run(config: &Path, is_init: bool) {
 fn serve(config: &Path, is_init: bool) -> io::Result<()> {
     let config = AgentConfig::read(config).map_err(io::Error::other)?;
     let doorbell = open_doorbell(config.doorbell.as_ref())?;
+    for module in &config.modules {
+        rustix::system::finit_module(&fs::File::open(module)?, c"", 0)?;
+    }
     // A helper that left its process group: it must not outlive its kernel.
     let me = if is_init { "/init".into() } else { std::env::current_exe()? };
     Command::new("setsid")

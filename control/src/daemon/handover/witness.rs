@@ -200,9 +200,6 @@ impl Witnesses {
         let handle =
             self.running(kernel).await.ok_or_else(|| Some(veto("that boot of it does not run", None)))?;
         match handle.memory().await {
-            Ok(Some(memory)) if memory.pending => {
-                Err(Some(veto("an earlier change of its memory has not ended", Some(RETRY_AFTER_MS))))
-            }
             Ok(Some(memory)) => Ok((Has::of(&memory), handle)),
             Ok(None) => Err(Some(veto("its spawner cannot change its memory while it runs", None))),
             // Silence is no refusal; the look that follows will say so.

@@ -123,6 +123,7 @@ impl Instance {
         self.kernel_spec = Some(Box::new(KernelSpec {
             image: spec.image.clone(),
             memory_bytes: memory.bytes,
+            memory_min_bytes: memory.min_bytes,
             memory_max_bytes: memory.max_bytes,
             agent_binary: self.shared.places.agent_binary.clone(),
             agent_config: config,

@@ -17,6 +17,8 @@ const CHANGE_MAX: Duration = Duration::from_secs(10);
 /// What a kernel boots with.
 pub(super) struct BootMemory {
     pub(super) bytes: u64,
+    /// The least it can be left with while it runs.
+    pub(super) min_bytes: u64,
     /// The most it can be given while it runs.
     pub(super) max_bytes: u64,
 }
@@ -39,8 +41,13 @@ impl Instance {
             ),
             error => error.to_string(),
         })?;
-        let max_bytes = if can_move { round_up(record.spec.memory_max_mib() << 20) } else { bytes };
-        Ok(BootMemory { bytes, max_bytes: max_bytes.max(bytes) })
+        let (min_bytes, max_bytes) = match can_move {
+            true => {
+                (round_up(record.spec.memory_min_mib() << 20), round_up(record.spec.memory_max_mib() << 20))
+            }
+            false => (bytes, bytes),
+        };
+        Ok(BootMemory { bytes, min_bytes: min_bytes.min(bytes), max_bytes: max_bytes.max(bytes) })
     }
 
     /// After a start of the daemon: the kernel that was found running is in the ledger, and has what the ledger says. A hand-over

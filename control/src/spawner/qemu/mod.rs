@@ -1,6 +1,6 @@
 //! The `qemu` spawner: real Linux kernels in emulated machines.
 //!
-//! The machine runs in its runtime folder. Its memory is a memfd, the pool is the memory of a PCI function (ivshmem-plain), the
+//! The machine runs in its runtime folder. Its memory is a memfd and what can leave or come a second ([`memory`]), the pool is the memory of a PCI function (ivshmem-plain), the
 //! console its first serial line on stdio, the doorbell its second on the descriptor that the keeper hands on, and everything
 //! else (agent, configuration, secret, modules) is in one initial archive. Emulated by a thread for each CPU
 //! (`tcg,thread=multi`) and with room for a second one, or QEMU would not keep atomics on shared memory atomic.
@@ -12,6 +12,7 @@
 //! file is sparse, so that costs nothing, and nothing of the pool lies behind its own length.
 
 mod image;
+mod memory;
 mod modules;
 mod qmp;
 
@@ -24,6 +25,8 @@ use serde_json::json;
 use tombolo_agent::config::{Doorbell, PoolConfig};
 
 use self::image::Image;
+use self::memory::Layout;
+pub(super) use self::memory::{set as set_memory, state as memory_state};
 use super::launch::Claim;
 use super::{Availability, Kernel, KernelSpec, PoolFile, SpawnError, Spawner, SpawnerKind, initrd};
 use crate::keeper::{Job, machine};
@@ -79,8 +82,10 @@ impl Spawner for QemuSpawner {
         let bad_spec = |reason: String| SpawnError::BadSpec { name: name.clone(), reason };
         super::check_pool(spec).map_err(bad_spec)?;
         super::check_agent(spec)?;
-        let argv = arguments(spec, &image).map_err(bad_spec)?;
-        let modules = image.modules(&spec.modules, &[PANIC_MODULE])?;
+        let can_change = Layout::new(spec, 0).can_change();
+        let wanted: Vec<String> =
+            if can_change { memory::MODULES.map(str::to_owned).to_vec() } else { Vec::new() };
+        let modules = image.modules(&[&wanted[..], &spec.modules].concat(), &[PANIC_MODULE])?;
         let claim = Claim::take(&spec.runtime_dir).await?;
 
         if let Some(pool) = &spec.pool {
@@ -95,6 +100,8 @@ impl Spawner for QemuSpawner {
         config.doorbell = Some(Doorbell::Path("/dev/ttyS1".into()));
         let initrd_bytes = initrd::write(spec, config, &modules).await?;
         initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;
+        let layout = Layout::new(spec, MEMORY_BYTES_MIN + 2 * initrd_bytes);
+        let argv = arguments(spec, &image, &layout).map_err(bad_spec)?;
         for (name, content) in [(machine::EVENTS_IN, machine::EVENTS_COMMAND), (machine::EVENTS_OUT, "")] {
             let path = spec.runtime_dir.join(name);
             fs::write(&path, content).map_err(|source| SpawnError::File { action: "write", path, source })?;
@@ -115,7 +122,7 @@ impl Spawner for QemuSpawner {
     }
 }
 
-fn arguments(spec: &KernelSpec, image: &Image) -> Result<Vec<String>, String> {
+fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<String>, String> {
     let text = |path: &Path| {
         let text = path.to_str().ok_or_else(|| format!("the path {} is not UTF-8", path.display()))?;
         // QEMU separates options by commas, and takes two for one of a value's.
@@ -124,7 +131,6 @@ fn arguments(spec: &KernelSpec, image: &Image) -> Result<Vec<String>, String> {
     let plain = |path: &Path| {
         path.to_str().map(str::to_owned).ok_or_else(|| format!("the path {} is not UTF-8", path.display()))
     };
-    let kib = spec.memory_bytes / 1024;
     let mut command_line = vec![
         "console=ttyS0".to_owned(),
         "quiet".into(),
@@ -135,6 +141,9 @@ fn arguments(spec: &KernelSpec, image: &Image) -> Result<Vec<String>, String> {
         // For people who look at the process table; the kernel ignores parameters with a dot that no module claims.
         format!("tombolo.name={}", spec.agent_config.name),
     ];
+    if layout.can_change() {
+        command_line.extend(memory::KERNEL_ARGUMENTS.map(str::to_owned));
+    }
     command_line.extend(spec.extra_args.iter().cloned());
     let mut argv = vec![plain(&image.program)?];
     for folder in &image.firmware {
@@ -146,8 +155,6 @@ fn arguments(spec: &KernelSpec, image: &Image) -> Result<Vec<String>, String> {
         ("-accel", "tcg,thread=multi".to_owned()),
         ("-cpu", "qemu64".to_owned()),
         ("-smp", format!("1,maxcpus={CPUS_MAX}")),
-        ("-m", format!("{kib}K")),
-        ("-object", format!("memory-backend-memfd,id=mem0,share=on,size={kib}K")),
         ("-display", "none".to_owned()),
         ("-chardev", "stdio,id=console,signal=off".to_owned()),
         ("-serial", "chardev:console".to_owned()),
@@ -164,7 +171,9 @@ fn arguments(spec: &KernelSpec, image: &Image) -> Result<Vec<String>, String> {
         ("-initrd", initrd::NAME.to_owned()),
         ("-append", command_line.join(" ")),
     ];
-    argv.extend(options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
+    argv.extend(
+        options.into_iter().chain(layout.options()).flat_map(|(option, value)| [option.to_owned(), value]),
+    );
     argv.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
     if let Some(pool) = &spec.pool {
         let (path, bytes) = (text(&pool.path)?, function_bytes(pool).map_err(|error| error.to_string())?);
