@@ -153,7 +153,8 @@ fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<St
         ("-name", spec.agent_config.name.clone()),
         ("-machine", "q35,memory-backend=mem0".to_owned()),
         ("-accel", "tcg,thread=multi".to_owned()),
-        ("-cpu", "qemu64".to_owned()),
+        // Without a source of randomness whatever needs some, a proof of identity say, would wait for ever.
+        ("-cpu", "qemu64,+rdrand".to_owned()),
         ("-smp", format!("1,maxcpus={CPUS_MAX}")),
         ("-display", "none".to_owned()),
         ("-chardev", "stdio,id=console,signal=off".to_owned()),
