@@ -19,6 +19,18 @@ fn bed_with_two(files: &[&str]) -> Option<Bed> {
     Some(bed)
 }
 
+/// The same on emulated machines, which are told at their boot what can leave: `web` with 160 MiB and room for 256, `db` with 256
+/// of which it gives all but 128.
+fn emulated_bed_with_two() -> Option<Bed> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    runtime.block_on(prerequisites::qemu())?;
+    let bed = Bed::start("qemu")?;
+    let common = ["--restart", "never", "--memory-min", "128"];
+    bed.must(&[&["up", "web", "--memory", "160", "--memory-max", "256"][..], &common].concat());
+    bed.must(&[&["up", "db", "--memory", "256"][..], &common].concat());
+    Some(bed)
+}
+
 /// How much memory the ledger gives to a holder, in MiB.
 fn held(bed: &Bed, holder: &str) -> u64 {
     let books = bed.must(&["--json", "pool"]).json()["pool"].take();
@@ -69,6 +81,13 @@ fn kernel_agrees(bed: &Bed, name: &str, held_before_mib: u64, free_before: u64) 
     let expected = free_before + held(bed, name) * MIB;
     let found = free(bed, name) + held_before_mib * MIB;
     assert!(found.abs_diff(expected) < TOLERANCE, "{name}: {found} and {expected} bytes differ");
+}
+
+/// What a kernel says of its own memory, in bytes.
+fn total(bed: &Bed, name: &str) -> u64 {
+    let inside = bed.must(&["exec", name, "--", "/init", "info", "--json"]).stdout;
+    let info: Value = serde_json::from_str(inside.lines().last().unwrap_or_default()).unwrap_or_default();
+    info["memory_bytes"].as_u64().unwrap_or_default()
 }
 
 fn operation(bed: &Bed, id: u64) -> Value {
@@ -322,5 +341,41 @@ fn kernel_that_is_started_again_by_policy_keeps_what_it_was_given() {
     assert_eq!(held(&bed, "app"), 96);
     assert_eq!(bed.view("app")["memory_mib"], 96);
     books_add_up(&bed);
+    bed.nothing_is_left();
+}
+
+#[test]
+fn memory_moves_between_emulated_machines_and_goes_on_after_a_killed_daemon() {
+    let Some(mut bed) = emulated_bed_with_two() else { return };
+    let before = [total(&bed, "web"), total(&bed, "db")];
+    let moved = bed.must(&["move", "--memory", "64M", "--from", "db", "--to", "web"]);
+    assert!(moved.stderr.contains("moved 64.0 MiB"), "{moved:?}");
+    assert_eq!([held(&bed, "web"), held(&bed, "db")], [224, 192]);
+    // A machine's kernel counts what it was given, but for what it needs to manage it.
+    let after = [total(&bed, "web"), total(&bed, "db")];
+    assert!(after[0].abs_diff(before[0] + 64 * MIB) < TOLERANCE, "{before:?} {after:?}");
+    assert!(before[1].abs_diff(after[1] + 64 * MIB) < TOLERANCE, "{before:?} {after:?}");
+    bed.must(&["move", "--memory", "64M", "--from", "web", "--to", "db"]);
+    let said = bed.tombolo(&["move", "--memory", "130M", "--from", "db", "--to", "web"]);
+    assert!(said.code == 4 && said.stderr.contains("must keep"), "{said:?}");
+
+    for (turn, step) in [3, 8, 11, 13, 14, 15, 16].into_iter().enumerate() {
+        let (from, to) = if turn % 2 == 0 { ("db", "web") } else { ("web", "db") };
+        bed.end_daemon("TERM");
+        bed.set_daemon_args(["--debug-die-after-steps", &step.to_string()]);
+        bed.start_daemon();
+        for name in ["web", "db"] {
+            bed.must(&["wait", name, "--for", "running"]);
+        }
+        assert_ne!(bed.tombolo(&["move", "--memory", "64M", "--from", from, "--to", to]).code, 0);
+        bed.daemon_dies();
+        bed.set_daemon_args([]);
+        bed.start_daemon();
+        let id = last_operation(&bed)["id"].as_u64().unwrap();
+        bed.must(&["op", "watch", &id.to_string()]);
+        let moved = if turn % 2 == 0 { [224, 192] } else { [160, 256] };
+        assert_eq!([held(&bed, "web"), held(&bed, "db")], moved, "killed at step {step}");
+        books_add_up(&bed);
+    }
     bed.nothing_is_left();
 }
