@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 
-use crate::{build, command, device, image, process};
+use crate::{build, command, device, image, process, qemu};
 
 /// Options of the tests.
 #[derive(Clone, Debug, Parser)]
@@ -15,12 +15,15 @@ pub(crate) struct Args {
     /// The developer's inner loop: no optimized builds, no kernels, no model checking, no demo
     #[arg(long)]
     quick: bool,
+    /// Also boot kernels in emulated machines (QEMU), which is fetched where it is not installed: several minutes more
+    #[arg(long, conflicts_with = "quick")]
+    qemu: bool,
 }
 
 /// How long the demo may take before it counts as hung.
 const DEMO_MAX: Duration = Duration::from_secs(300);
 /// How long a run of the conformance suite that boots kernels may take before it counts as hung.
-const SUITE_MAX: Duration = Duration::from_secs(600);
+const SUITE_MAX: Duration = Duration::from_secs(1200);
 
 /// Kernel modules for AF_VSOCK within one kernel, in load order.
 const VSOCK_MODULES: [&str; 3] = ["vsock", "vmw_vsock_virtio_transport_common", "vsock_loopback"];
@@ -67,6 +70,10 @@ fn check_all(args: &Args) -> Result<()> {
     checks.check("end-to-end tests on real kernels", || end_to_end(&kernel, &programs));
     checks.check("the demo on real kernels", || demo(&programs));
     checks.check("the demo of hand-overs on real kernels", || demo_of_handovers(&programs));
+    if args.qemu && checks.check("find or fetch QEMU", qemu::find_or_fetch).is_some() {
+        checks.check("kernels in emulated machines", || emulated(&programs));
+        checks.check("shm conformance between emulated machines", || shm_between_machines(&programs));
+    }
     checks.finish()
 }
 
@@ -138,6 +145,23 @@ fn end_to_end(kernel: &Path, programs: &Path) -> Result<()> {
     succeed(&mut cargo)
 }
 
+/// The tests that have `qemu` in their name, two at a time: each emulates a machine.
+fn emulated(programs: &Path) -> Result<()> {
+    let mut cargo = build::cargo();
+    cargo.args([
+        "test",
+        "--package",
+        "tombolo-tests",
+        "--no-fail-fast",
+        "--test",
+        "spawner",
+        "--test",
+        "on_qemu",
+    ]);
+    cargo.args(["--", "qemu", "--test-threads", "2"]);
+    succeed(cargo.env("TOMBOLO_STATIC_BIN", programs).env("TOMBOLO_REQUIRE_QEMU", "1"))
+}
+
 /// Boots a kernel whose only program is the conformance suite, on AF_VSOCK over its loopback.
 fn vsock_in_a_kernel(kernel: &Path, programs: &Path) -> Result<()> {
     let mut boot = Command::new(programs.join("tombolo-boot"));
@@ -153,6 +177,12 @@ fn shm_between_kernels(kernel: &Path, programs: &Path) -> Result<()> {
     let mut suite = Command::new(programs.join("tombolo-conformance"));
     suite.env("TOMBOLO_UML_KERNEL", kernel).env("TOMBOLO_STATIC_BIN", programs);
     passes(suite.env("TOMBOLO_REQUIRE_KERNELS", "1").arg("kernels"), 2)
+}
+
+/// The same between two emulated machines, and between one of them and this one.
+fn shm_between_machines(programs: &Path) -> Result<()> {
+    let mut suite = Command::new(programs.join("tombolo-conformance"));
+    passes(suite.env("TOMBOLO_STATIC_BIN", programs).args(["kernels", "qemu"]), 2)
 }
 
 /// The hybrid backend here against AF_VSOCK in a real kernel, through a device that is not ours.

@@ -13,8 +13,8 @@ usage: tombolo-demo-kv COMMAND [--broker SOCKET]
   where-am-i             the kernel this runs on, as JSON
   count LINES GAP_MS     print lines, one after the other
   checksum FILE          the BLAKE3 checksum of a file, as JSON
-  set-clock-back SECONDS set the clock of the kernel this runs on, if that is a user-mode one
-  panic                  panic the kernel this runs on, if that is a user-mode one
+  set-clock-back SECONDS set the clock of the kernel this runs on, if a spawner has made it
+  panic                  panic the kernel this runs on, if a spawner has made it
   power-off              switch that kernel off without asking anybody
   hog MIB                hold so much memory, until killed
   freeze-user-space MS   freeze every other program of that kernel for so long

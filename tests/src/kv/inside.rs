@@ -73,7 +73,7 @@ pub fn checksum(path: &Path) -> Result<Value> {
 /// Sets the kernel's clock back by so much.
 ///
 /// # Errors
-/// When it is not a user-mode one, or does not let us.
+/// When no spawner has made it, or it does not let us.
 pub fn set_clock_back(by: Duration) -> Result<()> {
     not_the_hosts()?;
     let then = (Duration::from_millis(unix_ms())).saturating_sub(by);
@@ -95,7 +95,7 @@ pub fn hog(mib: usize) -> ! {
 /// Panics the kernel.
 ///
 /// # Errors
-/// When it is not a user-mode one, or does not let us.
+/// When no spawner has made it, or it does not let us.
 pub fn panic_kernel() -> Result<()> {
     not_the_hosts()?;
     fs::write("/proc/sysrq-trigger", "c").context("could not panic this kernel")
@@ -104,7 +104,7 @@ pub fn panic_kernel() -> Result<()> {
 /// Switches the kernel off without asking anybody, as a user inside may.
 ///
 /// # Errors
-/// When it is not a user-mode one, or does not let us.
+/// When no spawner has made it, or it does not let us.
 pub fn power_off() -> Result<()> {
     not_the_hosts()?;
     rustix::system::reboot(RebootCommand::PowerOff).context("could not power this kernel off")
@@ -113,7 +113,7 @@ pub fn power_off() -> Result<()> {
 /// Freezes every other program of the kernel, its first process included, for as long as `time`. The kernel itself goes on.
 ///
 /// # Errors
-/// When it is not a user-mode one, or does not let us.
+/// When no spawner has made it, or it does not let us.
 pub fn freeze_user_space(time: Duration) -> Result<()> {
     not_the_hosts()?;
     let root = Path::new("/cgroup");
@@ -135,6 +135,12 @@ pub fn freeze_user_space(time: Duration) -> Result<()> {
 /// What these programs do must never befall the host.
 fn not_the_hosts() -> Result<()> {
     let cpu = fs::read_to_string("/proc/cpuinfo").context("could not read /proc/cpuinfo")?;
-    anyhow::ensure!(cpu.contains("User Mode Linux"), "this is not a user-mode kernel: left alone");
+    let arguments = fs::read_to_string("/proc/cmdline")?;
+    // What the `qemu` spawner writes there.
+    let emulated = arguments.split_ascii_whitespace().any(|argument| argument.starts_with("tombolo.name="));
+    anyhow::ensure!(
+        cpu.contains("User Mode Linux") || emulated,
+        "this kernel was made by no spawner: left alone"
+    );
     Ok(())
 }

@@ -10,17 +10,17 @@ use tombolo_transport::Cid;
 const GUEST_PROGRAM: &str = "/bin/conformance";
 const GUEST_BROKER: &str = "/run/tombolo/broker.sock";
 
-pub(crate) async fn run(filter: &str) -> Result<()> {
+pub(crate) async fn run(spawner: &'static str, filter: &str) -> Result<()> {
     // The bed waits for other programs and does not yield.
-    tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(in_bed(filter)))
+    tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(in_bed(spawner, filter)))
 }
 
-async fn in_bed(filter: &str) -> Result<()> {
-    let bed = Bed::start("uml").context("this needs a kernel image and static programs; see above")?;
+async fn in_bed(spawner: &'static str, filter: &str) -> Result<()> {
+    let bed = Bed::start(spawner).context("this needs a kernel image and static programs; see above")?;
     let program = std::env::current_exe()?;
     let file = format!("{}:{GUEST_PROGRAM}", program.display());
     let peer = ["--", GUEST_PROGRAM, "peer", "shm", GUEST_BROKER];
-    let up = ["--memory", "128", "--restart", "never", "--file", &file];
+    let up = ["--memory", "160", "--restart", "never", "--file", &file];
     bed.must(&[&["up", "a"], &up[..]].concat());
     bed.must(&[&["up", "b"], &up[..], &peer[..]].concat());
     bed.must(&["policy", "allow", "a", "b"]);

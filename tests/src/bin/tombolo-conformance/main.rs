@@ -23,7 +23,8 @@ use tombolo_transport::{Cid, Endpoint};
 const USAGE: &str = "\
 usage: tombolo-conformance WORDS [--filter BEHAVIOUR]
   here BACKEND            both sides in this process: memory, hybrid, shm or vsock-loopback
-  kernels                 shared memory between two real kernels, and between one and this one (boots them)
+  kernels [qemu]          shared memory between two real kernels, and between one and this one (boots them: user-mode ones,
+                          or those of emulated machines)
   device PROGRAM          hybrid here against AF_VSOCK in a real kernel (boots it), through PROGRAM: vhost-device-vsock
 and within those kernels:
   peer shm SOCKET         work an endpoint of the broker at SOCKET for drivers elsewhere
@@ -62,7 +63,8 @@ fn run(mut words: Vec<String>, is_init: bool) -> Result<()> {
         match words[..] {
             [] if is_init => suite(VsockLoopback, &filter).await,
             ["here", backend] => here(backend, &filter).await,
-            ["kernels"] => kernels::run(&filter).await,
+            ["kernels"] => kernels::run("uml", &filter).await,
+            ["kernels", "qemu"] => kernels::run("qemu", &filter).await,
             ["device", program] => device::run(program.as_ref(), &filter).await,
             ["peer", "shm", socket] => peer(Endpoint::attach(socket).await?).await,
             ["peer", "vsock"] => peer(Endpoint::vsock(VsockConfig::default())?).await,
