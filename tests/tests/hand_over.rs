@@ -345,7 +345,7 @@ fn kernel_that_is_started_again_by_policy_keeps_what_it_was_given() {
 }
 
 #[test]
-fn memory_moves_between_emulated_machines_and_goes_on_after_a_killed_daemon() {
+fn memory_moves_between_kernels_under_qemu_and_goes_on_after_a_killed_daemon() {
     let Some(mut bed) = emulated_bed_with_two() else { return };
     let before = [total(&bed, "web"), total(&bed, "db")];
     let moved = bed.must(&["move", "--memory", "64M", "--from", "db", "--to", "web"]);

@@ -157,6 +157,8 @@ fn emulated(programs: &Path) -> Result<()> {
         "spawner",
         "--test",
         "on_qemu",
+        "--test",
+        "hand_over",
     ]);
     cargo.args(["--", "qemu", "--test-threads", "2"]);
     succeed(cargo.env("TOMBOLO_STATIC_BIN", programs).env("TOMBOLO_REQUIRE_QEMU", "1"))
