@@ -1,6 +1,8 @@
 //! The command line of `tombolo`, whole: one definition feeds parsing, help and completions.
 #![allow(missing_docs, reason = "the help texts are the documentation")]
 
+mod handover;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -8,6 +10,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::core::InstanceName;
 use crate::core::policy::Target;
 use crate::spawner::SpawnerKind;
+
+pub use self::handover::{
+    ApplyArgs, DiffArgs, DrainArgs, HandoverArgs, MoveArgs, OpCommand, ResizeArgs, SizeChange,
+};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -444,115 +450,6 @@ pub enum ConditionArg {
     Gone,
 }
 
-#[derive(Clone, Debug, Args)]
-pub struct MoveArgs {
-    /// How much memory, such as 64M or 1G
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = parse_size)]
-    pub memory: u64,
-    /// Who gives: an instance, `pool` or `host`
-    #[arg(long, value_name = "NAME")]
-    pub from: String,
-    /// Who gets: an instance, `pool` or `host`
-    #[arg(long, value_name = "NAME")]
-    pub to: String,
-    #[command(flatten)]
-    pub how: HandoverArgs,
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct ResizeArgs {
-    /// The instance
-    pub name: InstanceName,
-    /// How much memory it is to have, such as 256M; or how much more or less, such as +64M or -64M
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = parse_change)]
-    pub memory: SizeChange,
-    #[command(flatten)]
-    pub how: HandoverArgs,
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct DiffArgs {
-    /// The fleet file [default: tombolo.toml]
-    #[arg(short = 'f', long, value_name = "FILE")]
-    pub fleet: Option<PathBuf>,
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct ApplyArgs {
-    /// The fleet file [default: tombolo.toml]
-    #[arg(short = 'f', long, value_name = "FILE")]
-    pub fleet: Option<PathBuf>,
-    #[command(flatten)]
-    pub how: HandoverArgs,
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct DrainArgs {
-    /// The instance
-    pub name: InstanceName,
-    #[command(flatten)]
-    pub how: HandoverArgs,
-}
-
-/// How something is handed over.
-#[derive(Clone, Debug, Args)]
-pub struct HandoverArgs {
-    /// Only show what would be done
-    #[arg(long, conflicts_with = "no_wait")]
-    pub dry_run: bool,
-    /// Do not wait until it has ended
-    #[arg(long)]
-    pub no_wait: bool,
-    /// Move what can be had, instead of nothing, when some of it cannot
-    #[arg(long)]
-    pub partial: bool,
-    /// Do not ask applications' hooks
-    #[arg(long)]
-    pub no_hooks: bool,
-    /// Refuse unless the ledger is still at this version, as `tombolo pool` shows it
-    #[arg(long, value_name = "N")]
-    pub if_version: Option<u64>,
-    /// Idempotency key: the same command with the same key is the same move, however often it is given
-    #[arg(long, value_name = "KEY")]
-    pub key: Option<String>,
-}
-
-/// How much, or how much more or less, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SizeChange {
-    To(u64),
-    More(u64),
-    Less(u64),
-}
-
-#[derive(Clone, Debug, Subcommand)]
-pub enum OpCommand {
-    /// List moves, the newest last
-    Ls,
-    /// Show everything known about a move
-    Show {
-        /// Its number
-        id: u64,
-    },
-    /// Follow a move until it has ended
-    Watch {
-        /// Its number
-        id: u64,
-    },
-    /// Call a move off; works until the point of no return
-    Cancel {
-        /// Its number
-        id: u64,
-    },
-    /// Take a unit out of quarantine. You vouch that it is with OWNER and with nobody else
-    Repair {
-        /// The unit, as `tombolo pool` names it, such as `memory lot 7`
-        unit: String,
-        /// Who has it: an instance, `pool` or `host`
-        owner: String,
-    },
-}
-
 #[derive(Clone, Debug, Subcommand)]
 pub enum PolicyCommand {
     /// Let FROM connect to TARGET
@@ -620,18 +517,6 @@ pub fn parse_duration(input: &str) -> Result<std::time::Duration, String> {
         _ => return Err(wrong()),
     };
     std::time::Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
-}
-
-fn parse_size(input: &str) -> Result<u64, String> {
-    tombolo_handover::request::parse_size(input).map_err(|error| error.to_string())
-}
-
-fn parse_change(input: &str) -> Result<SizeChange, String> {
-    match (input.strip_prefix('+'), input.strip_prefix('-')) {
-        (Some(more), _) => parse_size(more).map(SizeChange::More),
-        (_, Some(less)) => parse_size(less).map(SizeChange::Less),
-        _ => parse_size(input).map(SizeChange::To),
-    }
 }
 
 fn parse_file(input: &str) -> Result<(PathBuf, String), String> {
