@@ -72,7 +72,7 @@ pub enum SpawnError {
         reason: String,
     },
     /// The keeper is there but an exchange with it failed.
-    #[error("could not {action} through the keeper in {runtime_dir}; it may have taken effect")]
+    #[error("could not {action} the kernel through its keeper in {runtime_dir}; it may have taken effect")]
     Keeper {
         /// What was attempted.
         action: &'static str,
@@ -83,7 +83,7 @@ pub enum SpawnError {
         source: io::Error,
     },
     /// The keeper refused.
-    #[error("the keeper in {runtime_dir} refused to {action}: {reason}")]
+    #[error("the keeper in {runtime_dir} refused to {action} the kernel: {reason}")]
     Refused {
         /// What was attempted.
         action: &'static str,

@@ -336,11 +336,7 @@ impl Kernel {
             Ok(exit)
         });
         let swept = swept.await.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)));
-        swept.map_err(|source| SpawnError::Keeper {
-            action: "find out how the kernel ended",
-            runtime_dir: dir,
-            source,
-        })
+        swept.map_err(|source| SpawnError::Keeper { action: "find the end of", runtime_dir: dir, source })
     }
 
     /// The driver could not do it, or does not know whether it did.

@@ -29,6 +29,8 @@ const MCONSOLE: &str = "uml/k/mconsole";
 /// Least memory a kernel can boot with, besides twice its initial archive (packed and unpacked), in bytes.
 const MEMORY_BYTES_MIN: u64 = 24 << 20;
 
+/// When a kernel that boots and does not answer is told something else.
+const NUDGE_AFTER: Duration = Duration::from_millis(100);
 /// How long the management console may take to appear: the kernel makes it within the first half second of its boot.
 const MCONSOLE_MAX: Duration = Duration::from_secs(5);
 
@@ -108,9 +110,8 @@ impl Spawner for UmlSpawner {
         if boot_bytes(spec) > spec.memory_bytes
             && let Err(error) = leave_memory(&kernel, spec.memory_bytes).await
         {
-            let _ = kernel.kill().await;
-            let _ = kernel.forget().await;
-            return Err(error);
+            // It runs, with more than it was to have; whoever looks at its memory sees that, and can take it later.
+            tracing::warn!(name, %error, "a kernel keeps all the memory that it booted with for now");
         }
         Ok(kernel)
     }
@@ -129,11 +130,25 @@ fn boot_bytes(spec: &KernelSpec) -> u64 {
 async fn leave_memory(kernel: &Kernel, bytes: u64) -> Result<(), SpawnError> {
     let deadline = tokio::time::Instant::now() + MCONSOLE_MAX;
     loop {
-        match kernel.set_memory(bytes, mconsole::ANSWER_MAX).await {
+        match set_memory_at_boot(kernel, bytes).await {
             Err(SpawnError::Refused { .. }) if tokio::time::Instant::now() < deadline => {
                 tokio::time::sleep(Duration::from_millis(20)).await; // it boots
             }
-            outcome => return outcome.map(drop),
+            outcome => return outcome,
+        }
+    }
+}
+
+/// A kernel that boots makes its console's socket a moment before it listens to it, and hears of what came in that moment only with
+/// what comes next: so it is told something else as long as it does not answer.
+async fn set_memory_at_boot(kernel: &Kernel, bytes: u64) -> Result<(), SpawnError> {
+    let mut setting = std::pin::pin!(kernel.set_memory(bytes, mconsole::ANSWER_MAX));
+    loop {
+        tokio::select! {
+            outcome = &mut setting => return outcome,
+            () = tokio::time::sleep(NUDGE_AFTER) => {
+                let _ = mconsole::command(kernel.runtime_dir(), MCONSOLE, "version", NUDGE_AFTER).await;
+            }
         }
     }
 }

@@ -186,6 +186,7 @@ impl Instance {
                 let event = EventKind::Spawned { spawner: kind.to_string(), pid: kernel.pid() };
                 self.attend(kernel).await;
                 let _ = self.step(Input::Spawned, vec![event]).await;
+                self.check_memory().await;
             }
             Ok(kernel) => drop(tokio::spawn(clear(Ok(kernel)))),
             Err(reason) if is_current => self.step_failed("spawn", reason).await,

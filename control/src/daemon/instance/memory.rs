@@ -50,8 +50,8 @@ impl Instance {
         Ok(BootMemory { bytes, min_bytes: min_bytes.min(bytes), max_bytes: max_bytes.max(bytes) })
     }
 
-    /// After a start of the daemon: the kernel that was found running is in the ledger, and has what the ledger says. A hand-over
-    /// that is under way sees to its own.
+    /// A kernel that was started, or found running by a new daemon, is in the ledger and has what the ledger says. A hand-over that
+    /// is under way sees to its own.
     pub(super) async fn check_memory(&self) {
         let (Some(kernel), Some(kind), Some(incarnation)) =
             (self.kernel.clone(), self.record.spawner, self.record.incarnation)
