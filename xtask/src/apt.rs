@@ -18,7 +18,7 @@ pub(crate) struct Apt {
 
 impl Apt {
     /// Works in the folder `work`, which must be there and is the caller's to remove.
-    pub(crate) fn new(work: &Path) -> Self {
+    fn new(work: &Path) -> Self {
         Self { work: work.to_owned(), own_lists: OnceCell::new() }
     }
 
@@ -91,6 +91,34 @@ impl Apt {
             "APT::Update::Post-Invoke::=".into(),
         ];
         Ok(options.into_iter().flat_map(|option| ["-o".into(), option]).collect())
+    }
+}
+
+/// Has `fill` unpack packages beside `folder`, and moves them there when that has succeeded: an interrupted fetch leaves nothing
+/// half. What is in `folder` is replaced unless it `is_whole`; `what` is fetched, for people.
+pub(crate) fn fetch_into(
+    folder: &Path,
+    what: &str,
+    is_whole: impl Fn() -> Result<bool>,
+    fill: impl FnOnce(&Apt, &Path) -> Result<()>,
+) -> Result<()> {
+    let parent = folder.parent().context("the cache folder has no parent")?;
+    fs::create_dir_all(parent).with_context(|| format!("could not create {}", parent.display()))?;
+    let work = tempfile::Builder::new().prefix("fetch-").tempdir_in(parent)?;
+    eprintln!("fetching {what}; it is kept in {}", folder.display());
+    let unpacked = work.path().join("unpacked");
+    fs::create_dir(&unpacked)?;
+    fill(&Apt::new(work.path()), &unpacked)?;
+
+    if folder.exists() && !is_whole()? {
+        // It goes with the working folder.
+        let aside = work.path().join("replaced");
+        fs::rename(folder, &aside).with_context(|| format!("could not move {} aside", folder.display()))?;
+    }
+    match fs::rename(&unpacked, folder) {
+        // Another fetch was faster.
+        Err(_) if is_whole()? => Ok(()),
+        other => other.with_context(|| format!("could not move it to {}", folder.display())),
     }
 }
 

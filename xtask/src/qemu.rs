@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::apt::{self, Apt};
-use crate::image::cache_folder;
+use crate::image::{cache_folder, named};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// The emulator and its firmware.
@@ -39,7 +39,11 @@ pub(crate) fn find_or_fetch() -> Result<Qemu> {
     }
     // What is in the folder is replaced as a whole.
     let is_installed = program(&folder)?.is_some_and(|program| !program.starts_with(&folder));
-    fetch(&folder, !is_installed).with_context(|| {
+    let what = "QEMU and a kernel (about 120 MB, once)";
+    let is_whole = || Ok(find(&folder)?.is_some());
+    let fetched =
+        apt::fetch_into(&folder, what, is_whole, |apt, unpacked| fill(apt, unpacked, !is_installed));
+    fetched.with_context(|| {
         format!("could not fetch QEMU and a kernel for it (as root: apt install {} {KERNEL})", PACKAGES[0])
     })?;
     find(&folder)?.with_context(|| format!("nothing usable is in {} after fetching it", folder.display()))
@@ -66,13 +70,6 @@ fn kernel(folder: &Path) -> Result<Option<PathBuf>> {
     Ok([folder.join("boot"), "/boot".into()].iter().find_map(|boot| kernel_in(boot)))
 }
 
-/// The file that an environment variable names, if it is set.
-fn named(variable: &str) -> Result<Option<PathBuf>> {
-    let Some(path) = std::env::var_os(variable).map(PathBuf::from) else { return Ok(None) };
-    ensure!(path.is_file(), "{variable} is {}, which is not a file", path.display());
-    Ok(Some(path))
-}
-
 fn kernel_in(boot: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(boot).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
     let is_kernel = |path: &PathBuf| {
@@ -88,38 +85,20 @@ fn numbers_in(path: &Path) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
-/// Downloads and unpacks beside `folder`, and moves it there when it is whole: an interrupted fetch leaves nothing half.
-fn fetch(folder: &Path, with_program: bool) -> Result<()> {
-    let parent = folder.parent().context("the cache folder has no parent")?;
-    fs::create_dir_all(parent).with_context(|| format!("could not create {}", parent.display()))?;
-    let work = tempfile::Builder::new().prefix("fetch-").tempdir_in(parent)?;
-    eprintln!("fetching QEMU and a kernel (about 120 MB, once; kept in {})", folder.display());
-    let unpacked = work.path().join("unpacked");
-    fs::create_dir(&unpacked)?;
-    let apt = Apt::new(work.path());
+/// Unpacks a kernel into the folder and, if wanted, the program with what it needs.
+fn fill(apt: &Apt, unpacked: &Path, with_program: bool) -> Result<()> {
     let get = |packages: &[&str]| {
-        apt.download(packages)?.iter().try_for_each(|package| apt::unpack(package, &unpacked))
+        apt.download(packages)?.iter().try_for_each(|package| apt::unpack(package, unpacked))
     };
-
     let depends = apt.depends(KERNEL)?;
     let kernel = depends.iter().find(|name| name.starts_with("linux-image-"));
     get(&[kernel.with_context(|| format!("{KERNEL} depends on no kernel but on {depends:?}"))?])?;
     ensure!(kernel_in(&unpacked.join("boot")).is_some(), "the kernel's package holds no kernel");
     if with_program {
         get(&PACKAGES)?;
-        get_libraries(&unpacked.join("usr/bin").join(PROGRAM), &unpacked, get)?;
+        get_libraries(&unpacked.join("usr/bin").join(PROGRAM), unpacked, get)?;
     }
-
-    if folder.exists() && find(folder)?.is_none() {
-        // It goes with the working folder.
-        let aside = work.path().join("replaced");
-        fs::rename(folder, &aside).with_context(|| format!("could not move {} aside", folder.display()))?;
-    }
-    match fs::rename(&unpacked, folder) {
-        // Another fetch was faster.
-        Err(_) if find(folder)?.is_some() => Ok(()),
-        other => other.with_context(|| format!("could not move it to {}", folder.display())),
-    }
+    Ok(())
 }
 
 /// Gets the packages of the shared libraries that neither the host nor the unpacked packages have.

@@ -212,7 +212,6 @@ fn passes(suite: &mut Command, times: usize) -> Result<()> {
     Ok(())
 }
 
-/// Runs the demo as a user would, and checks what it reports.
 /// Tells one story of the demo; returns its report, and whether it ended well.
 fn tell(programs: &Path, story: &str) -> Result<(serde_json::Value, bool)> {
     let mut demo = Command::new(std::env::current_exe()?);
@@ -227,6 +226,7 @@ fn tell(programs: &Path, story: &str) -> Result<(serde_json::Value, bool)> {
     Ok((report, ended_well))
 }
 
+/// Runs the demo of hand-overs as a user would, and checks what it reports.
 fn demo_of_handovers(programs: &Path) -> Result<()> {
     let (report, ended_well) = tell(programs, "handover")?;
     ensure!(ended_well, "the demo of hand-overs failed: {}", report["error"]);
@@ -239,6 +239,7 @@ fn demo_of_handovers(programs: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Runs the demo as a user would, and checks what it reports.
 fn demo(programs: &Path) -> Result<()> {
     let (report, ended_well) = tell(programs, "basics")?;
     let mut wrong = Vec::new();

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -146,28 +146,17 @@ impl Bed {
         self.wait_for_daemon()
     }
 
-    /// Waits until the daemon has died by itself.
-    pub(super) fn wait_for_daemon_death(&mut self) -> Result<()> {
-        let deadline = Instant::now() + DAEMON_MAX;
-        while self.daemon.try_wait()?.is_none() {
-            ensure!(Instant::now() < deadline, "tombolod did not die within {DAEMON_MAX:?}");
-            thread::sleep(Duration::from_millis(5));
-        }
-        Ok(())
-    }
-
     /// The folder of an instance.
     pub(super) fn instance_dir(&self, instance: &str) -> PathBuf {
         self.dir.join("state/instances").join(instance)
     }
 
-    /// Waits for the daemon to end by itself.
-    pub(super) fn wait_for_daemon_end(&mut self) -> Result<()> {
+    /// Waits until the daemon has ended by itself, as it should or not.
+    pub(super) fn wait_for_daemon_end(&mut self) -> Result<ExitStatus> {
         let deadline = Instant::now() + DAEMON_MAX;
         loop {
             if let Some(status) = self.daemon.try_wait()? {
-                ensure!(status.success(), "tombolod ended with {status}");
-                return Ok(());
+                return Ok(status);
             }
             ensure!(Instant::now() < deadline, "tombolod did not end within {DAEMON_MAX:?}");
             thread::sleep(Duration::from_millis(5));

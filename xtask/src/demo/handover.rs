@@ -132,7 +132,7 @@ impl Stage<'_> {
                     let seen = format!("{killed} times; each move went on to its end, {ms:.0} ms after the new daemon's start");
                     return Ok((seen, (killed, ms)));
                 }
-                bed.wait_for_daemon_death()?;
+                bed.wait_for_daemon_end()?;
                 let started = Instant::now();
                 bed.replace_daemon()?;
                 let id = last_operation(bed)?["id"].to_string();
@@ -182,7 +182,7 @@ impl Stage<'_> {
             wait_for_both(bed)?;
             let pid = number(&bed.view("web")?, "pid")? as i32;
             ensure!(hand_over(bed, "db", "web").is_err(), "the daemon did not die");
-            bed.wait_for_daemon_death()?;
+            bed.wait_for_daemon_end()?;
             kill_group(pid);
             bed.replace_daemon()?;
             let operation = last_operation(bed)?;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::bed::{number, text};
@@ -146,7 +146,8 @@ impl Stage<'_> {
                 bed.tombolo(&["rm", name])?;
             }
             bed.tombolo(&["down"])?;
-            bed.wait_for_daemon_end()?;
+            let status = bed.wait_for_daemon_end()?;
+            ensure!(status.success(), "tombolod ended with {status}");
             let deadline = std::time::Instant::now() + Duration::from_secs(5);
             let mut left = bed.leftovers();
             // A keeper that has just recorded the end of its kernel may still be on its way out.
