@@ -53,8 +53,11 @@ impl Said {
 }
 
 impl Bed {
-    /// Folders and programs, without a daemon yet; `None` (said loudly) where the programs were not built.
+    /// Folders and programs, without a daemon yet; `None` (said loudly) where the programs were not built, or there is no QEMU.
     pub fn prepare(spawner: &'static str) -> Option<Self> {
+        if spawner == "qemu" {
+            prerequisites::qemu()?;
+        }
         let programs = match spawner {
             "uml" | "qemu" => prerequisites::static_program("tombolod")?.parent()?.to_owned(),
             _ => prerequisites::programs()?,

@@ -5,8 +5,9 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::thread;
 
-use tombolo_control::spawner::{Availability, QemuSpawner, Spawner as _, UmlSpawner};
+use tombolo_control::spawner::{Availability, QemuSpawner, Spawner, UmlSpawner};
 
 /// Environment variable: set to make missing prerequisites a failure.
 pub const REQUIRE: &str = "TOMBOLO_REQUIRE_KERNELS";
@@ -51,21 +52,25 @@ pub fn programs() -> Option<PathBuf> {
 ///
 /// # Panics
 /// When there is none and [`REQUIRE`] is set.
-pub async fn kernel_image() -> Option<()> {
-    match UmlSpawner::new("/nonexistent").availability().await {
-        Availability::Ready { .. } => Some(()),
-        Availability::Missing { what, remedy } => missing(&format!("{what}; {remedy}")),
-    }
+pub fn kernel_image() -> Option<()> {
+    is_available(&UmlSpawner::new("/nonexistent"), REQUIRE)
 }
 
 /// Whether there is QEMU and a kernel for it.
 ///
 /// # Panics
 /// When there is none and [`REQUIRE_QEMU`] is set.
-pub async fn qemu() -> Option<()> {
-    match QemuSpawner::new("/nonexistent").availability().await {
+pub fn qemu() -> Option<()> {
+    is_available(&QemuSpawner::new("/nonexistent"), REQUIRE_QEMU)
+}
+
+fn is_available(spawner: &(impl Spawner + Sync), unless: &str) -> Option<()> {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // In a thread of its own: the caller's may be one of Tokio's already.
+    let asked = thread::scope(|scope| scope.spawn(|| runtime().block_on(spawner.availability())).join());
+    match asked.unwrap() {
         Availability::Ready { .. } => Some(()),
-        Availability::Missing { what, remedy } => skipped(REQUIRE_QEMU, &format!("{what}; {remedy}")),
+        Availability::Missing { what, remedy } => skipped(unless, &format!("{what}; {remedy}")),
     }
 }
 
@@ -75,7 +80,7 @@ fn missing<T>(what: &str) -> Option<T> {
 
 fn skipped<T>(unless: &str, what: &str) -> Option<T> {
     assert!(std::env::var_os(unless).is_none(), "a prerequisite is missing: {what}");
-    let test = std::thread::current().name().unwrap_or("test").to_owned();
+    let test = thread::current().name().unwrap_or("test").to_owned();
     // Not `eprintln!`: the test harness would swallow it.
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {what}");
     None

@@ -22,8 +22,6 @@ fn bed_with_two(files: &[&str]) -> Option<Bed> {
 /// The same on emulated machines, which are told at their boot what can leave: `web` with 160 MiB and room for 256, `db` with 256
 /// of which it gives all but 128.
 fn emulated_bed_with_two() -> Option<Bed> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-    runtime.block_on(prerequisites::qemu())?;
     let bed = Bed::start("qemu")?;
     let common = ["--restart", "never", "--memory-min", "128"];
     bed.must(&[&["up", "web", "--memory", "160", "--memory-max", "256"][..], &common].concat());
@@ -97,6 +95,40 @@ fn operation(bed: &Bed, id: u64) -> Value {
 fn last_operation(bed: &Bed) -> Value {
     let operations = bed.must(&["--json", "op", "ls"]).json()["operations"].take();
     operations.as_array().unwrap().last().cloned().unwrap_or_default()
+}
+
+/// Asks for a move of 64 MiB, in two pieces, of a daemon that dies after so many recorded steps; `meanwhile` happens before there is
+/// a new one. The operation as it ended, or `None` if the daemon did not come that far.
+fn move_with_a_dying_daemon(
+    bed: &mut Bed,
+    step: u32,
+    [from, to]: [&str; 2],
+    meanwhile: impl FnOnce(),
+) -> Option<Value> {
+    bed.end_daemon("TERM");
+    bed.set_daemon_args(["--debug-die-after-steps", &step.to_string()]);
+    bed.start_daemon();
+    for name in ["web", "db"] {
+        bed.must(&["wait", name, "--for", "running"]);
+    }
+    let said = bed.tombolo(&["move", "--memory", "64M", "--from", from, "--to", to]);
+    if said.code == 0 {
+        return None;
+    }
+    assert!([6, 8].contains(&said.code), "{said:?}");
+    bed.daemon_dies();
+    meanwhile();
+    bed.set_daemon_args([]);
+    bed.start_daemon();
+    let id = last_operation(bed)["id"].as_u64().unwrap();
+    bed.tombolo(&["op", "watch", &id.to_string()]);
+    Some(operation(bed, id))
+}
+
+/// It went to its end, and says so.
+fn is_committed(bed: &Bed, ended: &Value, step: u32) {
+    assert_eq!(ended["phase"], "committed", "killed at step {step}");
+    bed.must(&["op", "watch", &ended["id"].to_string()]);
 }
 
 #[test]
@@ -216,26 +248,12 @@ fn move_goes_on_after_the_daemon_was_killed_at_any_step_of_it() {
     let before = [free(&bed, "web"), free(&bed, "db")];
     let boots = [bed.view("web")["boot_id"].clone(), bed.view("db")["boot_id"].clone()];
     for step in 1.. {
-        let (from, to) = if step % 2 == 1 { ("db", "web") } else { ("web", "db") };
-        bed.end_daemon("TERM");
-        bed.set_daemon_args(["--debug-die-after-steps", &step.to_string()]);
-        bed.start_daemon();
-        for name in ["web", "db"] {
-            bed.must(&["wait", name, "--for", "running"]);
-        }
-        // Two pieces.
-        let said = bed.tombolo(&["move", "--memory", "64M", "--from", from, "--to", to]);
-        if said.code == 0 {
+        let way = if step % 2 == 1 { ["db", "web"] } else { ["web", "db"] };
+        let Some(ended) = move_with_a_dying_daemon(&mut bed, step, way, || ()) else {
             assert!(step > 10, "it died at no step at all: {step}");
             break;
-        }
-        assert!([6, 8].contains(&said.code), "{said:?}");
-        bed.daemon_dies();
-        bed.set_daemon_args([]);
-        bed.start_daemon();
-        let id = last_operation(&bed)["id"].as_u64().unwrap();
-        bed.must(&["op", "watch", &id.to_string()]);
-        assert_eq!(operation(&bed, id)["phase"], "committed", "killed at step {step}");
+        };
+        is_committed(&bed, &ended, step);
         let moved = if step % 2 == 1 { [160, 128] } else { [96, 192] };
         assert_eq!([held(&bed, "web"), held(&bed, "db")], moved, "killed at step {step}");
         kernel_agrees(&bed, "web", 96, before[0]);
@@ -250,22 +268,12 @@ fn move_goes_on_after_the_daemon_was_killed_at_any_step_of_it() {
 fn move_ends_whoever_of_the_two_kernels_dies_at_any_step_of_it() {
     let Some(mut bed) = bed_with_two(&[]) else { return };
     for (victim, step) in [("db", 2), ("db", 4), ("db", 6), ("web", 3), ("web", 5), ("web", 7), ("web", 8)] {
-        bed.end_daemon("TERM");
-        bed.set_daemon_args(["--debug-die-after-steps", &step.to_string()]);
-        bed.start_daemon();
         for name in ["web", "db"] {
             bed.must(&["start", name]);
         }
         let pid = bed.pid(victim);
-        let said = bed.tombolo(&["move", "--memory", "64M", "--from", "db", "--to", "web"]);
-        assert!([6, 8].contains(&said.code), "{said:?}");
-        bed.daemon_dies();
-        send_signal(pid, "KILL");
-        bed.set_daemon_args([]);
-        bed.start_daemon();
-        let id = last_operation(&bed)["id"].as_u64().unwrap();
-        bed.tombolo(&["op", "watch", &id.to_string()]);
-        let ended = operation(&bed, id);
+        let kill = || send_signal(pid, "KILL");
+        let ended = move_with_a_dying_daemon(&mut bed, step, ["db", "web"], kill).unwrap();
         assert!(
             ["aborted", "partial"].contains(&ended["phase"].as_str().unwrap()),
             "{victim} {step}: {ended}"
@@ -360,19 +368,9 @@ fn memory_moves_between_kernels_under_qemu_and_goes_on_after_a_killed_daemon() {
     assert!(said.code == 4 && said.stderr.contains("must keep"), "{said:?}");
 
     for (turn, step) in [3, 8, 11, 13, 14, 15, 16].into_iter().enumerate() {
-        let (from, to) = if turn % 2 == 0 { ("db", "web") } else { ("web", "db") };
-        bed.end_daemon("TERM");
-        bed.set_daemon_args(["--debug-die-after-steps", &step.to_string()]);
-        bed.start_daemon();
-        for name in ["web", "db"] {
-            bed.must(&["wait", name, "--for", "running"]);
-        }
-        assert_ne!(bed.tombolo(&["move", "--memory", "64M", "--from", from, "--to", to]).code, 0);
-        bed.daemon_dies();
-        bed.set_daemon_args([]);
-        bed.start_daemon();
-        let id = last_operation(&bed)["id"].as_u64().unwrap();
-        bed.must(&["op", "watch", &id.to_string()]);
+        let way = if turn % 2 == 0 { ["db", "web"] } else { ["web", "db"] };
+        let ended = move_with_a_dying_daemon(&mut bed, step, way, || ()).unwrap();
+        is_committed(&bed, &ended, step);
         let moved = if turn % 2 == 0 { [224, 192] } else { [160, 256] };
         assert_eq!([held(&bed, "web"), held(&bed, "db")], moved, "killed at step {step}");
         books_add_up(&bed);

@@ -1,16 +1,24 @@
 //! What needs kernels: boots apart from the host's, panics, hangs, adoption across a daemon's death.
+//!
+//! On user-mode kernels and, what a spawner has a hand in, on kernels in emulated machines as well (the module `qemu`).
 
 use serde_json::Value;
-use tombolo_tests::bed::{Bed, send_signal};
+use tombolo_tests::bed::{Bed, eventually, send_signal};
 use tombolo_tests::prerequisites;
 use tombolo_tests::wait::LONG;
 
 /// A bed with one kernel `web` that has the demo's application, which also serves as its shell.
 fn bed_with_web(restart: &str) -> Option<Bed> {
+    bed_of("uml", restart)
+}
+
+fn bed_of(spawner: &'static str, restart: &str) -> Option<Bed> {
     let app = prerequisites::static_program("tombolo-demo-kv")?;
-    let bed = Bed::start("uml")?;
+    let bed = Bed::start(spawner)?;
     let file = format!("{}:/bin/app", app.display());
-    bed.must(&["up", "web", "--memory", "128", "--restart", restart, "--file", &file]);
+    // A machine's kernel is larger than a user-mode one.
+    let memory = if spawner == "qemu" { "160" } else { "128" };
+    bed.must(&["up", "web", "--memory", memory, "--restart", restart, "--file", &file]);
     Some(bed)
 }
 
@@ -20,7 +28,11 @@ fn where_am_i(bed: &Bed) -> Value {
 
 #[test]
 fn kernel_boots_apart_from_the_host_and_powers_off() {
-    let Some(bed) = bed_with_web("never") else { return };
+    boots_apart_from_the_host_and_powers_off("uml");
+}
+
+fn boots_apart_from_the_host_and_powers_off(spawner: &'static str) {
+    let Some(bed) = bed_of(spawner, "never") else { return };
     let host = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let inside = where_am_i(&bed);
     assert_ne!(inside["boot_id"], host.trim());
@@ -32,7 +44,11 @@ fn kernel_boots_apart_from_the_host_and_powers_off() {
 
 #[test]
 fn panic_is_told_from_a_kill_and_restarted() {
-    let Some(bed) = bed_with_web("on-failure") else { return };
+    panic_is_told_from_a_kill("uml");
+}
+
+fn panic_is_told_from_a_kill(spawner: &'static str) {
+    let Some(bed) = bed_of(spawner, "on-failure") else { return };
     let first = bed.view("web");
     // The answer may or may not get out before the end.
     bed.tombolo(&["exec", "web", "--", "/bin/app", "panic"]);
@@ -62,23 +78,7 @@ fn hang_is_reported_and_nothing_is_restarted() {
 #[test]
 fn hung_dead_inside_panicked_and_powered_off_are_told_apart() {
     let Some(bed) = bed_with_web("never") else { return };
-
-    let seen = bed.last_event();
-    // The agent may be frozen before it has answered, so nothing waits for the answer until it is thawed.
-    let freeze = bed.attach(&["exec", "-d", "web", "--", "/bin/app", "freeze-user-space", "10000"]);
-    let view = bed.until("web", "hung", |view| view["state"] == "hung");
-    assert_eq!(view["health"], "user-space-dead", "{view}");
-    bed.must(&["wait", "web", "--for", "running"]);
-    assert_eq!(freeze.finish().code, 0);
-    assert_eq!(of_silence(&bed, seen), ["user-space-dead", "recovered"], "everything inside was frozen");
-
-    let seen = bed.last_event();
-    bed.must(&["debug", "freeze", "web"]);
-    let view = bed.until("web", "hung", |view| view["state"] == "hung");
-    assert_eq!(view["health"], "hung", "{view}");
-    bed.must(&["debug", "thaw", "web"]);
-    bed.must(&["wait", "web", "--for", "running"]);
-    assert_eq!(of_silence(&bed, seen), ["hung", "recovered"], "the kernel itself was frozen");
+    hung_and_dead_inside_are_told_apart(&bed);
 
     for (command, health, state) in [("panic", "panicked", "failed"), ("power-off", "powered-off", "stopped")]
     {
@@ -93,6 +93,25 @@ fn hung_dead_inside_panicked_and_powered_off_are_told_apart() {
         assert_eq!(of_silence(&bed, seen), [""; 0], "an end is no hang");
     }
     bed.nothing_is_left();
+}
+
+fn hung_and_dead_inside_are_told_apart(bed: &Bed) {
+    let seen = bed.last_event();
+    // The agent may be frozen before it has answered, so nothing waits for the answer until it is thawed.
+    let freeze = bed.attach(&["exec", "-d", "web", "--", "/bin/app", "freeze-user-space", "10000"]);
+    let view = bed.until("web", "hung", |view| view["state"] == "hung");
+    assert_eq!(view["health"], "user-space-dead", "{view}");
+    bed.must(&["wait", "web", "--for", "running"]);
+    assert_eq!(freeze.finish().code, 0);
+    assert_eq!(of_silence(bed, seen), ["user-space-dead", "recovered"], "everything inside was frozen");
+
+    let seen = bed.last_event();
+    bed.must(&["debug", "freeze", "web"]);
+    let view = bed.until("web", "hung", |view| view["state"] == "hung");
+    assert_eq!(view["health"], "hung", "{view}");
+    bed.must(&["debug", "thaw", "web"]);
+    bed.must(&["wait", "web", "--for", "running"]);
+    assert_eq!(of_silence(bed, seen), ["hung", "recovered"], "the kernel itself was frozen");
 }
 
 /// What was told of silences of `web` and of their ends.
@@ -113,7 +132,11 @@ fn frozen_kernel_is_stopped_by_force() {
 
 #[test]
 fn kernel_outlives_the_daemon_and_is_adopted() {
-    let Some(mut bed) = bed_with_web("never") else { return };
+    outlives_the_daemon("uml");
+}
+
+fn outlives_the_daemon(spawner: &'static str) {
+    let Some(mut bed) = bed_of(spawner, "never") else { return };
     let before = where_am_i(&bed);
     for signal in ["KILL", "TERM"] {
         bed.end_daemon(signal);
@@ -211,4 +234,59 @@ fn peer_that_never_reads_holds_the_sender_back_and_loses_nothing() {
     assert!(number("grown_kib") < 1024, "{seen}");
     assert_eq!(number("received_bytes"), number("sent_bytes"), "{seen}");
     bed.nothing_is_left();
+}
+
+/// Kernels in emulated machines.
+mod qemu {
+    use super::*;
+
+    #[test]
+    fn kernel_boots_apart_from_the_host_and_powers_off() {
+        boots_apart_from_the_host_and_powers_off("qemu");
+    }
+
+    #[test]
+    fn panic_is_told_from_a_kill_and_restarted() {
+        panic_is_told_from_a_kill("qemu");
+    }
+
+    #[test]
+    fn kernel_outlives_the_daemon_and_is_adopted() {
+        outlives_the_daemon("qemu");
+    }
+
+    #[test]
+    fn hung_is_told_from_dead_inside() {
+        let Some(bed) = bed_of("qemu", "never") else { return };
+        hung_and_dead_inside_are_told_apart(&bed);
+        bed.nothing_is_left();
+    }
+
+    #[test]
+    fn machine_and_user_mode_kernel_share_one_pool() {
+        let Some(bed) = bed_of("qemu", "never") else { return };
+        let app = prerequisites::static_program("tombolo-demo-kv").unwrap();
+        let file = format!("{}:/bin/app", app.display());
+        bed.must(&[
+            "up",
+            "db",
+            "--spawner",
+            "uml",
+            "--memory",
+            "128",
+            "--file",
+            &file,
+            "--",
+            "/bin/app",
+            "serve",
+        ]);
+        bed.must(&["policy", "allow", "web", "db"]);
+        eventually("a call from one kernel to the other", || {
+            bed.tombolo(&["exec", "web", "--", "/bin/app", "try", "db/kv"]).code == 0
+        });
+        let measured = bed.must(&["exec", "web", "--", "/bin/app", "measure", "db/kv"]);
+        let measured: Value = serde_json::from_str(&measured.stdout).unwrap();
+        assert!(measured.is_object(), "{measured}");
+        bed.nothing_is_left();
+    }
 }

@@ -31,13 +31,13 @@ struct Bed<S> {
 
 async fn uml() -> Option<Bed<UmlSpawner>> {
     let init = prerequisites::static_program("tombolo-test-init")?;
-    prerequisites::kernel_image().await?;
+    prerequisites::kernel_image()?;
     Some(bed(UmlSpawner::new(KEEPER), init))
 }
 
 async fn qemu() -> Option<Bed<QemuSpawner>> {
     let init = prerequisites::static_program("tombolo-test-init")?;
-    prerequisites::qemu().await?;
+    prerequisites::qemu()?;
     let mut bed = bed(QemuSpawner::new(KEEPER), init);
     let bytes = 128 << 20;
     (bed.spec.memory_bytes, bed.spec.memory_min_bytes, bed.spec.memory_max_bytes) = (bytes, bytes, bytes);
@@ -174,8 +174,16 @@ async fn freeze_stops_it_and_thaw_lets_it_run_on<S: Spawner>(bed: Bed<S>) {
     nothing_is_left_of(kernel).await;
 }
 
+async fn running_kernel_answers_and_frozen_one_does_not<S: Spawner>(bed: Bed<S>) {
+    answers_are_told(bed, true).await;
+}
+
+async fn nobody_can_ask_a_kernel_that_is_none<S: Spawner>(bed: Bed<S>) {
+    answers_are_told(bed, false).await;
+}
+
 /// Where the spawner cannot ask, it says so, frozen or not.
-async fn running_kernel_answers_and_frozen_one_does_not<S: Spawner>(bed: Bed<S>, can_ask: bool) {
+async fn answers_are_told<S: Spawner>(bed: Bed<S>, can_ask: bool) {
     let expected = |answers: bool| can_ask.then_some(answers);
     let kernel = booted(&bed).await;
     assert_eq!(kernel.answers(LONG).await, expected(true));
@@ -277,13 +285,47 @@ async fn console_serves_one_client_at_a_time<S: Spawner>(bed: Bed<S>) {
     nothing_is_left_of(kernel).await;
 }
 
-async fn exit_status_is_told_apart<S: Spawner>(bed: Bed<S>, byte: u8, expected: ExitHow) {
-    let kernel = booted(&bed).await;
+async fn panic_is_told_apart<S: Spawner>(bed: Bed<S>) {
+    exit_status_is_told_apart(&bed, b'p', ExitHow::Panicked).await;
+}
+
+async fn end_of_init_is_a_panic<S: Spawner>(bed: Bed<S>) {
+    exit_status_is_told_apart(&bed, b'x', ExitHow::Panicked).await;
+}
+
+async fn reset_is_neither_a_power_off_nor_a_panic<S: Spawner>(bed: Bed<S>) {
+    exit_status_is_told_apart(&bed, b'R', ExitHow::Code(0)).await;
+}
+
+async fn exit_statuses_are_told_apart<S: Spawner>(bed: Bed<S>) {
+    for (byte, code) in [(b'p', 3), (b'x', 1)] {
+        exit_status_is_told_apart(&bed, byte, ExitHow::Code(code)).await;
+    }
+}
+
+async fn exit_status_is_told_apart<S: Spawner>(bed: &Bed<S>, byte: u8, expected: ExitHow) {
+    let kernel = booted(bed).await;
     // The answer may or may not get out before the end.
     doorbell_of(&kernel).await.write_all(&[byte]).await.unwrap();
     let exit = exit_of(&kernel).await;
     assert_eq!(exit.how, expected, "console:\n{}", console_of(&kernel));
     nothing_is_left_of(kernel).await;
+}
+
+async fn image_that_is_no_kernel_is_refused<S: Spawner>(mut bed: Bed<S>) {
+    bed.spec.image = Some("/bin/true".into());
+    let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
+    assert!(matches!(error, SpawnError::NotAKernel { .. }), "{error}");
+    assert!(!bed.spec.runtime_dir.exists());
+}
+
+async fn too_little_memory_is_refused_with_what_is_needed<S: Spawner>(mut bed: Bed<S>) {
+    bed.spec.memory_bytes /= 4;
+    let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
+    assert!(
+        matches!(&error, SpawnError::BadSpec { reason, .. } if reason.contains("MiB or more")),
+        "{error}"
+    );
 }
 
 async fn what_cannot_be_spawned_leaves_nothing<S: Spawner>(mut bed: Bed<S>) {
@@ -413,7 +455,17 @@ async fn change_of_memory_that_a_stopped_kernel_does_not_answer_ends_when_it_run
     nothing_is_left_of(kernel).await;
 }
 
-async fn memory_of_a_kernel_that_is_none_cannot_be_changed<S: Spawner>(bed: Bed<S>) {
+async fn pool_of_any_length_is_made_as_long_as_a_power_of_two<S: Spawner>(mut bed: Bed<S>) {
+    let pool = PoolFile { path: bed.dir.path().join("odd-pool"), len: 3 * 4096 };
+    fs::File::create(&pool.path).unwrap().set_len(pool.len).unwrap();
+    bed.spec.pool = Some(pool.clone());
+    let kernel = booted(&bed).await;
+    assert_eq!(fs::metadata(&pool.path).unwrap().len(), 4 * 4096);
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+}
+
+async fn memory_that_is_for_good_cannot_be_changed<S: Spawner>(bed: Bed<S>) {
     let kernel = booted(&bed).await;
     assert_eq!(kernel.memory().await.unwrap(), None);
     let error = kernel.set_memory(64 << 20, LONG).await.unwrap_err();
@@ -432,7 +484,7 @@ fn signal(pid: u32, name: &str) {
     assert!(status.unwrap().success());
 }
 
-macro_rules! suite {
+macro_rules! tests {
     ($spawner:ident: $($test:ident),* $(,)?) => {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -445,154 +497,50 @@ macro_rules! suite {
     };
 }
 
-mod on_uml {
-    use super::{ExitHow, exit_status_is_told_apart, uml};
+/// What every spawner does.
+macro_rules! suite {
+    ($spawner:ident) => {
+        tests!($spawner:
+            boots_answers_its_doorbell_and_powers_off, kill_takes_all_its_processes, death_by_a_foreign_hand_is_seen,
+            freeze_stops_it_and_thaw_lets_it_run_on, adopted_kernel_is_the_same, killed_keeper_takes_its_kernel_along,
+            terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
+            what_cannot_be_spawned_leaves_nothing, keeper_that_cannot_be_reached_costs_no_kernel_its_life,
+            folder_of_a_kernel_that_was_lost_unseen_can_be_used_again,
+        );
+    };
+}
 
-    suite!(uml:
-        boots_answers_its_doorbell_and_powers_off, kill_takes_all_its_processes, death_by_a_foreign_hand_is_seen,
-        freeze_stops_it_and_thaw_lets_it_run_on, adopted_kernel_is_the_same, killed_keeper_takes_its_kernel_along,
-        terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
-        what_cannot_be_spawned_leaves_nothing, keeper_that_cannot_be_reached_costs_no_kernel_its_life,
-        folder_of_a_kernel_that_was_lost_unseen_can_be_used_again,
+/// The same for one that makes kernels.
+macro_rules! suite_of_kernels {
+    ($spawner:ident) => {
+        suite!($spawner);
+        tests!($spawner:
+            running_kernel_answers_and_frozen_one_does_not, panic_is_told_apart, end_of_init_is_a_panic,
+            image_that_is_no_kernel_is_refused, too_little_memory_is_refused_with_what_is_needed,
+        );
+    };
+}
+
+mod on_uml {
+    suite_of_kernels!(uml);
+    tests!(uml:
         memory_leaves_a_running_kernel_and_comes_back,
         change_of_memory_that_a_stopped_kernel_does_not_answer_ends_when_it_runs_on,
     );
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn running_kernel_answers_and_frozen_one_does_not() {
-        let Some(bed) = uml().await else { return };
-        super::running_kernel_answers_and_frozen_one_does_not(bed, true).await;
-    }
-
-    #[tokio::test]
-    async fn panic_is_told_apart() {
-        let Some(bed) = uml().await else { return };
-        exit_status_is_told_apart(bed, b'p', ExitHow::Panicked).await;
-    }
-
-    #[tokio::test]
-    async fn end_of_init_is_a_panic() {
-        let Some(bed) = uml().await else { return };
-        exit_status_is_told_apart(bed, b'x', ExitHow::Panicked).await;
-    }
-
-    #[tokio::test]
-    async fn image_that_is_no_kernel_is_refused() {
-        use super::{SpawnError, Spawner as _};
-        let Some(mut bed) = uml().await else { return };
-        bed.spec.image = Some("/bin/true".into());
-        let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
-        assert!(matches!(error, SpawnError::NotAKernel { .. }), "{error}");
-        assert!(!bed.spec.runtime_dir.exists());
-    }
-
-    #[tokio::test]
-    async fn too_little_memory_is_refused_with_what_is_needed() {
-        use super::{SpawnError, Spawner as _};
-        let Some(mut bed) = uml().await else { return };
-        bed.spec.memory_bytes = 8 << 20;
-        let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
-        assert!(
-            matches!(&error, SpawnError::BadSpec { reason, .. } if reason.contains("MiB or more")),
-            "{error}"
-        );
-    }
 }
 
 mod on_qemu {
-    use super::{ExitHow, exit_status_is_told_apart, qemu};
-
-    suite!(qemu:
-        boots_answers_its_doorbell_and_powers_off, kill_takes_all_its_processes, death_by_a_foreign_hand_is_seen,
-        freeze_stops_it_and_thaw_lets_it_run_on, adopted_kernel_is_the_same, killed_keeper_takes_its_kernel_along,
-        terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
-        what_cannot_be_spawned_leaves_nothing, keeper_that_cannot_be_reached_costs_no_kernel_its_life,
-        folder_of_a_kernel_that_was_lost_unseen_can_be_used_again, memory_of_a_kernel_that_is_none_cannot_be_changed,
-        memory_of_a_device_leaves_and_comes_back,
+    suite_of_kernels!(qemu);
+    tests!(qemu:
+        memory_that_is_for_good_cannot_be_changed, memory_of_a_device_leaves_and_comes_back,
+        pool_of_any_length_is_made_as_long_as_a_power_of_two, reset_is_neither_a_power_off_nor_a_panic,
     );
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn running_kernel_answers_and_frozen_one_does_not() {
-        let Some(bed) = qemu().await else { return };
-        super::running_kernel_answers_and_frozen_one_does_not(bed, true).await;
-    }
-
-    #[tokio::test]
-    async fn image_that_is_no_kernel_is_refused() {
-        use super::{SpawnError, Spawner as _};
-        let Some(mut bed) = qemu().await else { return };
-        bed.spec.image = Some("/bin/true".into());
-        let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
-        assert!(matches!(error, SpawnError::NotAKernel { .. }), "{error}");
-        assert!(!bed.spec.runtime_dir.exists());
-    }
-
-    #[tokio::test]
-    async fn too_little_memory_is_refused_with_what_is_needed() {
-        use super::{SpawnError, Spawner as _};
-        let Some(mut bed) = qemu().await else { return };
-        bed.spec.memory_bytes = 32 << 20;
-        let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
-        assert!(
-            matches!(&error, SpawnError::BadSpec { reason, .. } if reason.contains("MiB or more")),
-            "{error}"
-        );
-    }
-
-    #[tokio::test]
-    async fn pool_of_any_length_is_made_as_long_as_a_power_of_two() {
-        let Some(bed) = qemu().await else { return };
-        let pool = super::PoolFile { path: bed.dir.path().join("pool"), len: 3 * 4096 };
-        std::fs::File::create(&pool.path).unwrap().set_len(pool.len).unwrap();
-        let spec = super::KernelSpec { pool: Some(pool.clone()), ..bed.spec.clone() };
-        let bed = super::Bed { spec, ..bed };
-        let kernel = super::booted(&bed).await;
-        assert_eq!(std::fs::metadata(&pool.path).unwrap().len(), 4 * 4096);
-        kernel.kill().await.unwrap();
-        super::nothing_is_left_of(kernel).await;
-    }
-
-    #[tokio::test]
-    async fn reset_is_neither_a_power_off_nor_a_panic() {
-        let Some(bed) = qemu().await else { return };
-        exit_status_is_told_apart(bed, b'R', ExitHow::Code(0)).await;
-    }
-
-    #[tokio::test]
-    async fn panic_is_told_apart() {
-        let Some(bed) = qemu().await else { return };
-        exit_status_is_told_apart(bed, b'p', ExitHow::Panicked).await;
-    }
-
-    #[tokio::test]
-    async fn end_of_init_is_a_panic() {
-        let Some(bed) = qemu().await else { return };
-        exit_status_is_told_apart(bed, b'x', ExitHow::Panicked).await;
-    }
 }
 
 mod on_process {
-    use super::{ExitHow, exit_status_is_told_apart, process};
-
-    suite!(process:
-        boots_answers_its_doorbell_and_powers_off, kill_takes_all_its_processes, death_by_a_foreign_hand_is_seen,
-        freeze_stops_it_and_thaw_lets_it_run_on, adopted_kernel_is_the_same, killed_keeper_takes_its_kernel_along,
-        terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
-        what_cannot_be_spawned_leaves_nothing, keeper_that_cannot_be_reached_costs_no_kernel_its_life,
-        folder_of_a_kernel_that_was_lost_unseen_can_be_used_again, memory_of_a_kernel_that_is_none_cannot_be_changed,
+    suite!(process);
+    tests!(process:
+        memory_that_is_for_good_cannot_be_changed, nobody_can_ask_a_kernel_that_is_none,
+        exit_statuses_are_told_apart,
     );
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn nobody_can_ask_a_kernel_that_is_none() {
-        let Some(bed) = process().await else { return };
-        super::running_kernel_answers_and_frozen_one_does_not(bed, false).await;
-    }
-
-    #[tokio::test]
-    async fn exit_statuses_are_told_apart() {
-        for (byte, code) in [(b'p', 3), (b'x', 1)] {
-            let Some(bed) = process().await else { return };
-            exit_status_is_told_apart(bed, byte, ExitHow::Code(code)).await;
-        }
-    }
 }

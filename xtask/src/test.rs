@@ -156,7 +156,7 @@ fn emulated(programs: &Path) -> Result<()> {
         "--test",
         "spawner",
         "--test",
-        "on_qemu",
+        "on_real_kernels",
         "--test",
         "hand_over",
     ]);
