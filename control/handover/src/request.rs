@@ -1,5 +1,7 @@
 //! What somebody asks for, before anything is known to fit.
 
+use std::fmt;
+
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
@@ -107,6 +109,17 @@ impl Side {
             "pool" => Self::Pool,
             other => Self::Instance(other.to_owned()),
         }
+    }
+}
+
+/// What [`Side::named`] reads.
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::Pool => "pool",
+            Self::Instance(name) => name,
+        })
     }
 }
 

@@ -4,7 +4,7 @@
 
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
-use tombolo_handover::{Entry, InstanceRow, Meta, OpId, Operation, Plan, Request, Side, UnitId};
+use tombolo_handover::{Entry, InstanceRow, Kind, Meta, OpId, Operation, Party, Plan, Request, Side, UnitId};
 use tombolo_rpc::Ctx;
 
 use super::ControlError;
@@ -39,4 +39,27 @@ pub struct Books {
     pub units: Vec<Entry>,
     /// Every instance it knows.
     pub instances: Vec<InstanceRow>,
+}
+
+impl Books {
+    /// The instance of this name, if the ledger knows it.
+    pub fn instance(&self, name: &str) -> Option<&InstanceRow> {
+        self.instances.iter().find(|row| row.name == name)
+    }
+
+    /// Every unit of memory.
+    pub fn memory(&self) -> impl Iterator<Item = &Entry> {
+        self.units.iter().filter(|entry| entry.unit.id.kind() == Kind::Memory)
+    }
+
+    /// How much memory a party has, in bytes.
+    pub fn memory_bytes(&self, party: Party) -> u64 {
+        let its = self.memory().filter(|entry| entry.owner.party() == Some(party));
+        self.bytes(its.map(|entry| entry.unit.size()).sum())
+    }
+
+    /// How much memory so many granules are, in bytes.
+    pub fn bytes(&self, granules: u64) -> u64 {
+        granules.saturating_mul(self.meta.granule_bytes)
+    }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use tombolo_handover::{Kind, Party};
+use tombolo_handover::Party;
 
 use super::args::{ApplyArgs, DiffArgs};
 use super::client::Client;
@@ -82,15 +82,9 @@ async fn changes(client: &Client, fleet: &FleetSpec) -> Result<(Vec<Change>, u64
 
 /// Whether a running instance has another amount of memory than it is to have. Nothing, where none of its memory is in the ledger.
 fn memory_change(books: &Books, name: &str, wanted_mib: u64) -> Option<Change> {
-    let row = books.instances.iter().find(|row| row.name == name && row.limits.memory.max > 0)?;
-    let party = Some(Party::Instance(row.kernel()));
-    let its = books
-        .units
-        .iter()
-        .filter(|entry| entry.owner.party() == party && entry.unit.id.kind() == Kind::Memory);
-    let granule_bytes = books.meta.granule_bytes.max(1);
-    let has_bytes = its.map(|entry| entry.unit.size()).sum::<u64>().saturating_mul(granule_bytes);
-    let wanted_bytes = (wanted_mib << 20).next_multiple_of(granule_bytes);
+    let row = books.instance(name).filter(|row| row.limits.memory.max > 0)?;
+    let has_bytes = books.memory_bytes(Party::Instance(row.kernel()));
+    let wanted_bytes = (wanted_mib << 20).next_multiple_of(books.meta.granule_bytes.max(1));
     (has_bytes != wanted_bytes).then(|| Change::Memory { instance: name.to_owned(), has_bytes, wanted_bytes })
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tombolo_handover::operation::{Cause, Fate, Progress};
 use tombolo_handover::request::Shortfall;
-use tombolo_handover::{Kind, OpId, Operation, Party, Phase, Plan, Request, Side, UnitId, What};
+use tombolo_handover::{OpId, Operation, Party, Phase, Plan, Request, Side, UnitId, What};
 
 use super::args::{DrainArgs, HandoverArgs, MoveArgs, OpCommand, ResizeArgs, SizeChange};
 use super::client::Client;
@@ -14,7 +14,6 @@ use super::error::CliError;
 use super::output::{age, bytes, duration, table, text_of};
 use super::{Context, Outcome};
 use crate::api::ExitKind;
-use crate::api::handover::Books;
 use crate::core::InstanceName;
 
 pub(super) async fn pool(cx: &Context) -> Outcome {
@@ -25,46 +24,29 @@ pub(super) async fn pool(cx: &Context) -> Outcome {
         return Ok(ExitCode::SUCCESS);
     }
     let mut rows = table(&["holder", "memory", "min", "max", "state"]);
-    let size = |granules: u64| match granules {
+    let limit = |granules: u64| match granules {
         u64::MAX => "-".to_owned(),
-        granules => bytes(granules.saturating_mul(books.meta.granule_bytes)),
+        granules => bytes(books.bytes(granules)),
     };
-    let held =
-        |party: Party| -> u64 { units_of(&books, |owner| owner == Some(party)).map(|(_, size)| size).sum() };
+    let held = |party: Party| bytes(books.memory_bytes(party));
     let host = books.meta.host.memory;
-    rows.add_row(["host".to_owned(), size(held(Party::Host)), size(host.min), size(host.max), String::new()]);
-    rows.add_row([
-        "pool".to_owned(),
-        size(held(Party::Pool)),
-        String::new(),
-        String::new(),
-        "free".to_owned(),
-    ]);
+    rows.add_row(["host".to_owned(), held(Party::Host), limit(host.min), limit(host.max), String::new()]);
+    rows.add_row(["pool".to_owned(), held(Party::Pool), String::new(), String::new(), "free".to_owned()]);
     for row in &books.instances {
         let limits = row.limits.memory;
         let state = if row.running { "running" } else { "stopped" };
-        let memory = size(held(Party::Instance(row.kernel())));
-        rows.add_row([row.name.clone(), memory, size(limits.min), size(limits.max), state.to_owned()]);
+        let memory = held(Party::Instance(row.kernel()));
+        rows.add_row([row.name.clone(), memory, limit(limits.min), limit(limits.max), state.to_owned()]);
     }
     cx.output.line(text_of(&rows))?;
-    for (entry, granules) in units_of(&books, |owner| owner.is_none()) {
-        cx.output.line(format!("{}, {}: {}", entry.unit.id, size(granules), entry.owner))?;
+    for entry in books.memory().filter(|entry| entry.owner.party().is_none()) {
+        let size = bytes(books.bytes(entry.unit.size()));
+        cx.output.line(format!("{}, {size}: {}", entry.unit.id, entry.owner))?;
     }
     let granule = bytes(books.meta.granule_bytes);
     cx.output
         .note(format!("(version {} of the ledger; memory moves in steps of {granule})", books.meta.version));
     Ok(ExitCode::SUCCESS)
-}
-
-fn units_of(
-    books: &Books,
-    wanted: impl Fn(Option<Party>) -> bool,
-) -> impl Iterator<Item = (&tombolo_handover::Entry, u64)> {
-    books
-        .units
-        .iter()
-        .filter(move |entry| entry.unit.id.kind() == Kind::Memory && wanted(entry.owner.party()))
-        .map(|entry| (entry, entry.unit.size()))
 }
 
 pub(super) async fn move_units(cx: &Context, args: MoveArgs) -> Outcome {
@@ -107,19 +89,15 @@ pub(super) struct Holding {
 impl Holding {
     pub(super) async fn of(client: &Client, name: &str) -> Result<Self, CliError> {
         let books = client.ask(client.handover.pool()).await?;
-        let Some(row) = books.instances.iter().find(|row| row.name == name) else {
+        let Some(row) = books.instance(name) else {
             let message = format!("no instance named `{name}` has ever been started");
             return Err(CliError::new(ExitKind::NotFound, message));
         };
-        let size = |granules: u64| granules.saturating_mul(books.meta.granule_bytes);
-        let held = |party: Party| -> u64 {
-            size(units_of(&books, |owner| owner == Some(party)).map(|(_, granules)| granules).sum())
-        };
         Ok(Self {
             name: name.to_owned(),
-            has: held(Party::Instance(row.kernel())),
-            min: size(row.limits.memory.min),
-            free: held(Party::Pool),
+            has: books.memory_bytes(Party::Instance(row.kernel())),
+            min: books.bytes(row.limits.memory.min),
+            free: books.memory_bytes(Party::Pool),
             version: books.meta.version,
         })
     }
@@ -231,7 +209,7 @@ async fn planned(cx: &Context, client: &Client, request: &Request, plan: &Plan) 
         return Ok(ExitCode::SUCCESS);
     }
     let granule_bytes = client.ask(client.handover.pool()).await?.meta.granule_bytes;
-    let (from, to) = (name_of(&request.from), name_of(&request.to));
+    let (from, to) = (&request.from, &request.to);
     for take in &plan.takes {
         let part = if take.cut { "part of " } else { "" };
         let size = bytes(take.size.saturating_mul(granule_bytes));
@@ -313,7 +291,7 @@ fn summary(operation: &Operation, granule_bytes: u64) -> String {
         let granules: u64 = operation.units.iter().filter(|unit| wanted(unit)).map(|unit| unit.size).sum();
         bytes(granules.saturating_mul(granule_bytes))
     };
-    let (from, to) = (name_of(&operation.request.from), name_of(&operation.request.to));
+    let (from, to) = (&operation.request.from, &operation.request.to);
     let moved = |unit: &Progress| unit.fate() == Some(&Fate::Moved);
     let mut text = match operation.phase {
         Phase::Committed => format!("moved {} from {from} to {to} in {}", size(&moved), time(operation)),
@@ -350,14 +328,6 @@ fn time(operation: &Operation) -> String {
     if time < Duration::from_secs(10) { format!("{:.2} s", time.as_secs_f64()) } else { duration(time) }
 }
 
-fn name_of(side: &Side) -> &str {
-    match side {
-        Side::Host => "host",
-        Side::Pool => "pool",
-        Side::Instance(name) => name,
-    }
-}
-
 async fn list(cx: &Context, client: &Client) -> Outcome {
     let operations = client.ask(client.handover.operations()).await?;
     if cx.output.json {
@@ -367,12 +337,12 @@ async fn list(cx: &Context, client: &Client) -> Outcome {
     let granule_bytes = client.ask(client.handover.pool()).await?.meta.granule_bytes;
     let mut rows = table(&["op", "phase", "from", "to", "what", "age"]);
     for operation in &operations {
-        let (from, to) = (name_of(&operation.request.from), name_of(&operation.request.to));
+        let (from, to) = (&operation.request.from, &operation.request.to);
         rows.add_row([
             operation.id.0.to_string(),
             operation.phase.to_string(),
-            from.to_owned(),
-            to.to_owned(),
+            from.to_string(),
+            to.to_string(),
             total(operation, granule_bytes),
             age(operation.began_ns),
         ]);
@@ -396,7 +366,7 @@ async fn show(cx: &Context, client: &Client, operation: &Operation) -> Outcome {
     let request = &operation.request;
     line("operation", format!("{}, {}", operation.id.0, operation.phase))?;
     line("what", total(operation, granule_bytes))?;
-    line("way", format!("{} -> {}", name_of(&request.from), name_of(&request.to)))?;
+    line("way", format!("{} -> {}", request.from, request.to))?;
     line("key", request.key.clone())?;
     line("begun", format!("{} ago", age(operation.began_ns)))?;
     if operation.ended_ns.is_some() {
