@@ -6,6 +6,7 @@ use std::path::Path;
 use nix::sys::statvfs::statvfs;
 
 use crate::api::host::{Diagnosis, Finding, Level};
+use crate::meminfo;
 use crate::spawner::{Availability, ProcessSpawner, QemuSpawner, Spawner, SpawnerKind, UmlSpawner};
 
 /// Free memory under which kernels may fail to boot, in MiB: two small ones and some air.
@@ -86,10 +87,7 @@ fn is_dynamic(path: &Path) -> bool {
 fn memory() -> Finding {
     let subject = "memory";
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<u64>().ok());
-    match available.map(|kib| kib / 1024) {
+    match meminfo::bytes_of("MemAvailable", &text).map(|bytes| bytes >> 20) {
         None => finding(subject, Level::Warn, "/proc/meminfo does not tell how much is free", ""),
         Some(mib) if mib < MEMORY_MIB_WANTED => finding(
             subject,

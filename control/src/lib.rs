@@ -9,6 +9,7 @@ pub mod core;
 pub mod daemon;
 pub mod doctor;
 pub mod keeper;
+mod meminfo;
 pub mod paths;
 pub mod spawner;
 pub mod store;

@@ -98,7 +98,6 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         drivers: Drivers::new(&places.keeper_binary, options.image.as_deref(), options.spawner),
         operators_gid: groups::gid_of(&options.operators),
         image: options.image.clone(),
-        die_after_steps: options.debug_die_after_steps,
         places,
         store,
         ledger,
@@ -117,7 +116,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         EventKind::DaemonStarted { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id() };
     shared.note(None, started).await;
     let registry = Registry::resume(shared.clone(), records);
-    tokio::spawn(opening.serve(shared.clone(), registry.clone()));
+    tokio::spawn(opening.serve(shared.clone(), registry.clone(), options.debug_die_after_steps));
     let (shutdown, requests) = mpsc::channel(1);
     let door = tokio::spawn(door.serve(agents));
     let callers = tokio::spawn(socket::serve(listener, shared.clone(), registry.clone(), shutdown));

@@ -30,7 +30,6 @@ pub(crate) struct Shared {
     pub(crate) daemon_uid: u32,
     pub(crate) operators_gid: Option<u32>,
     pub(crate) image: Option<PathBuf>,
-    pub(crate) die_after_steps: Option<u64>,
     pub(crate) started_unix_ns: u64,
     rules: RwLock<Arc<Vec<Rule>>>,
     /// Held by whoever changes the policy, from reading it until it is in force: of two changes at once none is lost.
@@ -60,25 +59,13 @@ pub(crate) struct Parts {
     pub(crate) broker: BrokerHandle,
     pub(crate) operators_gid: Option<u32>,
     pub(crate) image: Option<PathBuf>,
-    pub(crate) die_after_steps: Option<u64>,
     pub(crate) rules: Vec<Rule>,
 }
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let Parts {
-            places,
-            store,
-            ledger,
-            drivers,
-            pool,
-            pool_bytes,
-            broker,
-            operators_gid,
-            image,
-            die_after_steps,
-            rules,
-        } = parts;
+        let Parts { places, store, ledger, drivers, pool, pool_bytes, broker, operators_gid, image, rules } =
+            parts;
         Arc::new(Self {
             places,
             store,
@@ -89,7 +76,6 @@ impl Shared {
             broker,
             operators_gid,
             image,
-            die_after_steps,
             daemon_uid: rustix::process::geteuid().as_raw(),
             started_unix_ns: crate::time::unix_ns(),
             rules: RwLock::new(Arc::new(rules)),

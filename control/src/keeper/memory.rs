@@ -15,6 +15,7 @@ use rustix::net::{
 };
 
 use super::wire::MemoryState;
+use crate::meminfo;
 use crate::spawner::mconsole;
 
 /// Most that is taken or given by one request, in bytes: a kernel does it in some 10 ms, and runs nothing else meanwhile.
@@ -245,12 +246,8 @@ fn open(console: &str) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// `MemFree` of a /proc/meminfo, in bytes.
 fn free_bytes(meminfo: &[u8]) -> Option<u64> {
-    let text = String::from_utf8_lossy(meminfo);
-    let line = text.lines().find_map(|line| line.strip_prefix("MemFree:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
+    meminfo::bytes_of("MemFree", &String::from_utf8_lossy(meminfo))
 }
 
 #[cfg(test)]

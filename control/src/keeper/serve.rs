@@ -147,8 +147,9 @@ impl Keeper {
             if ready.console {
                 self.read_console();
             }
-            if ready.memory {
-                let outcome = self.memory.as_mut().and_then(Memory::answered);
+            if ready.memory
+                && let Some(outcome) = self.memory.as_mut().and_then(Memory::answered)
+            {
                 self.memory_changed(outcome);
             }
             for index in (0..self.clients.len()).rev() {
@@ -254,19 +255,21 @@ impl Keeper {
         if !bytes.is_multiple_of(4096) || bytes == 0 {
             return self.refuse(index, "memory comes in pages of 4096 bytes");
         }
-        if memory.state().pending {
-            return self.refuse(index, "an earlier change of its memory has not ended yet");
+        match memory.set(bytes) {
+            None => self.awaits_memory = Some(self.clients[index].number()),
+            Some(outcome) => self.tell_memory(index, outcome),
         }
-        let outcome = memory.set(bytes);
-        self.awaits_memory = Some(self.clients[index].number());
-        self.memory_changed(outcome);
     }
 
-    /// Tells who waits for it that a change of the memory has ended, if it has.
-    fn memory_changed(&mut self, outcome: Option<Outcome>) {
-        let Some(outcome) = outcome else { return };
+    /// Tells who waits for it that the change of the memory has ended.
+    fn memory_changed(&mut self, outcome: Outcome) {
         let Some(number) = self.awaits_memory.take() else { return };
-        let Some(index) = self.clients.iter().position(|client| client.number() == number) else { return };
+        if let Some(index) = self.clients.iter().position(|client| client.number() == number) {
+            self.tell_memory(index, outcome);
+        }
+    }
+
+    fn tell_memory(&mut self, index: usize, outcome: Outcome) {
         match outcome {
             Ok(()) => {
                 let status = self.status(None);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tombolo_handover::coordinator::Coordinator;
 use tombolo_handover::{Bounds, Kind, Ledger, Limits, Party, Unit};
 
+use crate::meminfo;
 use crate::store::{Batch, Store, StoredLedger};
 
 /// The unit in which memory moves, in bytes: what virtio-mem moves on x86-64, and a multiple of any page size there.
@@ -21,7 +22,9 @@ pub(crate) enum Books {
 
 /// What was stored; or, the first time and whenever nothing is in use, what this host has.
 pub(super) async fn open(store: &Store) -> Result<Coordinator, String> {
-    let host_bytes = host_memory_bytes().map_err(|error| format!("could not read /proc/meminfo: {error}"))?;
+    let text = std::fs::read_to_string("/proc/meminfo");
+    let text = text.map_err(|error| format!("could not read /proc/meminfo: {error}"))?;
+    let host_bytes = meminfo::bytes_of("MemTotal", &text).ok_or("/proc/meminfo does not tell MemTotal")?;
     if let Some(stored) = store.ledger().map_err(|error| error.to_string())? {
         let (coordinator, orphans) = stored.restore()?;
         if orphans > 0 {
@@ -62,11 +65,4 @@ fn is_in_use(coordinator: &Coordinator) -> bool {
             .ledger()
             .entries()
             .any(|entry| !matches!(entry.owner.party(), Some(Party::Host | Party::Pool)))
-}
-
-fn host_memory_bytes() -> std::io::Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib: Option<u64> = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse().ok());
-    Ok(kib.unwrap_or(0) * 1024)
 }

@@ -9,9 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tombolo_handover::coordinator::{AdminError, Commit, Coordinator, EventKind as Told, Step, Submitted};
 use tombolo_handover::operation::{Act, Effect, Fate, Operation, Rules};
-use tombolo_handover::{
-    Bounds, Input, InstanceId, InstanceRow, Kind, Limits, OpId, Party, Request, Side, What,
-};
+use tombolo_handover::{Bounds, Input, InstanceId, InstanceRow, Kind, Limits, OpId, Party, Request, What};
 use tombolo_transport::{Cid, Incarnation};
 
 use super::books::Books;
@@ -47,10 +45,10 @@ impl Desk {
         witnesses: Witnesses,
         coordinator: Coordinator,
         books: watch::Sender<Books>,
+        die_after_steps: Option<u64>,
     ) -> Self {
         let (timers, queues) = (HashMap::new(), HashMap::new());
-        let scribe =
-            Scribe { store: shared.store.clone(), lives: shared.die_after_steps.map(AtomicU64::new) };
+        let scribe = Scribe { store: shared.store.clone(), lives: die_after_steps.map(AtomicU64::new) };
         Self { shared, registry, witnesses, coordinator, scribe, books, timers, queues }
     }
 
@@ -82,11 +80,8 @@ impl Desk {
                 drop(reply.send(outcome));
             }
             Order::Repair { unit, owner, reply } => {
-                let outcome = match self.coordinator.repair(unix_ns(), unit, owner) {
-                    Ok(step) => self.scribe.write(step, false).await.map_err(LedgerError::from),
-                    Err(error) => Err(error.into()),
-                };
-                drop(reply.send(outcome.map(|effects| self.perform(effects))));
+                let outcome = self.commit(|desk| desk.repair(unix_ns(), unit, owner)).await;
+                drop(reply.send(outcome));
             }
             Order::Boot { row, granules, reply } => {
                 let outcome = self.boot(*row, granules).await;
@@ -115,9 +110,7 @@ impl Desk {
     }
 
     async fn cancel(&mut self, id: OpId) -> Result<Operation, LedgerError> {
-        let step = self.coordinator.cancel(unix_ns(), id)?;
-        let effects = self.scribe.write(step, false).await?;
-        self.perform(effects);
+        self.commit(|desk| desk.cancel(unix_ns(), id)).await?;
         self.operation(id)
     }
 
@@ -336,7 +329,7 @@ fn events_of(commit: &Commit) -> Vec<EventKind> {
         Some(match &event.kind {
             Told::Accepted => {
                 let accepted = commit.operations.iter().find(|operation| Some(operation.id) == id)?;
-                let (from, to) = (side(&accepted.request.from), side(&accepted.request.to));
+                let (from, to) = (accepted.request.from.to_string(), accepted.request.to.to_string());
                 EventKind::OperationAccepted { operation, from, to, what: what(&accepted.request.what) }
             }
             Told::Phase { from, to } => {
@@ -351,14 +344,6 @@ fn events_of(commit: &Commit) -> Vec<EventKind> {
         })
     });
     told.collect()
-}
-
-fn side(side: &Side) -> String {
-    match side {
-        Side::Host => "host".to_owned(),
-        Side::Pool => "pool".to_owned(),
-        Side::Instance(name) => name.clone(),
-    }
 }
 
 fn what(what: &What) -> String {

@@ -113,12 +113,18 @@ pub(crate) async fn open(store: &Store) -> (Ledger, Opening) {
 }
 
 impl Opening {
-    /// Serves until the daemon ends.
-    pub(crate) async fn serve(self, shared: Arc<Shared>, registry: Arc<Registry>) {
+    /// Serves until the daemon ends, which it does by itself once it has stored `die_after_steps` steps of operations.
+    pub(crate) async fn serve(
+        self,
+        shared: Arc<Shared>,
+        registry: Arc<Registry>,
+        die_after_steps: Option<u64>,
+    ) {
         let witnesses = Witnesses::new(registry.clone(), shared.ledger.clone());
         match self.coordinator {
             Ok(coordinator) => {
-                Desk::new(shared, registry, witnesses, coordinator, self.books).serve(self.orders).await;
+                let desk = Desk::new(shared, registry, witnesses, coordinator, self.books, die_after_steps);
+                desk.serve(self.orders).await;
             }
             Err(reason) => {
                 tracing::error!(reason, "the ledger cannot be used");

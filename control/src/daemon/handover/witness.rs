@@ -9,7 +9,7 @@ use tombolo_agent::api::handover::{Action, Asked, HandoverClient, Order, Piece, 
 use tombolo_handover::coordinator::Coordinator;
 use tombolo_handover::observe::{Command, Inside, Sighting};
 use tombolo_handover::operation::{Act, Ask, End, Input, Progress, Question, Reply, Veto};
-use tombolo_handover::{Kernel, Kind, OpId, Party};
+use tombolo_handover::{Kernel, Kind, OpId, Party, UnitId};
 use tombolo_rpc::{CallError, Failure, Link};
 use tombolo_transport::Cid;
 
@@ -59,13 +59,8 @@ impl Witnesses {
     }
 
     async fn ask_agent(&self, kernel: Kernel, ask: &Ask) -> Option<Reply> {
-        let sizes = self.with_operation(ask.operation, |coordinator, units| {
-            let granule_bytes = coordinator.ledger().meta().granule_bytes;
-            let bytes = |progress: &Progress| match progress.unit.kind() {
-                Kind::Memory => progress.size.saturating_mul(granule_bytes),
-                _ => 0,
-            };
-            units.iter().map(bytes).collect::<Vec<_>>()
+        let sizes = self.with_operation(ask.operation, |units| {
+            units.iter().map(|unit| bytes_of(unit.unit, unit.size)).collect::<Vec<_>>()
         })?;
         let pieces = ask.units.iter().zip(sizes).map(|(&(unit, epoch), bytes)| Piece { unit, bytes, epoch });
         let Ask { operation, question, end, lease_ms, .. } = *ask;
@@ -136,10 +131,7 @@ impl Witnesses {
     async fn order(&self, act: &Act, end: End, action: Option<Action>) -> Option<Seen> {
         let party = if end == End::Donor { act.donor } else { act.receiver };
         let kernel = party.kernel()?;
-        let bytes = match act.unit.id.kind() {
-            Kind::Memory => act.unit.size().saturating_mul(GRANULE_BYTES),
-            _ => 0,
-        };
+        let bytes = bytes_of(act.unit.id, act.unit.size());
         let Act { operation, epoch, lease_ms, .. } = *act;
         let order = Order { operation, end, unit: act.unit.clone(), bytes, epoch, action, lease_ms };
         let link = self.link(kernel).await?;
@@ -226,7 +218,7 @@ impl Witnesses {
     /// been overtaken.
     fn lots(&self, act: &Act) -> Option<(Lots, usize, Progress)> {
         let resting = act.resting?;
-        self.with_operation(act.operation, |_, units| {
+        self.with_operation(act.operation, |units| {
             let open: Vec<&Progress> = units.iter().filter(|unit| !unit.is_settled()).collect();
             let at = open.iter().position(|unit| unit.unit == act.unit.id && unit.epoch == act.epoch)?;
             let sizes = open.iter().map(|unit| unit.size).collect();
@@ -274,17 +266,18 @@ impl Witnesses {
     }
 
     fn coordinator(&self) -> Option<Arc<Coordinator>> {
-        match self.ledger.books() {
-            Books::Kept(coordinator) => Some(coordinator),
-            Books::Unusable(_) => None,
-        }
+        self.ledger.coordinator().ok()
     }
 
-    fn with_operation<T>(&self, id: OpId, read: impl FnOnce(&Coordinator, &[Progress]) -> T) -> Option<T> {
+    fn with_operation<T>(&self, id: OpId, read: impl FnOnce(&[Progress]) -> T) -> Option<T> {
         let coordinator = self.coordinator()?;
-        let operation = coordinator.operation(id)?;
-        Some(read(&coordinator, &operation.units))
+        Some(read(&coordinator.operation(id)?.units))
     }
+}
+
+/// How much memory a unit of this size is, in bytes; 0 for anything else.
+fn bytes_of(unit: UnitId, size: u64) -> u64 {
+    if unit.kind() == Kind::Memory { size.saturating_mul(GRANULE_BYTES) } else { 0 }
 }
 
 async fn set_memory(kernel: &spawner::Kernel, granules: u64) -> Option<Veto> {
