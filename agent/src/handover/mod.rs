@@ -49,18 +49,6 @@ impl HandoverService {
         book
     }
 
-    async fn vote(&self, asked: &Asked) -> Option<Veto> {
-        let bytes: u64 = asked.pieces.iter().map(|piece| piece.bytes).fold(0, u64::saturating_add);
-        if let Some(piece) = asked.pieces.iter().find(|piece| piece.unit.kind() != Kind::Memory) {
-            return Some(unsupported(&piece.unit.to_string()));
-        }
-        match asked.end {
-            End::Donor => memory::can_spare(bytes),
-            // More memory is always welcome.
-            End::Receiver => None,
-        }
-    }
-
     async fn act(&self, order: &Order, action: Action) -> Option<Veto> {
         let unit = order.unit.id;
         if unit.kind() != Kind::Memory {
@@ -83,7 +71,7 @@ impl HandoverService {
 impl Handover for HandoverService {
     async fn ask(&self, _cx: &Ctx, asked: Asked) -> Result<Option<Veto>, HandoverError> {
         let hook = match asked.question {
-            Question::Vote => return Ok(self.vote(&asked).await),
+            Question::Vote => return Ok(vote(&asked)),
             Question::Reserve | Question::Confirm => {
                 let until = Instant::now() + Duration::from_millis(asked.lease_ms);
                 let mut book = self.book();
@@ -127,6 +115,20 @@ impl Handover for HandoverService {
             (Promise::Nothing, End::Receiver) => Inside::Absent,
         };
         Ok(Seen { refused, inside })
+    }
+}
+
+/// Whether this kernel can do it.
+fn vote(asked: &Asked) -> Option<Veto> {
+    if let Some(piece) = asked.pieces.iter().find(|piece| piece.unit.kind() != Kind::Memory) {
+        return Some(unsupported(&piece.unit.to_string()));
+    }
+    match asked.end {
+        End::Donor => {
+            memory::can_spare(asked.pieces.iter().map(|piece| piece.bytes).fold(0, u64::saturating_add))
+        }
+        // More memory is always welcome.
+        End::Receiver => None,
     }
 }
 

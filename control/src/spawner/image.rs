@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::{SpawnError, SpawnerKind};
@@ -13,6 +14,9 @@ use super::{SpawnError, SpawnerKind};
 /// What to do when there is none.
 pub(super) const REMEDY: &str = "install Debian's package `user-mode-linux`, or run `cargo xtask fetch-kernel` (no root \
      needed), or set TOMBOLO_UML_KERNEL to a kernel built with ARCH=um";
+
+/// How long a program may take to say its version.
+const VERSION_MAX: Duration = Duration::from_secs(5);
 
 /// Every such kernel has these texts: its management console, and the driver that maps the pool.
 const MARKS: [&[u8]; 2] = [b"mconsole", b"mmapper"];
@@ -55,6 +59,14 @@ pub(super) fn cache_folder(what: &str) -> Option<PathBuf> {
     Some(cache.join("tombolo").join(what))
 }
 
+/// The first line that a program says of its version; `None` when it does not tell.
+pub(super) async fn version_of(program: &mut Command) -> Option<String> {
+    let asked = program.arg("--version").kill_on_drop(true).output();
+    let output = timeout(VERSION_MAX, asked).await.ok()?.ok()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    output.status.success().then(|| said.lines().next().unwrap_or_default().trim().to_owned())
+}
+
 /// Looks at the file without running it.
 fn check(path: &Path) -> Result<Image, SpawnError> {
     let not = |reason: &str| SpawnError::NotAKernel {
@@ -86,13 +98,7 @@ fn check(path: &Path) -> Result<Image, SpawnError> {
 impl Image {
     /// Its release, such as `6.1.176`; `unknown version` when it does not tell.
     pub(super) async fn version(&self) -> String {
-        let asked = tokio::process::Command::new(&self.path).arg("--version").kill_on_drop(true).output();
-        match timeout(Duration::from_secs(5), asked).await {
-            Ok(Ok(output)) if output.status.success() => {
-                String::from_utf8_lossy(&output.stdout).trim().to_owned()
-            }
-            _ => "unknown version".into(),
-        }
+        version_of(&mut Command::new(&self.path)).await.unwrap_or_else(|| "unknown version".into())
     }
 
     /// The files of these modules.

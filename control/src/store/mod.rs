@@ -1,4 +1,5 @@
-//! The daemon's memory: instances, events, policy, receipts of mutations, and the ledger of units with its journal, in one transactional file (`state.redb`).
+//! The daemon's memory: instances, events, policy, receipts of mutations, and the ledger of units with its journal, in one
+//! transactional file (`state.redb`).
 //!
 //! Everything that changes goes through a [`Batch`], which is committed whole or not at all and is on disk when
 //! [`Store::commit`] returns. When the disk is full or the folder read-only, commits are refused with an error that

@@ -5,10 +5,8 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use tokio::time::timeout;
-
 use super::modules::Modules;
-use crate::spawner::image::cache_folder;
+use crate::spawner::image::{cache_folder, version_of};
 use crate::spawner::{SpawnError, SpawnerKind};
 
 /// What to do when something is missing.
@@ -17,8 +15,6 @@ const REMEDY: &str = "install Debian's packages `qemu-system-x86` and `linux-ima
 const BOOT_MARK: &[u8] = b"HdrS";
 const BOOT_MARK_AT: usize = 0x202;
 const PROGRAM: &str = "qemu-system-x86_64";
-/// How long QEMU may take to say its version.
-const VERSION_MAX: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// QEMU and a kernel for it.
 #[derive(Clone, Debug)]
@@ -136,18 +132,10 @@ impl Image {
 
     /// What it is, in one line: the program's version and the kernel's.
     pub(super) async fn describe(&self) -> String {
-        let mut command = tokio::process::Command::new(&self.program);
-        command.arg("--version").kill_on_drop(true);
-        if let Some(libraries) = &self.libraries {
-            command.env("LD_LIBRARY_PATH", libraries);
-        }
-        let version = match timeout(VERSION_MAX, command.output()).await {
-            Ok(Ok(output)) if output.status.success() => {
-                let said = String::from_utf8_lossy(&output.stdout).into_owned();
-                said.lines().next().unwrap_or_default().to_owned()
-            }
-            _ => "a QEMU that does not say its version".to_owned(),
-        };
+        let mut program = tokio::process::Command::new(&self.program);
+        program.envs(self.libraries.iter().map(|libraries| ("LD_LIBRARY_PATH", libraries)));
+        let version = version_of(&mut program).await;
+        let version = version.unwrap_or_else(|| "a QEMU that does not say its version".to_owned());
         format!("{} ({version}), {}", self.program.display(), self.kernel.display())
     }
 }

@@ -1,8 +1,8 @@
 //! The `qemu` spawner: real Linux kernels in emulated machines.
 //!
-//! The machine runs in its runtime folder. Its memory is a memfd and what can leave or come a second ([`memory`]), the pool is the memory of a PCI function (ivshmem-plain), the
-//! console its first serial line on stdio, the doorbell its second on the descriptor that the keeper hands on, and everything
-//! else (agent, configuration, secret, modules) is in one initial archive. Emulated by a thread for each CPU
+//! The machine runs in its runtime folder. Its memory is a memfd, and what can leave or come a second one ([`memory`]); the pool
+//! is the memory of a PCI function (ivshmem-plain), the console its first serial line on stdio, the doorbell its second on the
+//! descriptor that the keeper hands on, and everything else (agent, configuration, secret, modules) is in one initial archive. Emulated by a thread for each CPU
 //! (`tcg,thread=multi`) and with room for a second one, or QEMU would not keep atomics on shared memory atomic.
 //!
 //! QEMU listens to orders on one monitor ([`qmp`]) and writes what happens to the machine into a file with a second
@@ -123,14 +123,11 @@ impl Spawner for QemuSpawner {
 }
 
 fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<String>, String> {
-    let text = |path: &Path| {
-        let text = path.to_str().ok_or_else(|| format!("the path {} is not UTF-8", path.display()))?;
-        // QEMU separates options by commas, and takes two for one of a value's.
-        Ok::<_, String>(text.replace(',', ",,"))
-    };
     let plain = |path: &Path| {
         path.to_str().map(str::to_owned).ok_or_else(|| format!("the path {} is not UTF-8", path.display()))
     };
+    // QEMU separates options by commas, and takes two for one of a value's.
+    let value = |path: &Path| plain(path).map(|text| text.replace(',', ",,"));
     let mut command_line = vec![
         "console=ttyS0".to_owned(),
         "quiet".into(),
@@ -177,7 +174,7 @@ fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<St
     );
     argv.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
     if let Some(pool) = &spec.pool {
-        let (path, bytes) = (text(&pool.path)?, function_bytes(pool).map_err(|error| error.to_string())?);
+        let (path, bytes) = (value(&pool.path)?, function_bytes(pool).map_err(|error| error.to_string())?);
         argv.extend([
             "-object".to_owned(),
             format!("memory-backend-file,id=pool,share=on,mem-path={path},size={bytes}"),
