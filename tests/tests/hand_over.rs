@@ -321,6 +321,10 @@ fn fleet_file_says_who_has_how_much_and_apply_makes_it_so() {
     assert_eq!((said.code, said.stdout.lines().count()), (1, 2), "{said:?}");
     assert!(said.stdout.contains("web: memory 96.0 MiB -> 128.0 MiB"), "{said:?}");
     assert!(said.stdout.contains("new: is not there"), "{said:?}");
+    for command in ["diff", "apply"] {
+        let said = bed.tombolo(&[command]);
+        assert!(said.code == 2 && said.stderr.contains("tombolo: name a fleet file with -f"), "{said:?}");
+    }
     let stale = bed.tombolo(&["apply", "-f", &file, "--if-version", "1"]);
     assert!(stale.code == 4 && stale.stderr.contains("not 1"), "{stale:?}");
     bed.must(&["apply", "-f", &file, "--dry-run"]);

@@ -16,6 +16,9 @@ use crate::api::ExitKind;
 use crate::api::handover::Books;
 use crate::core::spec::FleetSpec;
 
+/// What to do where there is no fleet file.
+const REMEDY: &str = "name a fleet file with -f";
+
 /// Something that a fleet file wants and that is not so.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "change", rename_all = "kebab-case")]
@@ -29,7 +32,7 @@ enum Change {
 }
 
 pub(super) async fn diff(cx: &Context, args: DiffArgs) -> Outcome {
-    let fleet = up::read_fleet(args.fleet.as_deref())?;
+    let fleet = up::read_fleet(args.fleet.as_deref(), REMEDY)?;
     let client = cx.client().await?;
     let (changes, version) = changes(&client, &fleet).await?;
     show(cx, &changes, version)?;
@@ -37,7 +40,7 @@ pub(super) async fn diff(cx: &Context, args: DiffArgs) -> Outcome {
 }
 
 pub(super) async fn apply(cx: &Context, args: ApplyArgs) -> Outcome {
-    let fleet = up::read_fleet(args.fleet.as_deref())?;
+    let fleet = up::read_fleet(args.fleet.as_deref(), REMEDY)?;
     let client = cx.client().await?;
     let (planned, version) = changes(&client, &fleet).await?;
     if let Some(expected) = args.how.if_version.filter(|expected| *expected != version) {

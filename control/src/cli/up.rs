@@ -18,7 +18,7 @@ const FLEET_FILE: &str = "tombolo.toml";
 pub(super) async fn up(cx: &Context, args: UpArgs) -> Outcome {
     let fleet = match &args.name {
         Some(name) => FleetSpec { instance: [(name.clone(), spec::read(&args.spec)?)].into(), allow: vec![] },
-        None => read_fleet(args.fleet.as_deref())?,
+        None => read_fleet(args.fleet.as_deref(), "name an instance, or a fleet file with -f")?,
     };
     let client = cx.client().await?;
     bring_up(cx, &client, &fleet, args.no_wait).await
@@ -71,11 +71,12 @@ async fn begin(
     client.ask(client.fleet.start(name.to_string())).await
 }
 
-pub(super) fn read_fleet(file: Option<&Path>) -> Result<FleetSpec, CliError> {
+/// Reads a fleet file, or the usual one; `remedy`: what to do if that is not there.
+pub(super) fn read_fleet(file: Option<&Path>, remedy: &str) -> Result<FleetSpec, CliError> {
     let path = file.map_or_else(|| PathBuf::from(FLEET_FILE), Path::to_owned);
     let text = std::fs::read_to_string(&path).map_err(|error| match file {
         Some(_) => CliError::usage(format!("{} cannot be read: {error}", path.display())),
-        None => CliError::usage(format!("name an instance, or a fleet file with -f ({FLEET_FILE}: {error})")),
+        None => CliError::usage(format!("{remedy} ({FLEET_FILE}: {error})")),
     })?;
     let mut fleet: FleetSpec =
         toml::from_str(&text).map_err(|error| CliError::usage(format!("{}: {error}", path.display())))?;
@@ -101,7 +102,7 @@ mod tests {
         let path = dir.path().join("fleet.toml");
         let text = "[instance.web]\nimage = 'linux'\nfiles = [{ guest = '/a', source = 'bin/a' }]";
         std::fs::write(&path, text).unwrap();
-        let fleet = read_fleet(Some(&path)).unwrap();
+        let fleet = read_fleet(Some(&path), "").unwrap();
         let web = &fleet.instance[&"web".parse().unwrap()];
         assert_eq!(web.image.as_deref(), Some(dir.path().join("linux").as_path()));
         assert_eq!(web.files[0].source, dir.path().join("bin/a"));
@@ -109,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_fleet_file_that_is_not_there_is_a_usage_error() {
-        let error = read_fleet(Some(Path::new("/nowhere.toml"))).unwrap_err();
+        let error = read_fleet(Some(Path::new("/nowhere.toml")), "").unwrap_err();
         assert_eq!(error.kind(), crate::api::ExitKind::Usage);
     }
 }
