@@ -107,6 +107,19 @@ async fn sigterm_in_the_middle_of_everything_ends_it_all_in_order() {
 }
 
 #[tokio::test]
+async fn an_agent_that_was_started_to_outlive_its_terminal_does() {
+    let mut agent = Agent::start_with(&["nohup"], json!({}));
+    drop(agent.clients().await);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    assert_eq!(u64::from_str_radix(ignored, 16).unwrap() & 1, 1, "it listens to SIGHUP: {ignored}");
+    nix::sys::signal::kill(agent.pid(), Signal::SIGHUP).unwrap();
+    nix::sys::signal::kill(agent.pid(), Signal::SIGTERM).unwrap();
+    assert!(ended(&mut agent).await.success());
+    assert!(agent.log().contains("SIGTERM: shutting down"), "{}", agent.log());
+}
+
+#[tokio::test]
 async fn the_children_of_an_entrypoint_have_the_rest_of_its_grace() {
     let dir = tempfile::tempdir().unwrap();
     let script = "(trap 'sleep 0.3; echo done > done; exit' TERM; echo $$ > pid; while :; do sleep 0.02; done) & \

@@ -32,7 +32,8 @@ pub struct Agent {
 impl Agent {
     /// Starts one with the defaults and `extra` fields.
     pub fn start(extra: Value) -> Self {
-        Self::start_with(&[], extra)
+        // Whoever runs the tests may ignore it (nohup(1)), and then so would the agent.
+        Self::start_with(&["env", "--default-signal=HUP"], extra)
     }
 
     /// The same behind `launcher`, a program that becomes it or starts it.
