@@ -17,6 +17,9 @@ const FEATURES: &[&str] = &[
     "forward.listen",
     "probe.rpc",
     "quiesce.auto-resume",
+    "handover.memory",
+    "handover.cpu",
+    "handover.device",
 ];
 
 /// Version of the agent.

@@ -101,10 +101,14 @@ impl Bed {
         self.daemon_args.extend(args.map(str::to_owned));
     }
 
+    /// What every later daemon is given.
+    pub fn daemon_args(&self) -> Vec<String> {
+        self.daemon_args.clone()
+    }
+
     /// Gives every later daemon these arguments instead of those it was given so far.
-    pub fn set_daemon_args<const N: usize>(&mut self, args: [&str; N]) {
-        self.daemon_args.clear();
-        self.add_daemon_args(args);
+    pub fn replace_daemon_args(&mut self, args: Vec<String>) {
+        self.daemon_args = args;
     }
 
     /// One of our programs.

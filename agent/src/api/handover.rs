@@ -8,11 +8,13 @@
 //! What an agent has promised (room, memory kept free) it keeps for `lease_ms` from the last it heard of the operation. Then it goes
 //! back to normal by itself.
 
+use std::fmt;
+
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 use tombolo_handover::observe::Inside;
 use tombolo_handover::operation::{End, Question, Veto};
-use tombolo_handover::{OpId, Unit};
+use tombolo_handover::{OpId, PciAddress, Unit};
 use tombolo_rpc::Ctx;
 
 /// This kernel's side of a hand-over.
@@ -44,8 +46,8 @@ pub struct Asked {
 pub struct Piece {
     /// The unit. Before it is reserved, for memory, the one it will be cut from.
     pub unit: tombolo_handover::UnitId,
-    /// How much memory it is, in bytes; 0 for anything else.
-    pub bytes: u64,
+    /// What it is in this kernel, if it is there.
+    pub here: Option<Here>,
     /// The fencing token.
     pub epoch: u64,
 }
@@ -59,14 +61,35 @@ pub struct Order {
     pub end: End,
     /// The unit.
     pub unit: Unit,
-    /// How much memory it is, in bytes; 0 for anything else.
-    pub bytes: u64,
+    /// What it is in this kernel, if it is there.
+    pub here: Option<Here>,
     /// The fencing token.
     pub epoch: u64,
     /// What to do first; `None` only to look.
     pub action: Option<Action>,
     /// How long to keep what is promised, in ms.
     pub lease_ms: u64,
+}
+
+/// What a unit is in the kernel that is asked, which may know it by another name than the ledger does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Here {
+    /// So much memory.
+    Memory {
+        /// In bytes.
+        bytes: u64,
+    },
+    /// The CPU of this number.
+    Cpu {
+        /// As in `/sys/devices/system/cpu`.
+        index: u32,
+    },
+    /// The PCI function at this address.
+    Device {
+        /// As in `/sys/bus/pci/devices`.
+        address: PciAddress,
+    },
 }
 
 /// What can be ordered.
@@ -88,6 +111,26 @@ pub struct Seen {
     pub refused: Option<Veto>,
     /// What goes on with the unit inside, now.
     pub inside: Inside,
+}
+
+impl Here {
+    /// How much memory it is, in bytes; 0 for anything else.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Memory { bytes } => bytes,
+            Self::Cpu { .. } | Self::Device { .. } => 0,
+        }
+    }
+}
+
+impl fmt::Display for Here {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory { bytes } => write!(f, "{bytes} bytes"),
+            Self::Cpu { index } => write!(f, "CPU {index}"),
+            Self::Device { address } => write!(f, "function {address}"),
+        }
+    }
 }
 
 /// Why an agent cannot answer at all.

@@ -27,8 +27,10 @@ pub(super) struct Piece {
     pub(super) operation: OpId,
     pub(super) bytes: u64,
     pub(super) promise: Promise,
-    /// The promise lapses then.
+    /// The promise lapses then, unless it was confirmed.
     pub(super) until: Instant,
+    /// Whether the control plane was told that all still stands: from then on it may take what was promised at any time.
+    pub(super) confirmed: bool,
 }
 
 /// Everything known of units in hand-overs.
@@ -57,7 +59,9 @@ impl Book {
     pub(super) fn put(&mut self, unit: UnitId, epoch: u64, piece: Piece) {
         let entry = self.entry(unit);
         if entry.0 <= epoch {
-            *entry = (epoch, Some(piece));
+            let before = entry.1.filter(|before| before.operation == piece.operation);
+            let confirmed = piece.confirmed || before.is_some_and(|before| before.confirmed);
+            *entry = (epoch, Some(Piece { confirmed, ..piece }));
         }
     }
 
@@ -68,6 +72,22 @@ impl Book {
         if let Some(piece) = piece.as_mut().filter(|piece| piece.operation == operation) {
             piece.until = until;
         }
+    }
+
+    /// Takes note that all still stands: what was promised for the operation does not lapse any more.
+    pub(super) fn confirm(&mut self, operation: OpId, unit: UnitId) {
+        if let Some((_, Some(piece))) = self.units.get_mut(&unit)
+            && piece.operation == operation
+        {
+            piece.confirmed = true;
+        }
+    }
+
+    /// What is kept drained for an operation, until when; `None` for whatever does not lapse.
+    pub(super) fn lapses_at(&self, operation: OpId, unit: UnitId) -> Option<Instant> {
+        let piece = self.units.get(&unit).and_then(|(_, piece)| *piece)?;
+        let lapses = piece.operation == operation && piece.promise == Promise::Drained && !piece.confirmed;
+        lapses.then_some(piece.until)
     }
 
     /// What is promised of a unit.
@@ -88,7 +108,9 @@ impl Book {
     /// Lets promises lapse whose time has come.
     pub(super) fn lapse(&mut self, now: Instant) {
         for (_, piece) in self.units.values_mut() {
-            if piece.is_some_and(|piece| piece.until <= now && piece.promise == Promise::Drained) {
+            let lapses =
+                |piece: Piece| piece.promise == Promise::Drained && !piece.confirmed && piece.until <= now;
+            if piece.is_some_and(lapses) {
                 *piece = None;
             }
         }
@@ -115,7 +137,7 @@ mod tests {
     const LOT: UnitId = UnitId::Lot(3);
 
     fn drained(until: Instant) -> Piece {
-        Piece { operation: OP, bytes: 100, promise: Promise::Drained, until }
+        Piece { operation: OP, bytes: 100, promise: Promise::Drained, until, confirmed: false }
     }
 
     #[test]
@@ -148,6 +170,19 @@ mod tests {
         assert_eq!(book.promise(LOT), Promise::Drained, "renewed");
         book.lapse(later);
         assert_eq!(book.promise(LOT), Promise::Nothing);
+    }
+
+    #[test]
+    fn a_promise_that_was_confirmed_does_not_lapse() {
+        let (mut book, now) = (Book::default(), Instant::now());
+        book.put(LOT, 1, drained(now));
+        assert_eq!(book.lapses_at(OP, LOT), Some(now));
+        book.confirm(OpId(8), LOT);
+        assert_eq!(book.lapses_at(OP, LOT), Some(now), "another operation was confirmed");
+        book.confirm(OP, LOT);
+        book.put(LOT, 2, drained(now));
+        book.lapse(now + Duration::from_secs(1));
+        assert_eq!((book.promise(LOT), book.lapses_at(OP, LOT)), (Promise::Drained, None));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Applications' hooks: programs in a folder that are asked before something leaves or comes, and told after it has.
 //!
 //! Each executable file is run in the order of names, as `HOOK PHASE END` (such as `check donor`), with `TOMBOLO_OPERATION` (a number)
-//! and `TOMBOLO_UNITS` (such as `memory lot 7: 134217728 bytes`, one per line) in its environment. Exit status 0 is yes. Anything else is
+//! and `TOMBOLO_UNITS` (such as `memory lot 7: 134217728 bytes` or `cpu 12: CPU 1`, one per line: the ledger's name, and what it is
+//! here, if it is here already) in its environment. Exit status 0 is yes. Anything else is
 //! no, and so is a hook that takes too long; the last line it wrote to stderr is the reason. The first no ends it.
 
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +15,7 @@ use tokio::net::unix::pipe;
 use tombolo_handover::operation::{End, Veto};
 
 use crate::api::exec::ExitStatus;
-use crate::api::handover::Asked;
+use crate::api::handover::{Asked, Piece};
 use crate::exec::ExecEngine;
 
 /// What is kept of a hook's stderr, in bytes: its end.
@@ -56,8 +57,11 @@ fn hooks_in(dir: &Path) -> Vec<PathBuf> {
 async fn run_one(exec: &ExecEngine, hook: &Path, phase: &str, asked: &Asked) -> Result<(), String> {
     let path = hook.to_str().ok_or("its name is not UTF-8")?;
     let end = if asked.end == End::Donor { "donor" } else { "receiver" };
-    let units: Vec<String> =
-        asked.pieces.iter().map(|piece| format!("{}: {} bytes", piece.unit, piece.bytes)).collect();
+    let unit = |piece: &Piece| match &piece.here {
+        Some(here) => format!("{}: {here}", piece.unit),
+        None => piece.unit.to_string(),
+    };
+    let units: Vec<String> = asked.pieces.iter().map(unit).collect();
     let env = [
         ("TOMBOLO_OPERATION".to_owned(), asked.operation.0.to_string()),
         ("TOMBOLO_UNITS".to_owned(), units.join("\n")),
@@ -105,13 +109,13 @@ mod tests {
     use tombolo_handover::{OpId, UnitId};
 
     use super::*;
-    use crate::api::handover::Piece;
+    use crate::api::handover::Here;
     use crate::children::{Children, Scope};
     use crate::exec::Launcher;
     use crate::state::Lifecycle;
 
     fn asked() -> Asked {
-        let pieces = vec![Piece { unit: UnitId::Lot(7), bytes: 64, epoch: 1 }];
+        let pieces = vec![Piece { unit: UnitId::Lot(7), here: Some(Here::Memory { bytes: 64 }), epoch: 1 }];
         Asked { operation: OpId(5), question: Question::CheckHooks, end: End::Donor, pieces, lease_ms: 1000 }
     }
 

@@ -58,6 +58,16 @@ impl Books {
         self.bytes(its.map(|entry| entry.unit.size()).sum())
     }
 
+    /// Every unit that rests with a party.
+    pub fn units_of(&self, party: Party) -> impl Iterator<Item = &Entry> {
+        self.units.iter().filter(move |entry| entry.owner.party() == Some(party))
+    }
+
+    /// How many CPUs, or devices, rest with a party.
+    pub fn count(&self, party: Party, kind: Kind) -> u64 {
+        self.units_of(party).filter(|entry| entry.unit.id.kind() == kind).map(|entry| entry.unit.size()).sum()
+    }
+
     /// How much memory so many granules are, in bytes.
     pub fn bytes(&self, granules: u64) -> u64 {
         granules.saturating_mul(self.meta.granule_bytes)

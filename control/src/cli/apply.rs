@@ -4,7 +4,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use tombolo_handover::Party;
+use tombolo_handover::{Kind, Party};
 
 use super::args::{ApplyArgs, DiffArgs};
 use super::client::Client;
@@ -29,6 +29,16 @@ enum Change {
     Start { instance: String },
     /// It has another amount of memory.
     Memory { instance: String, has_bytes: u64, wanted_bytes: u64 },
+    /// It has another number of CPUs.
+    Cpus { instance: String, has: u64, wanted: u64 },
+}
+
+/// What a running instance is to have of a kind: bytes of memory, or CPUs.
+struct Move {
+    instance: String,
+    kind: Kind,
+    wanted: u64,
+    grows: bool,
 }
 
 pub(super) async fn diff(cx: &Context, args: DiffArgs) -> Outcome {
@@ -57,12 +67,12 @@ pub(super) async fn apply(cx: &Context, args: ApplyArgs) -> Outcome {
     }
     let outcome = up::bring_up(cx, &client, &fleet, false).await?;
     // What is missing runs now, with the memory that the file gives it. Who gives goes first, so that others can get.
-    let mut moves: Vec<(String, u64, bool)> =
-        changes(&client, &fleet).await?.0.into_iter().filter_map(Change::memory).collect();
-    moves.sort_by_key(|(_, _, grows)| *grows);
+    let mut moves: Vec<Move> =
+        changes(&client, &fleet).await?.0.into_iter().filter_map(Change::into_move).collect();
+    moves.sort_by_key(|one| one.grows);
     let how = super::args::HandoverArgs { if_version: None, ..args.how };
-    for (name, wanted, _) in moves {
-        Holding::of(&client, &name).await?.change_to(cx, &client, wanted, &how).await?;
+    for Move { instance, kind, wanted, .. } in moves {
+        Holding::of(&client, &instance).await?.change_to(cx, &client, kind, wanted, &how).await?;
     }
     Ok(outcome)
 }
@@ -77,7 +87,10 @@ async fn changes(client: &Client, fleet: &FleetSpec) -> Result<(Vec<Change>, u64
         match there.iter().find(|view| view.name == instance) {
             None => changes.push(Change::Create { instance }),
             Some(view) if !view.state.may_have_kernel() => changes.push(Change::Start { instance }),
-            Some(_) => changes.extend(memory_change(&books, &instance, spec.memory_mib)),
+            Some(_) => {
+                changes.extend(memory_change(&books, &instance, spec.memory_mib));
+                changes.extend(cpu_change(&books, &instance, spec.cpus.into()));
+            }
         }
     }
     Ok((changes, books.meta.version))
@@ -89,6 +102,13 @@ fn memory_change(books: &Books, name: &str, wanted_mib: u64) -> Option<Change> {
     let has_bytes = books.memory_bytes(Party::Instance(row.kernel()));
     let wanted_bytes = (wanted_mib << 20).next_multiple_of(books.meta.granule_bytes.max(1));
     (has_bytes != wanted_bytes).then(|| Change::Memory { instance: name.to_owned(), has_bytes, wanted_bytes })
+}
+
+/// The same of CPUs.
+fn cpu_change(books: &Books, name: &str, wanted: u64) -> Option<Change> {
+    let row = books.instance(name).filter(|row| row.limits.cpus.max > 0)?;
+    let has = books.count(Party::Instance(row.kernel()), Kind::Cpu);
+    (has != wanted).then(|| Change::Cpus { instance: name.to_owned(), has, wanted })
 }
 
 fn show(cx: &Context, changes: &[Change], version: u64) -> Result<(), CliError> {
@@ -108,14 +128,16 @@ fn show(cx: &Context, changes: &[Change], version: u64) -> Result<(), CliError> 
 }
 
 impl Change {
-    /// A change of memory: whose, to how much, and whether it grows.
-    fn memory(self) -> Option<(String, u64, bool)> {
-        match self {
+    /// The change as something that is to move.
+    fn into_move(self) -> Option<Move> {
+        let (instance, kind, has, wanted) = match self {
             Self::Memory { instance, has_bytes, wanted_bytes } => {
-                Some((instance, wanted_bytes, wanted_bytes > has_bytes))
+                (instance, Kind::Memory, has_bytes, wanted_bytes)
             }
-            Self::Create { .. } | Self::Start { .. } => None,
-        }
+            Self::Cpus { instance, has, wanted } => (instance, Kind::Cpu, has, wanted),
+            Self::Create { .. } | Self::Start { .. } => return None,
+        };
+        Some(Move { instance, kind, wanted, grows: wanted > has })
     }
 }
 
@@ -127,6 +149,7 @@ impl fmt::Display for Change {
             Self::Memory { instance, has_bytes, wanted_bytes } => {
                 write!(f, "{instance}: memory {} -> {}", bytes(*has_bytes), bytes(*wanted_bytes))
             }
+            Self::Cpus { instance, has, wanted } => write!(f, "{instance}: CPUs {has} -> {wanted}"),
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::core::policy::Target;
 use crate::spawner::SpawnerKind;
 
 pub use self::handover::{
-    ApplyArgs, DiffArgs, DrainArgs, HandoverArgs, MoveArgs, OpCommand, ResizeArgs, SizeChange,
+    ApplyArgs, DiffArgs, DrainArgs, HandoverArgs, MoveArgs, MovedArgs, OpCommand, ResizeArgs, SizeChange,
 };
 
 const AFTER_HELP: &str = "\
@@ -105,15 +105,15 @@ pub enum Command {
     Wait(WaitArgs),
     /// Show how running instances differ from a fleet file; exits with 1 if they do
     Diff(DiffArgs),
-    /// Make running instances as a fleet file says: create and start what is missing, move memory
+    /// Make running instances as a fleet file says: create and start what is missing, move memory and CPUs
     Apply(ApplyArgs),
-    /// Show who has which memory, and what is free
+    /// Show who has which memory, CPUs and devices, and what is free
     Pool,
-    /// Move memory from one running instance to another, or to and from `pool` (what is free) and `host`
+    /// Move memory, CPUs or a device from one running instance to another, or to and from `pool` (what is free) and `host`
     Move(MoveArgs),
-    /// Give a running instance memory, or take some from it
+    /// Give a running instance memory or CPUs, or take some from it
     Resize(ResizeArgs),
-    /// Take from a running instance all memory that it can be without
+    /// Take from a running instance all memory, CPUs and devices that it can be without
     Drain(DrainArgs),
     /// List, follow, call off and mend moves
     #[command(subcommand)]
@@ -219,6 +219,15 @@ pub struct SpecArgs {
     /// The most memory it can be given while it runs, in MiB [default: its memory]
     #[arg(long, value_name = "MIB")]
     pub memory_max: Option<u64>,
+    /// CPUs of the kernel [default: 1]; more only where they can be moved (`qemu`)
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// The fewest CPUs it is left with when CPUs are moved [default: 1]
+    #[arg(long, value_name = "N")]
+    pub cpus_min: Option<u32>,
+    /// The most CPUs it can be given while it runs [default: its CPUs]
+    #[arg(long, value_name = "N")]
+    pub cpus_max: Option<u32>,
     /// The kernel image [default: the one the driver finds]
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,

@@ -19,9 +19,11 @@ mod handover;
 mod host;
 mod jobs;
 mod logs;
+mod operation;
 mod output;
 mod ping;
 mod policy;
+mod pool;
 mod spec;
 mod target;
 mod terminal;
@@ -153,7 +155,7 @@ async fn run(cx: &Context, command: Command) -> Outcome {
         Command::Top(args) => top::top(cx, args).await,
         Command::Forward(args) => forward::forward(cx, args).await,
         Command::Connect(args) => connect::connect(cx, args).await,
-        Command::Pool => handover::pool(cx).await,
+        Command::Pool => pool::pool(cx).await,
         Command::Move(args) => handover::move_units(cx, args).await,
         Command::Resize(args) => handover::resize(cx, args).await,
         Command::Diff(args) => apply::diff(cx, args).await,

@@ -23,6 +23,9 @@ pub(super) fn read(args: &SpecArgs) -> Result<InstanceSpec, CliError> {
     spec.memory_mib = args.memory.unwrap_or(spec.memory_mib);
     spec.memory_min_mib = args.memory_min.or(spec.memory_min_mib);
     spec.memory_max_mib = args.memory_max.or(spec.memory_max_mib);
+    spec.cpus = args.cpus.unwrap_or(spec.cpus);
+    spec.cpus_min = args.cpus_min.or(spec.cpus_min);
+    spec.cpus_max = args.cpus_max.or(spec.cpus_max);
     spec.image = args.image.as_ref().map(std::path::absolute).transpose().map_err(absolute)?.or(spec.image);
     for (source, guest) in &args.files {
         let source = std::path::absolute(source).map_err(absolute)?;

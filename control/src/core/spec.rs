@@ -33,6 +33,12 @@ pub struct InstanceSpec {
     /// The most memory it can be given while it runs, in MiB. Its kernel boots with room for it, which costs some 2 % of
     /// this. Default: `memory_mib`.
     pub memory_max_mib: Option<u64>,
+    /// CPUs of the kernel. Default 1. More, and any other number while it runs, only where the spawner can move CPUs (`qemu`).
+    pub cpus: u32,
+    /// The fewest CPUs it is left with when CPUs are moved. Default 1.
+    pub cpus_min: Option<u32>,
+    /// The most CPUs it can be given while it runs. Its machine has as many from its start, parked. Default: `cpus`.
+    pub cpus_max: Option<u32>,
     /// The kernel image. Default: the one the spawner finds.
     pub image: Option<PathBuf>,
     /// What runs in it. Default: nothing but the agent.
@@ -99,6 +105,9 @@ pub struct SpecError {
 /// Least memory of any kernel, in MiB.
 const MEMORY_MIB_MIN: u64 = 32;
 
+/// Most CPUs of any kernel.
+const CPUS_MAX: u32 = 64;
+
 fn default_mode() -> u32 {
     0o755
 }
@@ -110,6 +119,9 @@ impl Default for InstanceSpec {
             memory_mib: 64,
             memory_min_mib: None,
             memory_max_mib: None,
+            cpus: 1,
+            cpus_min: None,
+            cpus_max: None,
             image: None,
             entrypoint: None,
             probes: Vec::new(),
@@ -154,6 +166,16 @@ impl InstanceSpec {
         self.memory_max_mib.unwrap_or(self.memory_mib)
     }
 
+    /// The fewest CPUs it is left with.
+    pub fn cpus_min(&self) -> u32 {
+        self.cpus_min.unwrap_or(1)
+    }
+
+    /// The most CPUs it can be given.
+    pub fn cpus_max(&self) -> u32 {
+        self.cpus_max.unwrap_or(self.cpus)
+    }
+
     /// Checks what can be checked without looking at the host.
     ///
     /// # Errors
@@ -176,6 +198,13 @@ impl InstanceSpec {
                 self.memory_mib,
                 self.memory_min_mib(),
                 self.memory_max_mib()
+            ));
+        }
+        let (least, most) = (self.cpus_min(), self.cpus_max());
+        if least == 0 || most > CPUS_MAX || !(least..=most).contains(&self.cpus) {
+            return refuse(format!(
+                "cpus is {}, and must be from cpus_min ({least}, at least 1) to cpus_max ({most}, at most {CPUS_MAX})",
+                self.cpus
             ));
         }
         if self.entrypoint.as_ref().is_some_and(|entry| entry.argv.is_empty()) {
@@ -246,6 +275,11 @@ mod tests {
             "memory_mib = 64\nmemory_max_mib = 63",
             "memory_mib = 64\nmemory_min_mib = 65",
             "memory_min_mib = 0",
+            "cpus = 0",
+            "cpus_min = 0",
+            "cpus_max = 0",
+            "cpus = 65",
+            "cpus = 2\ncpus_min = 3",
             "entrypoint = { argv = [] }",
             "boot_timeout_ms = 0",
             "heartbeat_ms = 1",

@@ -31,6 +31,7 @@ use tombolo_transport::{Broker, BrokerConfig, BrokerHandle};
 
 use self::agents::Door;
 use self::drivers::Drivers;
+use self::handover::Stock;
 use self::instance::Command;
 use self::options::{Options, Places};
 use self::registry::Registry;
@@ -93,11 +94,15 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let rules = store.rules()?;
     let (pool, pool_bytes) = open_pool(&places, &options, &records).await?;
     let broker = start_broker(&places, to_broker_policy(&rules), &options).await?;
-    let (ledger, opening) = handover::open(&store).await;
+    let catalogue = options.catalogue()?;
+    let stock =
+        Stock { cpus: options.lent_cpus(), devices: catalogue.iter().map(|device| device.address).collect() };
+    let (ledger, opening) = handover::open(&store, &stock).await;
     let shared = Shared::new(Parts {
         drivers: Drivers::new(&places.keeper_binary, options.image.as_deref(), options.spawner),
         operators_gid: groups::gid_of(&options.operators),
         image: options.image.clone(),
+        catalogue,
         places,
         store,
         ledger,

@@ -1,11 +1,16 @@
 //! The command line of `tombolod`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Parser;
 
+use super::StartError;
 use crate::paths;
-use crate::spawner::SpawnerKind;
+use crate::spawner::{Device, SpawnerKind};
+
+/// Default of [`Options::cpus`]. Most machines wait most of the time.
+const CPUS_PER_HOST_CPU: u32 = 8;
 
 /// The control plane of Tombolo: keeps Linux kernels running beside this one, watches them, and serves `tombolo`.
 ///
@@ -38,6 +43,13 @@ pub struct Options {
     /// Shared memory of each member of a new pool, in MiB (sparse: what is not used costs nothing)
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=65536), value_name = "MIB")]
     pub pool_extent: u64,
+    /// How many CPUs emulated machines (`qemu`) can have in all; they share this host's [default: 8 for each CPU of this host]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096), value_name = "N")]
+    pub cpus: Option<u32>,
+    /// A device that emulated machines (`qemu`) can have, one at a time: ADDRESS=nvme:FILE, ADDRESS=rng or ADDRESS=net, where the
+    /// first address is 0000:01:00.0, the next 0000:02:00.0; may be repeated
+    #[arg(long = "device", value_name = "ADDRESS=KIND")]
+    pub devices: Vec<Device>,
     /// Members of this group may run instances; others than root and our own user may only look
     #[arg(long, default_value = "tombolo", value_name = "GROUP")]
     pub operators: String,
@@ -47,6 +59,33 @@ pub struct Options {
     /// Die of SIGKILL as soon as so many steps of moves are recorded, to test that the next daemon goes on from there
     #[arg(long, hide = true, value_name = "N")]
     pub debug_die_after_steps: Option<u64>,
+}
+
+impl Options {
+    /// The devices that machines can be lent.
+    ///
+    /// # Errors
+    /// If two have one address.
+    pub(super) fn catalogue(&self) -> Result<Arc<[Device]>, StartError> {
+        let twice = |(at, device): &(usize, &Device)| {
+            self.devices[..*at].iter().any(|earlier| earlier.address == device.address)
+        };
+        match self.devices.iter().enumerate().find(twice) {
+            None => Ok(self.devices.as_slice().into()),
+            Some((_, device)) => Err(StartError::Host {
+                attempt: format!("take {} into the ledger", device.address),
+                reason: "two devices have that address".into(),
+            }),
+        }
+    }
+
+    /// How many CPUs machines can be lent in all.
+    pub(super) fn lent_cpus(&self) -> u32 {
+        self.cpus.unwrap_or_else(|| {
+            let host = std::thread::available_parallelism().map_or(1, usize::from);
+            CPUS_PER_HOST_CPU.saturating_mul(u32::try_from(host).unwrap_or(u32::MAX))
+        })
+    }
 }
 
 /// Where everything is, made out from [`Options`].

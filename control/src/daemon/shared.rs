@@ -15,6 +15,7 @@ use super::instance::Mailbox;
 use super::options::Places;
 use crate::core::policy::{Rule, to_broker_policy};
 use crate::core::{EventKind, InstanceName};
+use crate::spawner::Device;
 use crate::store::{Batch, Store};
 
 /// What every part of the daemon knows. No lock in it but `policy_changes` is held across an await.
@@ -30,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) daemon_uid: u32,
     pub(crate) operators_gid: Option<u32>,
     pub(crate) image: Option<PathBuf>,
+    /// The devices that machines can be lent.
+    pub(crate) catalogue: Arc<[Device]>,
     pub(crate) started_unix_ns: u64,
     rules: RwLock<Arc<Vec<Rule>>>,
     /// Held by whoever changes the policy, from reading it until it is in force: of two changes at once none is lost.
@@ -59,13 +62,14 @@ pub(crate) struct Parts {
     pub(crate) broker: BrokerHandle,
     pub(crate) operators_gid: Option<u32>,
     pub(crate) image: Option<PathBuf>,
+    pub(crate) catalogue: Arc<[Device]>,
     pub(crate) rules: Vec<Rule>,
 }
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { places, store, ledger, drivers, pool, pool_bytes, broker, operators_gid, image, rules } =
-            parts;
+        let Parts { places, store, ledger, drivers, pool, pool_bytes, .. } = parts;
+        let Parts { broker, operators_gid, image, catalogue, rules, .. } = parts;
         Arc::new(Self {
             places,
             store,
@@ -76,6 +80,7 @@ impl Shared {
             broker,
             operators_gid,
             image,
+            catalogue,
             daemon_uid: rustix::process::geteuid().as_raw(),
             started_unix_ns: crate::time::unix_ns(),
             rules: RwLock::new(Arc::new(rules)),

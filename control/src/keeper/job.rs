@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Process;
+use super::{CpuLease, Process};
 use crate::spawner::SpawnerKind;
 
 /// What a keeper is to do: written to `job.json` before it is started.
@@ -24,6 +24,9 @@ pub struct Job {
     /// How its memory can be changed, if it can.
     #[serde(default)]
     pub memory: Option<MemoryJob>,
+    /// The CPUs that are lent to it at first.
+    #[serde(default)]
+    pub cpus: Vec<CpuLease>,
 }
 
 /// How a kernel's memory can be changed.

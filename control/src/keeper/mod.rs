@@ -16,6 +16,7 @@
 
 mod client;
 mod console;
+mod cpus;
 mod exec;
 mod files;
 mod job;
@@ -30,6 +31,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+pub use cpus::CpuLease;
 pub(crate) use files::{remove_all, unix_address, write_atomically};
 pub use job::{Exit, ExitHow, Job, KernelRecord, MemoryJob};
 pub(crate) use process_table::{Process, descendants_of, kill_group_of};

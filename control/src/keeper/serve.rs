@@ -24,8 +24,8 @@ use super::exec::EXIT_NOT_EXECUTED;
 use super::files::Room;
 use super::memory::{Memory, Outcome};
 use super::{
-    Exit, ExitHow, Job, KernelRecord, Process, Request, Status, descendants_of, machine, names, remove_all,
-    write_atomically,
+    CpuLease, Exit, ExitHow, Job, KernelRecord, Process, Request, Status, cpus, descendants_of, machine,
+    names, remove_all, write_atomically,
 };
 use crate::spawner::SpawnerKind;
 
@@ -75,6 +75,7 @@ struct Keeper {
     memory: Option<Memory>,
     /// The client that waits for a change of the memory, by its number.
     awaits_memory: Option<u64>,
+    cpus: Vec<CpuLease>,
     clients: Vec<Client>,
     clients_seen: u64,
 }
@@ -135,6 +136,7 @@ impl Keeper {
             exit_room,
             memory: job.memory.map(|memory| Memory::new(memory.mconsole, memory.boot_bytes)),
             awaits_memory: None,
+            cpus: job.cpus,
             clients,
             clients_seen: 0,
         })
@@ -229,6 +231,13 @@ impl Keeper {
             Request::Wait => {}           // answered by `finish`
             Request::Kill => self.kill(), // answered by `finish`
             Request::SetMemory { bytes } => self.set_memory(index, bytes),
+            Request::LeaseCpu(lease) => match cpus::enter(&mut self.cpus, lease) {
+                Ok(()) => {
+                    let status = self.status(None);
+                    self.clients[index].answer(&status, None);
+                }
+                Err(reason) => self.refuse(index, &reason),
+            },
             Request::Console if self.console.is_none() => self.refuse(index, "the kernel closed its console"),
             Request::Console if self.clients.iter().any(Client::is_console) => {
                 self.refuse(index, "another client has the console; it serves one at a time");
@@ -287,7 +296,8 @@ impl Keeper {
 
     fn status(&self, exit: Option<Exit>) -> Status {
         let memory = self.memory.as_ref().map(Memory::state);
-        Status { keeper_pid: std::process::id(), kernel: self.record.clone(), exit, refused: None, memory }
+        let (keeper_pid, kernel, cpus) = (std::process::id(), self.record.clone(), self.cpus.clone());
+        Status { keeper_pid, kernel, exit, refused: None, memory, cpus }
     }
 
     /// Records what the console has to say, all of it that is there now.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Exit, KernelRecord};
+use super::{CpuLease, Exit, KernelRecord};
 
 /// What one can ask a keeper. One line of JSON, such as `{"op":"status"}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub enum Request {
         /// In bytes, a multiple of 4096.
         bytes: u64,
     },
+    /// Remember that a CPU of the machine is lent to its kernel, or is no longer. Refused if another lease contradicts it.
+    LeaseCpu(CpuLease),
 }
 
 /// Every answer.
@@ -40,6 +42,9 @@ pub struct Status {
     /// How much memory the kernel has, where that can be changed.
     #[serde(default)]
     pub memory: Option<MemoryState>,
+    /// Which CPUs of the machine are or were lent to its kernel.
+    #[serde(default)]
+    pub cpus: Vec<CpuLease>,
 }
 
 /// How much memory a kernel has.
@@ -57,7 +62,7 @@ pub struct MemoryState {
 }
 
 /// The longest line either side accepts, in bytes: more than any [`Status`] needs.
-pub(crate) const LINE_BYTES_MAX: usize = 4096;
+pub(crate) const LINE_BYTES_MAX: usize = 8192;
 
 /// One line, ready to send.
 pub(crate) fn line(message: &impl Serialize) -> Vec<u8> {

@@ -13,8 +13,7 @@ use tokio::time::timeout;
 use super::keeper_link::{KeeperLink, LinkError};
 use super::{SpawnError, SpawnerKind, process, qemu, uml};
 use crate::keeper::{
-    Exit, ExitHow, KernelRecord, MemoryState, Request, Status, kill_group_of, names, remove_all,
-    write_atomically,
+    Exit, ExitHow, KernelRecord, Request, Status, kill_group_of, names, remove_all, write_atomically,
 };
 
 /// How long the keeper may take to answer what it answers at once. It is one poll(2) loop: this is for a loaded host.
@@ -196,45 +195,6 @@ impl Kernel {
         }
     }
 
-    /// How much memory it has, where that can be changed while it runs; else `None`.
-    ///
-    /// # Errors
-    /// [`SpawnError::Ended`] when it has ended, [`SpawnError::Keeper`] when its keeper does not answer.
-    pub async fn memory(&self) -> Result<Option<MemoryState>, SpawnError> {
-        let action = "ask about the memory of";
-        if self.kind() == SpawnerKind::Qemu {
-            self.must_run(action).await?;
-            return qemu::memory_state(self.runtime_dir())
-                .await
-                .map_err(|error| self.refused_to(action, error));
-        }
-        let status = ask(self.runtime_dir(), Request::Status).await;
-        status.map(|status| status.memory).map_err(|error| self.link_failed(action, error))
-    }
-
-    /// Makes its memory so much: takes what is free from it, or gives back what was taken. Returns when that is so.
-    ///
-    /// # Errors
-    /// [`SpawnError::Refused`] when it could not be done, and then it has what it had before; [`SpawnError::Keeper`] when it did not
-    /// end within `deadline`: it may still, [`Kernel::memory`] tells.
-    pub async fn set_memory(&self, bytes: u64, deadline: Duration) -> Result<(), SpawnError> {
-        let action = "change the memory of";
-        if self.kind() == SpawnerKind::Qemu {
-            self.must_run(action).await?;
-            let changed = qemu::set_memory(self.runtime_dir(), bytes, deadline).await;
-            let runtime_dir = self.runtime_dir().to_owned();
-            return changed
-                .map_err(|error| self.refused_to(action, error))?
-                .map_err(|reason| SpawnError::Refused { action, runtime_dir, reason });
-        }
-        let changed = timeout(deadline, async {
-            let link = KeeperLink::connect(self.runtime_dir()).await?;
-            link.request(Request::SetMemory { bytes }).await
-        });
-        let changed = changed.await.unwrap_or(Err(LinkError::Silent(deadline)));
-        changed.map(drop).map_err(|error| self.link_failed(action, error))
-    }
-
     async fn set_frozen(&self, frozen: bool) -> Result<(), SpawnError> {
         let action = if frozen { "freeze" } else { "thaw" };
         self.must_run(action).await?;
@@ -282,7 +242,7 @@ impl Kernel {
         remove_spawned_files(self.runtime_dir())
     }
 
-    async fn must_run(&self, action: &'static str) -> Result<(), SpawnError> {
+    pub(super) async fn must_run(&self, action: &'static str) -> Result<(), SpawnError> {
         match self.status().await? {
             KernelStatus::Running => Ok(()),
             KernelStatus::Exited(exit) => {
@@ -340,11 +300,11 @@ impl Kernel {
     }
 
     /// The driver could not do it, or does not know whether it did.
-    fn refused_to(&self, action: &'static str, reason: String) -> SpawnError {
+    pub(super) fn refused_to(&self, action: &'static str, reason: String) -> SpawnError {
         SpawnError::Control { action, runtime_dir: self.runtime_dir().to_owned(), reason }
     }
 
-    fn link_failed(&self, action: &'static str, error: LinkError) -> SpawnError {
+    pub(super) fn link_failed(&self, action: &'static str, error: LinkError) -> SpawnError {
         let runtime_dir = self.runtime_dir().to_owned();
         match error {
             LinkError::Refused(reason) => SpawnError::Refused { action, runtime_dir, reason },

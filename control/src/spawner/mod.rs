@@ -15,6 +15,7 @@
 //! ```
 
 mod cpio;
+mod device;
 mod error;
 mod image;
 mod initrd;
@@ -26,16 +27,19 @@ mod process;
 mod qemu;
 mod spec;
 mod uml;
+mod units;
 
 use std::future::Future;
 use std::path::Path;
 
+pub use device::{Device, DeviceModel};
 pub use error::SpawnError;
 pub use kernel::{Kernel, KernelStatus};
 pub use process::ProcessSpawner;
 pub use qemu::QemuSpawner;
 pub use spec::{Availability, FileContent, InitrdFile, KernelSpec, PoolFile, SpawnerKind};
 pub use uml::UmlSpawner;
+pub use units::CpuState;
 
 /// A driver that makes kernels exist.
 pub trait Spawner {

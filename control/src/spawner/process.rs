@@ -144,6 +144,7 @@ impl Spawner for ProcessSpawner {
             env,
             console_bytes_max,
             memory: None,
+            cpus: Vec::new(),
         };
         claim.launch(&self.keeper_binary, &job).await
     }

@@ -6,6 +6,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use tombolo_agent::config::AgentConfig;
+use tombolo_handover::PciAddress;
+
+use super::Device;
 
 /// Which driver makes a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -33,6 +36,14 @@ impl SpawnerKind {
         match self {
             Self::Uml | Self::Qemu => true,
             Self::Process => false,
+        }
+    }
+
+    /// Whether CPUs and devices can be moved to and from its kernels while they run.
+    pub fn can_move_cpus_and_devices(self) -> bool {
+        match self {
+            Self::Qemu => true,
+            Self::Uml | Self::Process => false,
         }
     }
 
@@ -138,6 +149,15 @@ pub struct KernelSpec {
     /// The most memory it can be given while it runs, in bytes: `memory_bytes` or more. Where the spawner can take memory from a
     /// running kernel, it boots with room for this much and is left with `memory_bytes`.
     pub memory_max_bytes: u64,
+    /// The CPUs it boots with, by the ledger's names: its kernel boots on the first. Empty: one that has no name. Ignored where the
+    /// spawner cannot move CPUs.
+    pub cpus: Vec<u32>,
+    /// The most CPUs it can be given while it runs: as many as `cpus` or more. Ignored where the spawner cannot move CPUs.
+    pub cpus_max: u32,
+    /// Every device that it can be given while it runs, or boots with. Ignored where the spawner cannot move devices.
+    pub catalogue: Vec<Device>,
+    /// The devices of the catalogue that it boots with.
+    pub devices: Vec<PciAddress>,
     /// The agent: a static binary, `/init` in a kernel.
     pub agent_binary: PathBuf,
     /// The agent's configuration: who this kernel is, whom it trusts. The spawner overwrites `pool`, `doorbell` and

@@ -105,6 +105,7 @@ impl Spawner for UmlSpawner {
             env: vec![("TMPDIR".into(), memory_folder(&spec.runtime_dir, boot_bytes(spec)))],
             console_bytes_max: Job::CONSOLE_BYTES_MAX,
             memory: Some(MemoryJob { mconsole: MCONSOLE.into(), boot_bytes: boot_bytes(spec) }),
+            cpus: Vec::new(),
         };
         let kernel = claim.launch(&self.keeper_binary, &job).await?;
         if boot_bytes(spec) > spec.memory_bytes

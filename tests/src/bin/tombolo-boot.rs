@@ -56,6 +56,10 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<ExitHow> {
         memory_bytes: memory_mib << 20,
         memory_min_bytes: memory_mib << 20,
         memory_max_bytes: memory_mib << 20,
+        cpus: Vec::new(),
+        cpus_max: 1,
+        catalogue: Vec::new(),
+        devices: Vec::new(),
         agent_binary: init.context(USAGE)?,
         // There is no control plane: nobody asks for the secret.
         agent_config: AgentConfig::new("boot", Cid(3), Member(1), Incarnation::random()?, [0; 32]),

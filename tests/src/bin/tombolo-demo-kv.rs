@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use tombolo_tests::kv::{default_broker, floor, inside, measure, serve, watch};
+use tombolo_tests::kv::{default_broker, floor, hardware, inside, measure, serve, watch};
 use tombolo_transport::Endpoint;
 
 const USAGE: &str = "\
@@ -17,6 +17,12 @@ usage: tombolo-demo-kv COMMAND [--broker SOCKET]
   panic                  panic the kernel this runs on, if a spawner has made it
   power-off              switch that kernel off without asking anybody
   hog MIB                hold so much memory, until killed
+  spin-on CPU            keep this CPU busy, and run on no other, until killed
+  spin THREADS           keep so many CPUs busy, until killed
+  hold FILE              hold a file open, until killed
+  stamp DISK TEXT        write to the beginning of a disk of the kernel this runs on, if a spawner has made it
+  stamped DISK           what is written there
+  keep-setting FILE TEXT write to a file of that kernel's again and again, until killed
   freeze-user-space MS   freeze every other program of that kernel for so long
   floor                  what a cache line and a Unix socket cost on this machine, as JSON
   serve                  be the key-value service `kv` of this kernel, until SIGTERM
@@ -51,6 +57,12 @@ fn run() -> Result<()> {
         ["panic"] => inside::panic_kernel()?,
         ["power-off"] => inside::power_off()?,
         ["hog", mib] => inside::hog(mib.parse()?),
+        ["spin-on", cpu] => hardware::spin_on(cpu.parse()?)?,
+        ["spin", threads] => hardware::spin_on_any(threads.parse()?),
+        ["hold", file] => hardware::hold(Path::new(file))?,
+        ["stamp", disk, text] => hardware::stamp(Path::new(disk), text)?,
+        ["stamped", disk] => println!("{}", hardware::stamped(Path::new(disk))?),
+        ["keep-setting", file, text] => hardware::keep_setting(Path::new(file), text)?,
         ["freeze-user-space", ms] => inside::freeze_user_space(Duration::from_millis(ms.parse()?))?,
         ["serve"] => on_tokio(serve::serve(&broker))?,
         ["try", name] => on_tokio(attempt(&broker, name))?,

@@ -1,8 +1,8 @@
 //! Stands in for the agent in spawner tests: small, and does what its doorbell tells it.
 //!
 //! It prints `ready`, then a tick every 50 ms, and answers each byte on the doorbell with the byte after it. Some
-//! bytes do more: `m` prints how much memory is free, `q` powers off, `R` resets the machine, `p` panics the kernel (exit status 3 where
-//! there is none), `x` exits with status 1.
+//! bytes do more: `m` prints how much memory is free, `c` takes the second CPU online and `C` offline, `d` prints which PCI functions have
+//! a driver, `q` powers off, `R` resets the machine, `p` panics the kernel (exit status 3 where there is none), `x` exits with status 1.
 
 use std::fs;
 use std::io;
@@ -18,13 +18,15 @@ use rustix::system::{RebootCommand, reboot};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use tombolo_agent::config::{AgentConfig, DEFAULT_PATH, Doorbell};
 
+const SECOND_CPU: &str = "/sys/devices/system/cpu/cpu1/online";
+
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
         Some("--sleep") => thread::sleep(Duration::from_secs(3600)),
         Some("--config") => run(Path::new(args.get(2).map_or("", String::as_str)), false),
         _ => {
-            for (source, target) in [("devtmpfs", "/dev"), ("proc", "/proc")] {
+            for (source, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
                 if let Err(error) = mount(source, target, source, MountFlags::empty(), c"") {
                     println!("could not mount {target}: {error}");
                 }
@@ -71,6 +73,14 @@ fn serve(config: &Path, is_init: bool) -> io::Result<()> {
             let meminfo = fs::read_to_string("/proc/meminfo")?;
             println!("{}", meminfo.lines().find(|line| line.starts_with("MemFree:")).unwrap_or("MemFree: ?"));
         }
+        match byte[0] {
+            b'c' | b'C' if is_init => {
+                let switched = fs::write(SECOND_CPU, if byte[0] == b'c' { "1" } else { "0" });
+                println!("the second CPU: {switched:?}");
+            }
+            b'd' if is_init => println!("functions with a driver: {}", functions_with_a_driver()?.join(" ")),
+            _ => {}
+        }
         rustix::io::write(&doorbell, &[byte[0].wrapping_add(1)])?;
         match byte[0] {
             b'q' => end(is_init, 0),
@@ -81,6 +91,12 @@ fn serve(config: &Path, is_init: bool) -> io::Result<()> {
             _ => {}
         }
     }
+}
+
+fn functions_with_a_driver() -> io::Result<Vec<String>> {
+    let functions = fs::read_dir("/sys/bus/pci/devices")?.flatten();
+    let driven = functions.filter(|function| function.path().join("driver").exists());
+    Ok(driven.map(|function| function.file_name().to_string_lossy().into_owned()).collect())
 }
 
 fn open_doorbell(doorbell: Option<&Doorbell>) -> io::Result<OwnedFd> {

@@ -133,7 +133,7 @@ pub fn freeze_user_space(time: Duration) -> Result<()> {
 }
 
 /// What these programs do must never befall the host.
-fn not_the_hosts() -> Result<()> {
+pub(super) fn not_the_hosts() -> Result<()> {
     let cpu = fs::read_to_string("/proc/cpuinfo").context("could not read /proc/cpuinfo")?;
     let arguments = fs::read_to_string("/proc/cmdline")?;
     // What the `qemu` spawner writes there.

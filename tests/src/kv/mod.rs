@@ -5,6 +5,7 @@
 //! them by name and connects directly: no broker is on the way of the data.
 
 pub mod floor;
+pub mod hardware;
 pub mod inside;
 pub mod measure;
 pub mod serve;

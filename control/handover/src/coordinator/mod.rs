@@ -8,9 +8,11 @@
 //! A step is decided on a copy. Only when its [`Commit`] is stored does the copy become the state and do the effects come out, so
 //! the state in memory is at all times the one a new daemon would read, and nothing is done that the journal does not know of.
 
+mod boot;
 mod commit;
 mod work;
 
+pub use boot::Needs;
 pub use commit::{Commit, Event, EventKind, Step};
 pub(crate) use work::Work;
 
@@ -61,9 +63,9 @@ pub enum AdminError {
     #[error("there is no {unit} on this machine")]
     NoSuchUnit { unit: UnitId },
     #[error(
-        "{instance} is to start with {wanted} granules of memory; {missing} more than are free or the host's to give"
+        "{instance} is to start with {wanted} {kind}, {missing} more than are free or the host's to give"
     )]
-    NotEnoughMemory { instance: InstanceId, wanted: u64, missing: u64 },
+    NotEnough { instance: InstanceId, kind: Kind, wanted: u64, missing: u64 },
     #[error("{unit} is with {owner}, not in quarantine; there is nothing to repair")]
     NotQuarantined { unit: UnitId, owner: Owner },
     #[error(transparent)]
@@ -250,41 +252,6 @@ impl Coordinator {
         Ok(Step::new(self, work))
     }
 
-    /// Gives an instance that does not run what it lacks to start with `granules` of memory: what is free first, then the host's.
-    /// What it holds beyond that, it keeps.
-    ///
-    /// # Errors
-    /// [`AdminError::NotEnoughMemory`], [`AdminError::StillRuns`] or [`AdminError::NoSuchInstance`].
-    pub fn provision(&mut self, now_ns: u64, id: InstanceId, granules: u64) -> Result<Step<'_>, AdminError> {
-        let party = Party::Instance(self.dead(id)?.kernel());
-        let mut missing = granules.saturating_sub(self.ledger.held(party, Kind::Memory));
-        let mut work = self.work(now_ns, None);
-        for giver in [Party::Pool, Party::Host] {
-            let floor = self.ledger.floor(giver, Kind::Memory);
-            let mut available = self.ledger.held(giver, Kind::Memory).saturating_sub(floor);
-            let lots: Vec<(UnitId, u64)> = self
-                .ledger
-                .held_by(giver)
-                .filter(|entry| entry.unit.id.kind() == Kind::Memory)
-                .map(|entry| (entry.unit.id, entry.unit.size()))
-                .collect();
-            for (unit, size) in lots {
-                let take = missing.min(size).min(available);
-                // Not the whole: cut off what is taken.
-                let taken = if take == size { Some(unit) } else { work.split(unit, take) };
-                if let Some(taken) = taken {
-                    work.settle(taken, Owner::from(party));
-                    missing -= take;
-                    available -= take;
-                }
-            }
-        }
-        match missing {
-            0 => Ok(Step::new(self, work)),
-            missing => Err(AdminError::NotEnoughMemory { instance: id, wanted: granules, missing }),
-        }
-    }
-
     /// Forgets an instance that is dead and holds nothing.
     ///
     /// # Errors
@@ -388,30 +355,6 @@ impl Coordinator {
                 true
             });
         }
-    }
-
-    fn kernel_up(&mut self, now_ns: u64, kernel: Kernel) -> Step<'_> {
-        let mut work = self.work(now_ns, None);
-        if let Some(row) = self.ledger.instance(kernel.instance).cloned()
-            && (!row.running || row.incarnation != kernel.incarnation)
-        {
-            let former = row.kernel();
-            // Nobody said that the former boot had ended; it has.
-            self.mark_down(former, &mut work);
-            work.note_unit(EventKind::KernelUp { kernel });
-            work.put_instance(InstanceRow { incarnation: kernel.incarnation, running: true, ..row });
-            let held: Vec<UnitId> =
-                work.ledger.held_by(Party::Instance(former)).map(|entry| entry.unit.id).collect();
-            for unit in held {
-                let owner = Owner::Instance(kernel);
-                work.note_unit(EventKind::Reassigned { unit, owner: owner.clone() });
-                work.assign(unit, owner);
-            }
-            for id in self.unfinished() {
-                self.with(id, &mut work, |operation, work| operation.instance_changed(kernel.instance, work));
-            }
-        }
-        Step::new(self, work)
     }
 
     fn advance(

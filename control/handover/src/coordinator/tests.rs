@@ -3,10 +3,8 @@ use std::task::{Context, Poll, Waker};
 
 use super::*;
 use crate::bench::{Bench, DB, WEB, kernel, party, persist, request, row};
-use crate::operation::{DrainRule, Effect, Input, Phase};
+use crate::operation::{Effect, Input, Phase};
 use crate::request::What;
-use crate::sim::Spawner;
-use crate::unit::Unit;
 
 const CPU: UnitId = UnitId::Cpu(2);
 
@@ -212,30 +210,4 @@ fn limits_are_checked_again_when_units_are_reserved() {
     assert_eq!(bench.operation(first).phase, Phase::Committed);
     let cause = bench.operation(second).cause.clone();
     assert_eq!(cause, Some(crate::operation::Cause::LimitsReached { of: party(WEB) }));
-}
-
-#[test]
-fn an_instance_is_given_what_it_lacks_to_start_out_of_what_is_free_and_then_of_the_hosts() {
-    let memory = vec![(Unit::lot(0, 4, None), Party::Pool), (Unit::lot(1, 10, None), Party::Host)];
-    let mut bench = Bench::new(memory, DrainRule::Offline, Spawner::Certain);
-    let held = |bench: &Bench, party| bench.coordinator.ledger().held(party, Kind::Memory);
-    let refused = bench.coordinator.provision(0, DB, 1).unwrap_err();
-    assert_eq!(refused, AdminError::StillRuns { instance: DB });
-
-    drop(persist(bench.coordinator.handle(0, Input::KernelDown(kernel(DB, 0)))));
-    drop(persist(bench.coordinator.provision(0, DB, 8).unwrap()));
-    assert_eq!(
-        [Party::Pool, Party::Host, party(DB)].map(|holder| held(&bench, holder)),
-        [0, 6, 8],
-        "the free memory went first"
-    );
-    assert!(bench.coordinator.provision(0, DB, 5).unwrap().commit().is_none(), "it holds more already");
-
-    let before = bench.coordinator.clone();
-    let refused = bench.coordinator.provision(0, DB, 15).unwrap_err();
-    assert_eq!(refused, AdminError::NotEnoughMemory { instance: DB, wanted: 15, missing: 1 });
-    assert_eq!(bench.coordinator, before);
-    drop(persist(bench.coordinator.handle(0, Input::KernelUp(kernel(DB, 1)))));
-    assert_eq!(held(&bench, Party::Instance(kernel(DB, 1))), 8);
-    bench.coordinator.check().unwrap();
 }

@@ -1,7 +1,7 @@
 //! Asking, asking again, and doing without an answer.
 
 use super::decide::give_up;
-use super::{Ask, Effect, End, Operation, Phase, Question};
+use super::{Ask, Effect, End, Operation, Phase, Progress, Question};
 use crate::coordinator::Work;
 use crate::kernel::Party;
 
@@ -76,7 +76,11 @@ impl Operation {
     }
 
     pub(super) fn put(&self, question: Question, end: End, work: &mut Work) {
-        let units = self.units.iter().map(|unit| (unit.unit, unit.epoch)).collect();
+        // What has dropped out is nothing to promise; hooks hear of all of it.
+        let concerns = |unit: &&Progress| {
+            !matches!(question, Question::Reserve | Question::Confirm) || !unit.is_settled()
+        };
+        let units = self.units.iter().filter(concerns).map(|unit| (unit.unit, unit.epoch)).collect();
         work.effects.push(Effect::Ask(Ask {
             operation: self.id,
             round: self.round,

@@ -113,19 +113,24 @@ impl<'a> Scope<'a> {
     /// The row of a unit that somebody named, if the donor can dispose of it.
     fn own(&self, unit: UnitId) -> Result<&'a Entry, Refusal> {
         let entry = self.ledger.entry(unit).ok_or(Refusal::NoSuchUnit { unit })?;
-        match &entry.owner {
-            Owner::InTransit(operation) => Err(Refusal::Busy { unit, operation: *operation }),
-            Owner::Quarantined(_) => Err(Refusal::InQuarantine { unit, owner: entry.owner.clone() }),
-            owner if owner.party().is_some_and(|party| party.is_same_holder(self.donor)) => Ok(entry),
-            owner => {
-                Err(Refusal::NotOwned { unit, owner: owner.clone(), expected: self.ledger.name(self.donor) })
-            }
+        match (&entry.owner, entry.owner.party()) {
+            (_, Some(party)) if party.is_same_holder(self.donor) => Ok(entry),
+            (_, Some(party)) => Err(Refusal::NotOwned {
+                unit,
+                owner: self.ledger.name(party),
+                expected: self.ledger.name(self.donor),
+            }),
+            (Owner::InTransit(operation), None) => Err(Refusal::Busy { unit, operation: *operation }),
+            (owner, None) => Err(Refusal::InQuarantine { unit, owner: owner.clone() }),
         }
     }
 
     /// Whether both ends keep to their limits.
     fn check_limits(&self, kind: Kind, size: u64) -> Result<(), Refusal> {
         let Self { ledger, donor, receiver, .. } = *self;
+        if let Some(outsider) = [donor, receiver].into_iter().find(|end| ledger.ceiling(*end, kind) == 0) {
+            return Err(Refusal::TakesNoPart { name: ledger.name(outsider), kind });
+        }
         let checked = self.traffic.check(ledger, donor, receiver, kind, size);
         checked.map_err(|reached| reached.refusal(ledger.name(reached.of)))
     }

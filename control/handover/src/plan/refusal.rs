@@ -28,8 +28,8 @@ pub enum Refusal {
     NoSuchUnit { unit: UnitId },
     #[error("{unit} is named twice")]
     NamedTwice { unit: UnitId },
-    #[error("{unit} belongs to {owner}, not to `{expected}`")]
-    NotOwned { unit: UnitId, owner: Owner, expected: String },
+    #[error("{unit} belongs to `{owner}`, not to `{expected}`")]
+    NotOwned { unit: UnitId, owner: String, expected: String },
     #[error("{unit} is being moved by {operation}; wait for it to end, or call it off")]
     Busy { unit: UnitId, operation: OpId },
     #[error("{unit} is in {owner}")]
@@ -38,6 +38,10 @@ pub enum Refusal {
     BootCpu { unit: UnitId, name: String },
     #[error("`{name}` has {has} CPU and runs on it; a running kernel keeps one")]
     LastCpu { name: String, has: u64 },
+    #[error(
+        "`{name}` takes no part in moves of {kind}: it can neither be given any nor lose any while it runs"
+    )]
+    TakesNoPart { name: String, kind: Kind },
     #[error("`{name}` has {has} {kind} and must keep {floor}; {wanted} cannot leave")]
     BelowMinimum { name: String, kind: Kind, has: u64, floor: u64, wanted: u64 },
     #[error("`{name}` has or is about to get {has} {kind} and may have {ceiling}; {wanted} more cannot come")]

@@ -1,34 +1,56 @@
-//! The arguments of what moves memory.
+//! The arguments of what moves memory, CPUs and devices.
 #![allow(missing_docs, reason = "the help texts are the documentation")]
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use tombolo_handover::PciAddress;
 
 use crate::core::InstanceName;
 
 #[derive(Clone, Debug, Args)]
 pub struct MoveArgs {
-    /// How much memory, such as 64M or 1G
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = parse_size)]
-    pub memory: u64,
+    #[command(flatten)]
+    pub what: MovedArgs,
     /// Who gives: an instance, `pool` or `host`
     #[arg(long, value_name = "NAME")]
     pub from: String,
     /// Who gets: an instance, `pool` or `host`
     #[arg(long, value_name = "NAME")]
     pub to: String,
+    /// Move a device even if it cannot be reset between owners, and so may carry what one left in it to the next
+    #[arg(long, requires = "device")]
+    pub allow_no_reset: bool,
     #[command(flatten)]
     pub how: HandoverArgs,
 }
 
+/// What is to move: one of these.
 #[derive(Clone, Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct MovedArgs {
+    /// How much memory, such as 64M or 1G
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = parse_size)]
+    pub memory: Option<u64>,
+    /// How many CPUs, whichever fit best
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub cpus: Option<u32>,
+    /// Which device, such as 0000:01:00.0
+    #[arg(long, value_name = "ADDRESS")]
+    pub device: Option<PciAddress>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[group(id = "amounts", required = true, multiple = true, args = ["memory", "cpus"])]
 pub struct ResizeArgs {
     /// The instance
     pub name: InstanceName,
     /// How much memory it is to have, such as 256M; or how much more or less, such as +64M or -64M
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = parse_change)]
-    pub memory: SizeChange,
+    pub memory: Option<SizeChange>,
+    /// How many CPUs it is to have, such as 2; or how many more or less, such as +1 or -1
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = parse_count_change)]
+    pub cpus: Option<SizeChange>,
     #[command(flatten)]
     pub how: HandoverArgs,
 }
@@ -80,7 +102,7 @@ pub struct HandoverArgs {
     pub key: Option<String>,
 }
 
-/// How much, or how much more or less, in bytes.
+/// How much, or how much more or less, in bytes or CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SizeChange {
     To(u64),
@@ -121,9 +143,21 @@ fn parse_size(input: &str) -> Result<u64, String> {
 }
 
 fn parse_change(input: &str) -> Result<SizeChange, String> {
+    change_of(input, parse_size)
+}
+
+fn parse_count_change(input: &str) -> Result<SizeChange, String> {
+    let count = |text: &str| match text.parse::<u32>() {
+        Ok(count) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(count.into()),
+        _ => Err(format!("`{text}` is not a number of CPUs")),
+    };
+    change_of(input, count)
+}
+
+fn change_of(input: &str, read: impl Fn(&str) -> Result<u64, String>) -> Result<SizeChange, String> {
     match (input.strip_prefix('+'), input.strip_prefix('-')) {
-        (Some(more), _) => parse_size(more).map(SizeChange::More),
-        (_, Some(less)) => parse_size(less).map(SizeChange::Less),
-        _ => parse_size(input).map(SizeChange::To),
+        (Some(more), _) => read(more).map(SizeChange::More),
+        (_, Some(less)) => read(less).map(SizeChange::Less),
+        _ => read(input).map(SizeChange::To),
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tombolo_handover::coordinator::Coordinator;
-use tombolo_handover::{Bounds, Kind, Ledger, Limits, Party, Unit};
+use tombolo_handover::{Bounds, Kind, Ledger, Limits, Party, PciAddress, Unit, UnitId};
 
 use crate::meminfo;
 use crate::store::{Batch, Store, StoredLedger};
@@ -20,11 +20,21 @@ pub(crate) enum Books {
     Unusable(Arc<str>),
 }
 
+/// What there is to be handed over on this host, besides its memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Stock {
+    /// How many CPUs machines can be lent in all.
+    pub(crate) cpus: u32,
+    /// The devices that they can be lent.
+    pub(crate) devices: Vec<PciAddress>,
+}
+
 /// What was stored; or, the first time and whenever nothing is in use, what this host has.
-pub(super) async fn open(store: &Store) -> Result<Coordinator, String> {
+pub(super) async fn open(store: &Store, stock: &Stock) -> Result<Coordinator, String> {
     let text = std::fs::read_to_string("/proc/meminfo");
     let text = text.map_err(|error| format!("could not read /proc/meminfo: {error}"))?;
     let host_bytes = meminfo::bytes_of("MemTotal", &text).ok_or("/proc/meminfo does not tell MemTotal")?;
+    let found = discover(host_bytes, stock)?;
     if let Some(stored) = store.ledger().map_err(|error| error.to_string())? {
         let (coordinator, orphans) = stored.restore()?;
         if orphans > 0 {
@@ -36,26 +46,43 @@ pub(super) async fn open(store: &Store) -> Result<Coordinator, String> {
                 "it counts memory in steps of {granule_bytes} bytes, and this version in steps of {GRANULE_BYTES}"
             ));
         }
-        let total = |meta: &tombolo_handover::Meta| {
-            meta.totals.iter().find(|(kind, _)| *kind == Kind::Memory).map_or(0, |(_, total)| *total)
-        };
-        let same = total(coordinator.ledger().meta()) == host_bytes / GRANULE_BYTES;
-        if same || orphans > 0 || is_in_use(&coordinator) {
+        let is_same = is_of_the_same_stock(coordinator.ledger(), &found);
+        if !is_same && is_in_use(&coordinator) {
+            tracing::warn!(
+                "the ledger was made for other memory, CPUs or devices: it stays as it is until no instance runs"
+            );
+        }
+        if is_same || orphans > 0 || is_in_use(&coordinator) {
             return Ok(coordinator);
         }
-        tracing::info!("this host has other memory than when the ledger was made: it is made anew");
+        tracing::info!("the ledger was made for other memory, CPUs or devices: it is made anew");
     }
-    let ledger = discover(host_bytes)?;
-    let begin = Batch::new().begin_ledger(StoredLedger::discovered(&ledger));
+    let begin = Batch::new().begin_ledger(StoredLedger::discovered(&found));
     store.commit(begin).await.map_err(|error| error.to_string())?;
-    Ok(Coordinator::new(ledger))
+    Ok(Coordinator::new(found))
 }
 
-/// A ledger of this host's memory, all of it the host's own.
-fn discover(host_bytes: u64) -> Result<Ledger, String> {
+/// A ledger of this host's memory, all of it the host's own, and of the CPUs and devices that machines can be lent, all of them free.
+fn discover(host_bytes: u64, stock: &Stock) -> Result<Ledger, String> {
     let memory = Unit::lot(0, (host_bytes / GRANULE_BYTES).max(1), None);
-    let host = Limits { memory: Bounds::default(), ..Limits::default() };
-    Ledger::discover(GRANULE_BYTES, host, [(memory, Party::Host)]).map_err(|violation| violation.to_string())
+    // Emulated ones share nothing that would make it matter which go together.
+    let cpus = (0..stock.cpus).map(|number| Unit::cpu(number, number, None));
+    let devices = stock.devices.iter().map(|address| Unit::device(*address, None, true));
+    // The host has CPUs and devices of its own; none of those is in the ledger.
+    let none = Bounds { min: 0, desired: 0, max: 0 };
+    let host = Limits { memory: Bounds::default(), cpus: none, devices: none, llc_ways: none };
+    let free = cpus.chain(devices).map(|unit| (unit, Party::Pool));
+    let units = std::iter::once((memory, Party::Host)).chain(free);
+    Ledger::discover(GRANULE_BYTES, host, units).map_err(|violation| violation.to_string())
+}
+
+/// Whether two ledgers are about the same memory, CPUs and devices, whoever has them.
+fn is_of_the_same_stock(ledger: &Ledger, other: &Ledger) -> bool {
+    let discrete = |ledger: &Ledger| -> Vec<UnitId> {
+        let units = ledger.entries().map(|entry| entry.unit.id);
+        units.filter(|unit| unit.kind() != Kind::Memory).collect()
+    };
+    ledger.meta().totals == other.meta().totals && discrete(ledger) == discrete(other)
 }
 
 /// Whether anything would be forgotten if the ledger were made anew.

@@ -7,17 +7,22 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
-use tombolo_handover::coordinator::{AdminError, Commit, Coordinator, EventKind as Told, Step, Submitted};
+use tombolo_handover::coordinator::{
+    AdminError, Commit, Coordinator, EventKind as Told, Needs, Step, Submitted,
+};
 use tombolo_handover::operation::{Act, Effect, Fate, Operation, Rules};
-use tombolo_handover::{Bounds, Input, InstanceId, InstanceRow, Kind, Limits, OpId, Party, Request, What};
+use tombolo_handover::{
+    Bounds, Input, InstanceId, InstanceRow, Kind, Limits, OpId, Party, Request, UnitId, What,
+};
 use tombolo_transport::{Cid, Incarnation};
 
-use super::books::Books;
+use super::books::{Books, GRANULE_BYTES};
 use super::witness::Witnesses;
-use super::{LedgerError, Order, granules, instance_of};
+use super::{Holding, LedgerError, Order, granules, instance_of};
 use crate::core::{EventKind, InstanceSpec};
 use crate::daemon::registry::Registry;
 use crate::daemon::shared::Shared;
+use crate::spawner::SpawnerKind;
 use crate::store::{Batch, Store, StoreError};
 use crate::time::unix_ns;
 
@@ -83,8 +88,8 @@ impl Desk {
                 let outcome = self.commit(|desk| desk.repair(unix_ns(), unit, owner)).await;
                 drop(reply.send(outcome));
             }
-            Order::Boot { row, granules, reply } => {
-                let outcome = self.boot(*row, granules).await;
+            Order::Boot { row, needs, reply } => {
+                let outcome = self.boot(*row, needs).await;
                 drop(reply.send(outcome));
             }
             Order::Down { kernel } => self.handle(Input::KernelDown(kernel)).await,
@@ -96,7 +101,7 @@ impl Desk {
 
     async fn submit(&mut self, request: Request) -> Result<Operation, LedgerError> {
         self.forget_the_oldest().await;
-        // The drain that fits memory everywhere; what fits CPUs depends on the spawner.
+        // All spawners there are have their kernels take offline what leaves.
         let rules = Rules::default();
         let id = match self.coordinator.submit(unix_ns(), request, rules)? {
             Submitted::Known(id) => id,
@@ -119,24 +124,22 @@ impl Desk {
         found.ok_or_else(|| AdminError::NoSuchOperation { operation: id }.into())
     }
 
-    /// Enters the boot of an instance; returns how much memory it is to have, in granules.
-    async fn boot(&mut self, row: InstanceRow, wanted: u64) -> Result<u64, LedgerError> {
-        let (id, kernel) = (row.id, row.kernel());
-        if !self.coordinator.ledger().is_running(kernel) {
-            if let Some(former) = self.coordinator.ledger().instance(id).map(InstanceRow::kernel) {
-                // Only one boot of an instance exists at a time, and this one is about to.
-                self.commit(|desk| Ok(desk.handle(unix_ns(), Input::KernelDown(former)))).await?;
-            }
-            let least = row.limits.memory.min;
+    /// Enters the boot of an instance; returns what it is to have.
+    async fn boot(&mut self, row: InstanceRow, needs: Needs) -> Result<Holding, LedgerError> {
+        let id = row.id;
+        if !self.coordinator.ledger().is_running(row.kernel()) {
             self.forget_namesakes(&row).await;
-            self.commit(|desk| desk.admit(unix_ns(), row)).await?;
-            let held = self.held(id);
-            // What it was left with, or was given, is what it boots with; but not with less than its least.
-            let wanted = if held > 0 { least.min(wanted) } else { wanted };
-            self.commit(|desk| desk.provision(unix_ns(), id, wanted)).await?;
-            self.commit(|desk| Ok(desk.handle(unix_ns(), Input::KernelUp(kernel)))).await?;
+            let held = |kind| self.held(id, kind);
+            // What it was left with is what it boots with; but not with less than its least.
+            let least = |kind, wanted: u64| match held(kind) {
+                0 => wanted,
+                _ => row.limits.of(kind).min.min(wanted),
+            };
+            let needs =
+                Needs { memory: least(Kind::Memory, needs.memory), cpus: least(Kind::Cpu, needs.cpus) };
+            self.commit(|desk| desk.boot(unix_ns(), row, needs)).await?;
         }
-        Ok(self.held(id))
+        Ok(self.holding(id))
     }
 
     /// An instance of this name that was removed while something of it was under way, and so could not be forgotten then.
@@ -153,7 +156,7 @@ impl Desk {
         let Some(kernel) = self.row(cid).map(InstanceRow::kernel) else { return };
         // It ended before it was ever seen to run, perhaps.
         self.handle(Input::KernelDown(kernel)).await;
-        if self.held(kernel.instance) > 0 {
+        if self.holding(kernel.instance) != Holding::default() {
             self.commit_or_warn(|desk| desk.release(unix_ns(), kernel.instance)).await;
         }
     }
@@ -169,10 +172,27 @@ impl Desk {
         self.coordinator.ledger().instance(instance_of(cid))
     }
 
-    fn held(&self, id: InstanceId) -> u64 {
+    fn held(&self, id: InstanceId, kind: Kind) -> u64 {
         let ledger = self.coordinator.ledger();
         let party = ledger.instance(id).map(|row| Party::Instance(row.kernel()));
-        party.map_or(0, |party| ledger.held(party, Kind::Memory))
+        party.map_or(0, |party| ledger.held(party, kind))
+    }
+
+    fn holding(&self, id: InstanceId) -> Holding {
+        let ledger = self.coordinator.ledger();
+        let Some(row) = ledger.instance(id) else { return Holding::default() };
+        let mut holding = Holding::default();
+        for entry in ledger.held_by(Party::Instance(row.kernel())) {
+            match entry.unit.id {
+                UnitId::Lot(_) | UnitId::Range(_) => {
+                    holding.memory_bytes += entry.unit.size().saturating_mul(GRANULE_BYTES);
+                }
+                UnitId::Cpu(number) => holding.cpus.push(number),
+                UnitId::Device(address) => holding.devices.push(address),
+                UnitId::LlcWay { .. } => {}
+            }
+        }
+        holding
     }
 
     /// Takes an input. One that cannot be stored is handled again later: nothing that has happened is lost.
@@ -366,28 +386,32 @@ fn fate_name(fate: &Fate) -> String {
     }
 }
 
-/// What the ledger is to know of an instance.
+/// What the ledger is to know of an instance. Of what its spawner cannot move it may have nothing.
 pub(super) fn row_of(
     cid: Cid,
     name: &str,
     incarnation: Incarnation,
     spec: &InstanceSpec,
-    can_move: bool,
+    kind: SpawnerKind,
 ) -> InstanceRow {
-    let memory = match can_move {
-        true => Bounds {
-            min: granules(spec.memory_min_mib()),
-            desired: granules(spec.memory_mib),
-            max: granules(spec.memory_max_mib().max(spec.memory_mib)),
-        },
-        false => Bounds { min: 0, desired: 0, max: 0 },
+    let none = Bounds { min: 0, desired: 0, max: 0 };
+    let of = |can_move, bounds| if can_move { bounds } else { none };
+    let memory = Bounds {
+        min: granules(spec.memory_min_mib()),
+        desired: granules(spec.memory_mib),
+        max: granules(spec.memory_max_mib().max(spec.memory_mib)),
     };
-    InstanceRow {
-        id: instance_of(cid),
-        name: name.to_owned(),
-        incarnation,
-        running: false,
-        limits: Limits { memory, ..Limits::default() },
-        boot_cpu: None,
-    }
+    let cpus = Bounds {
+        min: spec.cpus_min().into(),
+        desired: spec.cpus.into(),
+        max: spec.cpus_max().max(spec.cpus).into(),
+    };
+    let limits = Limits {
+        memory: of(kind.can_move_memory(), memory),
+        cpus: of(kind.can_move_cpus_and_devices(), cpus),
+        devices: of(kind.can_move_cpus_and_devices(), Bounds::default()),
+        llc_ways: none,
+    };
+    let (id, name) = (instance_of(cid), name.to_owned());
+    InstanceRow { id, name, incarnation, running: false, limits, boot_cpu: None }
 }

@@ -11,21 +11,25 @@
 mod books;
 mod desk;
 mod place;
+mod tie;
 mod witness;
 
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tombolo_handover::coordinator::{AdminError, Coordinator};
-use tombolo_handover::{InstanceRow, Kernel, Kind, OpId, Operation, Owner, Party, Refusal, Request, UnitId};
+use tombolo_handover::coordinator::{AdminError, Coordinator, Needs};
+use tombolo_handover::{
+    InstanceRow, Kernel, Kind, OpId, Operation, Owner, Party, PciAddress, Refusal, Request, UnitId,
+};
 use tombolo_transport::{Cid, Incarnation};
 
-pub(crate) use self::books::{Books, GRANULE_BYTES};
+pub(crate) use self::books::{Books, GRANULE_BYTES, Stock};
 use self::desk::Desk;
 use self::witness::Witnesses;
 use super::registry::Registry;
 use super::shared::Shared;
 use crate::core::{EventKind, InstanceSpec};
+use crate::spawner::SpawnerKind;
 use crate::store::{Store, StoreError};
 
 /// Orders that may wait for the desk.
@@ -62,11 +66,11 @@ enum Order {
         owner: Party,
         reply: oneshot::Sender<Result<(), LedgerError>>,
     },
-    /// A kernel is about to be started with at least so much memory.
+    /// A kernel is about to be started with at least so much.
     Boot {
         row: Box<InstanceRow>,
-        granules: u64,
-        reply: oneshot::Sender<Result<u64, LedgerError>>,
+        needs: Needs,
+        reply: oneshot::Sender<Result<Holding, LedgerError>>,
     },
     /// A kernel is dead for certain.
     Down {
@@ -81,6 +85,17 @@ enum Order {
         cid: Cid,
     },
     Input(Box<tombolo_handover::Input>),
+}
+
+/// What the ledger gives to an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Holding {
+    /// In bytes.
+    pub(crate) memory_bytes: u64,
+    /// In order; its kernel boots on the first.
+    pub(crate) cpus: Vec<u32>,
+    /// In order.
+    pub(crate) devices: Vec<PciAddress>,
 }
 
 /// Why the ledger was not changed.
@@ -101,8 +116,8 @@ pub(crate) enum LedgerError {
 }
 
 /// Reads the ledger, or makes it. Orders wait until [`Opening::serve`].
-pub(crate) async fn open(store: &Store) -> (Ledger, Opening) {
-    let coordinator = books::open(store).await;
+pub(crate) async fn open(store: &Store, stock: &Stock) -> (Ledger, Opening) {
+    let coordinator = books::open(store, stock).await;
     let found = match &coordinator {
         Ok(coordinator) => Books::Kept(Arc::new(coordinator.clone())),
         Err(reason) => Books::Unusable(reason.as_str().into()),
@@ -120,7 +135,7 @@ impl Opening {
         registry: Arc<Registry>,
         die_after_steps: Option<u64>,
     ) {
-        let witnesses = Witnesses::new(registry.clone(), shared.ledger.clone());
+        let witnesses = Witnesses::new(registry.clone(), shared.ledger.clone(), shared.catalogue.clone());
         match self.coordinator {
             Ok(coordinator) => {
                 let desk = Desk::new(shared, registry, witnesses, coordinator, self.books, die_after_steps);
@@ -200,23 +215,24 @@ impl Ledger {
         self.order(|reply| Order::Repair { unit, owner, reply }).await
     }
 
-    /// Says, before a kernel is started or when it is found running, which boot of which instance it is. Returns how much memory it is
-    /// to have, in bytes.
+    /// Says, before a kernel is started or when it is found running, which boot of which instance it is. Returns what it is to have.
     ///
-    /// `can_move`: whether its spawner can move memory; where it cannot, the ledger gives it none.
+    /// What its spawner (`kind`) cannot move is not in the ledger: of that it is given nothing.
     pub(crate) async fn boot(
         &self,
         cid: Cid,
         name: &str,
         incarnation: Incarnation,
         spec: &InstanceSpec,
-        can_move: bool,
-    ) -> Result<u64, LedgerError> {
-        let row = desk::row_of(cid, name, incarnation, spec, can_move);
-        let granules = if can_move { granules(spec.memory_mib) } else { 0 };
-        let boot = |reply| Order::Boot { row: Box::new(row), granules, reply };
-        let granted = self.order(boot).await?;
-        Ok(if can_move { granted * GRANULE_BYTES } else { spec.memory_mib << 20 })
+        kind: SpawnerKind,
+    ) -> Result<Holding, LedgerError> {
+        let row = desk::row_of(cid, name, incarnation, spec, kind);
+        let of = |can_move, amount| if can_move { amount } else { 0 };
+        let needs = Needs {
+            memory: of(kind.can_move_memory(), granules(spec.memory_mib)),
+            cpus: of(kind.can_move_cpus_and_devices(), spec.cpus.into()),
+        };
+        self.order(|reply| Order::Boot { row: Box::new(row), needs, reply }).await
     }
 
     /// Says that a kernel is dead for certain. What it held is kept for its next boot.

@@ -95,7 +95,7 @@ impl Instance {
         };
         let kind = self.shared.drivers.choose(&self.record.spec).await;
         self.record.spawner = Some(kind);
-        let memory = self.take_memory(kind, incarnation).await?;
+        let boots_with = self.take_holding(kind, incarnation).await?;
         let spec = &self.record.spec;
         let folder = self.shared.places.instance(&self.record.name);
         let mut config = AgentConfig::new(
@@ -122,9 +122,13 @@ impl Instance {
         });
         self.kernel_spec = Some(Box::new(KernelSpec {
             image: spec.image.clone(),
-            memory_bytes: memory.bytes,
-            memory_min_bytes: memory.min_bytes,
-            memory_max_bytes: memory.max_bytes,
+            memory_bytes: boots_with.memory_bytes,
+            memory_min_bytes: boots_with.memory_min_bytes,
+            memory_max_bytes: boots_with.memory_max_bytes,
+            cpus: boots_with.cpus,
+            cpus_max: spec.cpus_max(),
+            catalogue: self.shared.catalogue.to_vec(),
+            devices: boots_with.devices,
             agent_binary: self.shared.places.agent_binary.clone(),
             agent_config: config,
             initrd_files: initrd_files.collect(),
@@ -186,7 +190,7 @@ impl Instance {
                 let event = EventKind::Spawned { spawner: kind.to_string(), pid: kernel.pid() };
                 self.attend(kernel).await;
                 let _ = self.step(Input::Spawned, vec![event]).await;
-                self.check_memory().await;
+                self.check_holding().await;
             }
             Ok(kernel) => drop(tokio::spawn(clear(Ok(kernel)))),
             Err(reason) if is_current => self.step_failed("spawn", reason).await,

@@ -6,9 +6,9 @@
 mod clock;
 mod commands;
 mod effects;
+mod holding;
 mod kernel_probe;
 mod link;
-mod memory;
 mod message;
 mod view;
 mod watch;
@@ -273,7 +273,7 @@ impl Instance {
             if let Some(kernel) = self.kernel.clone() {
                 events.push(EventKind::Adopted { pid: kernel.pid() });
                 self.attend(kernel).await;
-                self.check_memory().await;
+                self.check_holding().await;
             }
         } else if let Found::Dead(end) = found {
             self.note_end(end, unix_ns());

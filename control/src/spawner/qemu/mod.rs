@@ -2,8 +2,9 @@
 //!
 //! The machine runs in its runtime folder. Its memory is a memfd, and what can leave or come a second one ([`memory`]); the pool
 //! is the memory of a PCI function (ivshmem-plain), the console its first serial line on stdio, the doorbell its second on the
-//! descriptor that the keeper hands on, and everything else (agent, configuration, secret, modules) is in one initial archive. Emulated by a thread for each CPU
-//! (`tcg,thread=multi`) and with room for a second one, or QEMU would not keep atomics on shared memory atomic.
+//! descriptor that the keeper hands on, and everything else (agent, configuration, secret, modules) is in one initial archive. It is
+//! emulated by a thread for each CPU (`tcg,thread=multi`, without which QEMU would not keep atomics on shared memory atomic). What of its
+//! CPUs and devices its kernel may use changes while it runs ([`cpu`], [`device`]).
 //!
 //! QEMU listens to orders on one monitor ([`qmp`]) and writes what happens to the machine into a file with a second
 //! ([`machine`]), from which the keeper tells how it ended.
@@ -11,6 +12,8 @@
 //! The memory of a PCI function is a power of two. A pool of another length is made longer when its first machine is made: the
 //! file is sparse, so that costs nothing, and nothing of the pool lies behind its own length.
 
+mod cpu;
+mod device;
 mod image;
 mod memory;
 mod modules;
@@ -24,6 +27,8 @@ use std::time::Duration;
 use serde_json::json;
 use tombolo_agent::config::{Doorbell, PoolConfig};
 
+pub(super) use self::cpu::running as cpus_running;
+pub(super) use self::device::{plug, plugged, unplug};
 use self::image::Image;
 use self::memory::Layout;
 pub(super) use self::memory::{set as set_memory, state as memory_state};
@@ -40,9 +45,6 @@ const MONITOR_MAX: Duration = Duration::from_secs(5);
 
 /// Least memory a kernel can boot with, besides twice its initial archive (packed and unpacked), in bytes.
 const MEMORY_BYTES_MIN: u64 = 72 << 20;
-/// CPUs the machine has room for.
-const CPUS_MAX: u32 = 4;
-
 /// Where the agent finds the pool: the memory of the ivshmem function.
 const POOL_DEVICE: &str = "pci:1af4:1110";
 /// Has a panic reported to the machine; a kernel that lacks it tells of one on its console alone.
@@ -83,9 +85,11 @@ impl Spawner for QemuSpawner {
         super::check_pool(spec).map_err(bad_spec)?;
         super::check_agent(spec)?;
         let can_change = Layout::new(spec, 0).can_change();
-        let wanted: Vec<String> =
+        let mut wanted: Vec<String> =
             if can_change { memory::MODULES.map(str::to_owned).to_vec() } else { Vec::new() };
-        let modules = image.modules(&[&wanted[..], &spec.modules].concat(), &[PANIC_MODULE])?;
+        wanted.extend(device::modules(spec));
+        wanted.extend(spec.modules.iter().cloned());
+        let modules = image.modules(&wanted, &[PANIC_MODULE])?;
         let claim = Claim::take(&spec.runtime_dir).await?;
 
         if let Some(pool) = &spec.pool {
@@ -113,6 +117,7 @@ impl Spawner for QemuSpawner {
             env: image.libraries.iter().map(|found| ("LD_LIBRARY_PATH".into(), found.clone())).collect(),
             console_bytes_max: Job::CONSOLE_BYTES_MAX,
             memory: None,
+            cpus: cpu::leases(spec),
         };
         claim.launch(&self.keeper_binary, &job).await
     }
@@ -128,6 +133,7 @@ fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<St
     };
     // QEMU separates options by commas, and takes two for one of a value's.
     let value = |path: &Path| plain(path).map(|text| text.replace(',', ",,"));
+    let (cpus, cpus_started) = cpu::options(spec);
     let mut command_line = vec![
         "console=ttyS0".to_owned(),
         "quiet".into(),
@@ -135,6 +141,7 @@ fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<St
         "panic=-1".into(),
         "rdinit=/init".into(),
         "mitigations=off".into(),
+        cpus_started,
         // For people who look at the process table; the kernel ignores parameters with a dot that no module claims.
         format!("tombolo.name={}", spec.agent_config.name),
     ];
@@ -152,7 +159,7 @@ fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<St
         ("-accel", "tcg,thread=multi".to_owned()),
         // Without a source of randomness whatever needs some, a proof of identity say, would wait for ever.
         ("-cpu", "qemu64,+rdrand".to_owned()),
-        ("-smp", format!("1,maxcpus={CPUS_MAX}")),
+        cpus,
         ("-display", "none".to_owned()),
         ("-chardev", "stdio,id=console,signal=off".to_owned()),
         ("-serial", "chardev:console".to_owned()),
@@ -170,7 +177,11 @@ fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<St
         ("-append", command_line.join(" ")),
     ];
     argv.extend(
-        options.into_iter().chain(layout.options()).flat_map(|(option, value)| [option.to_owned(), value]),
+        options
+            .into_iter()
+            .chain(layout.options())
+            .chain(device::options(spec))
+            .flat_map(|(option, value)| [option.to_owned(), value]),
     );
     argv.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
     if let Some(pool) = &spec.pool {
@@ -233,7 +244,8 @@ pub(super) async fn answers(runtime_dir: &Path, deadline: Duration) -> Option<bo
         for _ in 0..looks {
             let registers = json!({ "command-line": "info registers -a" });
             let registers = session.run("human-monitor-command", registers).await?;
-            answers = registers.as_str().and_then(allows_interrupts);
+            let cpus = cpu::parse(registers.as_str().unwrap_or_default());
+            answers = cpus.iter().map(|cpu| cpu.takes_interrupts).reduce(|any, one| any || one);
             if answers != Some(false) {
                 break;
             }
@@ -254,30 +266,9 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-/// Whether any CPU in what QEMU says of its registers has the interrupt flag set. `None` if it says nothing of flags.
-fn allows_interrupts(registers: &str) -> Option<bool> {
-    const INTERRUPT_FLAG: u64 = 1 << 9;
-    let flags = registers.split_ascii_whitespace().filter_map(|word| {
-        let digits = word.strip_prefix("EFL=").or_else(|| word.strip_prefix("RFL="))?;
-        u64::from_str_radix(digits, 16).ok()
-    });
-    flags.map(|flags| flags & INTERRUPT_FLAG != 0).reduce(|any, one| any || one)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cpu_that_allows_interrupts_is_told_from_its_registers() {
-        let cpu =
-            |flags: &str| format!("RIP=ffffffff81a RFL={flags} [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1\n");
-        assert_eq!(allows_interrupts(&cpu("00000246")), Some(true));
-        assert_eq!(allows_interrupts(&cpu("00000046")), Some(false));
-        assert_eq!(allows_interrupts(&(cpu("00000046") + &cpu("00000202"))), Some(true));
-        assert_eq!(allows_interrupts("EFL=many"), None);
-        assert_eq!(allows_interrupts(""), None);
-    }
 
     #[test]
     fn a_pool_becomes_as_long_as_a_power_of_two_and_never_shorter() {

@@ -1,135 +1,16 @@
-//! Memory moves between running kernels, whoever dies when.
+//! Memory moves between running kernels.
 
 use serde_json::Value;
-use tombolo_tests::bed::{Bed, eventually, send_signal};
+use tombolo_tests::bed::{eventually, send_signal};
 use tombolo_tests::prerequisites;
 
-const MIB: u64 = 1 << 20;
-/// How much may be free more or less than expected: programs come and go inside.
-const TOLERANCE: u64 = 4 * MIB;
+use super::{
+    DISK, MIB, TOLERANCE, bed_with_two, books_add_up, emulated_bed_with_two, free, held, inside,
+    is_committed, kernel_agrees, last_operation, move_with_a_dying_daemon,
+};
 
-/// `web` with 96 MiB and room for 224, `db` with 192 MiB of which it gives all but 64.
-fn bed_with_two(files: &[&str]) -> Option<Bed> {
-    let app = prerequisites::static_program("tombolo-demo-kv")?;
-    let bed = Bed::start("uml")?;
-    let file = format!("{}:/bin/app", app.display());
-    let common = [&["--restart", "never", "--file", &file][..], files].concat();
-    bed.must(&[&["up", "web", "--memory", "96", "--memory-max", "224"][..], &common].concat());
-    bed.must(&[&["up", "db", "--memory", "192", "--memory-min", "64"][..], &common].concat());
-    Some(bed)
-}
-
-/// The same on emulated machines, which are told at their boot what can leave: `web` with 160 MiB and room for 256, `db` with 256
-/// of which it gives all but 128.
-fn emulated_bed_with_two() -> Option<Bed> {
-    let bed = Bed::start("qemu")?;
-    let common = ["--restart", "never", "--memory-min", "128"];
-    bed.must(&[&["up", "web", "--memory", "160", "--memory-max", "256"][..], &common].concat());
-    bed.must(&[&["up", "db", "--memory", "256"][..], &common].concat());
-    Some(bed)
-}
-
-/// How much memory the ledger gives to a holder, in MiB.
-fn held(bed: &Bed, holder: &str) -> u64 {
-    let books = bed.must(&["--json", "pool"]).json()["pool"].take();
-    let cid = books["instances"].as_array().unwrap().iter().find(|row| row["name"] == holder);
-    let is_holders = |owner: &Value| match cid {
-        Some(row) => owner["instance"]["instance"] == row["id"],
-        None => owner == holder,
-    };
-    let units = books["units"].as_array().unwrap().iter();
-    let granules = units
-        .filter(|unit| is_holders(&unit["owner"]))
-        .map(|unit| &unit["unit"]["traits"]["memory"]["granules"]);
-    granules.map(|granules| granules.as_u64().unwrap()).sum::<u64>()
-        * books["meta"]["granule_bytes"].as_u64().unwrap()
-        / MIB
-}
-
-/// Nothing is lost or doubled: all that was discovered has an owner, and none is in transit or in quarantine.
-fn books_add_up(bed: &Bed) {
-    let books = bed.must(&["--json", "pool"]).json()["pool"].take();
-    let units = books["units"].as_array().unwrap();
-    let all: u64 =
-        units.iter().map(|unit| unit["unit"]["traits"]["memory"]["granules"].as_u64().unwrap()).sum();
-    let totals = books["meta"]["totals"].as_array().unwrap();
-    let total = totals.iter().find(|total| total[0] == "memory").unwrap();
-    assert_eq!(total[1], all, "{books}");
-    let unsettled: Vec<&Value> = units
-        .iter()
-        .filter(|unit| !unit["owner"]["in-transit"].is_null() || !unit["owner"]["quarantined"].is_null())
-        .collect();
-    assert!(unsettled.is_empty(), "{unsettled:?}");
-}
-
-/// What the kernel itself says is free, in bytes.
-fn free(bed: &Bed, name: &str) -> u64 {
-    let mut free = None;
-    // After a start of the daemon its agent has yet to dial in.
-    eventually("a report from inside", || {
-        let inside = bed.must(&["--json", "inspect", name]).json();
-        free = inside["instance"]["report"]["load"]["memory"]["free"].as_u64();
-        free.is_some()
-    });
-    free.unwrap_or_default()
-}
-
-/// The kernel has as much as the ledger says: what is free inside has changed by as much as what it holds.
-fn kernel_agrees(bed: &Bed, name: &str, held_before_mib: u64, free_before: u64) {
-    let expected = free_before + held(bed, name) * MIB;
-    let found = free(bed, name) + held_before_mib * MIB;
-    assert!(found.abs_diff(expected) < TOLERANCE, "{name}: {found} and {expected} bytes differ");
-}
-
-/// What a kernel says of its own memory, in bytes.
-fn total(bed: &Bed, name: &str) -> u64 {
-    let inside = bed.must(&["exec", name, "--", "/init", "info", "--json"]).stdout;
-    let info: Value = serde_json::from_str(inside.lines().last().unwrap_or_default()).unwrap_or_default();
-    info["memory_bytes"].as_u64().unwrap_or_default()
-}
-
-fn operation(bed: &Bed, id: u64) -> Value {
-    bed.must(&["--json", "op", "show", &id.to_string()]).json()["operation"].take()
-}
-
-fn last_operation(bed: &Bed) -> Value {
-    let operations = bed.must(&["--json", "op", "ls"]).json()["operations"].take();
-    operations.as_array().unwrap().last().cloned().unwrap_or_default()
-}
-
-/// Asks for a move of 64 MiB, in two pieces, of a daemon that dies after so many recorded steps; `meanwhile` happens before there is
-/// a new one. The operation as it ended, or `None` if the daemon did not come that far.
-fn move_with_a_dying_daemon(
-    bed: &mut Bed,
-    step: u32,
-    [from, to]: [&str; 2],
-    meanwhile: impl FnOnce(),
-) -> Option<Value> {
-    bed.end_daemon("TERM");
-    bed.set_daemon_args(["--debug-die-after-steps", &step.to_string()]);
-    bed.start_daemon();
-    for name in ["web", "db"] {
-        bed.must(&["wait", name, "--for", "running"]);
-    }
-    let said = bed.tombolo(&["move", "--memory", "64M", "--from", from, "--to", to]);
-    if said.code == 0 {
-        return None;
-    }
-    assert!([6, 8].contains(&said.code), "{said:?}");
-    bed.daemon_dies();
-    meanwhile();
-    bed.set_daemon_args([]);
-    bed.start_daemon();
-    let id = last_operation(bed)["id"].as_u64().unwrap();
-    bed.tombolo(&["op", "watch", &id.to_string()]);
-    Some(operation(bed, id))
-}
-
-/// It went to its end, and says so.
-fn is_committed(bed: &Bed, ended: &Value, step: u32) {
-    assert_eq!(ended["phase"], "committed", "killed at step {step}");
-    bed.must(&["op", "watch", &ended["id"].to_string()]);
-}
+/// In two pieces, as pieces have 128 MiB at most and an emulated machine's kernel gives up its memory in blocks.
+const MEMORY: [&str; 2] = ["--memory", "64M"];
 
 #[test]
 fn memory_moves_between_running_kernels_and_both_notice() {
@@ -141,7 +22,7 @@ fn memory_moves_between_running_kernels_and_both_notice() {
     assert_eq!(held(&bed, "web"), 96, "a dry run changes nothing");
 
     let said = bed.must(&["move", "--memory", "64M", "--from", "db", "--to", "web"]);
-    assert!(said.stderr.contains("moved 64.0 MiB from db to web"), "{said:?}");
+    assert!(said.stderr.contains("moved 64.0 MiB of memory from db to web"), "{said:?}");
     assert_eq!([held(&bed, "web"), held(&bed, "db"), held(&bed, "pool")], [160, 128, 0]);
     kernel_agrees(&bed, "web", 96, before[0]);
     kernel_agrees(&bed, "db", 192, before[1]);
@@ -184,8 +65,10 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
         (&["--memory", "130M"], ["db", "web"], 4, "must keep"),
         (&["--memory", "4G"], ["pool", "web"], 4, "may have"),
         (&["--memory", "2M"], ["pool", "web"], 4, "can give 0"),
-        (&["--memory", "2M"], ["db", "none"], 4, "may have 0"),
-        (&["--memory", "2M"], ["none", "db"], 4, "granules of memory"),
+        (&["--memory", "2M"], ["db", "none"], 4, "`none` takes no part in moves of granules of memory"),
+        (&["--memory", "2M"], ["none", "db"], 4, "`none` takes no part"),
+        (&["--cpus", "1"], ["pool", "db"], 4, "`db` takes no part in moves of CPUs"),
+        (&["--device", DISK], ["pool", "db"], 3, DISK),
         (&["--memory", "2M", "--if-version", "1"], ["db", "web"], 4, "version 1 of the ledger"),
     ];
     for (args, [from, to], code, reason) in cases {
@@ -249,7 +132,7 @@ fn move_goes_on_after_the_daemon_was_killed_at_any_step_of_it() {
     let boots = [bed.view("web")["boot_id"].clone(), bed.view("db")["boot_id"].clone()];
     for step in 1.. {
         let way = if step % 2 == 1 { ["db", "web"] } else { ["web", "db"] };
-        let Some(ended) = move_with_a_dying_daemon(&mut bed, step, way, || ()) else {
+        let Some(ended) = move_with_a_dying_daemon(&mut bed, step, MEMORY, way, || ()) else {
             assert!(step > 10, "it died at no step at all: {step}");
             break;
         };
@@ -273,7 +156,7 @@ fn move_ends_whoever_of_the_two_kernels_dies_at_any_step_of_it() {
         }
         let pid = bed.pid(victim);
         let kill = || send_signal(pid, "KILL");
-        let ended = move_with_a_dying_daemon(&mut bed, step, ["db", "web"], kill).unwrap();
+        let ended = move_with_a_dying_daemon(&mut bed, step, MEMORY, ["db", "web"], kill).unwrap();
         assert!(
             ["aborted", "partial"].contains(&ended["phase"].as_str().unwrap()),
             "{victim} {step}: {ended}"
@@ -359,12 +242,12 @@ fn kernel_that_is_started_again_by_policy_keeps_what_it_was_given() {
 #[test]
 fn memory_moves_between_kernels_under_qemu_and_goes_on_after_a_killed_daemon() {
     let Some(mut bed) = emulated_bed_with_two() else { return };
-    let before = [total(&bed, "web"), total(&bed, "db")];
+    let before = ["web", "db"].map(|name| inside(&bed, name, "memory_bytes"));
     let moved = bed.must(&["move", "--memory", "64M", "--from", "db", "--to", "web"]);
     assert!(moved.stderr.contains("moved 64.0 MiB"), "{moved:?}");
     assert_eq!([held(&bed, "web"), held(&bed, "db")], [224, 192]);
     // A machine's kernel counts what it was given, but for what it needs to manage it.
-    let after = [total(&bed, "web"), total(&bed, "db")];
+    let after = ["web", "db"].map(|name| inside(&bed, name, "memory_bytes"));
     assert!(after[0].abs_diff(before[0] + 64 * MIB) < TOLERANCE, "{before:?} {after:?}");
     assert!(before[1].abs_diff(after[1] + 64 * MIB) < TOLERANCE, "{before:?} {after:?}");
     bed.must(&["move", "--memory", "64M", "--from", "web", "--to", "db"]);
@@ -373,7 +256,7 @@ fn memory_moves_between_kernels_under_qemu_and_goes_on_after_a_killed_daemon() {
 
     for (turn, step) in [3, 8, 11, 13, 14, 15, 16].into_iter().enumerate() {
         let way = if turn % 2 == 0 { ["db", "web"] } else { ["web", "db"] };
-        let ended = move_with_a_dying_daemon(&mut bed, step, way, || ()).unwrap();
+        let ended = move_with_a_dying_daemon(&mut bed, step, MEMORY, way, || ()).unwrap();
         is_committed(&bed, &ended, step);
         let moved = if turn % 2 == 0 { [224, 192] } else { [160, 256] };
         assert_eq!([held(&bed, "web"), held(&bed, "db")], moved, "killed at step {step}");

@@ -12,13 +12,17 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tombolo_agent::config::AgentConfig;
-use tombolo_control::keeper::{Exit, ExitHow, MemoryState};
+use tombolo_control::keeper::{Exit, ExitHow};
 use tombolo_control::spawner::{
     Kernel, KernelSpec, KernelStatus, PoolFile, ProcessSpawner, QemuSpawner, SpawnError, Spawner, UmlSpawner,
 };
 use tombolo_tests::prerequisites;
 use tombolo_tests::wait::{LONG, until};
 use tombolo_transport::{Cid, Incarnation, Member};
+
+mod units;
+
+use units::*;
 
 const KEEPER: &str = env!("CARGO_BIN_EXE_tombolo-boot");
 
@@ -58,6 +62,10 @@ fn bed<S>(spawner: S, init: PathBuf) -> Bed<S> {
         memory_bytes: 96 << 20,
         memory_min_bytes: 96 << 20,
         memory_max_bytes: 96 << 20,
+        cpus: Vec::new(),
+        cpus_max: 1,
+        catalogue: Vec::new(),
+        devices: Vec::new(),
         agent_binary: init,
         agent_config: AgentConfig::new("web", Cid(3), Member(1), incarnation, [9; 32]),
         initrd_files: Vec::new(),
@@ -347,129 +355,12 @@ async fn what_cannot_be_spawned_leaves_nothing<S: Spawner>(mut bed: Bed<S>) {
     assert_eq!(left, 0, "files are left");
 }
 
-/// What the kernel itself says is free, in bytes.
-async fn free_bytes(kernel: &Kernel) -> u64 {
-    let free = |console: &str| -> Vec<u64> {
-        let lines = console.lines().filter_map(|line| line.trim().strip_prefix("MemFree:"));
-        lines.filter_map(|line| line.trim().strip_suffix(" kB")?.parse().ok()).collect()
-    };
-    let before = free(&console_of(kernel)).len();
-    assert_eq!(ring(kernel, b'm').await, b'n');
-    until("free memory on the console", || async {
-        let said = free(&console_of(kernel));
-        (said.len() > before).then(|| said.last().copied().unwrap_or(0) << 10)
-    })
-    .await
-}
-
-async fn memory_leaves_a_running_kernel_and_comes_back<S: Spawner>(mut bed: Bed<S>) {
-    const MIB: u64 = 1 << 20;
-    bed.spec.memory_max_bytes = 160 * MIB;
-    let kernel = booted(&bed).await;
-    let has = |present: u64| {
-        Some(MemoryState { present_bytes: present, max_bytes: 160 * MIB, pending: false, certain: true })
-    };
-    assert_eq!(kernel.memory().await.unwrap(), has(96 * MIB), "it is left with what it is to have");
-    let at_96 = free_bytes(&kernel).await;
-    for present in [64, 160, 128, 96] {
-        kernel.set_memory(present * MIB, LONG).await.unwrap();
-        assert_eq!(kernel.memory().await.unwrap(), has(present * MIB));
-        let expected = (at_96 + present * MIB).saturating_sub(96 * MIB);
-        let free = free_bytes(&kernel).await;
-        assert!(free.abs_diff(expected) < 2 * MIB, "{present} MiB: {free} are free, not {expected}");
-    }
-
-    let error = kernel.set_memory(20 * MIB, LONG).await.unwrap_err();
-    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("MiB free")), "{error}");
-    let error = kernel.set_memory(161 * MIB, LONG).await.unwrap_err();
-    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("160 MiB")), "{error}");
-    assert_eq!(kernel.memory().await.unwrap(), has(96 * MIB), "what is refused changes nothing");
-    assert!(free_bytes(&kernel).await.abs_diff(at_96) < 2 * MIB);
-
-    let adopted = bed.spawner.adopt(&bed.spec.runtime_dir).await.unwrap();
-    assert_eq!(adopted.memory().await.unwrap(), has(96 * MIB), "who comes later finds the same");
-    kernel.kill().await.unwrap();
-    nothing_is_left_of(kernel).await;
-}
-
-/// Where the kernel was told at its boot what can leave: 160 MiB, of which 128 stay.
-async fn memory_of_a_device_leaves_and_comes_back<S: Spawner>(mut bed: Bed<S>) {
-    const MIB: u64 = 1 << 20;
-    bed.spec.memory_bytes = 160 * MIB;
-    bed.spec.memory_min_bytes = 128 * MIB;
-    bed.spec.memory_max_bytes = 256 * MIB;
-    let kernel = booted(&bed).await;
-    let present = async || {
-        let state = kernel.memory().await.unwrap().unwrap();
-        assert!(state.certain && state.max_bytes >= 256 * MIB, "{state:?}");
-        (!state.pending).then_some(state.present_bytes / MIB)
-    };
-    until("the memory it is to begin with", async || (present().await == Some(160)).then_some(())).await;
-    let at_160 = free_bytes(&kernel).await;
-    for wanted in [256, 128, 200, 160] {
-        kernel.set_memory(wanted * MIB, LONG).await.unwrap();
-        assert_eq!(present().await, Some(wanted));
-        let expected = at_160 + wanted * MIB - 160 * MIB;
-        let free = free_bytes(&kernel).await;
-        assert!(free.abs_diff(expected) < 8 * MIB, "{wanted} MiB: {free} are free, not {expected}");
-    }
-    for (wanted, reason) in [(126, "128 MiB for good"), (1024, "has room for"), (161, "steps of 2")] {
-        let error = kernel.set_memory(wanted * MIB, LONG).await.unwrap_err();
-        assert!(
-            matches!(&error, SpawnError::Refused { reason: said, .. } if said.contains(reason)),
-            "{error}"
-        );
-    }
-    kernel.freeze().await.unwrap();
-    let error = kernel.set_memory(200 * MIB, Duration::from_secs(6)).await.unwrap_err();
-    assert!(
-        matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("came to 160")),
-        "{error}"
-    );
-    kernel.thaw().await.unwrap();
-    assert_eq!(present().await, Some(160), "what a frozen kernel did not do was taken back");
-    let adopted = bed.spawner.adopt(&bed.spec.runtime_dir).await.unwrap();
-    assert_eq!(adopted.memory().await.unwrap(), kernel.memory().await.unwrap());
-    kernel.kill().await.unwrap();
-    nothing_is_left_of(kernel).await;
-}
-
-async fn change_of_memory_that_a_stopped_kernel_does_not_answer_ends_when_it_runs_on<S: Spawner>(
-    bed: Bed<S>,
-) {
-    let kernel = booted(&bed).await;
-    let before = kernel.memory().await.unwrap().unwrap();
-    let target = before.present_bytes - (32 << 20);
-    signal(kernel.pid(), "STOP");
-    kernel.set_memory(target, Duration::from_millis(300)).await.unwrap_err();
-    let state = kernel.memory().await.unwrap().unwrap();
-    assert!(state.pending && state.present_bytes == before.present_bytes, "{state:?}");
-    let error = kernel.set_memory(before.present_bytes, LONG).await.unwrap_err();
-    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("earlier")), "{error}");
-    signal(kernel.pid(), "CONT");
-    let state = until("the end of the change", || async {
-        kernel.memory().await.unwrap().filter(|state| !state.pending)
-    });
-    assert_eq!(state.await.present_bytes, target);
-    kernel.kill().await.unwrap();
-    nothing_is_left_of(kernel).await;
-}
-
 async fn pool_of_any_length_is_made_as_long_as_a_power_of_two<S: Spawner>(mut bed: Bed<S>) {
     let pool = PoolFile { path: bed.dir.path().join("odd-pool"), len: 3 * 4096 };
     fs::File::create(&pool.path).unwrap().set_len(pool.len).unwrap();
     bed.spec.pool = Some(pool.clone());
     let kernel = booted(&bed).await;
     assert_eq!(fs::metadata(&pool.path).unwrap().len(), 4 * 4096);
-    kernel.kill().await.unwrap();
-    nothing_is_left_of(kernel).await;
-}
-
-async fn memory_that_is_for_good_cannot_be_changed<S: Spawner>(bed: Bed<S>) {
-    let kernel = booted(&bed).await;
-    assert_eq!(kernel.memory().await.unwrap(), None);
-    let error = kernel.set_memory(64 << 20, LONG).await.unwrap_err();
-    assert!(matches!(error, SpawnError::Refused { .. }), "{error}");
     kernel.kill().await.unwrap();
     nothing_is_left_of(kernel).await;
 }
@@ -526,6 +417,7 @@ mod on_uml {
     tests!(uml:
         memory_leaves_a_running_kernel_and_comes_back,
         change_of_memory_that_a_stopped_kernel_does_not_answer_ends_when_it_runs_on,
+        cpus_and_devices_that_are_for_good_cannot_be_changed,
     );
 }
 
@@ -533,6 +425,8 @@ mod on_qemu {
     suite_of_kernels!(qemu);
     tests!(qemu:
         memory_that_is_for_good_cannot_be_changed, memory_of_a_device_leaves_and_comes_back,
+        cpus_are_lent_to_a_running_kernel_and_taken_when_it_has_parked_them,
+        devices_are_plugged_into_a_running_kernel_and_unplugged,
         pool_of_any_length_is_made_as_long_as_a_power_of_two, reset_is_neither_a_power_off_nor_a_panic,
     );
 }
@@ -541,6 +435,6 @@ mod on_process {
     suite!(process);
     tests!(process:
         memory_that_is_for_good_cannot_be_changed, nobody_can_ask_a_kernel_that_is_none,
-        exit_statuses_are_told_apart,
+        exit_statuses_are_told_apart, cpus_and_devices_that_are_for_good_cannot_be_changed,
     );
 }

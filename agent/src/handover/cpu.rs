@@ -1,0 +1,295 @@
+//! CPUs: who is bound to them, taking them offline and online, and proving that they run what they are given.
+//!
+//! The kernel itself moves threads, timers and interrupts away from a CPU that goes offline (Documentation/core-api/cpu_hotplug.rst in
+//! Linux's source). It also frees threads that are bound to that CPU alone from their bond, which nobody tells them: those are what a
+//! CPU is kept for.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
+use tombolo_handover::observe::Inside;
+use tombolo_handover::operation::Veto;
+
+use super::veto::{later, never};
+
+/// Threads that are named as bound to a CPU.
+const NAMED_MAX: usize = 3;
+/// When it may be worth asking again, in ms: programs end.
+const RETRY_AFTER_MS: u64 = 5_000;
+/// What a thread of the kernel itself has set among its flags (`PF_KTHREAD` in include/linux/sched.h).
+const IS_OF_THE_KERNEL: u64 = 0x0020_0000;
+/// How often the thread that proves a CPU asks where it runs.
+const PROOFS: u32 = 10_000;
+
+/// Where the kernel tells of CPUs and of threads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Files<'a> {
+    cpus: &'a Path,
+    proc: &'a Path,
+}
+
+impl Files<'static> {
+    /// Of this kernel.
+    pub(super) fn of_this_kernel() -> Self {
+        Self { cpus: Path::new("/sys/devices/system/cpu"), proc: Path::new("/proc") }
+    }
+}
+
+impl Files<'_> {
+    /// Whether all of these CPUs can leave: nothing, or who is bound to them.
+    pub(super) fn can_spare(self, leaving: &[u32]) -> Option<Veto> {
+        for &cpu in leaving {
+            match self.look(cpu) {
+                Inside::Absent => return Some(never(format!("there is no CPU {cpu}"))),
+                Inside::Unknown => return Some(never(format!("CPU {cpu} cannot be taken offline"))),
+                _ => {}
+            }
+        }
+        let leaving: BTreeSet<u32> = leaving.iter().copied().collect();
+        let online = self.online();
+        if !online.is_empty() && online.is_subset(&leaving) {
+            return Some(never("no other CPU is online".into()));
+        }
+        let bound = self.bound_to(&leaving, &online);
+        if bound.is_empty() {
+            return None;
+        }
+        let more = bound.len().saturating_sub(NAMED_MAX);
+        let mut named = bound.into_iter().take(NAMED_MAX).collect::<Vec<_>>().join(", ");
+        if more > 0 {
+            named.push_str(&format!(" and {more} more"));
+        }
+        Some(later(format!("bound to {} alone: {named}", list(&leaving)), RETRY_AFTER_MS))
+    }
+
+    /// Takes a CPU offline, unless somebody is bound to it.
+    pub(super) fn take_offline(self, cpu: u32) -> Result<(), Veto> {
+        if self.look(cpu) == Inside::Offline {
+            return Ok(());
+        }
+        match self.can_spare(&[cpu]) {
+            Some(veto) => Err(veto),
+            None => self.switch(cpu, false),
+        }
+    }
+
+    /// Takes a CPU online.
+    pub(super) fn take_online(self, cpu: u32) -> Result<(), Veto> {
+        match self.look(cpu) {
+            Inside::Online => Ok(()),
+            Inside::Absent => Err(later(format!("there is no CPU {cpu}"), RETRY_AFTER_MS)),
+            _ => self.switch(cpu, true),
+        }
+    }
+
+    /// What goes on with a CPU. Unknown: it is there, and cannot be taken offline.
+    pub(super) fn look(self, cpu: u32) -> Inside {
+        match fs::read_to_string(self.switch_of(cpu)) {
+            Ok(text) if text.trim() == "0" => Inside::Offline,
+            Ok(_) => Inside::Online,
+            Err(_) if self.folder_of(cpu).is_dir() => Inside::Unknown,
+            Err(_) => Inside::Absent,
+        }
+    }
+
+    fn switch(self, cpu: u32, on: bool) -> Result<(), Veto> {
+        let written = fs::write(self.switch_of(cpu), if on { "1" } else { "0" });
+        written.map_err(|error| {
+            let way = if on { "online" } else { "offline" };
+            later(format!("the kernel does not take CPU {cpu} {way}: {error}"), RETRY_AFTER_MS)
+        })
+    }
+
+    fn folder_of(self, cpu: u32) -> PathBuf {
+        self.cpus.join(format!("cpu{cpu}"))
+    }
+
+    fn switch_of(self, cpu: u32) -> PathBuf {
+        self.folder_of(cpu).join("online")
+    }
+
+    fn online(self) -> BTreeSet<u32> {
+        fs::read_to_string(self.cpus.join("online"))
+            .ok()
+            .and_then(|text| parse_list(&text))
+            .unwrap_or_default()
+    }
+
+    /// The threads that may run on none but these of the CPUs that are online, by name.
+    fn bound_to(self, leaving: &BTreeSet<u32>, online: &BTreeSet<u32>) -> Vec<String> {
+        let numbers = |dir: &Path| -> Vec<u64> {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+        };
+        let mut bound = Vec::new();
+        for process in numbers(self.proc) {
+            let tasks = self.proc.join(process.to_string()).join("task");
+            for thread in numbers(&tasks) {
+                let folder = tasks.join(thread.to_string());
+                // One that has ended since is bound to nothing.
+                let Some((name, allowed)) = allowed_cpus(&folder) else { continue };
+                let usable: BTreeSet<u32> = allowed.intersection(online).copied().collect();
+                if !usable.is_empty() && usable.is_subset(leaving) && !is_of_the_kernel(&folder) {
+                    bound.push(format!("{name} (process {process}, thread {thread})"));
+                }
+            }
+        }
+        bound
+    }
+}
+
+/// Proves that a CPU runs what it is given: binds a thread to it, which looks again and again where it runs.
+pub(super) fn prove(cpu: u32) -> Result<(), Veto> {
+    let index = usize::try_from(cpu).unwrap_or(usize::MAX);
+    if index >= CpuSet::MAX_CPU {
+        return Err(never(format!("CPU {cpu} has a number that no thread can be bound to")));
+    }
+    let proof = move || -> io::Result<bool> {
+        let mut only = CpuSet::new();
+        only.set(index);
+        sched_setaffinity(None, &only)?;
+        Ok((0..PROOFS).all(|_| sched_getcpu() == index))
+    };
+    let run = || {
+        let thread = std::thread::Builder::new().name("tombolo-proof".into()).spawn(proof)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread ended early")))
+    };
+    match run() {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            Err(later(format!("a thread that is bound to CPU {cpu} runs elsewhere"), RETRY_AFTER_MS))
+        }
+        Err(error) => Err(later(format!("no thread runs on CPU {cpu}: {error}"), RETRY_AFTER_MS)),
+    }
+}
+
+/// The name of a thread, and the CPUs that it may run on.
+fn allowed_cpus(thread: &Path) -> Option<(String, BTreeSet<u32>)> {
+    let status = fs::read_to_string(thread.join("status")).ok()?;
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    Some((field("Name:")?.to_owned(), parse_list(field("Cpus_allowed_list:")?)?))
+}
+
+fn is_of_the_kernel(thread: &Path) -> bool {
+    let flags = || -> Option<u64> {
+        let stat = fs::read_to_string(thread.join("stat")).ok()?;
+        // Behind the name, which may hold anything: state, five numbers, flags (proc_pid_stat(5)).
+        stat.rsplit_once(") ")?.1.split(' ').nth(6)?.parse().ok()
+    };
+    flags().is_some_and(|flags| flags & IS_OF_THE_KERNEL != 0)
+}
+
+/// The numbers that `0-3,5` names; `None` if it is none of that kind.
+fn parse_list(text: &str) -> Option<BTreeSet<u32>> {
+    /// More CPUs than any kernel can have.
+    const CPUS_MAX: u32 = 1 << 16;
+    let mut cpus = BTreeSet::new();
+    for part in text.trim().split(',').filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        if first > last || last >= CPUS_MAX {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
+}
+
+fn list(cpus: &BTreeSet<u32>) -> String {
+    let numbers: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+    format!("CPU {}", numbers.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PINNED: &str = "Name:\thog\nCpus_allowed_list:\t1\n";
+
+    /// Three CPUs, of which the first cannot be taken offline, and these threads: number, status, flags.
+    fn kernel(threads: &[(u32, &str, u64)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |path: PathBuf, text: &str| {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        fs::create_dir_all(dir.path().join("cpu/cpu0")).unwrap();
+        write(dir.path().join("cpu/cpu1/online"), "1\n");
+        write(dir.path().join("cpu/cpu2/online"), "0\n");
+        write(dir.path().join("cpu/online"), "0-1\n");
+        fs::create_dir_all(dir.path().join("proc")).unwrap();
+        for (number, status, flags) in threads {
+            let thread = dir.path().join(format!("proc/{number}/task/{number}"));
+            write(thread.join("status"), status);
+            write(thread.join("stat"), &format!("{number} (a) b) S 1 1 1 0 -1 {flags} 0 0\n"));
+        }
+        dir
+    }
+
+    fn with<T>(dir: &tempfile::TempDir, look: impl FnOnce(Files<'_>) -> T) -> T {
+        let (cpus, proc) = (dir.path().join("cpu"), dir.path().join("proc"));
+        look(Files { cpus: &cpus, proc: &proc })
+    }
+
+    #[test]
+    fn whoever_is_bound_to_a_cpu_that_is_to_leave_is_named() {
+        let dir = kernel(&[
+            (7, PINNED, 0x40),
+            (8, "Name:\tfree\nCpus_allowed_list:\t0-2\n", 0x40),
+            (9, "Name:\tcpuhp/1\nCpus_allowed_list:\t1\n", 0x40 | IS_OF_THE_KERNEL),
+            (10, "Name:\ttoo\nCpus_allowed_list:\t1-2\n", 0x40),
+        ]);
+        let mut reason = with(&dir, |files| files.can_spare(&[1])).unwrap().reason;
+        assert!(reason.starts_with("bound to CPU 1 alone: "), "{reason}");
+        reason = with(&dir, |files| files.take_offline(1)).unwrap_err().reason;
+        for (name, is_named) in
+            [("hog (process 7, thread 7)", true), ("too", true), ("free", false), ("hp", false)]
+        {
+            assert_eq!(reason.contains(name), is_named, "{name}: {reason}");
+        }
+        assert_eq!(with(&dir, |files| files.look(1)), Inside::Online, "it was not touched");
+    }
+
+    #[test]
+    fn a_cpu_that_nobody_is_bound_to_goes_offline_and_online() {
+        let dir = kernel(&[(8, "Name:\tfree\nCpus_allowed_list:\t0-2\n", 0x40)]);
+        with(&dir, |files| {
+            assert_eq!(files.can_spare(&[1]), None);
+            files.take_offline(1).unwrap();
+            files.take_offline(2).unwrap();
+            assert_eq!((files.look(1), files.look(2)), (Inside::Offline, Inside::Offline));
+            files.take_online(2).unwrap();
+            assert_eq!(files.look(2), Inside::Online);
+        });
+    }
+
+    #[test]
+    fn what_cannot_leave_is_told() {
+        let dir = kernel(&[]);
+        let reason = |leaving: &[u32]| with(&dir, |files| files.can_spare(leaving)).unwrap().reason;
+        assert!(reason(&[0]).contains("cannot be taken offline"));
+        assert!(reason(&[9]).contains("no CPU 9"));
+        fs::write(dir.path().join("cpu/online"), "1\n").unwrap();
+        assert!(reason(&[1]).contains("no other CPU"));
+        assert!(with(&dir, |files| files.take_online(9)).is_err());
+    }
+
+    #[test]
+    fn a_cpu_that_is_there_is_proven() {
+        prove(sched_getcpu() as u32).unwrap();
+        assert!(prove(CpuSet::MAX_CPU as u32 - 1).is_err());
+        assert!(prove(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn lists_of_cpus_are_read() {
+        assert_eq!(parse_list("0-2,5\n"), Some(BTreeSet::from([0, 1, 2, 5])));
+        assert_eq!(parse_list(""), Some(BTreeSet::new()));
+        for wrong in ["x", "3-1", "0-4294967295", "-1"] {
+            assert_eq!(parse_list(wrong), None, "{wrong}");
+        }
+    }
+}

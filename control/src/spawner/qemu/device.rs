@@ -1,0 +1,194 @@
+//! Devices that a machine is lent: each behind a root port that is there from its start, plugged and unplugged by ACPI.
+//!
+//! What a device needs outside the machine (an open file, a network) is its backend: made before it is plugged, removed after it is gone.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+
+use super::qmp::{QmpError, Session, session};
+use super::{MONITOR, MONITOR_MAX};
+use crate::spawner::{Device, DeviceModel, KernelSpec};
+use tombolo_handover::PciAddress;
+
+/// Between two looks at whether a device is gone.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// What the ids of devices begin with.
+const SLOT: &str = "slot";
+/// The modules that kernels need for such devices, besides what they need for memory that can leave.
+pub(super) fn modules(spec: &KernelSpec) -> Vec<String> {
+    let module = |device: &Device| match device.model {
+        DeviceModel::Nvme { .. } => "nvme",
+        DeviceModel::Rng => "virtio_rng",
+        DeviceModel::Net => "virtio_net",
+    };
+    let mut modules: Vec<String> = spec.catalogue.iter().map(|device| module(device).to_owned()).collect();
+    if modules.iter().any(|module| module.starts_with("virtio")) {
+        modules.insert(0, "virtio_pci".to_owned());
+    }
+    modules
+}
+
+/// The options that give a machine its root ports, and the devices that it boots with.
+pub(super) fn options(spec: &KernelSpec) -> Vec<(&'static str, String)> {
+    let ports = spec.catalogue.iter().map(Device::bus).max().unwrap_or(0);
+    // The firmware numbers the buses behind them in this order.
+    let port = |bus| ("-device", format!("pcie-root-port,id=port{bus},chassis={bus},slot={bus}"));
+    let mut options: Vec<(&str, String)> = (1..=ports).map(port).collect();
+    for device in spec.catalogue.iter().filter(|device| spec.devices.contains(&device.address)) {
+        let option = match device.model {
+            DeviceModel::Nvme { .. } => "-blockdev",
+            DeviceModel::Rng => "-object",
+            DeviceModel::Net => "-netdev",
+        };
+        options.push((option, backend(device).1.to_string()));
+        options.push(("-device", front(device).to_string()));
+    }
+    options
+}
+
+/// The devices that the machine of `runtime_dir` has now.
+pub(in crate::spawner) async fn plugged(runtime_dir: &Path) -> Result<Vec<PciAddress>, String> {
+    let looked = session(runtime_dir, MONITOR, MONITOR_MAX, |mut session| async move {
+        let devices = session.run("qom-list", json!({ "path": "/machine/peripheral" })).await?;
+        Ok(parse(&devices))
+    });
+    looked.await.map_err(|error| error.to_string())
+}
+
+/// Plugs a device in. One that is there already is no error. The inner error: it was refused, and nothing has changed.
+pub(in crate::spawner) async fn plug(
+    runtime_dir: &Path,
+    device: &Device,
+) -> Result<Result<(), String>, String> {
+    let plugged = session(runtime_dir, MONITOR, MONITOR_MAX, |mut session| async move {
+        if is_plugged(&mut session, device.address).await? {
+            return Ok(Ok(()));
+        }
+        let (command, arguments) = backend(device);
+        if let Err(QmpError::Refused { reason, .. }) = session.run(command, arguments).await {
+            // Its backend may be left over from when it was here before.
+            tracing::debug!(reason, "a backend is not made anew");
+        }
+        match session.run("device_add", front(device)).await {
+            Ok(_) => Ok(Ok(())),
+            Err(QmpError::Refused { reason, .. }) => {
+                remove_backend(&mut session, device).await;
+                Ok(Err(reason))
+            }
+            Err(error) => Err(error),
+        }
+    });
+    plugged.await.map_err(|error| error.to_string())
+}
+
+/// Unplugs a device, within `deadline`. One that is gone already is no error. The inner error: it is still there, and may yet go.
+pub(in crate::spawner) async fn unplug(
+    runtime_dir: &Path,
+    device: &Device,
+    deadline: Duration,
+) -> Result<Result<(), String>, String> {
+    let until = Instant::now() + deadline;
+    let patience = deadline + MONITOR_MAX;
+    let unplugged = session(runtime_dir, MONITOR, patience, |mut session| async move {
+        if is_plugged(&mut session, device.address).await? {
+            let order = json!({ "id": id(device.address) });
+            if let Err(QmpError::Refused { reason, .. }) = session.run("device_del", order).await {
+                // It has been asked for before, perhaps; whether it goes is seen.
+                tracing::debug!(reason, "a device is not unplugged anew");
+            }
+        }
+        while is_plugged(&mut session, device.address).await? {
+            if Instant::now() >= until {
+                return Ok(Err(format!("its kernel did not let it go within {deadline:?}")));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        remove_backend(&mut session, device).await;
+        Ok(Ok(()))
+    });
+    unplugged.await.map_err(|error| error.to_string())
+}
+
+async fn is_plugged(session: &mut Session<UnixStream>, address: PciAddress) -> Result<bool, QmpError> {
+    let devices = session.run("qom-list", json!({ "path": "/machine/peripheral" })).await?;
+    Ok(parse(&devices).contains(&address))
+}
+
+/// What is left behind costs an open file, and is used again when the device comes back.
+async fn remove_backend(session: &mut Session<UnixStream>, device: &Device) {
+    let name = name(device);
+    let (command, arguments) = match device.model {
+        DeviceModel::Nvme { .. } => ("blockdev-del", json!({ "node-name": name })),
+        DeviceModel::Rng => ("object-del", json!({ "id": name })),
+        DeviceModel::Net => ("netdev_del", json!({ "id": name })),
+    };
+    if let Err(error) = session.run(command, arguments).await {
+        tracing::debug!(%error, name, "a backend is left behind");
+    }
+}
+
+/// The command that makes what a device needs outside the machine, and its arguments.
+fn backend(device: &Device) -> (&'static str, Value) {
+    let name = name(device);
+    match &device.model {
+        DeviceModel::Nvme { file } => (
+            "blockdev-add",
+            json!({
+                "driver": "raw",
+                "node-name": name,
+                // The ledger sees to it that one machine has it at a time.
+                "file": { "driver": "file", "filename": file, "locking": "off" },
+            }),
+        ),
+        DeviceModel::Rng => ("object-add", json!({ "qom-type": "rng-builtin", "id": name })),
+        DeviceModel::Net => ("netdev_add", json!({ "type": "user", "id": name, "restrict": true })),
+    }
+}
+
+/// What the machine sees of it.
+fn front(device: &Device) -> Value {
+    let (id, name, port) = (id(device.address), name(device), format!("port{}", device.bus()));
+    match device.model {
+        DeviceModel::Nvme { .. } => {
+            json!({ "driver": "nvme", "id": id, "bus": port, "drive": name, "serial": name })
+        }
+        DeviceModel::Rng => json!({ "driver": "virtio-rng-pci", "id": id, "bus": port, "rng": name }),
+        DeviceModel::Net => {
+            json!({ "driver": "virtio-net-pci", "id": id, "bus": port, "netdev": name, "romfile": "" })
+        }
+    }
+}
+
+/// The name of its backend.
+fn name(device: &Device) -> String {
+    format!("tombolo-{}", device.bus())
+}
+
+fn id(address: PciAddress) -> String {
+    format!("{SLOT}{}", address.bus)
+}
+
+/// Which devices are in a list of what is plugged.
+fn parse(devices: &Value) -> Vec<PciAddress> {
+    let address = |entry: &Value| {
+        let bus = entry["name"].as_str()?.strip_prefix(SLOT)?.parse().ok()?;
+        Some(PciAddress { domain: 0, bus, device: 0, function: 0 })
+    };
+    devices.as_array().into_iter().flatten().filter_map(address).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_plugged_is_told_from_what_belongs_to_the_machine() {
+        let devices = json!([{ "name": "type" }, { "name": "vmem0" }, { "name": "port2" }, { "name": "slot2" }, { "name": "slotx" }, 3]);
+        assert_eq!(parse(&devices), ["0000:02:00.0".parse().unwrap()]);
+        assert_eq!(parse(&json!({})), []);
+    }
+}

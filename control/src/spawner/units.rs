@@ -1,0 +1,194 @@
+//! What a running kernel can be given and can lose: memory, CPUs, devices.
+//!
+//! Each call looks before it acts, and says what it saw rather than what it was told.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use tombolo_handover::PciAddress;
+
+use super::keeper_link::{KeeperLink, LinkError};
+use super::kernel::ask;
+use super::{Device, Kernel, SpawnError, SpawnerKind, qemu};
+use crate::keeper::{CpuLease, MemoryState, Request};
+
+/// How long a CPU that its kernel has taken offline may take to park itself.
+const PARK_MAX: Duration = Duration::from_secs(2);
+/// Between two looks at that.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// A CPU of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuState {
+    /// Its number in the machine, and in its kernel.
+    pub index: u32,
+    /// The ledger's name for it, if it is or was lent to the kernel.
+    pub unit: Option<u32>,
+    /// Whether it is lent to the kernel now.
+    pub lent: bool,
+    /// Whether it runs; one that does not has been parked by the kernel, or was never started.
+    pub runs: bool,
+}
+
+impl Kernel {
+    /// How much memory it has, where that can be changed while it runs; else `None`.
+    ///
+    /// # Errors
+    /// [`SpawnError::Ended`] when it has ended, [`SpawnError::Keeper`] when its keeper does not answer.
+    pub async fn memory(&self) -> Result<Option<MemoryState>, SpawnError> {
+        let action = "ask about the memory of";
+        if self.kind() == SpawnerKind::Qemu {
+            self.must_run(action).await?;
+            let state = qemu::memory_state(self.runtime_dir()).await;
+            return state.map_err(|error| self.refused_to(action, error));
+        }
+        let status = ask(self.runtime_dir(), Request::Status).await;
+        status.map(|status| status.memory).map_err(|error| self.link_failed(action, error))
+    }
+
+    /// Makes its memory so much: takes what is free from it, or gives back what was taken. Returns when that is so.
+    ///
+    /// # Errors
+    /// [`SpawnError::Refused`] when it could not be done, and then it has what it had before; [`SpawnError::Keeper`] when it did not
+    /// end within `deadline`: it may still, [`Kernel::memory`] tells.
+    pub async fn set_memory(&self, bytes: u64, deadline: Duration) -> Result<(), SpawnError> {
+        let action = "change the memory of";
+        if self.kind() == SpawnerKind::Qemu {
+            self.must_run(action).await?;
+            return self.done(action, qemu::set_memory(self.runtime_dir(), bytes, deadline).await);
+        }
+        let changed = timeout(deadline, async {
+            let link = KeeperLink::connect(self.runtime_dir()).await?;
+            link.request(Request::SetMemory { bytes }).await
+        });
+        let changed = changed.await.unwrap_or(Err(LinkError::Silent(deadline)));
+        changed.map(drop).map_err(|error| self.link_failed(action, error))
+    }
+
+    /// Its CPUs, in order, where they can be lent and taken while it runs; else `None`.
+    ///
+    /// # Errors
+    /// [`SpawnError::Ended`] when it has ended; [`SpawnError::Keeper`] or [`SpawnError::Control`] when it cannot be asked.
+    pub async fn cpus(&self) -> Result<Option<Vec<CpuState>>, SpawnError> {
+        let action = "ask about the CPUs of";
+        if !self.kind().can_move_cpus_and_devices() {
+            return Ok(None);
+        }
+        let status = ask(self.runtime_dir(), Request::Status).await;
+        let leases = status.map_err(|error| self.link_failed(action, error))?.cpus;
+        self.must_run(action).await?;
+        let running = qemu::cpus_running(self.runtime_dir()).await;
+        let running = running.map_err(|error| self.refused_to(action, error))?;
+        let cpus = (0..).zip(running).map(|(index, runs)| {
+            let lease = leases.iter().find(|lease| lease.index == index);
+            let (unit, lent) = (lease.map(|lease| lease.unit), lease.is_some_and(|lease| lease.lent));
+            CpuState { index, unit, lent, runs }
+        });
+        Ok(Some(cpus.collect()))
+    }
+
+    /// Lends it a CPU that the ledger calls `unit`: its kernel may start it from now on. One that it has already is no error.
+    ///
+    /// # Errors
+    /// [`SpawnError::Refused`] when its machine has no CPU to spare.
+    pub async fn lend_cpu(&self, unit: u32) -> Result<(), SpawnError> {
+        let cpus = self.cpus_or_refuse("lend a CPU to").await?;
+        if cpus.iter().any(|cpu| cpu.lent && cpu.unit == Some(unit)) {
+            return Ok(());
+        }
+        let spare = || cpus.iter().filter(|cpu| !cpu.lent && !cpu.runs);
+        // The one it was before, if it was here before.
+        let Some(cpu) = spare().find(|cpu| cpu.unit == Some(unit)).or_else(|| spare().next()) else {
+            let reason = format!("its machine has {} CPUs, all of them in use", cpus.len());
+            return Err(self.refused("lend a CPU to", reason));
+        };
+        self.lease("lend a CPU to", CpuLease { index: cpu.index, unit, lent: true }).await
+    }
+
+    /// Takes back the CPU that the ledger calls `unit`, which its kernel has taken offline. One that it does not have is no error.
+    ///
+    /// # Errors
+    /// [`SpawnError::Refused`] while the CPU runs: nobody but its kernel can stop it.
+    pub async fn take_cpu(&self, unit: u32) -> Result<(), SpawnError> {
+        let action = "take a CPU from";
+        let until = Instant::now() + PARK_MAX;
+        loop {
+            let cpus = self.cpus_or_refuse(action).await?;
+            let Some(cpu) = cpus.iter().find(|cpu| cpu.lent && cpu.unit == Some(unit)) else { return Ok(()) };
+            if !cpu.runs {
+                return self.lease(action, CpuLease { index: cpu.index, unit, lent: false }).await;
+            }
+            if Instant::now() >= until {
+                let reason =
+                    format!("CPU {} still runs in its kernel, which was to take it offline", cpu.index);
+                return Err(self.refused(action, reason));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// The devices that it has, where they can be plugged and unplugged while it runs; else `None`.
+    ///
+    /// # Errors
+    /// As [`Kernel::cpus`].
+    pub async fn devices(&self) -> Result<Option<Vec<PciAddress>>, SpawnError> {
+        let action = "ask about the devices of";
+        if !self.kind().can_move_cpus_and_devices() {
+            return Ok(None);
+        }
+        self.must_run(action).await?;
+        let plugged = qemu::plugged(self.runtime_dir()).await;
+        plugged.map(Some).map_err(|error| self.refused_to(action, error))
+    }
+
+    /// Plugs a device in. One that is there already is no error.
+    ///
+    /// # Errors
+    /// [`SpawnError::Refused`] when it was not; [`SpawnError::Control`] when that is not known.
+    pub async fn plug(&self, device: &Device) -> Result<(), SpawnError> {
+        let action = "plug a device into";
+        self.must_run(action).await?;
+        if !self.kind().can_move_cpus_and_devices() {
+            return Err(self.refused(action, "its spawner cannot move devices while it runs".into()));
+        }
+        self.done(action, qemu::plug(self.runtime_dir(), device).await)
+    }
+
+    /// Unplugs a device within `deadline`. One that is gone already is no error.
+    ///
+    /// # Errors
+    /// [`SpawnError::Refused`] when its kernel did not let it go, which it may still do; [`SpawnError::Control`] when that is not known.
+    pub async fn unplug(&self, device: &Device, deadline: Duration) -> Result<(), SpawnError> {
+        let action = "unplug a device from";
+        self.must_run(action).await?;
+        if !self.kind().can_move_cpus_and_devices() {
+            return Err(self.refused(action, "its spawner cannot move devices while it runs".into()));
+        }
+        self.done(action, qemu::unplug(self.runtime_dir(), device, deadline).await)
+    }
+
+    async fn cpus_or_refuse(&self, action: &'static str) -> Result<Vec<CpuState>, SpawnError> {
+        let cpus = self.cpus().await?;
+        cpus.ok_or_else(|| self.refused(action, "its spawner cannot move CPUs while it runs".into()))
+    }
+
+    async fn lease(&self, action: &'static str, lease: CpuLease) -> Result<(), SpawnError> {
+        let entered = ask(self.runtime_dir(), Request::LeaseCpu(lease)).await;
+        entered.map(drop).map_err(|error| self.link_failed(action, error))
+    }
+
+    /// What a driver says of a change: done, refused, or not known.
+    fn done(
+        &self,
+        action: &'static str,
+        outcome: Result<Result<(), String>, String>,
+    ) -> Result<(), SpawnError> {
+        outcome
+            .map_err(|error| self.refused_to(action, error))?
+            .map_err(|reason| self.refused(action, reason))
+    }
+
+    fn refused(&self, action: &'static str, reason: String) -> SpawnError {
+        SpawnError::Refused { action, runtime_dir: self.runtime_dir().to_owned(), reason }
+    }
+}

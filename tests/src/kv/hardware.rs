@@ -1,0 +1,96 @@
+//! Small programs that use, or hold on to, what can be taken from their kernel.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use super::inside::not_the_hosts;
+
+/// Length of a stamp on a disk, in bytes: one of its blocks.
+const STAMP_BYTES: usize = 4096;
+
+/// Keeps a CPU busy for ever, and runs on no other.
+///
+/// # Errors
+/// When there is no such CPU.
+pub fn spin_on(cpu: usize) -> Result<()> {
+    let mut only = CpuSet::new();
+    only.set(cpu);
+    sched_setaffinity(None, &only).with_context(|| format!("could not run on CPU {cpu}"))?;
+    println!("spinning on CPU {cpu}");
+    spin()
+}
+
+/// Keeps as many CPUs busy for ever, whichever they are.
+pub fn spin_on_any(threads: usize) -> ! {
+    for _ in 1..threads {
+        thread::spawn(|| spin());
+    }
+    println!("spinning on {threads} CPUs");
+    spin()
+}
+
+fn spin() -> ! {
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+/// Holds a file open for ever.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn hold(path: &Path) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("could not open {}", path.display()))?;
+    println!("holding {}", path.display());
+    loop {
+        thread::park();
+        std::hint::black_box(&file);
+    }
+}
+
+/// Writes text to the beginning of a disk, and has it stored.
+///
+/// # Errors
+/// When no spawner has made this kernel, or the disk does not take it.
+pub fn stamp(disk: &Path, text: &str) -> Result<()> {
+    not_the_hosts()?;
+    let mut block = [0; STAMP_BYTES];
+    let bytes = text.as_bytes().get(..STAMP_BYTES).unwrap_or(text.as_bytes());
+    block[..bytes.len()].copy_from_slice(bytes);
+    let mut file = File::options().write(true).open(disk).context("could not open the disk")?;
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(&block).context("could not write to the disk")?;
+    file.sync_all().context("could not have it stored")
+}
+
+/// The text at the beginning of a disk.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn stamped(disk: &Path) -> Result<String> {
+    let mut block = [0; STAMP_BYTES];
+    File::open(disk).and_then(|mut file| file.read_exact(&mut block)).context("could not read the disk")?;
+    Ok(String::from_utf8_lossy(&block).trim_end_matches('\0').to_owned())
+}
+
+/// Writes text to a file of the kernel's again and again, as a user inside may.
+///
+/// # Errors
+/// When no spawner has made this kernel, or it does not let us.
+pub fn keep_setting(path: &Path, text: &str) -> Result<()> {
+    not_the_hosts()?;
+    for times in 0_u64.. {
+        fs::write(path, text).with_context(|| format!("could not write to {}", path.display()))?;
+        if times == 0 {
+            println!("keeping {} at {text}", path.display());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}

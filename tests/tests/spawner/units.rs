@@ -1,0 +1,236 @@
+//! What a running kernel can be given and can lose: memory, CPUs, devices.
+
+use std::fs;
+use std::time::Duration;
+
+use tombolo_control::keeper::MemoryState;
+use tombolo_control::spawner::{Device, Kernel, SpawnError, Spawner};
+use tombolo_tests::wait::{LONG, until};
+
+use super::{Bed, booted, console_of, nothing_is_left_of, ring, signal};
+
+/// What the kernel itself says is free, in bytes.
+async fn free_bytes(kernel: &Kernel) -> u64 {
+    let free = |console: &str| -> Vec<u64> {
+        let lines = console.lines().filter_map(|line| line.trim().strip_prefix("MemFree:"));
+        lines.filter_map(|line| line.trim().strip_suffix(" kB")?.parse().ok()).collect()
+    };
+    let before = free(&console_of(kernel)).len();
+    assert_eq!(ring(kernel, b'm').await, b'n');
+    until("free memory on the console", || async {
+        let said = free(&console_of(kernel));
+        (said.len() > before).then(|| said.last().copied().unwrap_or(0) << 10)
+    })
+    .await
+}
+
+pub(super) async fn memory_leaves_a_running_kernel_and_comes_back<S: Spawner>(mut bed: Bed<S>) {
+    const MIB: u64 = 1 << 20;
+    bed.spec.memory_max_bytes = 160 * MIB;
+    let kernel = booted(&bed).await;
+    let has = |present: u64| {
+        Some(MemoryState { present_bytes: present, max_bytes: 160 * MIB, pending: false, certain: true })
+    };
+    assert_eq!(kernel.memory().await.unwrap(), has(96 * MIB), "it is left with what it is to have");
+    let at_96 = free_bytes(&kernel).await;
+    for present in [64, 160, 128, 96] {
+        kernel.set_memory(present * MIB, LONG).await.unwrap();
+        assert_eq!(kernel.memory().await.unwrap(), has(present * MIB));
+        let expected = (at_96 + present * MIB).saturating_sub(96 * MIB);
+        let free = free_bytes(&kernel).await;
+        assert!(free.abs_diff(expected) < 2 * MIB, "{present} MiB: {free} are free, not {expected}");
+    }
+
+    let error = kernel.set_memory(20 * MIB, LONG).await.unwrap_err();
+    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("MiB free")), "{error}");
+    let error = kernel.set_memory(161 * MIB, LONG).await.unwrap_err();
+    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("160 MiB")), "{error}");
+    assert_eq!(kernel.memory().await.unwrap(), has(96 * MIB), "what is refused changes nothing");
+    assert!(free_bytes(&kernel).await.abs_diff(at_96) < 2 * MIB);
+
+    let adopted = bed.spawner.adopt(&bed.spec.runtime_dir).await.unwrap();
+    assert_eq!(adopted.memory().await.unwrap(), has(96 * MIB), "who comes later finds the same");
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+}
+
+/// Where the kernel was told at its boot what can leave: 160 MiB, of which 128 stay.
+pub(super) async fn memory_of_a_device_leaves_and_comes_back<S: Spawner>(mut bed: Bed<S>) {
+    const MIB: u64 = 1 << 20;
+    bed.spec.memory_bytes = 160 * MIB;
+    bed.spec.memory_min_bytes = 128 * MIB;
+    bed.spec.memory_max_bytes = 256 * MIB;
+    let kernel = booted(&bed).await;
+    let present = async || {
+        let state = kernel.memory().await.unwrap().unwrap();
+        assert!(state.certain && state.max_bytes >= 256 * MIB, "{state:?}");
+        (!state.pending).then_some(state.present_bytes / MIB)
+    };
+    until("the memory it is to begin with", async || (present().await == Some(160)).then_some(())).await;
+    let at_160 = free_bytes(&kernel).await;
+    for wanted in [256, 128, 200, 160] {
+        kernel.set_memory(wanted * MIB, LONG).await.unwrap();
+        assert_eq!(present().await, Some(wanted));
+        let expected = at_160 + wanted * MIB - 160 * MIB;
+        let free = free_bytes(&kernel).await;
+        assert!(free.abs_diff(expected) < 8 * MIB, "{wanted} MiB: {free} are free, not {expected}");
+    }
+    for (wanted, reason) in [(126, "128 MiB for good"), (1024, "has room for"), (161, "steps of 2")] {
+        let error = kernel.set_memory(wanted * MIB, LONG).await.unwrap_err();
+        assert!(
+            matches!(&error, SpawnError::Refused { reason: said, .. } if said.contains(reason)),
+            "{error}"
+        );
+    }
+    kernel.freeze().await.unwrap();
+    let error = kernel.set_memory(200 * MIB, Duration::from_secs(6)).await.unwrap_err();
+    assert!(
+        matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("came to 160")),
+        "{error}"
+    );
+    kernel.thaw().await.unwrap();
+    assert_eq!(present().await, Some(160), "what a frozen kernel did not do was taken back");
+    let adopted = bed.spawner.adopt(&bed.spec.runtime_dir).await.unwrap();
+    assert_eq!(adopted.memory().await.unwrap(), kernel.memory().await.unwrap());
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+}
+
+/// A machine with room for three CPUs, of which its kernel starts one.
+pub(super) async fn cpus_are_lent_to_a_running_kernel_and_taken_when_it_has_parked_them<S: Spawner>(
+    mut bed: Bed<S>,
+) {
+    bed.spec.cpus = vec![7];
+    bed.spec.cpus_max = 3;
+    let kernel = booted(&bed).await;
+    let cpus = async || -> Vec<(Option<u32>, bool, bool)> {
+        let cpus = kernel.cpus().await.unwrap().unwrap();
+        cpus.into_iter().map(|cpu| (cpu.unit, cpu.lent, cpu.runs)).collect()
+    };
+    let boot = (Some(7), true, true);
+    assert_eq!(cpus().await, [boot, (None, false, false), (None, false, false)]);
+    let error = kernel.take_cpu(7).await.unwrap_err();
+    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("still runs")), "{error}");
+
+    kernel.lend_cpu(9).await.unwrap();
+    kernel.lend_cpu(9).await.unwrap();
+    assert_eq!(cpus().await[1..], [(Some(9), true, false), (None, false, false)], "its kernel may start it");
+    assert_eq!(ring(&kernel, b'c').await, b'd');
+    assert_eq!(cpus().await[1], (Some(9), true, true));
+    kernel.take_cpu(9).await.unwrap_err();
+    assert_eq!(cpus().await[1], (Some(9), true, true), "nobody but its kernel can stop it");
+    assert_eq!(ring(&kernel, b'C').await, b'D');
+    kernel.take_cpu(9).await.unwrap();
+    kernel.take_cpu(9).await.unwrap();
+    assert_eq!(cpus().await[1], (Some(9), false, false));
+
+    assert_eq!(ring(&kernel, b'c').await, b'd');
+    assert_eq!(cpus().await[1], (Some(9), false, true), "it is seen that a kernel uses what it was not lent");
+    kernel.lend_cpu(4).await.unwrap();
+    assert_eq!(cpus().await[2], (Some(4), true, false), "what it uses is lent under no other name");
+    let error = kernel.lend_cpu(5).await.unwrap_err();
+    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("has 3 CPUs")), "{error}");
+
+    let adopted = bed.spawner.adopt(&bed.spec.runtime_dir).await.unwrap();
+    assert_eq!(adopted.cpus().await.unwrap(), kernel.cpus().await.unwrap(), "who comes later finds the same");
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+}
+
+pub(super) async fn devices_are_plugged_into_a_running_kernel_and_unplugged<S: Spawner>(mut bed: Bed<S>) {
+    let disk = bed.dir.path().join("disk");
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let device = |text: &str| text.parse::<Device>().unwrap();
+    let nvme = device(&format!("0000:01:00.0=nvme:{}", disk.display()));
+    let (rng, net) = (device("0000:02:00.0=rng"), device("0000:03:00.0=net"));
+    bed.spec.catalogue = vec![nvme.clone(), rng.clone(), net.clone()];
+    bed.spec.devices = vec![rng.address];
+    let kernel = booted(&bed).await;
+    let plugged = async || kernel.devices().await.unwrap().unwrap();
+    let driven = async |device: &Device, is_driven: bool| {
+        let address = device.address.to_string();
+        until(&format!("driver of {address}: {is_driven}"), || async {
+            assert_eq!(ring(&kernel, b'd').await, b'e');
+            let console = console_of(&kernel);
+            let last = console.lines().rfind(|line| line.contains("with a driver:"))?.to_owned();
+            (last.contains(&address) == is_driven).then_some(())
+        })
+        .await;
+    };
+    assert_eq!(plugged().await, [rng.address], "it boots with what it is to have");
+    driven(&rng, true).await;
+    for device in [&nvme, &net] {
+        kernel.plug(device).await.unwrap();
+        kernel.plug(device).await.unwrap();
+        driven(device, true).await;
+    }
+    let mut all = plugged().await;
+    all.sort_unstable();
+    assert_eq!(all, [nvme.address, rng.address, net.address]);
+    for device in [&nvme, &rng, &net] {
+        kernel.unplug(device, LONG).await.unwrap();
+        kernel.unplug(device, LONG).await.unwrap();
+        driven(device, false).await;
+    }
+    assert_eq!(plugged().await, []);
+    kernel.plug(&nvme).await.unwrap();
+    driven(&nvme, true).await;
+
+    kernel.freeze().await.unwrap();
+    let error = kernel.unplug(&nvme, Duration::from_millis(200)).await.unwrap_err();
+    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("let it go")), "{error}");
+    assert_eq!(plugged().await, [nvme.address], "a frozen kernel lets nothing go");
+    kernel.thaw().await.unwrap();
+    kernel.unplug(&nvme, LONG).await.unwrap();
+    let gone = device(&format!("0000:01:00.0=nvme:{}", bed.dir.path().join("gone").display()));
+    let error = kernel.plug(&gone).await.unwrap_err();
+    assert!(matches!(error, SpawnError::Refused { .. }), "{error}");
+    assert_eq!(plugged().await, []);
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+}
+
+pub(super) async fn cpus_and_devices_that_are_for_good_cannot_be_changed<S: Spawner>(bed: Bed<S>) {
+    let kernel = booted(&bed).await;
+    assert_eq!((kernel.cpus().await.unwrap(), kernel.devices().await.unwrap()), (None, None));
+    let refused = |error: SpawnError| assert!(matches!(error, SpawnError::Refused { .. }), "{error}");
+    refused(kernel.lend_cpu(1).await.unwrap_err());
+    refused(kernel.take_cpu(1).await.unwrap_err());
+    let rng = "0000:01:00.0=rng".parse::<Device>().unwrap();
+    refused(kernel.plug(&rng).await.unwrap_err());
+    refused(kernel.unplug(&rng, LONG).await.unwrap_err());
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+}
+
+pub(super) async fn change_of_memory_that_a_stopped_kernel_does_not_answer_ends_when_it_runs_on<
+    S: Spawner,
+>(
+    bed: Bed<S>,
+) {
+    let kernel = booted(&bed).await;
+    let before = kernel.memory().await.unwrap().unwrap();
+    let target = before.present_bytes - (32 << 20);
+    signal(kernel.pid(), "STOP");
+    kernel.set_memory(target, Duration::from_millis(300)).await.unwrap_err();
+    let state = kernel.memory().await.unwrap().unwrap();
+    assert!(state.pending && state.present_bytes == before.present_bytes, "{state:?}");
+    let error = kernel.set_memory(before.present_bytes, LONG).await.unwrap_err();
+    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("earlier")), "{error}");
+    signal(kernel.pid(), "CONT");
+    let state = until("the end of the change", || async {
+        kernel.memory().await.unwrap().filter(|state| !state.pending)
+    });
+    assert_eq!(state.await.present_bytes, target);
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+}
+
+pub(super) async fn memory_that_is_for_good_cannot_be_changed<S: Spawner>(bed: Bed<S>) {
+    let kernel = booted(&bed).await;
+    assert_eq!(kernel.memory().await.unwrap(), None);
+    let error = kernel.set_memory(64 << 20, LONG).await.unwrap_err();
+    assert!(matches!(error, SpawnError::Refused { .. }), "{error}");
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+}
