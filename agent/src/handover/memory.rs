@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::Path;
 
+use memmap2::{Advice, MmapOptions};
 use rustix::fs::{MemfdFlags, memfd_create};
 use tombolo_handover::operation::Veto;
 
@@ -40,8 +41,7 @@ pub(super) fn make_free(bytes: u64) -> Result<(), Veto> {
     if free >= wanted { Ok(()) } else { Err(too_little(bytes, free, "is free")) }
 }
 
-/// Proves that so much memory can be used: writes to every page of it and reads it back. The pages are those of a file in memory:
-/// under user-mode Linux mapping a page costs a hundred times what writing it does.
+/// Proves that so much memory can be used: writes to every page of it and reads it back.
 pub(super) fn prove(bytes: u64) -> Result<(), Veto> {
     let available = system_load().memory.available;
     if available < bytes.min(KEPT_BYTES) {
@@ -52,12 +52,16 @@ pub(super) fn prove(bytes: u64) -> Result<(), Veto> {
     }
     // No more than can be had without taking it from programs.
     let proven = bytes.min(available.saturating_sub(KEPT_BYTES));
-    let chunks = usize::try_from(proven).unwrap_or(usize::MAX).div_ceil(CHUNK_BYTES);
+    let bytes = usize::try_from(proven).unwrap_or(usize::MAX);
     let cannot = |error: io::Error| Veto {
         reason: format!("the memory that came cannot be used: {error}"),
         retry_after_ms: Some(RETRY_AFTER_MS),
     };
-    match writes_and_reads_back(chunks).map_err(cannot)? {
+    let proof = match maps_and_reads_back(bytes) {
+        Some(proof) => proof,
+        None => writes_and_reads_back(bytes.div_ceil(CHUNK_BYTES)),
+    };
+    match proof.map_err(cannot)? {
         true => Ok(()),
         false => {
             Err(Veto { reason: "memory does not keep what is written to it".into(), retry_after_ms: None })
@@ -65,7 +69,29 @@ pub(super) fn prove(bytes: u64) -> Result<(), Veto> {
     }
 }
 
-/// Fills so many chunks of memory, all at once, each page in its own way; whether each holds what was written.
+/// Marks every page of so much memory, all at once; whether each holds its mark. The kernel fills memory with zeros before it gives it away,
+/// so all of it is written to. `None` where the kernel has no large pages: then mapping memory costs more than writing to it.
+fn maps_and_reads_back(bytes: usize) -> Option<io::Result<bool>> {
+    if bytes == 0 {
+        return Some(Ok(true));
+    }
+    let mut memory = match MmapOptions::new().len(bytes).map_anon() {
+        Ok(memory) => memory,
+        Err(error) => return Some(Err(error)),
+    };
+    memory.advise(Advice::HugePage).ok()?;
+    let mark = |page: usize| (page as u64 + 1).to_ne_bytes();
+    for (page, bytes) in memory.chunks_mut(PAGE_BYTES).enumerate() {
+        bytes.iter_mut().zip(mark(page)).for_each(|(byte, mark)| *byte = mark);
+    }
+    // The compiler must not know what is in there.
+    let memory = std::hint::black_box(&memory[..]);
+    let holds =
+        |(page, bytes): (usize, &[u8])| bytes.iter().zip(mark(page)).all(|(byte, mark)| *byte == mark);
+    Some(Ok(memory.chunks(PAGE_BYTES).enumerate().all(holds)))
+}
+
+/// The same with the pages of a file in memory: under user-mode Linux mapping a page costs a hundred times what writing it does.
 fn writes_and_reads_back(chunks: usize) -> io::Result<bool> {
     let mut file = File::from(memfd_create("tombolo-proof", MemfdFlags::CLOEXEC)?);
     let (mut written, mut read) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
@@ -162,5 +188,7 @@ mod tests {
     fn memory_that_is_there_is_proven() {
         prove(0).unwrap();
         prove((9 << 20) + 4096).unwrap();
+        assert!(writes_and_reads_back(9).unwrap());
+        assert!(maps_and_reads_back((9 << 20) + 4096).is_none_or(|proof| proof.unwrap()));
     }
 }

@@ -19,6 +19,8 @@ usage: tombolo-demo-kv COMMAND [--broker SOCKET]
   hog MIB                hold so much memory, until killed
   spin-on CPU            keep this CPU busy, and run on no other, until killed
   spin THREADS           keep so many CPUs busy, until killed
+  switch-cpu CPU         take a CPU of that kernel offline and online, and say how long that took, as JSON
+  await FILE             wait until there is such a file
   hold FILE              hold a file open, until killed
   stamp DISK TEXT        write to the beginning of a disk of the kernel this runs on, if a spawner has made it
   stamped DISK           what is written there
@@ -59,6 +61,8 @@ fn run() -> Result<()> {
         ["hog", mib] => inside::hog(mib.parse()?),
         ["spin-on", cpu] => hardware::spin_on(cpu.parse()?)?,
         ["spin", threads] => hardware::spin_on_any(threads.parse()?),
+        ["switch-cpu", cpu] => println!("{}", hardware::switch_cpu(cpu.parse()?)?),
+        ["await", file] => println!("{}", hardware::await_file(Path::new(file))?),
         ["hold", file] => hardware::hold(Path::new(file))?,
         ["stamp", disk, text] => hardware::stamp(Path::new(disk), text)?,
         ["stamped", disk] => println!("{}", hardware::stamped(Path::new(disk))?),

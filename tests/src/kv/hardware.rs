@@ -4,13 +4,16 @@ use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rustix::thread::{CpuSet, sched_setaffinity};
+use serde_json::{Value, json};
 
 use super::inside::not_the_hosts;
 
+/// How long a file may take to appear.
+const AWAITED_MAX: Duration = Duration::from_secs(30);
 /// Length of a stamp on a disk, in bytes: one of its blocks.
 const STAMP_BYTES: usize = 4096;
 
@@ -39,6 +42,33 @@ fn spin() -> ! {
     loop {
         std::hint::spin_loop();
     }
+}
+
+/// Takes a CPU offline and online again by hand; how long that took, as JSON.
+///
+/// # Errors
+/// When no spawner has made this kernel, or it does not let us.
+pub fn switch_cpu(cpu: usize) -> Result<Value> {
+    not_the_hosts()?;
+    let path = format!("/sys/devices/system/cpu/cpu{cpu}/online");
+    let started = Instant::now();
+    for state in ["0", "1"] {
+        fs::write(&path, state).with_context(|| format!("could not write {state} to {path}"))?;
+    }
+    Ok(json!({ "ms": started.elapsed().as_secs_f64() * 1e3 }))
+}
+
+/// Waits until there is such a file, for at most half a minute; how long that took, as JSON.
+///
+/// # Errors
+/// When there is none in time.
+pub fn await_file(path: &Path) -> Result<Value> {
+    let started = Instant::now();
+    while !path.exists() {
+        anyhow::ensure!(started.elapsed() < AWAITED_MAX, "there is no {} yet", path.display());
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(json!({ "ms": started.elapsed().as_secs_f64() * 1e3 }))
 }
 
 /// Holds a file open for ever.

@@ -24,6 +24,10 @@ const COMMAND_MAX: Duration = Duration::from_secs(90);
 /// How long the daemon may take to answer.
 const DAEMON_MAX: Duration = Duration::from_secs(30);
 
+/// A disk that machines can have, one at a time.
+pub(super) const DISK: &str = "0000:01:00.0";
+const DISK_BYTES: u64 = 64 << 20;
+
 /// The demo's application, inside a kernel.
 const GUEST_APP: &str = "/usr/bin/tombolo-demo-kv";
 
@@ -117,6 +121,7 @@ impl Bed {
         for sub in ["state", "run"] {
             fs::create_dir(path.join(sub))?;
         }
+        fs::File::create(disk_in(&path))?.set_len(DISK_BYTES)?;
         let daemon = start_daemon(&path, programs, spawner, image.as_deref(), &[])?;
         let mut bed = Self { spawner, dir: path, programs: programs.to_owned(), image, daemon, shm_before };
         bed.wait_for_daemon()?;
@@ -144,6 +149,11 @@ impl Bed {
         self.daemon.wait()?;
         self.daemon = start_daemon(&self.dir, &self.programs, self.spawner, self.image.as_deref(), args)?;
         self.wait_for_daemon()
+    }
+
+    /// The file behind the disk.
+    pub(super) fn disk(&self) -> PathBuf {
+        disk_in(&self.dir)
     }
 
     /// The folder of an instance.
@@ -231,10 +241,10 @@ impl Bed {
 
     /// The command line of the demo's application within an instance.
     pub(super) fn app_words(&self, instance: &str, args: &[&str]) -> Vec<String> {
-        let mut words = vec![match self.spawner {
-            SpawnerKind::Uml => GUEST_APP.to_owned(),
+        let mut words = vec![match self.spawner.makes_kernels() {
+            true => GUEST_APP.to_owned(),
             // It sees the host's files.
-            SpawnerKind::Process => self.host_app().display().to_string(),
+            false => self.host_app().display().to_string(),
         }];
         words.extend(args.iter().map(|&arg| arg.to_owned()));
         if self.spawner == SpawnerKind::Process {
@@ -268,9 +278,9 @@ impl Bed {
 
     /// A path for a file inside an instance.
     pub(super) fn guest_path(&self, name: &str) -> String {
-        match self.spawner {
-            SpawnerKind::Uml => format!("/tmp/{name}"),
-            SpawnerKind::Process => self.dir.join(format!("inside-{name}")).display().to_string(),
+        match self.spawner.makes_kernels() {
+            true => format!("/tmp/{name}"),
+            false => self.dir.join(format!("inside-{name}")).display().to_string(),
         }
     }
 
@@ -309,6 +319,7 @@ fn start_daemon(
         .arg("--agent-binary")
         .arg(programs.join("tombolo-agent"))
         .args(["--spawner", spawner.name()])
+        .args(["--device", &format!("{DISK}=nvme:{}", disk_in(dir).display())])
         .args(args);
     if let Some(image) = image {
         daemon.arg("--image").arg(image);
@@ -321,6 +332,10 @@ fn start_daemon(
     let started = daemon.spawn().context("could not run tombolod");
     blocked.thread_set_mask()?;
     started
+}
+
+fn disk_in(dir: &Path) -> PathBuf {
+    dir.join("disk")
 }
 
 fn last_json(text: &str) -> Result<Value> {

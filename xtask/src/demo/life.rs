@@ -42,9 +42,9 @@ impl Stage<'_> {
 
     pub(super) fn look_inside(&mut self) -> Result<()> {
         let bed = &*self.bed;
-        let title = match bed.spawner {
-            super::SpawnerKind::Uml => "look inside: three kernels, three boots",
-            super::SpawnerKind::Process => "look inside: all on the host's kernel",
+        let title = match bed.spawner.makes_kernels() {
+            true => "look inside: three kernels, three boots",
+            false => "look inside: all on the host's kernel",
         };
         let (instances, distinct) = self.progress.step(title, || {
             let instances = NAMES.map(|name| look_into(name, &bed.app(name, &["where-am-i"])?));
@@ -54,7 +54,7 @@ impl Stage<'_> {
             boot_ids.push(host_boot_id()?);
             boot_ids.sort_unstable();
             boot_ids.dedup();
-            let expected = if bed.spawner == super::SpawnerKind::Uml { 3 } else { 1 };
+            let expected = if bed.spawner.makes_kernels() { 3 } else { 1 };
             must(boot_ids.len() == expected, || {
                 format!("{} different boot ids, expected {expected}", boot_ids.len())
             })?;

@@ -18,7 +18,7 @@ use nix::sys::signal::{SigSet, Signal};
 use self::bed::{Bed, Remains};
 use self::progress::Progress;
 use self::report::Report;
-use crate::{build, image, process};
+use crate::{build, image, process, qemu};
 
 /// Options of the demo.
 #[derive(Clone, Debug, Parser)]
@@ -26,7 +26,8 @@ pub(crate) struct Args {
     /// End with one JSON object on the last line of stdout; progress goes to stderr
     #[arg(long)]
     pub(crate) json: bool,
-    /// What stands in for kernels: uml are real ones, process are not [default: uml, process where no kernel can be had]
+    /// What makes the kernels: uml and qemu make real ones, process does not [default: uml, or process where no kernel can be
+    /// had; for hand-overs qemu, or uml where there is none]
     #[arg(long)]
     pub(crate) spawner: Option<SpawnerKind>,
     /// What to show
@@ -45,7 +46,7 @@ pub(crate) struct Args {
 pub(crate) enum Story {
     /// Boot, talk, measure, kill, freeze, restart, adopt, stop
     Basics,
-    /// Move memory between two kernels under load, with daemon and kernels killed in the middle
+    /// Move memory, CPUs and a disk between two kernels under load, with daemon and kernels killed in the middle
     Handover,
 }
 
@@ -53,6 +54,7 @@ pub(crate) enum Story {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum SpawnerKind {
     Uml,
+    Qemu,
     Process,
 }
 
@@ -60,8 +62,13 @@ impl SpawnerKind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Uml => "uml",
+            Self::Qemu => "qemu",
             Self::Process => "process",
         }
+    }
+
+    pub(crate) fn makes_kernels(self) -> bool {
+        self != Self::Process
     }
 }
 
@@ -110,9 +117,10 @@ fn story(args: &Args, remains: &Mutex<Remains>, progress: &mut Progress, report:
     must(args.story == Story::Basics || args.spawner != Some(SpawnerKind::Process), || {
         "memory moves between kernels, and `process` makes none: leave out --spawner process".into()
     })?;
-    let (spawner, kernel) = progress.step("find or fetch a kernel", || choose_kernel(args.spawner))?;
+    let (spawner, kernel) =
+        progress.step("find or fetch a kernel", || choose_kernel(args.story, args.spawner))?;
     report.spawner = spawner.name().into();
-    report.spawner_makes_kernels = spawner == SpawnerKind::Uml;
+    report.spawner_makes_kernels = spawner.makes_kernels();
 
     let mut bed = progress.step("start the control plane", || {
         let bed = Bed::start(&programs, spawner, kernel, remains)?;
@@ -151,13 +159,28 @@ struct Stage<'a> {
 
 type Kernel = (SpawnerKind, Option<std::path::PathBuf>);
 
-fn choose_kernel(wanted: Option<SpawnerKind>) -> Result<(String, Kernel)> {
-    if wanted == Some(SpawnerKind::Process) {
-        return Ok(("none wanted: processes of this kernel stand in".into(), (SpawnerKind::Process, None)));
-    }
-    match image::find_or_fetch() {
-        Ok(path) => Ok((path.display().to_string(), (SpawnerKind::Uml, Some(path)))),
-        Err(error) if wanted == Some(SpawnerKind::Uml) => Err(error),
+fn choose_kernel(story: Story, wanted: Option<SpawnerKind>) -> Result<(String, Kernel)> {
+    let usual = if story == Story::Handover { SpawnerKind::Qemu } else { SpawnerKind::Uml };
+    let (seen, kernel) = match wanted.unwrap_or(usual) {
+        SpawnerKind::Process => {
+            return Ok((
+                "none wanted: processes of this kernel stand in".into(),
+                (SpawnerKind::Process, None),
+            ));
+        }
+        SpawnerKind::Uml => (String::new(), image::find_or_fetch().map(|path| (SpawnerKind::Uml, path))),
+        SpawnerKind::Qemu => match qemu::find_or_fetch() {
+            Ok(found) => return Ok((found.kernel.display().to_string(), (SpawnerKind::Qemu, None))),
+            Err(error) if wanted.is_some() => return Err(error),
+            Err(error) => (
+                format!("NO QEMU COULD BE HAD ({error:#}): user-mode kernels, which move memory alone: "),
+                image::find_or_fetch().map(|path| (SpawnerKind::Uml, path)),
+            ),
+        },
+    };
+    match kernel {
+        Ok((spawner, path)) => Ok((format!("{seen}{}", path.display()), (spawner, Some(path)))),
+        Err(error) if wanted.is_some() || story == Story::Handover => Err(error),
         Err(error) => {
             let seen = format!("NO KERNEL COULD BE HAD ({error:#}): processes of this kernel stand in");
             Ok((seen, (SpawnerKind::Process, None)))

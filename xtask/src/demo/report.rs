@@ -9,7 +9,7 @@ use super::progress::Step;
 pub(super) struct Report {
     /// Version of this object's shape.
     pub(super) schema_version: u32,
-    /// `uml` (real kernels) or `process` (not kernels).
+    /// `uml`, `qemu` (real kernels) or `process` (not kernels).
     pub(super) spawner: String,
     /// Whether the instances were kernels of their own.
     pub(super) spawner_makes_kernels: bool,
@@ -70,8 +70,8 @@ pub(super) struct Report {
     pub(super) ok: bool,
 }
 
-/// The outcome of the story of hand-overs. Units of memory are granules of 2 MiB; medians are null where nothing of the kind was
-/// moved.
+/// The outcome of the story of hand-overs. Units are granules of memory (2 MiB), CPUs and devices; medians are null where nothing
+/// of the kind was moved, as the spawner cannot.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Handover {
     /// Hand-overs that were asked for.
@@ -80,7 +80,7 @@ pub(super) struct Handover {
     pub(super) crashes_injected: u32,
     /// Units that neither the host, the pool nor a kernel has, at the end of all.
     pub(super) units_lost: u64,
-    /// Units that kernels have, as their keepers count, beyond what the ledger gives them.
+    /// Units that kernels have, as their machines tell, beyond what the ledger gives them.
     pub(super) units_doubly_owned: u64,
     /// Units in quarantine.
     pub(super) quarantined: usize,
@@ -88,17 +88,19 @@ pub(super) struct Handover {
     pub(super) memory_move_mib: u64,
     /// From the command to its end.
     pub(super) memory_move_ms_p50: Option<f64>,
-    /// The same memory taken from one kernel and given to another by hand, without asking anybody.
+    /// The same memory taken from one kernel and given back by hand, without asking anybody.
     pub(super) raw_memory_ms_p50: Option<f64>,
-    /// No spawner moves CPUs yet.
+    /// The same of one CPU.
     pub(super) cpu_move_ms_p50: Option<f64>,
-    /// No spawner moves CPUs yet.
+    /// A CPU taken offline and online again by hand, in one kernel.
     pub(super) raw_cpu_ms_p50: Option<f64>,
-    /// No spawner moves devices yet.
+    /// The same of an NVMe disk.
     pub(super) device_move_ms_p50: Option<f64>,
+    /// The disk unplugged from one machine and plugged in again by hand, until its driver has it.
+    pub(super) raw_device_ms_p50: Option<f64>,
     /// From the start of a new daemon to the end of the move that its predecessor died in.
     pub(super) recovery_ms_p50: Option<f64>,
-    /// Calls between the two kernels that failed while memory moved.
+    /// Calls between the two kernels that failed while things moved.
     pub(super) calls_failed: usize,
 }
 

@@ -16,6 +16,8 @@ use tombolo_handover::PciAddress;
 
 /// Between two looks at whether a device is gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// How long a device that is gone may hold its backend.
+const LET_GO_MAX: Duration = Duration::from_secs(2);
 /// What the ids of devices begin with.
 const SLOT: &str = "slot";
 /// The modules that kernels need for such devices, besides what they need for memory that can leave.
@@ -76,7 +78,7 @@ pub(in crate::spawner) async fn plug(
         match session.run("device_add", front(device)).await {
             Ok(_) => Ok(Ok(())),
             Err(QmpError::Refused { reason, .. }) => {
-                remove_backend(&mut session, device).await;
+                remove_backend(&mut session, device).await?;
                 Ok(Err(reason))
             }
             Err(error) => Err(error),
@@ -107,7 +109,11 @@ pub(in crate::spawner) async fn unplug(
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
-        remove_backend(&mut session, device).await;
+        // The device lets go of its backend a moment after it is gone; until then the backend serves no other.
+        let until = Instant::now() + LET_GO_MAX;
+        while !remove_backend(&mut session, device).await? && Instant::now() < until {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
         Ok(Ok(()))
     });
     unplugged.await.map_err(|error| error.to_string())
@@ -118,16 +124,19 @@ async fn is_plugged(session: &mut Session<UnixStream>, address: PciAddress) -> R
     Ok(parse(&devices).contains(&address))
 }
 
-/// What is left behind costs an open file, and is used again when the device comes back.
-async fn remove_backend(session: &mut Session<UnixStream>, device: &Device) {
+/// Whether it is gone now. What is left behind costs an open file, and is used again when the device comes back.
+async fn remove_backend(session: &mut Session<UnixStream>, device: &Device) -> Result<bool, QmpError> {
     let name = name(device);
     let (command, arguments) = match device.model {
         DeviceModel::Nvme { .. } => ("blockdev-del", json!({ "node-name": name })),
         DeviceModel::Rng => ("object-del", json!({ "id": name })),
         DeviceModel::Net => ("netdev_del", json!({ "id": name })),
     };
-    if let Err(error) = session.run(command, arguments).await {
-        tracing::debug!(%error, name, "a backend is left behind");
+    match session.run(command, arguments).await {
+        Ok(_) => Ok(true),
+        // QEMU has one class of error for all it refuses; of one that is not there it says so by its name alone.
+        Err(QmpError::Refused { reason, .. }) => Ok(reason.contains("find") || reason.contains("not found")),
+        Err(error) => Err(error),
     }
 }
 
