@@ -1,6 +1,6 @@
 //! A set of changes that happen together or not at all.
 
-use redb::{Database, ReadableTable};
+use redb::{Database, Durability, ReadableTable};
 use serde::Serialize;
 use tombolo_handover::coordinator::Commit;
 
@@ -15,6 +15,7 @@ use crate::time::unix_ns;
 pub struct Batch {
     changes: Vec<Change>,
     is_essential: bool,
+    can_wait: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -97,6 +98,11 @@ impl Batch {
         Self { is_essential, ..self }
     }
 
+    /// Lets it reach the disk with the next batch that cannot wait: until then it is lost if this process dies.
+    pub fn can_wait(self, can_wait: bool) -> Self {
+        Self { can_wait, ..self }
+    }
+
     pub(super) fn is_essential(&self) -> bool {
         self.is_essential
     }
@@ -117,7 +123,10 @@ impl Batch {
     }
 
     fn write(&self, db: &Database) -> Result<u64, redb::Error> {
-        let transaction = db.begin_write()?;
+        let mut transaction = db.begin_write()?;
+        if self.can_wait {
+            transaction.set_durability(Durability::None)?;
+        }
         let last_seq;
         {
             let mut meta = transaction.open_table(META)?;

@@ -94,6 +94,17 @@ pub struct Step<'a> {
     commit: Option<Commit>,
 }
 
+impl Commit {
+    fn only_notes_answers(&self) -> bool {
+        self.units.is_empty()
+            && self.instances.is_empty()
+            && self.forgotten_instances.is_empty()
+            && self.forgotten_operations.is_empty()
+            && self.events.is_empty()
+            && self.operations.iter().all(|operation| !operation.phase.is_terminal())
+    }
+}
+
 impl<'a> Step<'a> {
     pub(super) fn new(coordinator: &'a mut Coordinator, mut work: Work) -> Self {
         let commit = work.commit();
@@ -103,6 +114,13 @@ impl<'a> Step<'a> {
     /// What is to be stored; `None` if nothing has changed.
     pub fn commit(&self) -> Option<&Commit> {
         self.commit.as_ref()
+    }
+
+    /// Whether it may be lost with the machine until a later step is stored: it only notes down an answer of an operation that has others
+    /// to wait for. Nothing is done and nobody is told on the strength of it, a new daemon would ask again, and whatever is stored of that
+    /// operation next holds all of it.
+    pub fn can_wait(&self) -> bool {
+        self.work.effects.is_empty() && self.commit.as_ref().is_some_and(Commit::only_notes_answers)
     }
 
     /// Stores the step with `write`, and if that worked, makes it happen and returns what is to be done. `write` is not called

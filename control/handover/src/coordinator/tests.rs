@@ -211,3 +211,30 @@ fn limits_are_checked_again_when_units_are_reserved() {
     let cause = bench.operation(second).cause.clone();
     assert_eq!(cause, Some(crate::operation::Cause::LimitsReached { of: party(WEB) }));
 }
+
+#[test]
+fn only_a_step_on_which_nothing_rests_can_wait_for_the_disk() {
+    let mut bench = Bench::cpus();
+    let Submitted::New(_, step) = bench.coordinator.submit(0, move_cpu("key"), bench.rules).unwrap() else {
+        panic!("not accepted");
+    };
+    assert!(!step.can_wait(), "agents are about to be asked");
+    let asks = persist(step).into_iter().filter_map(|effect| match effect {
+        Effect::Ask(ask) => Some(ask),
+        _ => None,
+    });
+    let mut answers = asks.map(|ask| Input::Answered {
+        operation: ask.operation,
+        round: ask.round,
+        question: ask.question,
+        end: ask.end,
+        reply: crate::operation::Reply::Yes,
+    });
+    let first = bench.coordinator.handle(0, answers.next().unwrap());
+    assert!(first.can_wait() && first.commit().is_some(), "another is awaited");
+    drop(persist(first));
+    let second = bench.coordinator.handle(0, answers.next().unwrap());
+    assert!(!second.can_wait(), "the operation goes on");
+    drop(persist(second));
+    assert!(!bench.coordinator.handle(0, Input::KernelDown(kernel(DB, 0))).can_wait());
+}

@@ -321,9 +321,10 @@ struct Scribe {
 impl Scribe {
     /// Stores a step with the events that tell of it; then it has happened.
     async fn write(&self, step: Step<'_>, is_essential: bool) -> Result<Vec<Effect>, StoreError> {
+        let can_wait = step.can_wait();
         let is_of_an_operation = step.commit().is_some_and(|commit| !commit.operations.is_empty());
         let stored = step.persist_async(|commit| async move {
-            let mut batch = Batch::new().essential(is_essential);
+            let mut batch = Batch::new().essential(is_essential).can_wait(can_wait);
             for event in events_of(&commit) {
                 batch = batch.event(None, None, event);
             }

@@ -38,7 +38,7 @@ impl Witnesses {
 
     async fn look(&self, act: &Act, lots: &Lots, at: usize, progress: &Progress) -> Sighting {
         let ((donor_has, donor_pending), (receiver_has, receiver_pending)) =
-            (self.has(act.donor).await, self.has(act.receiver).await);
+            tokio::join!(self.has(act.donor), self.has(act.receiver));
         let attached = lots.attached(at, progress, donor_has, receiver_has);
         // Lots of one kernel are interchangeable: it uses one of them only if one is attached to it.
         let inside = async |end: End, party: Party| match party {

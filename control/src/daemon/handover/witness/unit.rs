@@ -44,7 +44,7 @@ impl Witnesses {
 
     async fn look_at_unit(&self, act: &Act) -> Sighting {
         let unit = act.unit.id;
-        let (donor, receiver) = (self.tie(act.donor, unit).await, self.tie(act.receiver, unit).await);
+        let (donor, receiver) = tokio::join!(self.tie(act.donor, unit), self.tie(act.receiver, unit));
         let inside = async |end: End, tie: Tie| match tie {
             Tie::Attached(here) => {
                 self.order(act, end, Some(here), None).await.map_or(Inside::Unknown, |seen| seen.inside)
@@ -53,10 +53,12 @@ impl Witnesses {
             Tie::None => Inside::Absent,
             Tie::Unknown => Inside::Unknown,
         };
+        let (of_donor, of_receiver) =
+            tokio::join!(inside(End::Donor, donor), inside(End::Receiver, receiver));
         Sighting {
             attached: attached((act.donor, donor), (act.receiver, receiver)),
-            donor: inside(End::Donor, donor).await,
-            receiver: inside(End::Receiver, receiver).await,
+            donor: of_donor,
+            receiver: of_receiver,
             pending: false,
         }
     }
