@@ -11,6 +11,7 @@ mod image;
 mod process;
 mod qemu;
 mod test;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,8 @@ enum Task {
     Demo(demo::Args),
     /// Check everything: format, lints, unit, conformance, doc and end-to-end tests, the demo
     Test(test::Args),
+    /// Check what takes too long for every change: long simulations, large models, whoever killed at every step, freezes at random
+    Verify(verify::Args),
     /// Get the kernel that the `uml` spawner boots, into the user's cache folder, without root
     FetchKernel,
     /// Get QEMU and the kernel that the `qemu` spawner boots, into the user's cache folder, without root
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Verify(args) => verify::run(&args),
         Task::FetchKernel => image::find_or_fetch().map(|path| println!("{}", path.display())),
         Task::FetchQemu => qemu::find_or_fetch()
             .map(|found| println!("{}\n{}", found.program.display(), found.kernel.display())),

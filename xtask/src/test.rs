@@ -77,7 +77,7 @@ fn check_all(args: &Args) -> Result<()> {
 
 /// Checks that were made.
 #[derive(Debug, Default)]
-struct Checks {
+pub(crate) struct Checks {
     done: Vec<(&'static str, Duration, Verdict)>,
 }
 
@@ -90,7 +90,7 @@ enum Verdict {
 }
 
 impl Checks {
-    fn check<T>(&mut self, name: &'static str, run: impl FnOnce() -> Result<T>) -> Option<T> {
+    pub(crate) fn check<T>(&mut self, name: &'static str, run: impl FnOnce() -> Result<T>) -> Option<T> {
         println!("\n=== {name}");
         let started = Instant::now();
         let result = run();
@@ -106,7 +106,7 @@ impl Checks {
     }
 
     /// Looks for something that some machines cannot have: without it what needs it is skipped, and that is said.
-    fn find<T>(&mut self, name: &'static str, run: impl FnOnce() -> Result<T>) -> Option<T> {
+    pub(crate) fn find<T>(&mut self, name: &'static str, run: impl FnOnce() -> Result<T>) -> Option<T> {
         println!("\n=== {name}");
         let started = Instant::now();
         let result = run();
@@ -121,7 +121,7 @@ impl Checks {
         result.ok()
     }
 
-    fn finish(&self) -> Result<()> {
+    pub(crate) fn finish(&self) -> Result<()> {
         println!("\n=== summary");
         for (name, took, verdict) in &self.done {
             let verdict = match verdict {
@@ -151,7 +151,7 @@ fn cargo(args: &[&str]) -> Result<()> {
 }
 
 /// Runs a program whose output everybody may see.
-fn succeed(command: &mut Command) -> Result<()> {
+pub(crate) fn succeed(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("could not run {}", command::name_of(command)))?;
     ensure!(status.success(), "{} ended with {status}", command::name_of(command));
     Ok(())

@@ -168,6 +168,11 @@ fn move_with_a_dying_daemon(
     Some(operation(bed, id))
 }
 
+/// Whether to kill whoever at every step there is, as `cargo xtask verify` does, rather than at some.
+fn is_full_form() -> bool {
+    std::env::var_os("TOMBOLO_FULL_CRASH_MATRIX").is_some()
+}
+
 /// It went to its end, and says so.
 fn is_committed(bed: &Bed, ended: &Value, step: u32) {
     assert_eq!(ended["phase"], "committed", "killed at step {step}");

@@ -3,13 +3,16 @@
 use tombolo_tests::bed::{Bed, eventually, send_signal};
 
 use super::{
-    DISK, books_add_up, cpus, emulated_bed_with_two, has_disk, inside, is_committed, move_with_a_dying_daemon,
+    DISK, books_add_up, cpus, emulated_bed_with_two, has_disk, inside, is_committed, is_full_form,
+    move_with_a_dying_daemon,
 };
 
 const CPU: [&str; 2] = ["--cpus", "1"];
 const DEVICE: [&str; 2] = ["--device", DISK];
 const THERE: [&str; 2] = ["db", "web"];
 const BACK: [&str; 2] = ["web", "db"];
+/// A move of one unit is not shorter; at the last of these steps it may be over.
+const STEPS_OF_ONE_UNIT: u32 = 17;
 
 fn hand_over(bed: &Bed, what: [&str; 2], [from, to]: [&str; 2]) {
     bed.must(&[&["move", "--from", from, "--to", to][..], &what].concat());
@@ -121,38 +124,63 @@ fn disk_moves_with_what_is_on_it_and_one_that_is_in_use_does_not() {
     bed.nothing_is_left();
 }
 
-#[test]
-fn moves_of_cpus_and_devices_go_on_after_the_daemon_was_killed_at_any_step() {
+/// A kernel shrinks, another grows, and one gives to the other; then all is as it was.
+const WAYS: [[&str; 2]; 3] = [["db", "pool"], ["pool", "web"], ["web", "db"]];
+
+/// In the short form each step has one of the ways; in the full form, in three rounds, all of them.
+fn goes_on_after_the_daemon_was_killed_at_any_step(what: [&str; 2]) {
     let Some(mut bed) = emulated_bed_with_two() else { return };
     hand_over(&bed, DEVICE, ["pool", "db"]);
     let boots = ["web", "db"].map(|name| bed.view(name)["boot_id"].clone());
-    for what in [CPU, DEVICE] {
-        for step in 1.. {
-            let way = if step % 2 == 1 { THERE } else { BACK };
-            let Some(ended) = move_with_a_dying_daemon(&mut bed, step, what, way, || ()) else {
-                assert!(step > 10, "it died at no step at all: {step}");
-                if step % 2 == 1 {
-                    hand_over(&bed, what, BACK);
+    let mut turn = 0;
+    for round in 0..if is_full_form() { WAYS.len() } else { 1 } {
+        // So that each way meets the steps that another had in the last round.
+        while turn % WAYS.len() != round {
+            hand_over(&bed, what, WAYS[turn % WAYS.len()]);
+            turn += 1;
+        }
+        let (mut step, mut unharmed_in_a_row) = (1, 0);
+        while unharmed_in_a_row < WAYS.len() {
+            let [from, to] = WAYS[turn % WAYS.len()];
+            match move_with_a_dying_daemon(&mut bed, step, what, [from, to], || ()) {
+                Some(ended) => {
+                    is_committed(&bed, &ended, step);
+                    unharmed_in_a_row = 0;
                 }
-                break;
-            };
-            is_committed(&bed, &ended, step);
-            let is_there = step % 2 == 1;
+                None => unharmed_in_a_row += 1,
+            }
+            let expected = [1 + usize::from(to == "web"), 1 + usize::from(to == "db")];
             match what {
-                CPU => assert_eq!(cpus_of_both(&bed), if is_there { [2, 1] } else { [1, 2] }, "step {step}"),
-                _ => assert_eq!(has_disk(&bed, "web"), is_there, "step {step}"),
+                CPU => assert_eq!(cpus_of_both(&bed), expected, "{from} to {to}, killed at step {step}"),
+                _ => assert!(has_disk(&bed, to), "{from} to {to}, killed at step {step}"),
             }
             books_add_up(&bed);
+            (step, turn) = (step + 1, turn + 1);
         }
+        assert!(step > 10, "it died at no step at all");
     }
     assert_eq!(["web", "db"].map(|name| bed.view(name)["boot_id"].clone()), boots);
     bed.nothing_is_left();
 }
 
 #[test]
+fn moves_of_cpus_go_on_after_the_daemon_was_killed_at_any_step() {
+    goes_on_after_the_daemon_was_killed_at_any_step(CPU);
+}
+
+#[test]
+fn moves_of_devices_go_on_after_the_daemon_was_killed_at_any_step() {
+    goes_on_after_the_daemon_was_killed_at_any_step(DEVICE);
+}
+
+#[test]
 fn moves_of_cpus_and_devices_end_whoever_of_the_two_kernels_dies() {
     let Some(mut bed) = emulated_bed_with_two() else { return };
-    let deaths = [("db", 5, CPU), ("web", 8, CPU), ("web", 13, CPU), ("db", 9, DEVICE), ("web", 13, DEVICE)];
+    let some = [("db", 5, CPU), ("web", 8, CPU), ("web", 13, CPU), ("db", 9, DEVICE), ("web", 13, DEVICE)];
+    let all = (1..=STEPS_OF_ONE_UNIT).flat_map(|step| {
+        [CPU, DEVICE].into_iter().flat_map(move |what| ["db", "web"].map(|victim| (victim, step, what)))
+    });
+    let deaths = if is_full_form() { all.collect() } else { some.to_vec() };
     for (victim, step, what) in deaths {
         for name in ["web", "db"] {
             bed.must(&["start", name]);

@@ -2,6 +2,7 @@
 
 mod bed;
 mod failures;
+mod freezes;
 mod handover;
 mod idle;
 mod life;
@@ -16,6 +17,7 @@ use clap::{Parser, ValueEnum};
 use nix::sys::signal::{SigSet, Signal};
 
 use self::bed::{Bed, Remains};
+pub(crate) use self::freezes::freeze_at_random;
 use self::progress::Progress;
 use self::report::Report;
 use crate::{build, image, process, qemu};

@@ -1,0 +1,81 @@
+//! `cargo xtask verify`: what takes too long for every change. Simulated misfortune without end, larger models, whoever killed at every step there is.
+
+use std::process::Command;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::test::{Checks, succeed};
+use crate::{build, demo, image, process, qemu};
+
+/// Options of the verification.
+#[derive(Clone, Debug, Parser)]
+pub(crate) struct Args {
+    /// How many events of hand-overs to simulate, each with misfortunes
+    #[arg(long, default_value_t = 10_000_000, value_name = "N")]
+    steps: u64,
+    /// Replay the simulation of this seed, and nothing else
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+    /// How long to freeze and thaw kernels at random under full load, in minutes; 0: not at all
+    #[arg(long, default_value_t = 10, value_name = "MINUTES")]
+    freeze: u64,
+}
+
+/// Goes on after a failure, so that one run shows all of them.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    process::adopt_orphans()?;
+    let result = verify(args);
+    for process in process::kill_descendants() {
+        println!("could not end process {}: {}", process.pid, process.command);
+    }
+    result
+}
+
+fn verify(args: &Args) -> Result<()> {
+    let mut checks = Checks::default();
+    checks.check("hand-overs, simulated", || {
+        let mut simulator = of_handovers(&["--test", "simulator", "--", "--nocapture"]);
+        simulator.env("TOMBOLO_SIM_STEPS", args.steps.to_string());
+        if let Some(seed) = args.seed {
+            simulator.env("TOMBOLO_SIM_SEED", seed.to_string());
+        }
+        succeed(&mut simulator)
+    });
+    if args.seed.is_some() {
+        return checks.finish();
+    }
+    checks.check("hand-overs, model-checked in larger spaces", || {
+        succeed(&mut of_handovers(&["--test", "model", "--", "--nocapture", "--include-ignored"]))
+    });
+    let kernel = checks.check("find or fetch a kernel", image::find_or_fetch);
+    let programs = checks.check("build the programs statically", build::static_programs);
+    let (Some(kernel), Some(programs)) = (kernel, programs) else {
+        return checks.finish();
+    };
+    let has_qemu = checks.find("find or fetch QEMU", qemu::find_or_fetch).is_some();
+    checks.check("whoever killed at every step of a hand-over", || {
+        let mut tests = build::cargo();
+        tests.args(["test", "--package", "tombolo-tests", "--test", "hand_over", "--no-fail-fast"]);
+        tests
+            .env("TOMBOLO_UML_KERNEL", &kernel)
+            .env("TOMBOLO_STATIC_BIN", &programs)
+            .env("TOMBOLO_REQUIRE_KERNELS", "1")
+            .env("TOMBOLO_FULL_CRASH_MATRIX", "1");
+        if has_qemu {
+            tests.env("TOMBOLO_REQUIRE_QEMU", "1");
+        }
+        succeed(&mut tests)
+    });
+    if args.freeze > 0 {
+        checks
+            .check("kernels frozen and thawed at random", || demo::freeze_at_random(&programs, args.freeze));
+    }
+    checks.finish()
+}
+
+fn of_handovers(args: &[&str]) -> Command {
+    let mut cargo = build::cargo();
+    cargo.args(["test", "--release", "--package", "tombolo-handover"]).args(args);
+    cargo
+}
