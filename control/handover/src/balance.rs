@@ -72,14 +72,16 @@ pub enum From {
 }
 
 /// One CPU to be moved.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proposal {
     /// From whom.
     pub from: From,
     /// To whom.
     pub to: InstanceId,
-    /// Why, for people.
-    pub why: String,
+    /// What the receiver measured.
+    pub need: Reading,
+    /// What the instance measured that gives.
+    pub leisure: Option<Reading>,
 }
 
 /// What came of a look at the readings.
@@ -100,6 +102,17 @@ pub enum Stay {
     NobodyGives,
 }
 
+/// How a member stands with a [`Balancer`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// How long it neither gives nor gets yet, in ns; 0 if it does not rest.
+    pub rests_ns: u64,
+    /// How long it has been waiting for a CPU, in ns.
+    pub wants_ns: Option<u64>,
+    /// How long it could have been without one, in ns.
+    pub gives_ns: Option<u64>,
+}
+
 /// Remembers how long each kernel has been waiting or at leisure, and what was moved last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Balancer {
@@ -114,6 +127,8 @@ struct Memory {
     rests_until_ns: u64,
     /// The last move: whether it gave, and how long it then rested.
     last: Option<(Direction, u64)>,
+    /// How often in a row nothing came of a move for which it was to answer.
+    failures: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,26 +204,45 @@ impl Balancer {
                 let surplus = i128::from(member.cpus) - i128::from(member.bounds.desired);
                 (-surplus, reading.busy, member.instance)
             });
-        let waits = format!("{} waits for a CPU {} of the time", to.instance, percent(need.stall));
-        let (from, why) = match giver {
-            _ if pool_cpus > 0 => (From::Pool, format!("{waits}; one is free")),
-            Some((member, reading)) => {
-                let why = format!(
-                    "{waits}; {} waits {} and is busy {}",
-                    member.instance,
-                    percent(reading.stall),
-                    percent(reading.busy)
-                );
-                (From::Instance(member.instance), why)
-            }
+        let (from, leisure) = match giver {
+            _ if pool_cpus > 0 => (From::Pool, None),
+            Some((member, reading)) => (From::Instance(member.instance), Some(**reading)),
             None => return Verdict::Stay(Stay::NobodyGives),
         };
-        let to = to.instance;
+        let proposal = Proposal { from, to: to.instance, need: **need, leisure };
         if let From::Instance(from) = from {
             self.rest(now_ns, from, Direction::Gave);
         }
-        self.rest(now_ns, to, Direction::Got);
-        Verdict::Move(Proposal { from, to, why })
+        self.rest(now_ns, proposal.to, Direction::Got);
+        Verdict::Move(proposal)
+    }
+
+    /// Says what became of a proposal. If nothing was moved, what stood in its way most likely still does: whoever was to give rests
+    /// twice as long each time (the receiver, if it was a free CPU), so that others are asked in the meantime.
+    pub fn ended(&mut self, now_ns: u64, proposal: &Proposal, moved: bool) {
+        let answerable = match proposal.from {
+            From::Pool => proposal.to,
+            From::Instance(from) => from,
+        };
+        let Some(memory) = self.kernels.get_mut(&answerable) else { return };
+        memory.failures = if moved { 0 } else { memory.failures.saturating_add(1) };
+        if !moved {
+            let rested_ns = memory.last.map_or(self.policy.rest_ns, |(_, rested_ns)| rested_ns);
+            let longer = 1_u64.checked_shl(memory.failures).unwrap_or(u64::MAX);
+            let rest_ns = rested_ns.saturating_mul(longer).min(self.policy.rest_max_ns);
+            memory.rests_until_ns = memory.rests_until_ns.max(now_ns.saturating_add(rest_ns));
+        }
+    }
+
+    /// How a member stands, as of the last decision.
+    pub fn standing(&self, now_ns: u64, instance: InstanceId) -> Standing {
+        let Some(memory) = self.kernels.get(&instance) else { return Standing::default() };
+        let since = |since_ns: Option<u64>| since_ns.map(|since_ns| now_ns.saturating_sub(since_ns));
+        Standing {
+            rests_ns: memory.rests_until_ns.saturating_sub(now_ns),
+            wants_ns: since(memory.wants_since_ns),
+            gives_ns: since(memory.gives_since_ns),
+        }
     }
 
     fn observe(&mut self, now_ns: u64, member: &Member, reading: Option<&Reading>) {
@@ -242,6 +276,22 @@ impl Balancer {
         // What was true before the move says nothing about what is true after it.
         memory.wants_since_ns = None;
         memory.gives_since_ns = None;
+    }
+}
+
+impl Proposal {
+    /// Why, for people who know instances by these names.
+    pub fn why(&self, name: impl Fn(InstanceId) -> String) -> String {
+        let waits = format!("{} waits for a CPU {} of the time", name(self.to), percent(self.need.stall));
+        match self.leisure {
+            None => format!("{waits}; one is free"),
+            Some(leisure) => format!(
+                "{waits}; {} waits {} and is busy {}",
+                name(leisure.instance),
+                percent(leisure.stall),
+                percent(leisure.busy)
+            ),
+        }
     }
 }
 

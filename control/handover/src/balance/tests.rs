@@ -144,3 +144,43 @@ fn a_kernel_without_fresh_readings_neither_gives_nor_gets() {
         assert!(!matches!(verdict, Verdict::Move(_)), "moved on stale readings at {second} s");
     }
 }
+
+#[test]
+fn a_giver_that_says_no_is_asked_ever_more_rarely_and_another_one_meanwhile() {
+    let cache = InstanceId(5);
+    let mut machine = Machine::new(&[(WEB, 1), (DB, 4), (cache, 2)], 0);
+    machine.kernel(WEB).1 = 5_000;
+    let mut asked = Vec::new();
+    for _ in 0..600 {
+        let before = machine.moves.len();
+        machine.run(1);
+        let Some((at_ns, proposal)) = machine.moves.get(before).copied() else { continue };
+        let From::Instance(from) = proposal.from else { panic!("{proposal:?}") };
+        if from == DB {
+            machine.kernel(DB).0.cpus += 1;
+            machine.kernel(WEB).0.cpus -= 1;
+        }
+        machine.balancer.ended(at_ns, &proposal, from != DB);
+        asked.push((at_ns / S, from));
+    }
+    assert_eq!(asked.iter().filter(|(_, from)| *from == cache).count(), 1, "it has one to give: {asked:?}");
+    let refused: Vec<u64> = asked.iter().filter(|(_, from)| *from == DB).map(|(at, _)| *at).collect();
+    let pauses: Vec<u64> = refused.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses.len() > 2 && pauses.windows(2).all(|pair| pair[0] < pair[1]), "{pauses:?}");
+}
+
+#[test]
+fn a_member_is_told_how_it_stands() {
+    let mut machine = Machine::new(&[(WEB, 1), (DB, 4)], 0);
+    machine.kernel(WEB).1 = 5_000;
+    machine.run(5);
+    let standing = machine.balancer.standing(machine.now_ns, WEB);
+    assert!(standing.wants_ns.is_some_and(|ns| ns > 0) && standing.rests_ns == 0, "{standing:?}");
+    assert_eq!(machine.balancer.standing(machine.now_ns, DB).gives_ns, Some(4 * S));
+    machine.run(3);
+    let (at_ns, proposal) = machine.moves[0];
+    let why = proposal.why(|id| if id == WEB { "web".into() } else { "db".into() });
+    assert!(why.starts_with("web waits for a CPU ") && why.contains("; db waits 0.00 %"), "{why}");
+    let standing = machine.balancer.standing(at_ns, DB);
+    assert_eq!((standing.rests_ns, standing.gives_ns), (15 * S, None));
+}
