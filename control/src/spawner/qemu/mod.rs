@@ -141,6 +141,8 @@ fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<St
         "panic=-1".into(),
         "rdinit=/init".into(),
         "mitigations=off".into(),
+        // Some distributions leave it to this whether the kernel measures how long programs wait, which balancing goes by.
+        "psi=1".into(),
         cpus_started,
         // For people who look at the process table; the kernel ignores parameters with a dot that no module claims.
         format!("tombolo.name={}", spec.agent_config.name),
