@@ -7,8 +7,10 @@
 //! | `tombolo.control.Journal` | events |
 //! | `tombolo.control.Rules` | who may connect to whom |
 //! | `tombolo.control.Handover` | who owns what, and moving it between running kernels |
+//! | `tombolo.control.Balance` | CPUs that move by themselves |
 //! | `tombolo.control.Inside` | what the agents offer, passed on to one instance |
 
+pub mod balance;
 pub mod error;
 pub mod fleet;
 pub mod handover;

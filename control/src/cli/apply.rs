@@ -1,6 +1,7 @@
 //! `tombolo diff` and `apply`: what a fleet file says, held against what runs.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -81,6 +82,7 @@ pub(super) async fn apply(cx: &Context, args: ApplyArgs) -> Outcome {
 async fn changes(client: &Client, fleet: &FleetSpec) -> Result<(Vec<Change>, u64), CliError> {
     let there = client.ask(client.fleet.list()).await?;
     let books = client.ask(client.handover.pool()).await?;
+    let is_balancing = client.ask(client.balance.status()).await?.settings.is_some();
     let mut changes = Vec::new();
     for (name, spec) in &fleet.instance {
         let instance = name.to_string();
@@ -89,7 +91,9 @@ async fn changes(client: &Client, fleet: &FleetSpec) -> Result<(Vec<Change>, u64
             Some(view) if !view.state.may_have_kernel() => changes.push(Change::Start { instance }),
             Some(_) => {
                 changes.extend(memory_change(&books, &instance, spec.memory_mib));
-                changes.extend(cpu_change(&books, &instance, spec.cpus.into()));
+                let balanced =
+                    (is_balancing && spec.balance).then(|| spec.cpus_min().into()..=spec.cpus_max().into());
+                changes.extend(cpu_change(&books, &instance, spec.cpus.into(), balanced));
             }
         }
     }
@@ -104,11 +108,17 @@ fn memory_change(books: &Books, name: &str, wanted_mib: u64) -> Option<Change> {
     (has_bytes != wanted_bytes).then(|| Change::Memory { instance: name.to_owned(), has_bytes, wanted_bytes })
 }
 
-/// The same of CPUs.
-fn cpu_change(books: &Books, name: &str, wanted: u64) -> Option<Change> {
+/// The same of CPUs. Those that move by themselves within `balanced` are left to that.
+fn cpu_change(
+    books: &Books,
+    name: &str,
+    wanted: u64,
+    balanced: Option<RangeInclusive<u64>>,
+) -> Option<Change> {
     let row = books.instance(name).filter(|row| row.limits.cpus.max > 0)?;
     let has = books.count(Party::Instance(row.kernel()), Kind::Cpu);
-    (has != wanted).then(|| Change::Cpus { instance: name.to_owned(), has, wanted })
+    let is_as_wanted = balanced.map_or(has == wanted, |range| range.contains(&has));
+    (!is_as_wanted).then(|| Change::Cpus { instance: name.to_owned(), has, wanted })
 }
 
 fn show(cx: &Context, changes: &[Change], version: u64) -> Result<(), CliError> {

@@ -1,6 +1,7 @@
 //! The command line of `tombolo`, whole: one definition feeds parsing, help and completions.
 #![allow(missing_docs, reason = "the help texts are the documentation")]
 
+mod balance;
 mod handover;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use crate::core::InstanceName;
 use crate::core::policy::Target;
 use crate::spawner::SpawnerKind;
 
+pub use self::balance::{BalanceArgs, BalancePolicyArg};
 pub use self::handover::{
     ApplyArgs, DiffArgs, DrainArgs, HandoverArgs, MoveArgs, MovedArgs, OpCommand, ResizeArgs, SizeChange,
 };
@@ -115,6 +117,8 @@ pub enum Command {
     Resize(ResizeArgs),
     /// Take from a running instance all memory, CPUs and devices that it can be without
     Drain(DrainArgs),
+    /// Let CPUs move by themselves to instances whose programs wait for one; without options, show how that stands
+    Balance(BalanceArgs),
     /// List, follow, call off and mend moves
     #[command(subcommand)]
     Op(OpCommand),
@@ -228,6 +232,9 @@ pub struct SpecArgs {
     /// The most CPUs it can be given while it runs [default: its CPUs]
     #[arg(long, value_name = "N")]
     pub cpus_max: Option<u32>,
+    /// Let it give and get CPUs by itself, between these two, while `tombolo balance` is on
+    #[arg(long)]
+    pub balance: bool,
     /// The kernel image [default: the one the driver finds]
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,

@@ -45,6 +45,9 @@ fn ordinary_lines_are_understood() {
         "tombolo events -f --since 7 --json",
         "tombolo wait web --for=stopped --timeout 3s",
         "tombolo policy allow web db:6379",
+        "tombolo balance",
+        "tombolo balance --policy pressure --hold 1s --rest 2s --dry-run",
+        "tombolo balance --off",
         "tombolo policy deny * db:kv",
         "tombolo debug freeze web",
         "tombolo completions bash",
@@ -66,6 +69,9 @@ fn lines_that_make_no_sense_are_refused() {
         "tombolo wait web --for=never",
         "tombolo policy allow web db:99999999999",
         "tombolo stop web --grace soon",
+        "tombolo balance --policy luck",
+        "tombolo balance --policy pressure --off",
+        "tombolo balance --hold 1s",
         "tombolo logs --last-words -f web",
     ] {
         assert!(parse(line).is_err(), "{line} was accepted");

@@ -9,6 +9,7 @@ use tombolo_transport::{Addr, Cid, Endpoint, Messages, Port};
 
 use super::args::Global;
 use super::error::CliError;
+use crate::api::balance::BalanceClient;
 use crate::api::fleet::FleetClient;
 use crate::api::handover::HandoverClient;
 use crate::api::host::HostClient;
@@ -25,6 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// The daemon's services.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
+    pub(super) balance: BalanceClient,
     pub(super) fleet: FleetClient,
     pub(super) handover: HandoverClient,
     pub(super) host: HostClient,
@@ -52,6 +54,7 @@ impl Client {
             .await
             .map_err(|error| unreachable(error.to_string()))?;
         Ok(Self {
+            balance: BalanceClient::new(link.clone()),
             fleet: FleetClient::new(link.clone()),
             handover: HandoverClient::new(link.clone()),
             host: HostClient::new(link.clone()),

@@ -5,6 +5,7 @@
 
 mod apply;
 pub mod args;
+mod balance;
 mod client;
 mod connect;
 mod console;
@@ -161,6 +162,7 @@ async fn run(cx: &Context, command: Command) -> Outcome {
         Command::Diff(args) => apply::diff(cx, args).await,
         Command::Apply(args) => apply::apply(cx, args).await,
         Command::Drain(args) => handover::drain(cx, args).await,
+        Command::Balance(args) => balance::balance(cx, args).await,
         Command::Op(command) => handover::op(cx, command).await,
         Command::Policy(command) => policy::policy(cx, command).await,
         Command::Debug(command) => debug::debug(cx, command).await,

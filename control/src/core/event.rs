@@ -85,6 +85,12 @@ pub enum EventKind {
     UnitRepaired { unit: String, owner: String },
     /// A new daemon took a hand-over up again.
     OperationResumed { operation: u64, phase: String },
+    /// CPUs are to be balanced by these settings, or (`None`) no more.
+    BalanceChanged { settings: Option<String> },
+    /// CPUs are balanced: one is to move, for this reason.
+    BalanceProposed { operation: u64, from: String, to: String, why: String },
+    /// Nothing came of such a move. `operation` is `None` if it was refused at once.
+    BalanceFailed { operation: Option<u64>, from: String, to: String, reason: String },
     /// The ledger cannot be used: nothing can be started or moved until that is mended.
     LedgerUnusable { reason: String },
     /// The disk is full: the room kept for it was given up to record that something stops. Nothing else is recorded
@@ -106,7 +112,9 @@ impl EventKind {
     pub fn is_of_an_end(&self) -> bool {
         match self {
             Self::DaemonStopped { .. } | Self::LastWords { .. } | Self::StepFailed { .. } => true,
-            Self::Audit { verb, .. } => matches!(verb.as_str(), "stop" | "kill" | "shutdown"),
+            Self::Audit { verb, .. } => {
+                matches!(verb.as_str(), "stop" | "kill" | "shutdown" | "balance off")
+            }
             _ => false,
         }
     }

@@ -1,6 +1,7 @@
 //! Decisions without I/O: every module here is a pure function of its inputs, with time as an argument.
 
 pub mod backoff;
+pub mod balance;
 pub mod event;
 pub mod health;
 pub mod lifecycle;

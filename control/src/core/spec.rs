@@ -39,6 +39,8 @@ pub struct InstanceSpec {
     pub cpus_min: Option<u32>,
     /// The most CPUs it can be given while it runs. Its machine has as many from its start, parked. Default: `cpus`.
     pub cpus_max: Option<u32>,
+    /// Whether it gives and gets CPUs by itself, between the two, while balancing is on. Default false.
+    pub balance: bool,
     /// The kernel image. Default: the one the spawner finds.
     pub image: Option<PathBuf>,
     /// What runs in it. Default: nothing but the agent.
@@ -122,6 +124,7 @@ impl Default for InstanceSpec {
             cpus: 1,
             cpus_min: None,
             cpus_max: None,
+            balance: false,
             image: None,
             entrypoint: None,
             probes: Vec::new(),

@@ -10,6 +10,7 @@
 //! ```
 
 mod agents;
+mod balance;
 mod drivers;
 mod groups;
 mod handover;
@@ -30,6 +31,7 @@ use tombolo_transport::pool::{Geometry, Member, Pool, PoolSource};
 use tombolo_transport::{Broker, BrokerConfig, BrokerHandle};
 
 use self::agents::Door;
+use self::balance::Balance;
 use self::drivers::Drivers;
 use self::handover::Stock;
 use self::instance::Command;
@@ -92,6 +94,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     }
     let records = store.instances()?;
     let rules = store.rules()?;
+    let balance = Balance::new(store.balance()?);
     let (pool, pool_bytes) = open_pool(&places, &options, &records).await?;
     let broker = start_broker(&places, to_broker_policy(&rules), &options).await?;
     let catalogue = options.catalogue()?;
@@ -110,6 +113,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         pool_bytes,
         broker,
         rules,
+        balance,
     });
     let unusable = |error: tombolo_transport::Error| StartError::Pool(chain(&error));
     let endpoint = shared.broker.endpoint().await.map_err(unusable)?;
@@ -122,6 +126,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     shared.note(None, started).await;
     let registry = Registry::resume(shared.clone(), records);
     tokio::spawn(opening.serve(shared.clone(), registry.clone(), options.debug_die_after_steps));
+    tokio::spawn(balance::run(shared.clone(), registry.clone()));
     let (shutdown, requests) = mpsc::channel(1);
     let door = tokio::spawn(door.serve(agents));
     let callers = tokio::spawn(socket::serve(listener, shared.clone(), registry.clone(), shutdown));

@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 use tombolo_transport::pool::{Member, Pool};
 use tombolo_transport::{BrokerHandle, Cid, Incarnation};
 
+use super::balance::Balance;
 use super::drivers::Drivers;
 use super::handover::Ledger;
 use super::instance::Mailbox;
@@ -34,6 +35,7 @@ pub(crate) struct Shared {
     /// The devices that machines can be lent.
     pub(crate) catalogue: Arc<[Device]>,
     pub(crate) started_unix_ns: u64,
+    pub(crate) balance: Balance,
     rules: RwLock<Arc<Vec<Rule>>>,
     /// Held by whoever changes the policy, from reading it until it is in force: of two changes at once none is lost.
     pub(crate) policy_changes: Mutex<()>,
@@ -64,12 +66,13 @@ pub(crate) struct Parts {
     pub(crate) image: Option<PathBuf>,
     pub(crate) catalogue: Arc<[Device]>,
     pub(crate) rules: Vec<Rule>,
+    pub(crate) balance: Balance,
 }
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let Parts { places, store, ledger, drivers, pool, pool_bytes, .. } = parts;
-        let Parts { broker, operators_gid, image, catalogue, rules, .. } = parts;
+        let Parts { broker, operators_gid, image, catalogue, rules, balance, .. } = parts;
         Arc::new(Self {
             places,
             store,
@@ -83,6 +86,7 @@ impl Shared {
             catalogue,
             daemon_uid: rustix::process::geteuid().as_raw(),
             started_unix_ns: crate::time::unix_ns(),
+            balance,
             rules: RwLock::new(Arc::new(rules)),
             policy_changes: Mutex::default(),
             is_ending: AtomicBool::new(false),

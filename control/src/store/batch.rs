@@ -5,7 +5,11 @@ use serde::Serialize;
 use tombolo_handover::coordinator::Commit;
 
 use super::ledger::{LedgerChange, StoredLedger};
-use super::{EVENTS, EVENTS_MAX, INSTANCES, InstanceRecord, META, POLICY, PRUNE_EVERY, RECEIPTS, StoreError};
+use super::{
+    BALANCE, EVENTS, EVENTS_MAX, INSTANCES, InstanceRecord, META, POLICY, PRUNE_EVERY, RECEIPTS, SETTINGS,
+    StoreError,
+};
+use crate::core::balance::BalanceSettings;
 use crate::core::policy::Rule;
 use crate::core::{Event, EventKind, InstanceName};
 use crate::time::unix_ns;
@@ -27,6 +31,8 @@ enum Change {
     PutRule(String, Vec<u8>),
     DeleteRule(String),
     PutReceipt(String, Vec<u8>),
+    PutSetting(&'static str, Vec<u8>),
+    DeleteSetting(&'static str),
     Ledger(LedgerChange),
     Event(Event),
 }
@@ -69,6 +75,14 @@ impl Batch {
     /// Remembers the result of the mutation with this idempotency key.
     pub fn put_receipt(self, key: &str, result: &impl Serialize) -> Self {
         self.with(Change::PutReceipt(key.to_owned(), encode(result)))
+    }
+
+    /// Writes how CPUs are balanced, or that they are not.
+    pub fn balance(self, settings: Option<&BalanceSettings>) -> Self {
+        self.with(match settings {
+            Some(settings) => Change::PutSetting(BALANCE, encode(settings)),
+            None => Change::DeleteSetting(BALANCE),
+        })
     }
 
     /// Begins the ledger anew, in place of what there is.
@@ -133,6 +147,7 @@ impl Batch {
             let mut instances = transaction.open_table(INSTANCES)?;
             let mut policy = transaction.open_table(POLICY)?;
             let mut receipts = transaction.open_table(RECEIPTS)?;
+            let mut settings = transaction.open_table(SETTINGS)?;
             let mut events = transaction.open_table(EVENTS)?;
             let mut seq = events.last()?.map_or(0, |(key, _)| key.value());
             for change in &self.changes {
@@ -146,6 +161,8 @@ impl Batch {
                     Change::PutRule(key, value) => drop(policy.insert(key.as_str(), value.as_slice())?),
                     Change::DeleteRule(key) => drop(policy.remove(key.as_str())?),
                     Change::PutReceipt(key, value) => drop(receipts.insert(key.as_str(), value.as_slice())?),
+                    Change::PutSetting(key, value) => drop(settings.insert(*key, value.as_slice())?),
+                    Change::DeleteSetting(key) => drop(settings.remove(*key)?),
                     Change::Ledger(change) => change.apply(&transaction)?,
                     Change::Event(event) => {
                         seq += 1;

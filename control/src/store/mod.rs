@@ -1,4 +1,4 @@
-//! The daemon's memory: instances, events, policy, receipts of mutations, and the ledger of units with its journal, in one
+//! The daemon's memory: instances, events, policy, settings, receipts of mutations, and the ledger of units with its journal, in one
 //! transactional file (`state.redb`).
 //!
 //! Everything that changes goes through a [`Batch`], which is committed whole or not at all and is on disk when
@@ -31,6 +31,7 @@ use tokio::sync::watch;
 
 use self::file::{Db, Opener};
 use self::reserve::{Missing, RESERVE_BYTES, Reserve};
+use crate::core::balance::BalanceSettings;
 use crate::core::policy::Rule;
 use crate::core::{Event, EventKind};
 
@@ -46,6 +47,10 @@ const INSTANCES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("instan
 const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
 const POLICY: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("policy");
 const RECEIPTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("receipts");
+const SETTINGS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("settings");
+
+/// The key of how CPUs are balanced, in the table of settings.
+const BALANCE: &str = "balance";
 
 /// The store. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -231,8 +236,15 @@ impl Store {
     /// # Errors
     /// [`StoreError::Damaged`] if it cannot be understood.
     pub fn receipt<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
-        let found = self.read(RECEIPTS, |table| Ok(table.get(key)?.map(|value| value.value().to_owned())))?;
-        found.flatten().map(|value: Vec<u8>| decode("receipt", key, &value)).transpose()
+        self.decode_one(RECEIPTS, "receipt", key)
+    }
+
+    /// How CPUs are balanced; `None` if they are not.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if that cannot be understood.
+    pub fn balance(&self) -> Result<Option<BalanceSettings>, StoreError> {
+        self.decode_one(SETTINGS, "setting", BALANCE)
     }
 
     /// The next free CID: never handed out twice in the life of a store, so that no late message finds a stranger.
@@ -251,6 +263,17 @@ impl Store {
 
     fn last_event(&self) -> Result<u64, StoreError> {
         Ok(self.read(EVENTS, |table| Ok(table.last()?.map(|(key, _)| key.value())))?.flatten().unwrap_or(0))
+    }
+
+    /// The record of a table with this key.
+    fn decode_one<T: DeserializeOwned>(
+        &self,
+        table: TableDefinition<'_, &'static str, &'static [u8]>,
+        what: &'static str,
+        key: &str,
+    ) -> Result<Option<T>, StoreError> {
+        let found = self.read(table, |table| Ok(table.get(key)?.map(|value| value.value().to_owned())))?;
+        found.flatten().map(|value: Vec<u8>| decode(what, key, &value)).transpose()
     }
 
     /// Every record of a table, in the order of its keys.

@@ -41,6 +41,21 @@ fn what_was_committed_is_there_after_a_restart() {
 }
 
 #[test]
+fn balancing_that_was_turned_on_is_on_after_a_restart_and_once_off_stays_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = BalanceSettings { hold_ms: 1_000, ..BalanceSettings::default() };
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.balance().unwrap(), None);
+    store.commit_now(&Batch::new().balance(Some(&settings))).unwrap();
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.balance().unwrap(), Some(settings));
+    store.commit_now(&Batch::new().balance(None)).unwrap();
+    drop(store);
+    assert_eq!(Store::open(dir.path()).unwrap().balance().unwrap(), None);
+}
+
+#[test]
 fn events_are_numbered_without_gaps_and_replayed_from_any_number() {
     let dir = tempfile::tempdir().unwrap();
     for round in 0..3 {

@@ -261,7 +261,7 @@ impl Ledger {
     }
 }
 
-fn instance_of(cid: Cid) -> tombolo_handover::InstanceId {
+pub(super) fn instance_of(cid: Cid) -> tombolo_handover::InstanceId {
     tombolo_handover::InstanceId(cid.0)
 }
 

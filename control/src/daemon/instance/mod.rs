@@ -52,6 +52,8 @@ pub(crate) struct Face {
     pub(crate) link: Option<Link>,
     /// Its kernel, while there is one.
     pub(crate) kernel: Option<Kernel>,
+    /// Whether it gives and gets CPUs by itself.
+    pub(crate) balances: bool,
 }
 
 /// How others reach an instance.
@@ -95,8 +97,12 @@ pub(crate) fn start(shared: Arc<Shared>, record: InstanceRecord, resume: bool) -
     let mailbox = Mailbox::new(sender);
     let verdict = view::verdict_of_the_past(&record);
     let monitor = Monitor::new(health_config(&record));
-    let face =
-        channel::Sender::new(Face { view: view::view(&shared, &record, verdict), link: None, kernel: None });
+    let face = channel::Sender::new(Face {
+        view: view::view(&shared, &record, verdict),
+        link: None,
+        kernel: None,
+        balances: record.spec.balance,
+    });
     let handle = Handle { name: record.name.clone(), mailbox: mailbox.clone(), face: face.subscribe() };
     let instance = Instance {
         shared,
@@ -319,6 +325,7 @@ impl Instance {
             view: view::view(&self.shared, &self.record, self.verdict),
             link: self.link.as_ref().map(|link| link.link.clone()),
             kernel: self.kernel.clone(),
+            balances: self.record.spec.balance,
         };
         self.face.send_replace(face);
     }

@@ -1,5 +1,6 @@
 //! The daemon's services, one set for each connection: who calls is known from the start and cannot be claimed.
 
+mod balance;
 mod fleet;
 mod handover;
 mod host;
@@ -16,6 +17,7 @@ use tombolo_rpc::Router;
 use super::instance::Handle;
 use super::registry::Registry;
 use super::shared::Shared;
+use crate::api::balance::BalanceServer;
 use crate::api::fleet::FleetServer;
 use crate::api::handover::HandoverServer;
 use crate::api::host::HostServer;
@@ -53,6 +55,7 @@ impl Session {
     pub(crate) fn router(self) -> Router {
         let session = Arc::new(self);
         Router::new()
+            .service(BalanceServer::shared(session.clone()))
             .service(FleetServer::shared(session.clone()))
             .service(HandoverServer::shared(session.clone()))
             .service(HostServer::shared(session.clone()))
