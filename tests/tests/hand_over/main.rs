@@ -1,5 +1,6 @@
 //! Memory, CPUs and devices move between running kernels, whoever dies when.
 
+mod balance;
 mod memory;
 mod units;
 
@@ -27,14 +28,20 @@ fn bed_with_two(files: &[&str]) -> Option<Bed> {
 /// The same on emulated machines, which are told at their boot what can leave: `web` with 160 MiB and room for 256, `db` with 256
 /// of which it gives all but 128. Each has room for four CPUs, of which `db` has two to begin with; there are eight in all, and a disk.
 fn emulated_bed_with_two() -> Option<Bed> {
+    emulated_bed("8", &[])
+}
+
+/// The same with so many CPUs in all, and created with these options, too.
+fn emulated_bed(cpus_in_all: &str, options: &[&str]) -> Option<Bed> {
     let app = prerequisites::static_program("tombolo-demo-kv")?;
     let mut bed = Bed::prepare("qemu")?;
     let disk = bed.dir().join("disk");
     std::fs::File::create(&disk).and_then(|file| file.set_len(8 * MIB)).ok()?;
-    bed.add_daemon_args(["--cpus", "8", "--device", &format!("{DISK}=nvme:{}", disk.display())]);
+    bed.add_daemon_args(["--cpus", cpus_in_all, "--device", &format!("{DISK}=nvme:{}", disk.display())]);
     bed.start_daemon();
     let file = format!("{}:/bin/app", app.display());
     let common = ["--restart", "never", "--memory-min", "128", "--cpus-max", "4", "--file", &file];
+    let common = [&common[..], options].concat();
     bed.must(&[&["create", "web", "--memory", "160", "--memory-max", "256"][..], &common].concat());
     bed.must(&[&["create", "db", "--memory", "256", "--cpus", "2"][..], &common].concat());
     bed.must(&["start", "web", "db"]);
