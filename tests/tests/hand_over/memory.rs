@@ -6,7 +6,7 @@ use tombolo_tests::prerequisites;
 
 use super::{
     DISK, MIB, TOLERANCE, bed_with_two, books_add_up, emulated_bed_with_two, free, held, inside,
-    is_committed, kernel_agrees, last_operation, move_with_a_dying_daemon,
+    is_committed, is_full_form, kernel_agrees, last_operation, move_with_a_dying_daemon,
 };
 
 /// In two pieces, as pieces have 128 MiB at most and an emulated machine's kernel gives up its memory in blocks.
