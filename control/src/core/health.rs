@@ -7,8 +7,9 @@
 //! | spawner | the kernel exists, or how it ended: certain, for the keeper is its parent |
 //! | kernel probe | the kernel itself answers, whatever its user space does (where the spawner can ask) |
 //!
-//! No single silence condemns: a kernel counts as hung only when heartbeat *and* probe are silent. Whether it is the kernel
-//! or only its user space is then for the kernel itself to say: where it can be asked, the verdict waits for its answer.
+//! No single silence condemns: a kernel counts as hung only when two witnesses say so, the heartbeat and either the kernel itself, which is
+//! asked as soon as the heartbeat arouses suspicion, or the probe. Whether it is the kernel or only its user space is for the kernel
+//! itself to say: where it can be asked, the verdict waits for its answer.
 //! The detector distrusts itself too: after its own timer came late (a busy or suspended host) it waits out that lag anew.
 //! Times are ns on one monotonic clock.
 
@@ -85,11 +86,17 @@ impl Default for HealthConfig {
     }
 }
 
+/// Beats that may be missing without suspicion, where that is a shorter time than the default; and the least that it is.
+const PAUSE_BEATS: u32 = 5;
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+
 impl HealthConfig {
     /// The defaults for heartbeats `heartbeat` apart: patience grows with the gap.
     pub fn for_heartbeat(heartbeat: Duration) -> Self {
         let default = Self::default();
-        Self { heartbeat, pause: default.pause.max(heartbeat), ..default }
+        // Whoever wants to know of a hang soon has it beat often; a scheduler is late by as much however often that is.
+        let pause = (heartbeat * PAUSE_BEATS).clamp(PAUSE_MIN, default.pause).max(heartbeat);
+        Self { heartbeat, pause, own_lag_max: default.own_lag_max.min(pause), ..default }
     }
 }
 
@@ -230,6 +237,19 @@ impl Monitor {
         self.suspicion(now_ns) > self.config.phi_max / 2.0
     }
 
+    /// How long the kernel itself may take to answer; it does so from an interrupt.
+    pub fn kernel_answer_max(&self) -> Duration {
+        (self.config.pause * 3 / 2).min(KERNEL_ANSWER_MAX)
+    }
+
+    /// Whether the agent was heard after the heartbeat had stopped.
+    fn answered_since_last_beat(&self) -> bool {
+        let gap_ns = self.config.heartbeat.as_nanos() as u64;
+        self.beat.is_none_or(|(_, beat_ns)| {
+            self.answered_ns.is_some_and(|answered_ns| answered_ns > beat_ns.saturating_add(gap_ns))
+        })
+    }
+
     /// What all of it amounts to now.
     pub fn verdict(&self, now_ns: u64) -> Verdict {
         if let Some(end) = self.end {
@@ -245,7 +265,10 @@ impl Monitor {
         let excused = now_ns < self.excused_until_ns;
         let beat_silent = !excused && self.beat.is_some() && self.suspicion(now_ns) >= self.config.phi_max;
         let probe_silent = !excused && self.probe_failures >= self.config.probe_failures_max;
-        match (beat_silent, probe_silent) {
+        // Two witnesses already: one waits for the third only if it has answered since.
+        let kernel_silent =
+            self.kernel == KernelWitness::Silent && !excused && !self.answered_since_last_beat();
+        match (beat_silent, probe_silent || beat_silent && kernel_silent) {
             (true, true) => match self.kernel {
                 KernelWitness::Answers => Verdict::UserSpaceDead,
                 KernelWitness::Silent | KernelWitness::Mute => Verdict::Hung,
@@ -262,6 +285,9 @@ impl Monitor {
         }
     }
 }
+
+/// Longest that a kernel may take to answer, however seldom it shows a sign of life.
+const KERNEL_ANSWER_MAX: Duration = Duration::from_millis(300);
 
 /// Longest excuse, in ns: a suspend of hours must not silence the detector for hours.
 const MAX_EXCUSE_NS: u64 = 2_000_000_000;
@@ -397,6 +423,25 @@ mod tests {
         (scene.beats, scene.answers) = (true, true);
         scene.run(1_000);
         assert_eq!(scene.verdict(), Verdict::Ready);
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_answer_hangs_before_its_agent_was_given_up() {
+        let mut scene = Scene::well();
+        scene.beats = false;
+        let beat_ns = scene.monitor.last_beat_ns().unwrap();
+        let later_ns = beat_ns + 2_000_000_000;
+        assert_eq!(scene.monitor.verdict(later_ns), Verdict::Degraded, "one witness");
+        scene.monitor.kernel_probed(Some(false));
+        assert_eq!(scene.monitor.verdict(later_ns), Verdict::Hung, "two");
+        scene.monitor.probe_answered(beat_ns + 1_000_000_000, Wellness::Ready);
+        assert_eq!(scene.monitor.verdict(later_ns), Verdict::Degraded, "its agent has answered since");
+    }
+
+    #[test]
+    fn patience_shrinks_with_the_gap_between_heartbeats_to_a_limit() {
+        let pause = |ms| HealthConfig::for_heartbeat(Duration::from_millis(ms)).pause.as_millis();
+        assert_eq!([20, 40, 100, 200, 1_000].map(pause), [100, 200, 300, 300, 1_000]);
     }
 
     #[test]

@@ -1,15 +1,11 @@
 //! Asking the kernel itself whether it runs, when its user space does not say: the witness that tells a dead user space from
 //! a hung kernel.
 
-use std::time::Duration;
-
 use tombolo_transport::Incarnation;
 
 use super::Instance;
 use super::message::Message;
 
-/// How long a kernel may take to answer. It does so from an interrupt.
-const ANSWER_MAX: Duration = Duration::from_millis(300);
 /// From one question to the next while nobody knows what is wrong.
 const ASK_EVERY_NS: u64 = 250_000_000;
 /// The same once that is known: a hang may last for days.
@@ -52,8 +48,9 @@ impl Instance {
         }
         (self.kernel_probe.asked_ns, self.kernel_probe.in_flight) = (Some(now_ns), true);
         let (kernel, mailbox) = (kernel.clone(), self.mailbox.clone());
+        let limit = self.monitor.kernel_answer_max();
         tokio::spawn(async move {
-            let answers = kernel.answers(ANSWER_MAX).await;
+            let answers = kernel.answers(limit).await;
             mailbox.send(Message::KernelProbed { incarnation, answers }).await;
         });
     }

@@ -84,7 +84,13 @@ impl Instance {
         self.ask_kernel(now_ns);
         self.judge(now_ns).await;
         let calm = self.verdict.answers() && !self.probe.failing && !self.monitor.wants_probe(now_ns);
-        let again = if calm { Duration::from_millis(self.record.spec.heartbeat_ms) } else { LOOK_AGAIN };
+        let beat = Duration::from_millis(self.record.spec.heartbeat_ms);
+        let again = match calm {
+            true => beat,
+            // A hang may last for days.
+            false if self.verdict.is_silent() => LOOK_AGAIN,
+            false => LOOK_AGAIN.min(beat),
+        };
         // From now: recording a change may have taken its time.
         self.monitor.sleep(self.now_ns(), again);
         again
