@@ -24,8 +24,9 @@ impl Stage<'_> {
         self.progress.step("boot two kernels, web and db", || {
             let file = bed.app_file();
             let serve = bed.app_words("db", &["serve"]);
-            // web takes the 64 MiB file into its memory, packed nowhere else.
-            bed.tombolo(&["create", "web", "--memory", "256", "--file", &file])?;
+            // web takes the 64 MiB file into its memory, packed nowhere else. Of an emulated machine's, less is left for files.
+            let memory = if bed.spawner == super::SpawnerKind::Qemu { "384" } else { "256" };
+            bed.tombolo(&["create", "web", "--memory", memory, "--file", &file])?;
             let mut create =
                 vec!["create", "db", "--memory", "128", "--restart", "on-failure", "--file", &file, "--"];
             create.extend(serve.iter().map(String::as_str));
