@@ -1,5 +1,6 @@
 //! `cargo xtask verify`: what takes too long for every change. Simulated misfortune without end, larger models, whoever killed at every step there is.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
@@ -20,6 +21,9 @@ pub(crate) struct Args {
     /// How long to freeze and thaw kernels at random under full load, in minutes; 0: not at all
     #[arg(long, default_value_t = 10, value_name = "MINUTES")]
     freeze: u64,
+    /// Only freeze and thaw kernels
+    #[arg(long, conflicts_with_all = ["steps", "seed"])]
+    only_freeze: bool,
 }
 
 /// Goes on after a failure, so that one run shows all of them.
@@ -34,6 +38,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn verify(args: &Args) -> Result<()> {
     let mut checks = Checks::default();
+    if args.only_freeze {
+        if let Some(programs) = checks.check("build the programs statically", build::static_programs) {
+            freeze(&mut checks, &programs, args.freeze);
+        }
+        return checks.finish();
+    }
     checks.check("hand-overs, simulated", || {
         let mut simulator = of_handovers(&["--test", "simulator", "--", "--nocapture"]);
         simulator.env("TOMBOLO_SIM_STEPS", args.steps.to_string());
@@ -68,10 +78,13 @@ fn verify(args: &Args) -> Result<()> {
         succeed(&mut tests)
     });
     if args.freeze > 0 {
-        checks
-            .check("kernels frozen and thawed at random", || demo::freeze_at_random(&programs, args.freeze));
+        freeze(&mut checks, &programs, args.freeze);
     }
     checks.finish()
+}
+
+fn freeze(checks: &mut Checks, programs: &Path, minutes: u64) {
+    checks.check("kernels frozen and thawed at random", || demo::freeze_at_random(programs, minutes));
 }
 
 fn of_handovers(args: &[&str]) -> Command {
