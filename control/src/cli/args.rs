@@ -105,7 +105,8 @@ pub enum Command {
     Connect(ConnectArgs),
     /// Wait until an instance is as wanted
     Wait(WaitArgs),
-    /// Show how running instances differ from a fleet file; exits with 1 if they do
+    /// Show how running instances differ from a fleet file, which is what `apply` would change; exits with 1 if they do
+    #[command(visible_alias = "plan")]
     Diff(DiffArgs),
     /// Make running instances as a fleet file says: create and start what is missing, move memory and CPUs
     Apply(ApplyArgs),

@@ -50,6 +50,10 @@ fn ordinary_lines_are_understood() {
         "tombolo balance --off",
         "tombolo policy deny * db:kv",
         "tombolo debug freeze web",
+        "tombolo move --cpus 2 --from db --to web",
+        "tombolo move --device 0000:01:00.0 --from db --to pool --allow-no-reset",
+        "tombolo resize web --cpus +1 --memory -128M",
+        "tombolo plan -f fleet.toml",
         "tombolo completions bash",
         "tombolo down --keep-kernels",
     ] {

@@ -369,6 +369,7 @@ fn events_of(commit: &Commit) -> Vec<EventKind> {
 
 fn what(what: &What) -> String {
     match what {
+        What::CpuCount(1) => "1 CPU".to_owned(),
         What::CpuCount(count) => format!("{count} CPUs"),
         What::Cpus(ids) => format!("CPUs {ids:?}"),
         What::MemoryBytes(bytes) => format!("{} MiB of memory", bytes >> 20),
