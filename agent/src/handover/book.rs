@@ -90,9 +90,10 @@ impl Book {
         lapses.then_some(piece.until)
     }
 
-    /// What is promised of a unit.
-    pub(super) fn promise(&self, unit: UnitId) -> Promise {
-        self.units.get(&unit).and_then(|(_, piece)| *piece).map_or(Promise::Nothing, |piece| piece.promise)
+    /// What is promised of a unit for an operation; what was for an earlier one says nothing any more.
+    pub(super) fn promise(&self, operation: OpId, unit: UnitId) -> Promise {
+        let piece = self.units.get(&unit).and_then(|(_, piece)| *piece);
+        piece.filter(|piece| piece.operation == operation).map_or(Promise::Nothing, |piece| piece.promise)
     }
 
     /// How much memory is kept drained for an operation, this unit left out, in bytes.
@@ -105,15 +106,13 @@ impl Book {
             .fold(0, u64::saturating_add)
     }
 
-    /// Lets promises lapse whose time has come.
-    pub(super) fn lapse(&mut self, now: Instant) {
-        for (_, piece) in self.units.values_mut() {
-            let lapses =
-                |piece: Piece| piece.promise == Promise::Drained && !piece.confirmed && piece.until <= now;
-            if piece.is_some_and(lapses) {
-                *piece = None;
-            }
+    /// Lets the promise of a unit lapse, if its time has come; whether it had.
+    pub(super) fn lapse(&mut self, operation: OpId, unit: UnitId, now: Instant) -> bool {
+        let lapsed = self.lapses_at(operation, unit).is_some_and(|until| until <= now);
+        if lapsed && let Some((_, piece)) = self.units.get_mut(&unit) {
+            *piece = None;
         }
+        lapsed
     }
 
     fn entry(&mut self, unit: UnitId) -> &mut (u64, Option<Piece>) {
@@ -156,7 +155,7 @@ mod tests {
         book.admit(LOT, 5).unwrap();
         book.note(OP, LOT, 6, now);
         book.put(LOT, 5, drained(now));
-        assert_eq!(book.promise(LOT), Promise::Nothing);
+        assert_eq!(book.promise(OP, LOT), Promise::Nothing);
     }
 
     #[test]
@@ -166,10 +165,11 @@ mod tests {
         book.put(LOT, 1, drained(now + Duration::from_secs(10)));
         book.note(OpId(8), LOT, 2, later);
         book.note(OP, LOT, 3, later);
-        book.lapse(now + Duration::from_secs(20));
-        assert_eq!(book.promise(LOT), Promise::Drained, "renewed");
-        book.lapse(later);
-        assert_eq!(book.promise(LOT), Promise::Nothing);
+        assert!(!book.lapse(OP, LOT, now + Duration::from_secs(20)), "renewed");
+        assert!(!book.lapse(OpId(8), LOT, later), "another operation's");
+        assert!(book.lapse(OP, LOT, later));
+        assert_eq!(book.promise(OP, LOT), Promise::Nothing);
+        assert!(!book.lapse(OP, LOT, later), "once");
     }
 
     #[test]
@@ -181,8 +181,8 @@ mod tests {
         assert_eq!(book.lapses_at(OP, LOT), Some(now), "another operation was confirmed");
         book.confirm(OP, LOT);
         book.put(LOT, 2, drained(now));
-        book.lapse(now + Duration::from_secs(1));
-        assert_eq!((book.promise(LOT), book.lapses_at(OP, LOT)), (Promise::Drained, None));
+        assert!(!book.lapse(OP, LOT, now + Duration::from_secs(1)));
+        assert_eq!((book.promise(OP, LOT), book.lapses_at(OP, LOT)), (Promise::Drained, None));
     }
 
     #[test]
@@ -193,6 +193,7 @@ mod tests {
         book.put(UnitId::Lot(5), 1, Piece { operation: OpId(8), ..drained(now) });
         assert_eq!(book.drained_bytes(OP, UnitId::Lot(9)), 200);
         assert_eq!(book.drained_bytes(OP, LOT), 100);
+        assert_eq!(book.promise(OpId(8), LOT), Promise::Nothing, "another operation's");
     }
 
     #[test]
@@ -202,6 +203,6 @@ mod tests {
             book.put(UnitId::Lot(number), 1, drained(now + Duration::from_millis(number)));
         }
         assert_eq!(book.units.len(), UNITS_MAX);
-        assert_eq!(book.promise(UnitId::Lot(2 * UNITS_MAX as u64 - 1)), Promise::Drained);
+        assert_eq!(book.promise(OP, UnitId::Lot(2 * UNITS_MAX as u64 - 1)), Promise::Drained);
     }
 }

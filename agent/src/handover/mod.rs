@@ -80,10 +80,10 @@ impl HandoverService {
     }
 
     /// What goes on with a unit inside, now.
-    async fn inside(&self, unit: UnitId, here: Option<Here>, end: End) -> Inside {
+    async fn inside(&self, operation: OpId, unit: UnitId, here: Option<Here>, end: End) -> Inside {
         match here {
             None => Inside::Absent,
-            Some(Here::Memory { .. }) => match (self.book().promise(unit), end) {
+            Some(Here::Memory { .. }) => match (self.book().promise(operation, unit), end) {
                 (Promise::Drained, _) => Inside::Offline,
                 (Promise::Online, _) | (Promise::Nothing, End::Donor) => Inside::Online,
                 (Promise::Nothing, End::Receiver) => Inside::Absent,
@@ -98,25 +98,16 @@ impl HandoverService {
         }
     }
 
-    /// Puts a CPU or a device that was drained back into use when nothing has been heard of its operation for so long that it cannot be
-    /// confirmed any more. (Memory that was kept free just is not kept any longer.)
+    /// Uses again what was drained when nothing has been heard of its operation for so long: a CPU goes online, a device gets its driver
+    /// back, memory just is not kept free any longer. What was confirmed is left alone.
     fn watch_lease(&self, operation: OpId, unit: UnitId, here: Here) {
-        if matches!(here, Here::Memory { .. }) {
-            return;
-        }
         let service = self.clone();
         tokio::spawn(async move {
             loop {
                 let Some(until) = service.book().lapses_at(operation, unit) else { return };
                 tokio::time::sleep_until(until.into()).await;
                 let _one_at_a_time = service.0.acting.lock().await;
-                let lapsed = {
-                    let mut book = service.book();
-                    let lapsed = book.lapses_at(operation, unit).is_some_and(|until| until <= Instant::now());
-                    book.lapse(Instant::now());
-                    lapsed
-                };
-                if lapsed {
+                if service.book().lapse(operation, unit, Instant::now()) {
                     tracing::warn!(%operation, %unit, %here, "nothing was heard of the move any more: it is used again");
                     let undone = blocking(move || match here {
                         Here::Cpu { index } => cpu::Files::of_this_kernel().take_online(index),
@@ -173,12 +164,8 @@ impl Handover for HandoverService {
                 }
             }
         }
-        {
-            let mut book = self.book();
-            book.note(operation, unit, order.epoch, until);
-            book.lapse(Instant::now());
-        }
-        let inside = self.inside(unit, order.here, order.end).await;
+        self.book().note(operation, unit, order.epoch, until);
+        let inside = self.inside(operation, unit, order.here, order.end).await;
         Ok(Seen { refused, inside })
     }
 }
@@ -186,10 +173,8 @@ impl Handover for HandoverService {
 impl HandoverService {
     /// Takes note of what an operation is about, so that nothing older is believed any more and nothing promised lapses.
     fn take_note(&self, asked: &Asked) {
-        let now = Instant::now();
-        let until = now + Duration::from_millis(asked.lease_ms);
+        let until = Instant::now() + Duration::from_millis(asked.lease_ms);
         let mut book = self.book();
-        book.lapse(now);
         for piece in &asked.pieces {
             book.note(asked.operation, piece.unit, piece.epoch, until);
         }
@@ -204,7 +189,7 @@ impl HandoverService {
         // No lease may run out between the look and the promise.
         let _one_at_a_time = self.0.acting.lock().await;
         for piece in &asked.pieces {
-            if self.inside(piece.unit, piece.here, asked.end).await != Inside::Offline {
+            if self.inside(asked.operation, piece.unit, piece.here, asked.end).await != Inside::Offline {
                 let reason = format!("{} is in use again: nothing had been heard of the move", piece.unit);
                 return Some(veto::later(reason, CONFIRM_AGAIN_MS));
             }
