@@ -76,6 +76,7 @@ struct Keeper {
     /// The client that waits for a change of the memory, by its number.
     awaits_memory: Option<u64>,
     cpus: Vec<CpuLease>,
+    departures: Vec<u8>,
     clients: Vec<Client>,
     clients_seen: u64,
 }
@@ -137,6 +138,7 @@ impl Keeper {
             memory: job.memory.map(|memory| Memory::new(memory.mconsole, memory.boot_bytes)),
             awaits_memory: None,
             cpus: job.cpus,
+            departures: Vec::new(),
             clients,
             clients_seen: 0,
         })
@@ -231,6 +233,12 @@ impl Keeper {
             Request::Wait => {}           // answered by `finish`
             Request::Kill => self.kill(), // answered by `finish`
             Request::SetMemory { bytes } => self.set_memory(index, bytes),
+            Request::Departure { bus, pending } => {
+                self.departures.retain(|other| *other != bus);
+                self.departures.extend(pending.then_some(bus));
+                let status = self.status(None);
+                self.clients[index].answer(&status, None);
+            }
             Request::LeaseCpu(lease) => match cpus::enter(&mut self.cpus, lease) {
                 Ok(()) => {
                     let status = self.status(None);
@@ -296,8 +304,9 @@ impl Keeper {
 
     fn status(&self, exit: Option<Exit>) -> Status {
         let memory = self.memory.as_ref().map(Memory::state);
-        let (keeper_pid, kernel, cpus) = (std::process::id(), self.record.clone(), self.cpus.clone());
-        Status { keeper_pid, kernel, exit, refused: None, memory, cpus }
+        let (keeper_pid, kernel) = (std::process::id(), self.record.clone());
+        let (cpus, departures) = (self.cpus.clone(), self.departures.clone());
+        Status { keeper_pid, kernel, exit, refused: None, memory, cpus, departures }
     }
 
     /// Records what the console has to say, all of it that is there now.

@@ -26,6 +26,13 @@ pub enum Request {
     },
     /// Remember that a CPU of the machine is lent to its kernel, or is no longer. Refused if another lease contradicts it.
     LeaseCpu(CpuLease),
+    /// Remember that the machine was told to let a device go, or that it has. Nothing else tells: its kernel may do it much later.
+    Departure {
+        /// The bus that the device is on.
+        bus: u8,
+        /// Whether it may still go.
+        pending: bool,
+    },
 }
 
 /// Every answer.
@@ -45,6 +52,9 @@ pub struct Status {
     /// Which CPUs of the machine are or were lent to its kernel.
     #[serde(default)]
     pub cpus: Vec<CpuLease>,
+    /// The buses of devices that the machine was told to let go and has not been seen to.
+    #[serde(default)]
+    pub departures: Vec<u8>,
 }
 
 /// How much memory a kernel has.

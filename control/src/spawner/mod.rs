@@ -39,7 +39,7 @@ pub use process::ProcessSpawner;
 pub use qemu::QemuSpawner;
 pub use spec::{Availability, FileContent, InitrdFile, KernelSpec, PoolFile, SpawnerKind};
 pub use uml::UmlSpawner;
-pub use units::CpuState;
+pub use units::{CpuState, DeviceState};
 
 /// A driver that makes kernels exist.
 pub trait Spawner {

@@ -30,6 +30,15 @@ pub struct CpuState {
     pub runs: bool,
 }
 
+/// A device that a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceState {
+    /// Where.
+    pub address: PciAddress,
+    /// Whether its kernel was told to let it go, which it may still do.
+    pub is_leaving: bool,
+}
+
 impl Kernel {
     /// How much memory it has, where that can be changed while it runs; else `None`.
     ///
@@ -131,14 +140,19 @@ impl Kernel {
     ///
     /// # Errors
     /// As [`Kernel::cpus`].
-    pub async fn devices(&self) -> Result<Option<Vec<PciAddress>>, SpawnError> {
+    pub async fn devices(&self) -> Result<Option<Vec<DeviceState>>, SpawnError> {
         let action = "ask about the devices of";
         if !self.kind().can_move_cpus_and_devices() {
             return Ok(None);
         }
+        let status = ask(self.runtime_dir(), Request::Status).await;
+        let departures = status.map_err(|error| self.link_failed(action, error))?.departures;
         self.must_run(action).await?;
         let plugged = qemu::plugged(self.runtime_dir()).await;
-        plugged.map(Some).map_err(|error| self.refused_to(action, error))
+        let plugged = plugged.map_err(|error| self.refused_to(action, error))?.into_iter();
+        let state =
+            |address: PciAddress| DeviceState { address, is_leaving: departures.contains(&address.bus) };
+        Ok(Some(plugged.map(state).collect()))
     }
 
     /// Plugs a device in. One that is there already is no error.
@@ -151,6 +165,12 @@ impl Kernel {
         if !self.kind().can_move_cpus_and_devices() {
             return Err(self.refused(action, "its spawner cannot move devices while it runs".into()));
         }
+        // One that is gone has gone; should it be there still and leaving, it is left to that.
+        let is_leaving = |state: &DeviceState| state.address == device.address && state.is_leaving;
+        if self.devices().await?.is_some_and(|devices| devices.iter().any(is_leaving)) {
+            return Err(self.refused(action, format!("{} is about to leave it", device.address)));
+        }
+        self.departure(action, device, false).await?;
         self.done(action, qemu::plug(self.runtime_dir(), device).await)
     }
 
@@ -164,7 +184,20 @@ impl Kernel {
         if !self.kind().can_move_cpus_and_devices() {
             return Err(self.refused(action, "its spawner cannot move devices while it runs".into()));
         }
-        self.done(action, qemu::unplug(self.runtime_dir(), device, deadline).await)
+        // Before it is told: whoever asks later is to know that it may go at any time.
+        self.departure(action, device, true).await?;
+        self.done(action, qemu::unplug(self.runtime_dir(), device, deadline).await)?;
+        self.departure(action, device, false).await
+    }
+
+    async fn departure(
+        &self,
+        action: &'static str,
+        device: &Device,
+        pending: bool,
+    ) -> Result<(), SpawnError> {
+        let noted = ask(self.runtime_dir(), Request::Departure { bus: device.bus(), pending }).await;
+        noted.map(drop).map_err(|error| self.link_failed(action, error))
     }
 
     async fn cpus_or_refuse(&self, action: &'static str) -> Result<Vec<CpuState>, SpawnError> {

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use tombolo_control::keeper::MemoryState;
-use tombolo_control::spawner::{Device, Kernel, SpawnError, Spawner};
+use tombolo_control::spawner::{Device, DeviceState, Kernel, SpawnError, Spawner};
 use tombolo_tests::wait::{LONG, until};
 
 use super::{Bed, booted, console_of, nothing_is_left_of, ring, signal};
@@ -146,7 +146,10 @@ pub(super) async fn devices_are_plugged_into_a_running_kernel_and_unplugged<S: S
     bed.spec.catalogue = vec![nvme.clone(), rng.clone(), net.clone()];
     bed.spec.devices = vec![rng.address];
     let kernel = booted(&bed).await;
-    let plugged = async || kernel.devices().await.unwrap().unwrap();
+    let plugged = async || -> Vec<_> {
+        let devices = kernel.devices().await.unwrap().unwrap();
+        devices.into_iter().map(|device| device.address).collect()
+    };
     let driven = async |device: &Device, is_driven: bool| {
         let address = device.address.to_string();
         until(&format!("driver of {address}: {is_driven}"), || async {
@@ -179,12 +182,16 @@ pub(super) async fn devices_are_plugged_into_a_running_kernel_and_unplugged<S: S
     kernel.freeze().await.unwrap();
     let error = kernel.unplug(&nvme, Duration::from_millis(200)).await.unwrap_err();
     assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("let it go")), "{error}");
-    assert_eq!(plugged().await, [nvme.address], "a frozen kernel lets nothing go");
+    let leaving = DeviceState { address: nvme.address, is_leaving: true };
+    assert_eq!(kernel.devices().await.unwrap().unwrap(), [leaving], "a frozen kernel lets nothing go, yet");
+    let error = kernel.plug(&nvme).await.unwrap_err();
+    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("leave")), "{error}");
     kernel.thaw().await.unwrap();
+    until("the disk to be gone", async || plugged().await.is_empty().then_some(())).await;
     kernel.unplug(&nvme, LONG).await.unwrap();
     let gone = device(&format!("0000:01:00.0=nvme:{}", bed.dir.path().join("gone").display()));
     let error = kernel.plug(&gone).await.unwrap_err();
-    assert!(matches!(error, SpawnError::Refused { .. }), "{error}");
+    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("gone")), "{error}");
     assert_eq!(plugged().await, []);
     kernel.kill().await.unwrap();
     nothing_is_left_of(kernel).await;

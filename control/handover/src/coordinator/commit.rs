@@ -92,23 +92,14 @@ pub struct Step<'a> {
     coordinator: &'a mut Coordinator,
     work: Work,
     commit: Option<Commit>,
-}
-
-impl Commit {
-    fn only_notes_answers(&self) -> bool {
-        self.units.is_empty()
-            && self.instances.is_empty()
-            && self.forgotten_instances.is_empty()
-            && self.forgotten_operations.is_empty()
-            && self.events.is_empty()
-            && self.operations.iter().all(|operation| !operation.phase.is_terminal())
-    }
+    can_wait: bool,
 }
 
 impl<'a> Step<'a> {
     pub(super) fn new(coordinator: &'a mut Coordinator, mut work: Work) -> Self {
+        let can_wait = work.only_notes_answers();
         let commit = work.commit();
-        Self { coordinator, work, commit }
+        Self { coordinator, work, commit, can_wait }
     }
 
     /// What is to be stored; `None` if nothing has changed.
@@ -116,11 +107,11 @@ impl<'a> Step<'a> {
         self.commit.as_ref()
     }
 
-    /// Whether it may be lost with the machine until a later step is stored: it only notes down an answer of an operation that has others
+    /// Whether it may be lost with this process until a later step is stored: it only notes down an answer of an operation that has others
     /// to wait for. Nothing is done and nobody is told on the strength of it, a new daemon would ask again, and whatever is stored of that
     /// operation next holds all of it.
     pub fn can_wait(&self) -> bool {
-        self.work.effects.is_empty() && self.commit.as_ref().is_some_and(Commit::only_notes_answers)
+        self.can_wait
     }
 
     /// Stores the step with `write`, and if that worked, makes it happen and returns what is to be done. `write` is not called

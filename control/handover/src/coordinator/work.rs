@@ -47,7 +47,8 @@ impl Work {
             && self.forgotten_instances.is_empty()
             && self.forgotten_operations.is_empty()
             && self.operations.is_empty());
-        if changed {
+        // An answer that was noted down changes nothing that anybody could have planned on.
+        if changed && !self.only_notes_answers() {
             self.ledger.raise_version();
         }
         changed.then(|| Commit {
@@ -59,6 +60,17 @@ impl Work {
             forgotten_operations: self.forgotten_operations.clone(),
             events: std::mem::take(&mut self.events),
         })
+    }
+
+    /// Whether all that has changed is which answers operations under way still wait for.
+    pub(super) fn only_notes_answers(&self) -> bool {
+        self.effects.is_empty()
+            && self.units.is_empty()
+            && self.instances.is_empty()
+            && self.forgotten_instances.is_empty()
+            && self.forgotten_operations.is_empty()
+            && self.events.is_empty()
+            && self.operations.iter().all(|operation| !operation.phase.is_terminal())
     }
 
     /// Gives a unit to an owner; returns its new epoch.

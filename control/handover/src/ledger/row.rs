@@ -48,7 +48,7 @@ pub struct InstanceRow {
 /// What belongs to no single unit. One row.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Schema)]
 pub struct Meta {
-    /// Raised with every commit.
+    /// Raised with every commit but those that only note answers down.
     pub version: u64,
     /// The number of the next operation.
     pub next_op: u64,

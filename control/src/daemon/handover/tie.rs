@@ -10,6 +10,8 @@ pub(super) enum Tie {
     None,
     /// It has it, by this name.
     Attached(Here),
+    /// The same, and it was told to let it go, which it may still do.
+    Leaving(Here),
     /// It does not have it any more, and its kernel uses it all the same.
     UsesIt,
     /// It cannot be asked now.
@@ -20,7 +22,7 @@ impl Tie {
     /// What the unit is called inside, if it is there.
     pub(super) fn here(self) -> Option<Here> {
         match self {
-            Self::Attached(here) => Some(here),
+            Self::Attached(here) | Self::Leaving(here) => Some(here),
             Self::None | Self::UsesIt | Self::Unknown => None,
         }
     }
@@ -33,9 +35,9 @@ pub(super) fn attached(
 ) -> Option<Party> {
     match (of_donor, of_receiver) {
         // No spawner does that; nothing can be said of it.
-        (Tie::Attached(_), Tie::Attached(_)) => None,
-        (Tie::Attached(_), _) => Some(donor),
-        (_, Tie::Attached(_)) => Some(receiver),
+        (Tie::Attached(_) | Tie::Leaving(_), Tie::Attached(_) | Tie::Leaving(_)) => None,
+        (Tie::Attached(_) | Tie::Leaving(_), _) => Some(donor),
+        (_, Tie::Attached(_) | Tie::Leaving(_)) => Some(receiver),
         (Tie::Unknown, _) | (_, Tie::Unknown) => None,
         (Tie::None | Tie::UsesIt, Tie::None | Tie::UsesIt) => Some(Party::Pool),
     }

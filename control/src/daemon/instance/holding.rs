@@ -151,7 +151,11 @@ async fn mend_devices(kernel: &Kernel, holding: &Holding, catalogue: &[Device]) 
     let Ok(Some(has)) = kernel.devices().await else { return Ok(None) };
     let mut changed = Vec::new();
     for device in catalogue {
-        match (has.contains(&device.address), holding.devices.contains(&device.address)) {
+        let plugged = has.iter().find(|state| state.address == device.address);
+        if plugged.is_some_and(|state| state.is_leaving) {
+            continue;
+        }
+        match (plugged.is_some(), holding.devices.contains(&device.address)) {
             (false, true) => kernel.plug(device).await?,
             (true, false) => kernel.unplug(device, CHANGE_MAX).await?,
             _ => continue,

@@ -71,18 +71,13 @@ pub(in crate::spawner) async fn plug(
             return Ok(Ok(()));
         }
         let (command, arguments) = backend(device);
-        if let Err(QmpError::Refused { reason, .. }) = session.run(command, arguments).await {
-            // Its backend may be left over from when it was here before.
-            tracing::debug!(reason, "a backend is not made anew");
-        }
-        match session.run("device_add", front(device)).await {
-            Ok(_) => Ok(Ok(())),
-            Err(QmpError::Refused { reason, .. }) => {
-                remove_backend(&mut session, device).await?;
-                Ok(Err(reason))
-            }
-            Err(error) => Err(error),
-        }
+        // One that is left over from when the device was here before serves again.
+        let no_backend = refusal(session.run(command, arguments).await)?;
+        let Some(reason) = refusal(session.run("device_add", front(device)).await)? else {
+            return Ok(Ok(()));
+        };
+        remove_backend(&mut session, device).await?;
+        Ok(Err(no_backend.unwrap_or(reason)))
     });
     plugged.await.map_err(|error| error.to_string())
 }
@@ -96,16 +91,16 @@ pub(in crate::spawner) async fn unplug(
     let until = Instant::now() + deadline;
     let patience = deadline + MONITOR_MAX;
     let unplugged = session(runtime_dir, MONITOR, patience, |mut session| async move {
+        let mut refused = None;
         if is_plugged(&mut session, device.address).await? {
             let order = json!({ "id": id(device.address) });
-            if let Err(QmpError::Refused { reason, .. }) = session.run("device_del", order).await {
-                // It has been asked for before, perhaps; whether it goes is seen.
-                tracing::debug!(reason, "a device is not unplugged anew");
-            }
+            // It has been asked for before, perhaps; whether it goes is seen.
+            refused = refusal(session.run("device_del", order).await)?;
         }
         while is_plugged(&mut session, device.address).await? {
             if Instant::now() >= until {
-                return Ok(Err(format!("its kernel did not let it go within {deadline:?}")));
+                let said = refused.map(|reason| format!("; QEMU said: {reason}")).unwrap_or_default();
+                return Ok(Err(format!("its kernel did not let it go within {deadline:?}{said}")));
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
@@ -122,6 +117,15 @@ pub(in crate::spawner) async fn unplug(
 async fn is_plugged(session: &mut Session<UnixStream>, address: PciAddress) -> Result<bool, QmpError> {
     let devices = session.run("qom-list", json!({ "path": "/machine/peripheral" })).await?;
     Ok(parse(&devices).contains(&address))
+}
+
+/// What QEMU says to an order that it refuses.
+fn refusal(outcome: Result<Value, QmpError>) -> Result<Option<String>, QmpError> {
+    match outcome {
+        Ok(_) => Ok(None),
+        Err(QmpError::Refused { reason, .. }) => Ok(Some(reason)),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether it is gone now. What is left behind costs an open file, and is used again when the device comes back.

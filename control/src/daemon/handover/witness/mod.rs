@@ -62,7 +62,7 @@ impl Witnesses {
 
     async fn ask_agent(&self, kernel: Kernel, ask: &Ask) -> Option<Reply> {
         let names: Vec<UnitId> = ask.units.iter().map(|(unit, _)| *unit).collect();
-        let mut heres = self.names_inside(kernel, &names).await;
+        let mut heres = self.names_inside(kernel, &names).await?;
         let sizes = self.with_operation(ask.operation, |units| {
             units.iter().map(|unit| (unit.unit, unit.size)).collect::<Vec<_>>()
         })?;

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tombolo_agent::api::handover::{Action, Here};
 use tombolo_handover::observe::{Command, Inside, Sighting};
-use tombolo_handover::operation::{Act, End, Veto};
+use tombolo_handover::operation::{Act, End, Progress, Veto};
 use tombolo_handover::{Kernel, Kind, Party, PciAddress, UnitId};
 
-use super::{Witnesses, refusal, veto};
+use super::{RETRY_AFTER_MS, Witnesses, refusal, veto};
 use crate::daemon::handover::tie::{Tie, attached};
 use crate::spawner::{Device, SpawnError};
 
@@ -18,11 +18,7 @@ const UNPLUG_MAX: Duration = Duration::from_secs(10);
 impl Witnesses {
     /// Does something about a unit, or nothing, and looks where it is. `None` if the question has been overtaken.
     pub(super) async fn act_on_unit(&self, act: &Act) -> Option<(Option<Veto>, Sighting)> {
-        let unit = act.unit.id;
-        let is_current = self.with_operation(act.operation, |units| {
-            units.iter().any(|progress| progress.unit == unit && progress.epoch == act.epoch)
-        })?;
-        if !is_current {
+        if !self.is_awaited(act) {
             return None;
         }
         let refused = match act.command {
@@ -30,23 +26,35 @@ impl Witnesses {
             Some(Command::Drain) => self.order_at(act, End::Donor, Action::Drain).await,
             Some(Command::Undrain) => self.order_at(act, End::Donor, Action::Undrain).await,
             Some(Command::Online) => self.order_at(act, End::Receiver, Action::Online).await,
-            Some(Command::Revoke(from)) => self.change(from, unit, false).await,
-            Some(Command::Grant(to)) => self.change(to, unit, true).await,
+            Some(Command::Revoke(from)) => self.change(from, act, false).await,
+            Some(Command::Grant(to)) => self.change(to, act, true).await,
         };
         Some((refused, self.look_at_unit(act).await))
     }
 
+    /// Whether the answer is still waited for: an order that has waited itself must not be carried out once its unit has an owner again.
+    fn is_awaited(&self, act: &Act) -> bool {
+        let awaits = |units: &[Progress]| {
+            units
+                .iter()
+                .any(|progress| progress.unit == act.unit.id && progress.epoch == act.epoch && progress.asked)
+        };
+        self.with_operation(act.operation, awaits).unwrap_or(false)
+    }
+
     async fn order_at(&self, act: &Act, end: End, action: Action) -> Option<Veto> {
         let party = if end == End::Donor { act.donor } else { act.receiver };
-        let here = self.tie(party, act.unit.id).await.here();
-        self.order(act, end, here, Some(action)).await?.refused
+        match self.tie(party, act.unit.id).await {
+            Tie::Unknown => Some(veto("its machine could not be asked now", Some(RETRY_AFTER_MS))),
+            tie => self.order(act, end, tie.here(), Some(action)).await?.refused,
+        }
     }
 
     async fn look_at_unit(&self, act: &Act) -> Sighting {
         let unit = act.unit.id;
         let (donor, receiver) = tokio::join!(self.tie(act.donor, unit), self.tie(act.receiver, unit));
         let inside = async |end: End, tie: Tie| match tie {
-            Tie::Attached(here) => {
+            Tie::Attached(here) | Tie::Leaving(here) => {
                 self.order(act, end, Some(here), None).await.map_or(Inside::Unknown, |seen| seen.inside)
             }
             Tie::UsesIt => Inside::Online,
@@ -59,7 +67,7 @@ impl Witnesses {
             attached: attached((act.donor, donor), (act.receiver, receiver)),
             donor: of_donor,
             receiver: of_receiver,
-            pending: false,
+            pending: [donor, receiver].iter().any(|tie| matches!(tie, Tie::Leaving(_))),
         }
     }
 
@@ -84,32 +92,43 @@ impl Witnesses {
                 Err(_) => Tie::Unknown,
             },
             UnitId::Device(address) => match handle.devices().await {
-                Ok(Some(devices)) if devices.contains(&address) => Tie::Attached(Here::Device { address }),
-                Ok(_) => Tie::None,
+                Ok(devices) => {
+                    let found = devices.into_iter().flatten().find(|device| device.address == address);
+                    found.map_or(Tie::None, |device| match device.is_leaving {
+                        true => Tie::Leaving(Here::Device { address }),
+                        false => Tie::Attached(Here::Device { address }),
+                    })
+                }
                 Err(_) => Tie::Unknown,
             },
             UnitId::Lot(_) | UnitId::Range(_) | UnitId::LlcWay { .. } => Tie::Unknown,
         }
     }
 
-    /// What these units are called inside a kernel; those that it does not have are left out.
-    pub(super) async fn names_inside(&self, kernel: Kernel, units: &[UnitId]) -> HashMap<UnitId, Here> {
+    /// What these units are called inside a kernel; those that it does not have are left out. `None` if its machine cannot be asked.
+    pub(super) async fn names_inside(
+        &self,
+        kernel: Kernel,
+        units: &[UnitId],
+    ) -> Option<HashMap<UnitId, Here>> {
         let mut names = HashMap::new();
         for &unit in units.iter().filter(|unit| matches!(unit.kind(), Kind::Cpu | Kind::Device)) {
-            if let Some(here) = self.tie(Party::Instance(kernel), unit).await.here() {
-                names.insert(unit, here);
+            match self.tie(Party::Instance(kernel), unit).await {
+                Tie::Unknown => return None,
+                tie => names.extend(tie.here().map(|here| (unit, here))),
             }
         }
-        names
+        Some(names)
     }
 
     /// Has the spawner give a unit to a kernel, or take it from one.
-    async fn change(&self, party: Party, unit: UnitId, give: bool) -> Option<Veto> {
-        let kernel = party.kernel()?;
+    async fn change(&self, party: Party, act: &Act, give: bool) -> Option<Veto> {
+        let (kernel, unit) = (party.kernel()?, act.unit.id);
         let Some(handle) = self.running(kernel).await else {
             return Some(veto("that boot of it does not run", None));
         };
         let changed = match (unit, give) {
+            _ if !self.is_awaited(act) => return None,
             (UnitId::Cpu(number), true) => handle.lend_cpu(number).await,
             (UnitId::Cpu(number), false) => handle.take_cpu(number).await,
             (UnitId::Device(address), _) => match self.device(address) {
