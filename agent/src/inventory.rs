@@ -5,6 +5,7 @@ use std::fs::read_to_string;
 
 use crate::api::agent::{AgentMode, Inventory, Uname};
 use crate::config::AgentConfig;
+use crate::cpu_list;
 use crate::health::{system_load, uptime_ms};
 
 /// What this agent can do beyond the base of its version.
@@ -86,14 +87,10 @@ fn cpus() -> (u32, u32) {
     (online, count("possible").unwrap_or(online))
 }
 
-/// How many numbers `0-3,5` names.
+/// How many CPUs a list names; `None` for an empty one.
 fn parse_cpu_list(list: &str) -> Option<u32> {
-    let range = |part: &str| -> Option<u32> {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
-        last.checked_sub(first)?.checked_add(1)
-    };
-    list.split(',').map(range).sum()
+    let cpus = cpu_list::parse(list)?;
+    u32::try_from(cpus.len()).ok().filter(|count| *count > 0)
 }
 
 fn read_line(path: &str) -> String {

@@ -12,6 +12,7 @@ pub mod blackbox;
 pub mod children;
 mod clock;
 pub mod console;
+mod cpu_list;
 pub mod entrypoint;
 pub mod exec;
 pub mod files;

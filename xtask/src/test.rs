@@ -91,30 +91,29 @@ enum Verdict {
 
 impl Checks {
     pub(crate) fn check<T>(&mut self, name: &'static str, run: impl FnOnce() -> Result<T>) -> Option<T> {
-        println!("\n=== {name}");
-        let started = Instant::now();
-        let result = run();
-        let verdict = match &result {
-            Ok(_) => Verdict::Passed,
-            Err(error) => {
-                println!("FAILED: {error:#}");
-                Verdict::Failed
-            }
-        };
-        self.done.push((name, started.elapsed(), verdict));
-        result.ok()
+        self.make(name, run, Verdict::Failed, "FAILED")
     }
 
     /// Looks for something that some machines cannot have: without it what needs it is skipped, and that is said.
     pub(crate) fn find<T>(&mut self, name: &'static str, run: impl FnOnce() -> Result<T>) -> Option<T> {
+        self.make(name, run, Verdict::Skipped, "SKIPPED, with all that needs it")
+    }
+
+    fn make<T>(
+        &mut self,
+        name: &'static str,
+        run: impl FnOnce() -> Result<T>,
+        otherwise: Verdict,
+        said: &str,
+    ) -> Option<T> {
         println!("\n=== {name}");
         let started = Instant::now();
         let result = run();
         let verdict = match &result {
             Ok(_) => Verdict::Passed,
             Err(error) => {
-                println!("SKIPPED, with all that needs it: {error:#}");
-                Verdict::Skipped
+                println!("{said}: {error:#}");
+                otherwise
             }
         };
         self.done.push((name, started.elapsed(), verdict));
@@ -165,6 +164,11 @@ fn model_checking() -> Result<()> {
 }
 
 fn end_to_end(kernel: &Path, programs: &Path, has_qemu: bool) -> Result<()> {
+    succeed(&mut tests_on_kernels(kernel, programs, has_qemu))
+}
+
+/// Tests that boot real kernels: none of them may be skipped for want of one.
+pub(crate) fn tests_on_kernels(kernel: &Path, programs: &Path, has_qemu: bool) -> Command {
     let mut cargo = build::cargo();
     cargo.args(["test", "--package", "tombolo-tests", "--no-fail-fast"]);
     cargo
@@ -174,7 +178,7 @@ fn end_to_end(kernel: &Path, programs: &Path, has_qemu: bool) -> Result<()> {
     if has_qemu {
         cargo.env("TOMBOLO_REQUIRE_QEMU", "1");
     }
-    succeed(&mut cargo)
+    cargo
 }
 
 /// Boots a kernel whose only program is the conformance suite, on AF_VSOCK over its loopback.

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 use clap::Parser;
 
-use crate::test::{Checks, succeed};
+use crate::test::{Checks, succeed, tests_on_kernels};
 use crate::{build, demo, image, process, qemu};
 
 /// Options of the verification.
@@ -65,16 +65,8 @@ fn verify(args: &Args) -> Result<()> {
     };
     let has_qemu = checks.find("find or fetch QEMU", qemu::find_or_fetch).is_some();
     checks.check("whoever killed at every step of a hand-over", || {
-        let mut tests = build::cargo();
-        tests.args(["test", "--package", "tombolo-tests", "--test", "hand_over", "--no-fail-fast"]);
-        tests
-            .env("TOMBOLO_UML_KERNEL", &kernel)
-            .env("TOMBOLO_STATIC_BIN", &programs)
-            .env("TOMBOLO_REQUIRE_KERNELS", "1")
-            .env("TOMBOLO_FULL_CRASH_MATRIX", "1");
-        if has_qemu {
-            tests.env("TOMBOLO_REQUIRE_QEMU", "1");
-        }
+        let mut tests = tests_on_kernels(&kernel, &programs, has_qemu);
+        tests.args(["--test", "hand_over"]).env("TOMBOLO_FULL_CRASH_MATRIX", "1");
         succeed(&mut tests)
     });
     if args.freeze > 0 {

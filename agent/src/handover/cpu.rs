@@ -13,10 +13,10 @@ use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use tombolo_handover::observe::Inside;
 use tombolo_handover::operation::Veto;
 
+use super::programs::{named, numbered};
 use super::veto::{later, never};
+use crate::cpu_list;
 
-/// Threads that are named as bound to a CPU.
-const NAMED_MAX: usize = 3;
 /// When it may be worth asking again, in ms: programs end.
 const RETRY_AFTER_MS: u64 = 5_000;
 /// What a thread of the kernel itself has set among its flags (`PF_KTHREAD` in include/linux/sched.h).
@@ -53,16 +53,8 @@ impl Files<'_> {
         if !online.is_empty() && online.is_subset(&leaving) {
             return Some(never("no other CPU is online".into()));
         }
-        let bound = self.bound_to(&leaving, &online);
-        if bound.is_empty() {
-            return None;
-        }
-        let more = bound.len().saturating_sub(NAMED_MAX);
-        let mut named = bound.into_iter().take(NAMED_MAX).collect::<Vec<_>>().join(", ");
-        if more > 0 {
-            named.push_str(&format!(" and {more} more"));
-        }
-        Some(later(format!("bound to {} alone: {named}", list(&leaving)), RETRY_AFTER_MS))
+        let bound = named(&self.bound_to(&leaving, &online))?;
+        Some(later(format!("bound to {} alone: {bound}", list(&leaving)), RETRY_AFTER_MS))
     }
 
     /// Takes a CPU offline, unless somebody is bound to it.
@@ -114,20 +106,16 @@ impl Files<'_> {
     fn online(self) -> BTreeSet<u32> {
         fs::read_to_string(self.cpus.join("online"))
             .ok()
-            .and_then(|text| parse_list(&text))
+            .and_then(|text| cpu_list::parse(&text))
             .unwrap_or_default()
     }
 
     /// The threads that may run on none but these of the CPUs that are online, by name.
     fn bound_to(self, leaving: &BTreeSet<u32>, online: &BTreeSet<u32>) -> Vec<String> {
-        let numbers = |dir: &Path| -> Vec<u64> {
-            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-            entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-        };
         let mut bound = Vec::new();
-        for process in numbers(self.proc) {
+        for process in numbered(self.proc) {
             let tasks = self.proc.join(process.to_string()).join("task");
-            for thread in numbers(&tasks) {
+            for thread in numbered(&tasks) {
                 let folder = tasks.join(thread.to_string());
                 // One that has ended since is bound to nothing.
                 let Some((name, allowed)) = allowed_cpus(&folder) else { continue };
@@ -170,7 +158,7 @@ pub(super) fn prove(cpu: u32) -> Result<(), Veto> {
 fn allowed_cpus(thread: &Path) -> Option<(String, BTreeSet<u32>)> {
     let status = fs::read_to_string(thread.join("status")).ok()?;
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    Some((field("Name:")?.to_owned(), parse_list(field("Cpus_allowed_list:")?)?))
+    Some((field("Name:")?.to_owned(), cpu_list::parse(field("Cpus_allowed_list:")?)?))
 }
 
 fn is_of_the_kernel(thread: &Path) -> bool {
@@ -180,22 +168,6 @@ fn is_of_the_kernel(thread: &Path) -> bool {
         stat.rsplit_once(") ")?.1.split(' ').nth(6)?.parse().ok()
     };
     flags().is_some_and(|flags| flags & IS_OF_THE_KERNEL != 0)
-}
-
-/// The numbers that `0-3,5` names; `None` if it is none of that kind.
-fn parse_list(text: &str) -> Option<BTreeSet<u32>> {
-    /// More CPUs than any kernel can have.
-    const CPUS_MAX: u32 = 1 << 16;
-    let mut cpus = BTreeSet::new();
-    for part in text.trim().split(',').filter(|part| !part.is_empty()) {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
-        if first > last || last >= CPUS_MAX {
-            return None;
-        }
-        cpus.extend(first..=last);
-    }
-    Some(cpus)
 }
 
 fn list(cpus: &BTreeSet<u32>) -> String {
@@ -282,14 +254,5 @@ mod tests {
         prove(sched_getcpu() as u32).unwrap();
         assert!(prove(CpuSet::MAX_CPU as u32 - 1).is_err());
         assert!(prove(u32::MAX).is_err());
-    }
-
-    #[test]
-    fn lists_of_cpus_are_read() {
-        assert_eq!(parse_list("0-2,5\n"), Some(BTreeSet::from([0, 1, 2, 5])));
-        assert_eq!(parse_list(""), Some(BTreeSet::new()));
-        for wrong in ["x", "3-1", "0-4294967295", "-1"] {
-            assert_eq!(parse_list(wrong), None, "{wrong}");
-        }
     }
 }

@@ -13,6 +13,7 @@ use tombolo_handover::PciAddress;
 use tombolo_handover::observe::Inside;
 use tombolo_handover::operation::Veto;
 
+use super::programs::{named, numbered};
 use super::veto::{later, never};
 
 /// How long a function that was plugged in may take to be seen, and then to be taken by a driver.
@@ -22,8 +23,6 @@ const BIND_MAX: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// When it may be worth asking again, in ms: programs end.
 const RETRY_AFTER_MS: u64 = 5_000;
-/// Users of a function that are named.
-const NAMED_MAX: usize = 3;
 /// How deep below a function its devices are looked for: an NVMe partition is 4 deep.
 const DEPTH_MAX: usize = 8;
 
@@ -57,17 +56,8 @@ impl Files<'_> {
         if !folder.is_dir() {
             return Some(never(format!("there is no function {function}")));
         }
-        let mut users = self.users_of(&made_of(&folder));
-        if users.is_empty() {
-            return None;
-        }
-        let more = users.len().saturating_sub(NAMED_MAX);
-        users.truncate(NAMED_MAX);
-        let mut named = users.join(", ");
-        if more > 0 {
-            named.push_str(&format!(" and {more} more"));
-        }
-        Some(later(format!("{function} is in use: {named}"), RETRY_AFTER_MS))
+        let users = named(&self.users_of(&made_of(&folder)))?;
+        Some(later(format!("{function} is in use: {users}"), RETRY_AFTER_MS))
     }
 
     /// Takes a function from its driver, unless somebody uses it.
@@ -135,8 +125,7 @@ impl Files<'_> {
             })
             .map(|path| format!("{path} is swapped to")),
         );
-        let entries = fs::read_dir(self.proc).into_iter().flatten().flatten();
-        for process in entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
+        for process in numbered(self.proc) {
             let folder = self.proc.join(process.to_string());
             let open = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
             let mut numbers = open.filter_map(|entry| number_of(&entry.path()));

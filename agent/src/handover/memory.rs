@@ -8,6 +8,7 @@ use memmap2::{Advice, MmapOptions};
 use rustix::fs::{MemfdFlags, memfd_create};
 use tombolo_handover::operation::Veto;
 
+use super::programs::numbered;
 use crate::health::system_load;
 
 /// What the kernel and its programs must keep free, in bytes: below it the kernel begins to reclaim in earnest.
@@ -137,22 +138,15 @@ fn too_little(bytes: u64, has: u64, what: &str) -> Veto {
 
 /// The programs that hold most memory, with how much.
 fn largest_programs(proc_dir: &Path) -> Vec<String> {
-    let program = |pid: &str| {
-        let status = fs::read_to_string(proc_dir.join(pid).join("status")).ok()?;
+    let program = |pid: u32| {
+        let status = fs::read_to_string(proc_dir.join(pid.to_string()).join("status")).ok()?;
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let kib: u64 = field("VmRSS:")?.strip_suffix("kB")?.trim().parse().ok()?;
         Some((kib, format!("{} (process {pid}, {} MiB)", field("Name:")?, kib >> 10)))
     };
-    let entries = fs::read_dir(proc_dir).into_iter().flatten().flatten();
-    let mut programs: Vec<(u64, String)> = entries
-        .filter_map(|entry| program(entry.file_name().to_str().filter(|name| is_number(name))?))
-        .collect();
+    let mut programs: Vec<(u64, String)> = numbered(proc_dir).filter_map(program).collect();
     programs.sort_by_key(|(kib, _)| std::cmp::Reverse(*kib));
     programs.into_iter().take(NAMED_MAX).map(|(_, text)| text).collect()
-}
-
-fn is_number(name: &str) -> bool {
-    name.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]

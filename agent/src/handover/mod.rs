@@ -9,6 +9,7 @@ mod cpu;
 mod device;
 mod hooks;
 mod memory;
+mod programs;
 mod veto;
 
 use std::path::PathBuf;

@@ -10,7 +10,7 @@ use tombolo_handover::PciAddress;
 use super::keeper_link::{KeeperLink, LinkError};
 use super::kernel::ask;
 use super::{Device, Kernel, SpawnError, SpawnerKind, qemu};
-use crate::keeper::{CpuLease, MemoryState, Request};
+use crate::keeper::{CpuLease, MemoryState, Request, Status};
 
 /// How long a CPU that its kernel has taken offline may take to park itself.
 const PARK_MAX: Duration = Duration::from_secs(2);
@@ -83,9 +83,7 @@ impl Kernel {
         if !self.kind().can_move_cpus_and_devices() {
             return Ok(None);
         }
-        let status = ask(self.runtime_dir(), Request::Status).await;
-        let leases = status.map_err(|error| self.link_failed(action, error))?.cpus;
-        self.must_run(action).await?;
+        let leases = self.running_status(action).await?.cpus;
         let running = qemu::cpus_running(self.runtime_dir()).await;
         let running = running.map_err(|error| self.refused_to(action, error))?;
         let cpus = (0..).zip(running).map(|(index, runs)| {
@@ -145,9 +143,7 @@ impl Kernel {
         if !self.kind().can_move_cpus_and_devices() {
             return Ok(None);
         }
-        let status = ask(self.runtime_dir(), Request::Status).await;
-        let departures = status.map_err(|error| self.link_failed(action, error))?.departures;
-        self.must_run(action).await?;
+        let departures = self.running_status(action).await?.departures;
         let plugged = qemu::plugged(self.runtime_dir()).await;
         let plugged = plugged.map_err(|error| self.refused_to(action, error))?.into_iter();
         let state =
@@ -198,6 +194,17 @@ impl Kernel {
     ) -> Result<(), SpawnError> {
         let noted = ask(self.runtime_dir(), Request::Departure { bus: device.bus(), pending }).await;
         noted.map(drop).map_err(|error| self.link_failed(action, error))
+    }
+
+    /// What the keeper of a kernel that runs says.
+    async fn running_status(&self, action: &'static str) -> Result<Status, SpawnError> {
+        let status = ask(self.runtime_dir(), Request::Status).await;
+        match status.map_err(|error| self.link_failed(action, error))? {
+            Status { exit: Some(exit), .. } => {
+                Err(SpawnError::Ended { action, runtime_dir: self.runtime_dir().to_owned(), exit })
+            }
+            status => Ok(status),
+        }
     }
 
     async fn cpus_or_refuse(&self, action: &'static str) -> Result<Vec<CpuState>, SpawnError> {

@@ -110,6 +110,12 @@ impl Coordinator {
         self.operations.get(&id)
     }
 
+    /// An operation that is under way at an instance, if there is one.
+    pub fn moving_at(&self, id: InstanceId) -> Option<OpId> {
+        let under_way = |operation: &&Operation| !operation.phase.is_terminal() && operation.concerns(id);
+        self.operations.values().find(under_way).map(|operation| operation.id)
+    }
+
     /// Whether ledger and journal add up and agree with each other.
     ///
     /// # Errors
@@ -262,12 +268,8 @@ impl Coordinator {
         if let Some(entry) = self.ledger.held_by(party).next() {
             return Err(AdminError::StillHolds { instance: id, unit: entry.unit.id });
         }
-        let moving = self.operations.values().find(|operation| {
-            !operation.phase.is_terminal()
-                && [operation.donor, operation.receiver].into_iter().any(|end| end.is_same_holder(party))
-        });
-        if let Some(operation) = moving {
-            return Err(AdminError::StillMoving { instance: id, operation: operation.id });
+        if let Some(operation) = self.moving_at(id) {
+            return Err(AdminError::StillMoving { instance: id, operation });
         }
         let mut work = self.work(now_ns, None);
         work.remove_instance(id);

@@ -38,6 +38,9 @@ impl Default for Bounds {
 }
 
 impl Bounds {
+    /// Of a kind that its holder can have nothing of.
+    pub const NONE: Self = Self { min: 0, desired: 0, max: 0 };
+
     /// Between `min` and `max`.
     pub fn new(min: u64, max: u64) -> Self {
         Self { min, desired: min, max }

@@ -120,6 +120,11 @@ impl Operation {
         self.units.iter().filter(|unit| unit.fate() == Some(&Fate::Moved)).count()
     }
 
+    /// Whether it takes from this instance or gives to it, whichever boot of it.
+    pub fn concerns(&self, instance: InstanceId) -> bool {
+        [self.donor, self.receiver].into_iter().any(|end| end.instance() == Some(instance))
+    }
+
     /// Who is at this end.
     pub fn at(&self, end: End) -> Party {
         match end {
@@ -237,7 +242,7 @@ impl Operation {
 
     /// An instance has booted anew, or was released: what was seen of it before says nothing any more.
     pub(crate) fn instance_changed(&mut self, instance: InstanceId, work: &mut Work) -> bool {
-        let is_end = [self.donor, self.receiver].into_iter().any(|party| party.instance() == Some(instance));
+        let is_end = self.concerns(instance);
         if is_end && self.phase.holds_units() {
             self.look_at_active(work);
         }

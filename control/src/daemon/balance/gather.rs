@@ -40,10 +40,7 @@ pub(super) fn member(coordinator: &Coordinator, id: InstanceId, runs: bool) -> R
     if bounds.max == 0 {
         return Err(NotAMember::CannotMoveCpus);
     }
-    let is_moving = coordinator.operations().any(|operation| {
-        !operation.phase.is_terminal()
-            && [operation.donor, operation.receiver].iter().any(|end| end.instance() == Some(id))
-    });
+    let is_moving = coordinator.moving_at(id).is_some();
     let cpus = ledger.held(Party::Instance(row.kernel()), Kind::Cpu);
     Ok(Member { instance: id, cpus, bounds, is_moving })
 }
@@ -182,7 +179,7 @@ mod tests {
         let units = (0..4).map(|number| Unit::cpu(number, number, None)).chain([disk]);
         let ledger = Ledger::discover(2 << 20, Limits::default(), units.map(|unit| (unit, Party::Pool)));
         let mut coordinator = Coordinator::new(ledger.unwrap());
-        let none = Bounds { min: 0, desired: 0, max: 0 };
+        let none = Bounds::NONE;
         for (id, name, bounds, cpus) in [
             (WEB, "web", Bounds { min: 1, desired: 1, max: 4 }, 1),
             (DB, "db", Bounds { min: 1, desired: 2, max: 4 }, 2),

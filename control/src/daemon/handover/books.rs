@@ -69,7 +69,7 @@ fn discover(host_bytes: u64, stock: &Stock) -> Result<Ledger, String> {
     let cpus = (0..stock.cpus).map(|number| Unit::cpu(number, number, None));
     let devices = stock.devices.iter().map(|address| Unit::device(*address, None, true));
     // The host has CPUs and devices of its own; none of those is in the ledger.
-    let none = Bounds { min: 0, desired: 0, max: 0 };
+    let none = Bounds::NONE;
     let host = Limits { memory: Bounds::default(), cpus: none, devices: none, llc_ways: none };
     let free = cpus.chain(devices).map(|unit| (unit, Party::Pool));
     let units = std::iter::once((memory, Party::Host)).chain(free);

@@ -396,7 +396,7 @@ pub(super) fn row_of(
     spec: &InstanceSpec,
     kind: SpawnerKind,
 ) -> InstanceRow {
-    let none = Bounds { min: 0, desired: 0, max: 0 };
+    let none = Bounds::NONE;
     let of = |can_move, bounds| if can_move { bounds } else { none };
     let memory = Bounds {
         min: granules(spec.memory_min_mib()),

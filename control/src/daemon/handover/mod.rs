@@ -192,12 +192,8 @@ impl Ledger {
     /// Whether the ledger alone says what an instance has: no hand-over from or to it is under way, and no memory is in quarantine,
     /// which it may have.
     pub(crate) fn is_certain(&self, cid: Cid) -> bool {
-        let id = Some(instance_of(cid));
         self.coordinator().is_ok_and(|coordinator| {
-            let is_moving = coordinator.operations().any(|operation| {
-                !operation.phase.is_terminal()
-                    && [operation.donor, operation.receiver].iter().any(|end| end.instance() == id)
-            });
+            let is_moving = coordinator.moving_at(instance_of(cid)).is_some();
             let mut entries = coordinator.ledger().entries();
             !is_moving && !entries.any(|entry| matches!(entry.owner, Owner::Quarantined(_)))
         })
