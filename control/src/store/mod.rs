@@ -2,7 +2,7 @@
 //! transactional file (`state.redb`).
 //!
 //! Everything that changes goes through a [`Batch`], which is committed whole or not at all and is on disk when
-//! [`Store::commit`] returns. When the disk is full or the folder read-only, commits are refused with an error that
+//! [`Store::commit`] returns, unless it [can wait](Batch::can_wait). When the disk is full or the folder read-only, commits are refused with an error that
 //! says so, reads go on, and each later commit first tries to open the file anew. Some room is kept for what is
 //! [essential](Batch::essential): a full disk must not keep an operator from stopping anything.
 //!
@@ -116,7 +116,7 @@ impl Store {
         }
     }
 
-    /// Commits a batch off the async runtime; returns when it is on disk.
+    /// Commits a batch off the async runtime; returns when it is on disk, or can wait for the next that is.
     ///
     /// # Errors
     /// [`StoreError::Refused`] when nothing can be written; nothing of the batch has then been done.
