@@ -110,6 +110,9 @@ fn summary(operation: &Operation, granule_bytes: u64) -> String {
     let mut text = match operation.phase {
         Phase::Committed => format!("moved {} from {from} to {to} in {}", size(&moved), time(operation)),
         Phase::Aborted => format!("nothing was moved from {from} to {to}"),
+        _ if operation.moved() == 0 => {
+            format!("nothing of {} was moved from {from} to {to}", size(&|_| true))
+        }
         _ => format!("{} of {} moved from {from} to {to}", size(&moved), size(&|_| true)),
     };
     if let Some(cause) = &operation.cause {
@@ -124,6 +127,10 @@ fn summary(operation: &Operation, granule_bytes: u64) -> String {
             Some(Fate::Pooled) => "is free now".to_owned(),
             Some(Fate::Stranded) => format!("is with {to}, which does not use it"),
             Some(Fate::Quarantined(reason)) => format!("is in quarantine: {reason}"),
+        };
+        let what = match &unit.veto {
+            Some(veto) => format!("{what} ({})", veto.reason),
+            None => what,
         };
         fates.entry(what).or_default().push(unit.unit.to_string());
     }

@@ -11,6 +11,8 @@ use tombolo_tests::prerequisites;
 const MIB: u64 = 1 << 20;
 /// The disk of emulated machines.
 const DISK: &str = "0000:01:00.0";
+/// One that is behind a file which is not there.
+const LOST_DISK: &str = "0000:02:00.0";
 /// How much may be free more or less than expected: programs come and go inside.
 const TOLERANCE: u64 = 4 * MIB;
 
@@ -38,6 +40,7 @@ fn emulated_bed(cpus_in_all: &str, options: &[&str]) -> Option<Bed> {
     let disk = bed.dir().join("disk");
     std::fs::File::create(&disk).and_then(|file| file.set_len(8 * MIB)).ok()?;
     bed.add_daemon_args(["--cpus", cpus_in_all, "--device", &format!("{DISK}=nvme:{}", disk.display())]);
+    bed.add_daemon_args(["--device", &format!("{LOST_DISK}=nvme:/no/such/disk")]);
     bed.start_daemon();
     let file = format!("{}:/bin/app", app.display());
     let common = ["--restart", "never", "--memory-min", "128", "--cpus-max", "4", "--file", &file];

@@ -3,7 +3,7 @@
 use tombolo_tests::bed::{Bed, eventually, send_signal};
 
 use super::{
-    DISK, books_add_up, cpus, emulated_bed_with_two, has_disk, inside, is_committed, is_full_form,
+    DISK, LOST_DISK, books_add_up, cpus, emulated_bed_with_two, has_disk, inside, is_committed, is_full_form,
     move_with_a_dying_daemon,
 };
 
@@ -100,6 +100,9 @@ fn disk_moves_with_what_is_on_it_and_one_that_is_in_use_does_not() {
         bed.tombolo(&["exec", "db", "--", "/bin/app", "stamped", "/dev/nvme0n1"]).code == 0
     });
     app("db", &["stamp", "/dev/nvme0n1", "from db"]);
+    let said = bed.tombolo(&["move", "--device", LOST_DISK, "--from", "pool", "--to", "db"]);
+    assert!(said.code == 7 && said.stderr.contains("nothing of device 0000:02:00.0"), "{said:?}");
+    assert!(said.stderr.contains("is free now (") && said.stderr.contains("/no/such/disk"), "{said:?}");
     let mut holder = bed.attach(&["exec", "db", "--", "/bin/app", "hold", "/dev/nvme0n1"]);
     holder.line("who holds the disk", |line| line.contains("holding"));
     let said = bed.tombolo(&["move", "--device", DISK, "--from", "db", "--to", "web"]);
