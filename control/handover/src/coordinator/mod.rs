@@ -10,6 +10,7 @@
 
 mod boot;
 mod commit;
+mod restock;
 mod work;
 
 pub use boot::Needs;

@@ -2,7 +2,7 @@
 
 use super::commit::{Commit, Event, EventKind};
 use crate::kernel::{InstanceId, Party};
-use crate::ledger::{InstanceRow, Ledger, UnitChange};
+use crate::ledger::{Entry, InstanceRow, Ledger, UnitChange};
 use crate::observe::Command;
 use crate::operation::{Act, Effect, Fate, Operation, Phase, Resting};
 use crate::owner::{OpId, Owner};
@@ -71,6 +71,11 @@ impl Work {
             && self.forgotten_operations.is_empty()
             && self.events.is_empty()
             && self.operations.iter().all(|operation| !operation.phase.is_terminal())
+    }
+
+    /// Enters a unit that was not there before.
+    pub(super) fn add(&mut self, entry: Entry) {
+        self.units.push(self.ledger.add(entry));
     }
 
     /// Gives a unit to an owner; returns its new epoch.

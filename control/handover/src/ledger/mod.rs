@@ -57,7 +57,7 @@ impl Ledger {
                 return Err(Violation::Twice { unit: id });
             }
         }
-        ledger.meta.totals = Kind::ALL.into_iter().map(|kind| (kind, ledger.total(kind))).collect();
+        ledger.meta.totals = ledger.totals();
         ledger.check()?;
         Ok(ledger)
     }
@@ -156,6 +156,10 @@ impl Ledger {
         self.held_by(party).filter(|entry| entry.unit.id.kind() == kind).map(|entry| entry.unit.size()).sum()
     }
 
+    fn totals(&self) -> Vec<(Kind, u64)> {
+        Kind::ALL.into_iter().map(|kind| (kind, self.total(kind))).collect()
+    }
+
     /// How much of a kind there is.
     fn total(&self, kind: Kind) -> u64 {
         self.units.values().filter(|entry| entry.unit.id.kind() == kind).map(|entry| entry.unit.size()).sum()
@@ -172,6 +176,13 @@ impl Ledger {
 
     pub(crate) fn raise_version(&mut self) {
         self.meta.version += 1;
+    }
+
+    /// Enters a unit that was discovered after the ledger was made.
+    pub(crate) fn add(&mut self, entry: Entry) -> UnitChange {
+        self.units.insert(entry.unit.id, entry.clone());
+        self.meta.totals = self.totals();
+        UnitChange::Put(entry)
     }
 
     /// Gives a unit to an owner.

@@ -58,7 +58,7 @@ pub struct Meta {
     pub granule_bytes: u64,
     /// What the host keeps for itself.
     pub host: Limits,
-    /// How much of each kind was discovered. Never changes: nothing is lost, nothing doubled.
+    /// How much of each kind was discovered. No move changes it: nothing is lost, nothing doubled.
     pub totals: Vec<(Kind, u64)>,
 }
 

@@ -7,6 +7,7 @@ use tombolo_handover::{Bounds, Kind, Ledger, Limits, Party, PciAddress, Unit, Un
 
 use crate::meminfo;
 use crate::store::{Batch, Store, StoredLedger};
+use crate::time::unix_ns;
 
 /// The unit in which memory moves, in bytes: what virtio-mem moves on x86-64, and a multiple of any page size there.
 pub(crate) const GRANULE_BYTES: u64 = 2 << 20;
@@ -46,13 +47,10 @@ pub(super) async fn open(store: &Store, stock: &Stock) -> Result<Coordinator, St
                 "it counts memory in steps of {granule_bytes} bytes, and this version in steps of {GRANULE_BYTES}"
             ));
         }
-        let is_same = is_of_the_same_stock(coordinator.ledger(), &found);
-        if !is_same && is_in_use(&coordinator) {
-            tracing::warn!(
-                "the ledger was made for other memory, CPUs or devices: it stays as it is until no instance runs"
-            );
+        if is_in_use(&coordinator) {
+            return take_up(store, coordinator, &found).await;
         }
-        if is_same || orphans > 0 || is_in_use(&coordinator) {
+        if orphans > 0 || is_of_the_same_stock(coordinator.ledger(), &found) {
             return Ok(coordinator);
         }
         tracing::info!("the ledger was made for other memory, CPUs or devices: it is made anew");
@@ -60,6 +58,24 @@ pub(super) async fn open(store: &Store, stock: &Stock) -> Result<Coordinator, St
     let begin = Batch::new().begin_ledger(StoredLedger::discovered(&found));
     store.commit(begin).await.map_err(|error| error.to_string())?;
     Ok(Coordinator::new(found))
+}
+
+/// A ledger that is in use, with what is new on this host.
+async fn take_up(store: &Store, mut coordinator: Coordinator, found: &Ledger) -> Result<Coordinator, String> {
+    let memory =
+        |ledger: &Ledger| ledger.meta().totals.iter().find(|(kind, _)| *kind == Kind::Memory).copied();
+    if memory(coordinator.ledger()) != memory(found) {
+        tracing::warn!(
+            "the ledger was made for another amount of memory: that stays so until no instance runs"
+        );
+    }
+    for unit in coordinator.out_of_stock(found) {
+        tracing::warn!(%unit, "this daemon was started without it; it stays in the ledger until no instance runs");
+    }
+    let step = coordinator.restock(unix_ns(), found);
+    let store_it = |commit| store.commit(Batch::new().ledger_step(commit));
+    step.persist_async(store_it).await.map_err(|error| error.to_string())?;
+    Ok(coordinator)
 }
 
 /// A ledger of this host's memory, all of it the host's own, and of the CPUs and devices that machines can be lent, all of them free.
