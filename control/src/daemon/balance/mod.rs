@@ -59,11 +59,7 @@ impl Balance {
     }
 
     /// Stores other settings and puts them in force. To turn it off works with a full disk, too.
-    pub(crate) async fn set(
-        &self,
-        store: &Store,
-        settings: Option<BalanceSettings>,
-    ) -> Result<(), StoreError> {
+    async fn set(&self, store: &Store, settings: Option<BalanceSettings>) -> Result<(), StoreError> {
         let _begins = self.begins.lock().await;
         if *self.settings.borrow() == settings {
             return Ok(());
@@ -97,9 +93,21 @@ impl Balance {
     }
 }
 
+/// Stores other settings and puts them in force.
+///
+/// # Cancel safety
+/// If the future is dropped, that is done all the same: what is stored and what is in force must not differ.
+pub(crate) async fn set(shared: Arc<Shared>, settings: Option<BalanceSettings>) -> Result<(), StoreError> {
+    let setting = tokio::spawn(async move { shared.balance.set(&shared.store, settings).await });
+    setting
+        .await
+        .unwrap_or_else(|error| Err(StoreError::Refused { reason: format!("it broke off: {error}") }))
+}
+
 /// Balances whenever that is on, until the daemon ends.
 pub(crate) async fn run(shared: Arc<Shared>, registry: Arc<Registry>) {
     let mut changes = shared.balance.settings.subscribe();
+    let mut under_way = None;
     loop {
         let settings = *changes.borrow_and_update();
         let Some(settings) = settings else {
@@ -108,13 +116,14 @@ pub(crate) async fn run(shared: Arc<Shared>, registry: Arc<Registry>) {
             }
             continue;
         };
-        let mut round = Round::new(settings);
+        let mut round = Round::new(settings, under_way.take());
         let mut clock = tokio::time::interval(LOOK_EVERY);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !changes.has_changed().unwrap_or(true) && !shared.is_ending.load(Ordering::Acquire) {
             clock.tick().await;
             round.look(&shared, &registry).await;
         }
+        under_way = round.into_under_way();
         if shared.is_ending.load(Ordering::Acquire) {
             return;
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tombolo_handover::balance::{Balancer, From, Member, Proposal, Stay, Verdict};
-use tombolo_handover::{Coordinator, InstanceId, OpId, Phase, Request, Side, What};
+use tombolo_handover::{Coordinator, InstanceId, OpId, Operation, Phase, Request, Side, What};
 
 use super::gather::{self, percent};
 use super::look::{Candidate, Lookout, candidates};
@@ -23,9 +23,12 @@ pub(super) struct Round {
     under_way: Option<UnderWay>,
 }
 
+/// What the idempotency keys of its moves begin with.
+const KEY: &str = "balance-";
+
 /// A move that was begun and has not ended.
 #[derive(Debug)]
-struct UnderWay {
+pub(super) struct UnderWay {
     id: OpId,
     proposal: Proposal,
     ends: Ends,
@@ -39,9 +42,14 @@ struct Ends {
 }
 
 impl Round {
-    pub(super) fn new(settings: BalanceSettings) -> Self {
+    /// With a move that was begun by other settings, if it has not ended.
+    pub(super) fn new(settings: BalanceSettings, under_way: Option<UnderWay>) -> Self {
         let balancer = Balancer::new(settings.policy());
-        Self { settings, balancer, lookout: Lookout::default(), under_way: None }
+        Self { settings, balancer, lookout: Lookout::default(), under_way }
+    }
+
+    pub(super) fn into_under_way(self) -> Option<UnderWay> {
+        self.under_way
     }
 
     /// Looks at everybody, decides, begins what was decided, and shows what was seen.
@@ -53,15 +61,16 @@ impl Round {
         let Ok(coordinator) = shared.ledger.coordinator() else { return };
         self.follow_up(shared, &coordinator).await;
         let candidates = candidates(registry, &coordinator);
+        let waits_for = under_way(&coordinator);
         let members: Vec<Member> = candidates
             .iter()
             .filter_map(|candidate| candidate.member.ok())
-            .map(|member| Member { is_moving: member.is_moving || self.under_way.is_some(), ..member })
+            .map(|member| Member { is_moving: member.is_moving || waits_for.is_some(), ..member })
             .collect();
         let free_cpus = gather::free_cpus(&coordinator);
         let verdict = self.balancer.decide(monotonic_ns(), &members, &self.lookout.readings(), free_cpus);
-        let decision = match &self.under_way {
-            Some(under_way) => Decision::Waits { operation: under_way.id.0 },
+        let decision = match waits_for {
+            Some(id) => Decision::Waits { operation: id.0 },
             None => decision_of(&verdict, &candidates),
         };
         if let Verdict::Move(proposal) = verdict {
@@ -88,7 +97,7 @@ impl Round {
         // Not bound to a version of the ledger: whatever else moves raises it, and the plan is checked against limits and owners as
         // they are then.
         let request = Request::new(
-            format!("balance-{at_unix_ns}"),
+            format!("{KEY}{at_unix_ns}"),
             ends.from.clone(),
             Side::Instance(ends.to.to_string()),
             What::CpuCount(1),
@@ -157,6 +166,13 @@ impl Ends {
         };
         Some(Self { from, to: named(proposal.to)?.name.clone() })
     }
+}
+
+/// The move of a balancer that has not ended, be it of an earlier daemon.
+fn under_way(coordinator: &Coordinator) -> Option<OpId> {
+    let is_open =
+        |operation: &&Operation| !operation.phase.is_terminal() && operation.request.key.starts_with(KEY);
+    coordinator.operations().find(is_open).map(|operation| operation.id)
 }
 
 /// How a move ended; `None` while it is under way.

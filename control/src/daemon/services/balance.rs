@@ -26,7 +26,7 @@ impl Balance for Session {
         self.require(Role::Operator, "balance")?;
         settings.as_ref().map_or(Ok(()), validate)?;
         let verb = if settings.is_some() { "balance" } else { "balance off" };
-        let set = self.shared.balance.set(&self.shared.store, settings).await;
+        let set = balance::set(self.shared.clone(), settings).await;
         let outcome = set.map_err(ControlError::from);
         self.audit(verb, None, &outcome).await;
         outcome
