@@ -50,7 +50,10 @@ fn prepare(keeper_pid: i32) -> io::Result<Command> {
         // costs it up to 32 MiB, which is the difference between booting and running out of memory. Some sandboxes forbid this.
         let _ = personality::get().and_then(|now| personality::set(now | Persona::ADDR_NO_RANDOMIZE));
     }
-    let mut argv = job.argv.iter().map(|arg| arg.replace("{doorbell}", &Job::DOORBELL_FD.to_string()));
+    let mut argv = job.argv.iter().map(|arg| {
+        let arg = arg.replace("{doorbell}", &Job::DOORBELL_FD.to_string());
+        arg.replace("{events}", &Job::EVENTS_FD.to_string())
+    });
     let program = argv.next().ok_or_else(|| io::Error::other("job.json names no program"))?;
     let mut command = Command::new(program);
     command.args(argv).env_clear().envs(job.env);

@@ -15,7 +15,7 @@ pub struct Job {
     /// The driver this kernel belongs to.
     pub kind: SpawnerKind,
     /// The program and its arguments, run in the runtime folder. `{doorbell}` in an argument becomes the number of the
-    /// inherited doorbell descriptor.
+    /// inherited doorbell descriptor, `{events}` that of the monitor to which a machine tells its events.
     pub argv: Vec<String>,
     /// Its whole environment.
     pub env: Vec<(String, String)>,
@@ -43,6 +43,8 @@ impl Job {
     ///
     /// High enough that neither the keeper nor what it inherited uses it.
     pub const DOORBELL_FD: i32 = 100;
+    /// The same of the monitor for events, of emulated machines.
+    pub const EVENTS_FD: i32 = 101;
     /// Default of [`Job::console_bytes_max`]: 4 MiB, twice that on disk.
     pub const CONSOLE_BYTES_MAX: u64 = 4 << 20;
 }

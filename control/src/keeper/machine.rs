@@ -1,47 +1,69 @@
 //! How an emulated machine ended, by its own account.
 //!
-//! QEMU exits with status 0 whether its kernel powered off, was reset or panicked; its events say which. It writes them into a file: its
-//! second monitor is a pair of files, one with the command that makes a monitor talk, one that takes what it says. So they are there
-//! in full once the machine has ended, whoever watched.
+//! QEMU exits with status 0 whether its kernel powered off, was reset or panicked; its events say which. They go to its keeper, over a
+//! monitor of their own: what it said is there in full once the machine has ended, whoever else watched. A kernel can cause
+//! events as fast as it likes, so only the last of them are kept.
 
-use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::path::Path;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 
 use serde_json::Value;
 
 use super::ExitHow;
 
-/// The name of the pair in QEMU's command line; the files have `.in` and `.out` after it.
-pub(crate) const EVENTS: &str = "events";
-/// What the monitor is told.
-pub(crate) const EVENTS_IN: &str = "events.in";
-/// What it says.
-pub(crate) const EVENTS_OUT: &str = "events.out";
-/// The content of [`EVENTS_IN`].
-pub(crate) const EVENTS_COMMAND: &str = "{\"execute\":\"qmp_capabilities\"}\n";
+/// What a monitor is told to make it talk.
+const HELLO: &[u8] = b"{\"execute\":\"qmp_capabilities\"}\n";
+/// How much is kept, in bytes: what tells the end is among the last lines.
+const TAIL_BYTES: usize = 64 * 1024;
 
-/// How much of the record's end is read, in bytes: what tells the end is among the last lines.
-const TAIL_BYTES: u64 = 64 * 1024;
-
-/// How the machine of the working folder ended, given what its process and its console tell.
-pub(super) fn how_it_ended(seen: ExitHow) -> ExitHow {
-    match read_tail(Path::new(EVENTS_OUT)) {
-        Ok(events) => classify(seen, &events),
-        Err(error) => {
-            eprintln!("could not read {EVENTS_OUT}: {error}; how the machine ended is told from its console");
-            seen
-        }
-    }
+/// The keeper's end of that monitor.
+#[derive(Debug)]
+pub(super) struct Account {
+    /// None once the machine has closed its end.
+    socket: Option<UnixStream>,
+    tail: Vec<u8>,
 }
 
-fn read_tail(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let len = file.metadata()?.len();
-    file.seek(SeekFrom::Start(len.saturating_sub(TAIL_BYTES)))?;
-    let mut bytes = Vec::new();
-    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+impl Account {
+    /// Takes the keeper's end of a new monitor.
+    pub(super) fn new(mut socket: UnixStream) -> io::Result<Self> {
+        socket.write_all(HELLO)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket: Some(socket), tail: Vec::new() })
+    }
+
+    /// What to wait for.
+    pub(super) fn socket(&self) -> Option<&UnixStream> {
+        self.socket.as_ref()
+    }
+
+    /// Reads what has come.
+    pub(super) fn read(&mut self) {
+        let mut chunk = [0; 16 * 1024];
+        while let Some(socket) = &mut self.socket {
+            match socket.read(&mut chunk) {
+                Ok(0) => self.socket = None,
+                Ok(count) => {
+                    self.tail.extend(chunk.iter().take(count));
+                    if self.tail.len() > 2 * TAIL_BYTES {
+                        self.tail.drain(..self.tail.len() - TAIL_BYTES);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    eprintln!("could not read the machine's events: {error}");
+                    self.socket = None;
+                }
+            }
+        }
+    }
+
+    /// How the machine ended, given what its process and its console tell.
+    pub(super) fn how_it_ended(&mut self, seen: ExitHow) -> ExitHow {
+        self.read();
+        classify(seen, &String::from_utf8_lossy(&self.tail))
+    }
 }
 
 /// A panic is believed from whoever tells of it, a signal from the system. Only then do the machine's own words say more than
@@ -110,12 +132,20 @@ mod tests {
     }
 
     #[test]
-    fn only_the_end_of_a_long_account_is_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(EVENTS_OUT);
-        std::fs::write(&path, format!("{}\n{}", "x".repeat(1 << 20), shutdown("guest-reset"))).unwrap();
-        let tail = read_tail(&path).unwrap();
-        assert!(tail.len() as u64 <= TAIL_BYTES);
-        assert_eq!(classify(ExitHow::PoweredOff, &tail), ExitHow::Code(0));
+    fn a_monitor_is_made_to_talk_and_only_the_end_of_what_it_says_is_kept() {
+        let (keepers, mut machines) = UnixStream::pair().unwrap();
+        let mut account = Account::new(keepers).unwrap();
+        let mut told = [0; HELLO.len()];
+        machines.read_exact(&mut told).unwrap();
+        assert_eq!(told, HELLO);
+        for _ in 0..100 {
+            machines.write_all(&[b'x'; 10_000]).unwrap();
+            account.read();
+            assert!(account.tail.len() <= 2 * TAIL_BYTES);
+        }
+        machines.write_all(format!("\n{}", shutdown("guest-reset")).as_bytes()).unwrap();
+        drop(machines);
+        assert_eq!(account.how_it_ended(ExitHow::PoweredOff), ExitHow::Code(0));
+        assert!(account.socket().is_none(), "there is nothing more to wait for");
     }
 }

@@ -20,7 +20,7 @@ mod cpus;
 mod exec;
 mod files;
 mod job;
-pub(crate) mod machine;
+mod machine;
 mod memory;
 mod process_table;
 mod serve;

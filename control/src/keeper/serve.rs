@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt as _;
@@ -22,10 +22,11 @@ use super::client::{Client, Next};
 use super::console::ConsoleLog;
 use super::exec::EXIT_NOT_EXECUTED;
 use super::files::Room;
+use super::machine::Account;
 use super::memory::{Memory, Outcome};
 use super::{
-    CpuLease, Exit, ExitHow, Job, KernelRecord, Process, Request, Status, cpus, descendants_of, machine,
-    names, remove_all, write_atomically,
+    CpuLease, Exit, ExitHow, Job, KernelRecord, Process, Request, Status, cpus, descendants_of, names,
+    remove_all, write_atomically,
 };
 use crate::spawner::SpawnerKind;
 
@@ -73,6 +74,7 @@ struct Keeper {
     log: ConsoleLog,
     exit_room: Option<Room>,
     memory: Option<Memory>,
+    account: Option<Account>,
     /// The client that waits for a change of the memory, by its number.
     awaits_memory: Option<u64>,
     cpus: Vec<CpuLease>,
@@ -112,9 +114,17 @@ impl Keeper {
         let log =
             ConsoleLog::start(names::CONSOLE.as_ref(), names::CONSOLE_OLD.as_ref(), job.console_bytes_max);
 
+        let (account, machine_events) = match job.kind {
+            SpawnerKind::Qemu => {
+                let (ours, machines) = UnixStream::pair().map_err(failed("make the monitor for events"))?;
+                let account = Account::new(ours).map_err(failed("prepare the monitor for events"))?;
+                (Some(account), Some(machines))
+            }
+            _ => (None, None),
+        };
         let started_at_unix_ns = unix_ns();
-        let pid =
-            start_kernel(kernel_doorbell, kernel_console).map_err(failed("start the kernel's process"))?;
+        let pid = start_kernel(kernel_doorbell, kernel_console, machine_events)
+            .map_err(failed("start the kernel's process"))?;
         let main = Pid::from_raw(pid).ok_or("the kernel's process has no id")?;
         let start_ticks = Process::find(pid).map_or(0, |process| process.start_ticks);
         let record =
@@ -136,6 +146,7 @@ impl Keeper {
             log,
             exit_room,
             memory: job.memory.map(|memory| Memory::new(memory.mconsole, memory.boot_bytes)),
+            account,
             awaits_memory: None,
             cpus: job.cpus,
             departures: Vec::new(),
@@ -155,6 +166,11 @@ impl Keeper {
                 && let Some(outcome) = self.memory.as_mut().and_then(Memory::answered)
             {
                 self.memory_changed(outcome);
+            }
+            if ready.account
+                && let Some(account) = &mut self.account
+            {
+                account.read();
             }
             for index in (0..self.clients.len()).rev() {
                 if ready.clients.get(index).copied().unwrap_or(false) {
@@ -190,6 +206,8 @@ impl Keeper {
         }
         let memory = self.memory.as_ref().and_then(Memory::socket);
         fds.extend(memory.map(|socket| PollFd::new(socket, PollFlags::IN)));
+        let account = self.account.as_ref().and_then(Account::socket);
+        fds.extend(account.map(|socket| PollFd::new(socket, PollFlags::IN)));
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -199,7 +217,8 @@ impl Keeper {
         let mut others = fired.iter().skip(2 + self.clients.len()).copied();
         let console = self.console.is_some() && others.next().unwrap_or(false);
         let memory = memory.is_some() && others.next().unwrap_or(false);
-        Ok(Ready { listener: fired.get(1).copied().unwrap_or(false), console, memory, clients })
+        let account = account.is_some() && others.next().unwrap_or(false);
+        Ok(Ready { listener: fired.get(1).copied().unwrap_or(false), console, memory, account, clients })
     }
 
     fn accept(&mut self) {
@@ -371,7 +390,10 @@ impl Keeper {
             (Some(EXIT_NOT_EXECUTED), Ok(reason)) => ExitHow::NeverRan(reason),
             _ => ExitHow::classify(status.code(), status.signal(), self.log.tail()),
         };
-        let how = if self.record.kind == SpawnerKind::Qemu { machine::how_it_ended(how) } else { how };
+        let how = match &mut self.account {
+            Some(account) => account.how_it_ended(how),
+            None => how,
+        };
         let exit = Exit { how, at_unix_ns };
         let (path, line) = (Path::new(names::EXIT), super::wire::line(&exit));
         let recorded = match self.exit_room.take() {
@@ -420,17 +442,14 @@ struct Ready {
     listener: bool,
     console: bool,
     memory: bool,
+    account: bool,
     clients: Vec<bool>,
 }
 
-/// Starts the step that becomes the kernel, with its ends of the doorbell and the console.
-fn start_kernel(doorbell: UnixStream, console: UnixStream) -> io::Result<i32> {
-    let inherited = fcntl_dupfd_cloexec(&doorbell, Job::DOORBELL_FD)?;
-    if std::os::fd::AsRawFd::as_raw_fd(&inherited) != Job::DOORBELL_FD {
-        return Err(io::Error::other(format!("descriptor {} is taken", Job::DOORBELL_FD)));
-    }
-    // Nothing else is started by this single-threaded process, so only the kernel inherits it.
-    fcntl_setfd(&inherited, FdFlags::empty())?;
+/// Starts the step that becomes the kernel, with its ends of the doorbell, the console and, if it is a machine, the monitor for events.
+fn start_kernel(doorbell: UnixStream, console: UnixStream, events: Option<UnixStream>) -> io::Result<i32> {
+    let _doorbell = inherited_as(Job::DOORBELL_FD, &doorbell)?;
+    let _events = events.map(|events| inherited_as(Job::EVENTS_FD, &events)).transpose()?;
     let console = OwnedFd::from(console);
     let child = Command::new("/proc/self/exe")
         .args(["keeper", "--dir", ".", "--exec-for", &std::process::id().to_string()])
@@ -439,6 +458,16 @@ fn start_kernel(doorbell: UnixStream, console: UnixStream) -> io::Result<i32> {
         .stderr(console)
         .spawn()?;
     i32::try_from(child.id()).map_err(io::Error::other)
+}
+
+/// A copy of a socket with this number, which the kernel inherits: nothing else is started by this single-threaded process.
+fn inherited_as(number: i32, socket: &UnixStream) -> io::Result<OwnedFd> {
+    let inherited = fcntl_dupfd_cloexec(socket, number)?;
+    if inherited.as_raw_fd() != number {
+        return Err(io::Error::other(format!("descriptor {number} is taken")));
+    }
+    fcntl_setfd(&inherited, FdFlags::empty())?;
+    Ok(inherited)
 }
 
 fn unix_ns() -> u64 {

@@ -19,7 +19,7 @@ mod memory;
 mod modules;
 mod qmp;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,10 +34,10 @@ use self::memory::Layout;
 pub(super) use self::memory::{set as set_memory, state as memory_state};
 use super::launch::Claim;
 use super::{Availability, Kernel, KernelSpec, PoolFile, SpawnError, Spawner, SpawnerKind, initrd};
-use crate::keeper::{Job, machine};
+use crate::keeper::Job;
 
 /// What this spawner adds to a runtime folder.
-pub(super) const FILES: &[&str] = &[initrd::NAME, MONITOR, machine::EVENTS_IN, machine::EVENTS_OUT];
+pub(super) const FILES: &[&str] = &[initrd::NAME, MONITOR];
 /// QEMU's monitor, relative to the runtime folder.
 const MONITOR: &str = "qmp.sock";
 /// How long the monitor may take to answer, or to appear.
@@ -106,10 +106,6 @@ impl Spawner for QemuSpawner {
         initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;
         let layout = Layout::new(spec, MEMORY_BYTES_MIN + 2 * initrd_bytes);
         let argv = arguments(spec, &image, &layout).map_err(bad_spec)?;
-        for (name, content) in [(machine::EVENTS_IN, machine::EVENTS_COMMAND), (machine::EVENTS_OUT, "")] {
-            let path = spec.runtime_dir.join(name);
-            fs::write(&path, content).map_err(|source| SpawnError::File { action: "write", path, source })?;
-        }
         let job = Job {
             name: name.clone(),
             kind: SpawnerKind::Qemu,
@@ -168,7 +164,7 @@ fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<St
         ("-chardev", "socket,id=doorbell,fd={doorbell}".to_owned()),
         ("-serial", "chardev:doorbell".to_owned()),
         ("-qmp", format!("unix:{MONITOR},server=on,wait=off")),
-        ("-chardev", format!("pipe,id=events,path={}", machine::EVENTS)),
+        ("-chardev", "socket,id=events,fd={events}".to_owned()),
         ("-mon", "chardev=events,mode=control".to_owned()),
         ("-device", "pvpanic-pci".to_owned()),
         // It could suspend itself, and nobody would wake it.
