@@ -28,6 +28,8 @@ pub trait Handover {
     async fn cancel(&self, cx: &Ctx, id: OpId) -> Result<Operation, ControlError>;
     /// Takes a unit out of quarantine: the caller vouches that it is with `owner` and with nobody else.
     async fn repair(&self, cx: &Ctx, unit: UnitId, owner: Side) -> Result<(), ControlError>;
+    /// Looks who has a unit that is in quarantine, and takes it out if that can be proven; the answer is who. Every kernel that runs is asked.
+    async fn search(&self, cx: &Ctx, unit: UnitId) -> Result<Side, ControlError>;
 }
 
 /// Everything the ledger says.

@@ -188,7 +188,14 @@ pub(super) async fn op(cx: &Context, command: OpCommand) -> Outcome {
         }
         OpCommand::Repair { unit, owner } => {
             let unit: UnitId = unit.parse().map_err(|error| CliError::usage(format!("{error}")))?;
-            client.ask(client.handover.repair(unit, side(&owner)?)).await?;
+            let owner = match owner {
+                Some(owner) => {
+                    let owner = side(&owner)?;
+                    client.ask(client.handover.repair(unit, owner.clone())).await?;
+                    owner
+                }
+                None => client.ask(client.handover.search(unit)).await?,
+            };
             cx.output.note(format!("{unit} is with {owner}"));
             Ok(ExitCode::SUCCESS)
         }

@@ -2,6 +2,8 @@
 
 mod balance;
 mod memory;
+mod mend;
+mod quarantine;
 mod units;
 
 use serde_json::Value;

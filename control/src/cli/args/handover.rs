@@ -129,12 +129,12 @@ pub enum OpCommand {
         /// Its number
         id: u64,
     },
-    /// Take a unit out of quarantine. You vouch that it is with OWNER and with nobody else
+    /// Take a unit out of quarantine: every kernel is asked who has it. With OWNER nobody is asked: you vouch that it is there and nowhere else
     Repair {
         /// The unit, as `tombolo pool` names it, such as `memory lot 7`
         unit: String,
         /// Who has it: an instance, `pool` or `host`
-        owner: String,
+        owner: Option<String>,
     },
 }
 

@@ -17,8 +17,9 @@ use tombolo_handover::{
 use tombolo_transport::{Cid, Incarnation};
 
 use super::books::{Books, GRANULE_BYTES};
+use super::mend::{Claims, Mend, Target};
 use super::witness::Witnesses;
-use super::{Holding, LedgerError, Order, granules, instance_of};
+use super::{Holding, LedgerError, Order, Unproven, granules, instance_of};
 use crate::core::{EventKind, InstanceSpec};
 use crate::daemon::registry::Registry;
 use crate::daemon::shared::Shared;
@@ -41,6 +42,9 @@ pub(super) struct Desk {
     timers: HashMap<OpId, AbortHandle>,
     /// For each operation, what is to be done about its units: one by one, in the order in which it was decided.
     queues: HashMap<OpId, mpsc::UnboundedSender<Act>>,
+    claims: Claims,
+    /// What waits until a claim is dropped or an operation ends.
+    parked: Vec<Order>,
 }
 
 impl Desk {
@@ -54,7 +58,8 @@ impl Desk {
     ) -> Self {
         let (timers, queues) = (HashMap::new(), HashMap::new());
         let scribe = Scribe { store: shared.store.clone(), lives: die_after_steps.map(AtomicU64::new) };
-        Self { shared, registry, witnesses, coordinator, scribe, books, timers, queues }
+        let (claims, parked) = (Claims::default(), Vec::new());
+        Self { shared, registry, witnesses, coordinator, scribe, books, timers, queues, claims, parked }
     }
 
     /// Takes up what an earlier daemon left, then one order after the other.
@@ -69,13 +74,25 @@ impl Desk {
                 }
             }
         }
-        while let Some(order) = orders.recv().await {
-            self.take(order).await;
+        loop {
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some(order) => self.take(order).await,
+                    None => return,
+                },
+                () = self.claims.dropped() => {}
+            }
+            for order in std::mem::take(&mut self.parked) {
+                self.take(order).await;
+            }
         }
     }
 
     async fn take(&mut self, order: Order) {
         match order {
+            // Whoever asked has gone, and does not know whether it was begun: better not.
+            Order::Submit { reply, .. } if reply.is_closed() => {}
+            Order::Submit { ref request, .. } if self.is_being_mended(request) => self.parked.push(order),
             Order::Submit { request, reply } => {
                 let outcome = self.submit(*request).await;
                 drop(reply.send(outcome));
@@ -84,9 +101,13 @@ impl Desk {
                 let outcome = self.cancel(id).await;
                 drop(reply.send(outcome));
             }
-            Order::Repair { unit, owner, reply } => {
-                let outcome = self.commit(|desk| desk.repair(unix_ns(), unit, owner)).await;
+            Order::Repair { unit, owner, if_version, reply } => {
+                let outcome = self.repair(unit, owner, if_version).await;
                 drop(reply.send(outcome));
+            }
+            Order::Search { unit, reply } => {
+                let (witnesses, ledger) = (self.witnesses.clone(), self.shared.ledger.clone());
+                tokio::spawn(async move { reply.send(witnesses.repair(&ledger, unit).await) });
             }
             Order::Boot { row, needs, reply } => {
                 let outcome = self.boot(*row, needs).await;
@@ -95,6 +116,7 @@ impl Desk {
             Order::Down { kernel } => self.handle(Input::KernelDown(kernel)).await,
             Order::Release { cid } => self.release(cid).await,
             Order::Dismiss { cid } => self.dismiss(cid).await,
+            Order::Mend(mend) => self.mend(mend),
             Order::Input(input) => self.handle(*input).await,
         }
     }
@@ -114,9 +136,44 @@ impl Desk {
         self.operation(id)
     }
 
+    /// Whether what a kernel has that this is about is being changed at this moment.
+    fn is_being_mended(&self, request: &Request) -> bool {
+        self.coordinator.plan(request).is_ok_and(|plan| {
+            let ends = [plan.donor, plan.receiver];
+            ends.into_iter().filter_map(Party::instance).any(|instance| self.claims.is_claimed(instance))
+        })
+    }
+
+    fn mend(&mut self, mend: Box<Mend>) {
+        let (kernel, ledger) = (mend.kernel, self.coordinator.ledger());
+        if !ledger.is_running(kernel) {
+            return;
+        }
+        let is_moving = self.coordinator.moving_at(kernel.instance).is_some();
+        let claim = if is_moving { None } else { self.claims.claim(kernel.instance) };
+        let Some(claim) = claim else { return self.parked.push(Order::Mend(mend)) };
+        let target = Target::new(&self.coordinator, self.holding(kernel.instance));
+        tokio::spawn(mend.run(target, claim, self.witnesses.clone(), self.shared.clone()));
+    }
+
     async fn cancel(&mut self, id: OpId) -> Result<Operation, LedgerError> {
         self.commit(|desk| desk.cancel(unix_ns(), id)).await?;
         self.operation(id)
+    }
+
+    async fn repair(
+        &mut self,
+        unit: UnitId,
+        owner: Party,
+        if_version: Option<u64>,
+    ) -> Result<(), LedgerError> {
+        if if_version.is_some_and(|version| version != self.coordinator.ledger().version()) {
+            return Err(Unproven::Overtaken.into());
+        }
+        self.commit(|desk| desk.repair(unix_ns(), unit, owner)).await?;
+        let owner = self.coordinator.ledger().name(owner);
+        self.shared.note(None, EventKind::UnitRepaired { unit: unit.to_string(), owner }).await;
+        Ok(())
     }
 
     fn operation(&self, id: OpId) -> Result<Operation, LedgerError> {

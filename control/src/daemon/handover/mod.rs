@@ -10,7 +10,10 @@
 
 mod books;
 mod desk;
+mod heal;
+mod mend;
 mod place;
+mod search;
 mod tie;
 mod witness;
 
@@ -19,17 +22,19 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tombolo_handover::coordinator::{AdminError, Coordinator, Needs};
 use tombolo_handover::{
-    InstanceRow, Kernel, Kind, OpId, Operation, Owner, Party, PciAddress, Refusal, Request, UnitId,
+    InstanceRow, Kernel, Kind, OpId, Operation, Party, PciAddress, Refusal, Request, UnitId,
 };
 use tombolo_transport::{Cid, Incarnation};
 
 pub(crate) use self::books::{Books, GRANULE_BYTES, Stock};
 use self::desk::Desk;
+use self::mend::Mend;
+pub(crate) use self::search::Unproven;
 use self::witness::Witnesses;
 use super::registry::Registry;
 use super::shared::Shared;
-use crate::core::{EventKind, InstanceSpec};
-use crate::spawner::SpawnerKind;
+use crate::core::{EventKind, InstanceName, InstanceSpec};
+use crate::spawner::{self, SpawnerKind};
 use crate::store::{Store, StoreError};
 
 /// Orders that may wait for the desk.
@@ -64,7 +69,14 @@ enum Order {
     Repair {
         unit: UnitId,
         owner: Party,
+        /// Only if the ledger is still at this version.
+        if_version: Option<u64>,
         reply: oneshot::Sender<Result<(), LedgerError>>,
+    },
+    /// Who has a unit in quarantine is to be found out, and it is to be given to them.
+    Search {
+        unit: UnitId,
+        reply: oneshot::Sender<Result<Party, LedgerError>>,
     },
     /// A kernel is about to be started with at least so much.
     Boot {
@@ -84,6 +96,8 @@ enum Order {
     Dismiss {
         cid: Cid,
     },
+    /// A kernel is to have what the ledger says.
+    Mend(Box<Mend>),
     Input(Box<tombolo_handover::Input>),
 }
 
@@ -107,6 +121,8 @@ pub(crate) enum LedgerError {
     Admin(#[from] AdminError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("it cannot be proven who has it: {0}")]
+    Unproven(#[from] Unproven),
     #[error(
         "the ledger of memory and devices cannot be used ({0}); nothing can be started or moved until that is mended"
     )]
@@ -138,6 +154,7 @@ impl Opening {
         let witnesses = Witnesses::new(registry.clone(), shared.ledger.clone(), shared.catalogue.clone());
         match self.coordinator {
             Ok(coordinator) => {
+                tokio::spawn(heal::run(shared.clone()));
                 let desk = Desk::new(shared, registry, witnesses, coordinator, self.books, die_after_steps);
                 desk.serve(self.orders).await;
             }
@@ -156,8 +173,13 @@ async fn refuse_everything(mut orders: mpsc::Receiver<Order>, reason: &Arc<str>)
         match order {
             Order::Submit { reply, .. } | Order::Cancel { reply, .. } => drop(reply.send(Err(unusable()))),
             Order::Repair { reply, .. } => drop(reply.send(Err(unusable()))),
+            Order::Search { reply, .. } => drop(reply.send(Err(unusable()))),
             Order::Boot { reply, .. } => drop(reply.send(Err(unusable()))),
-            Order::Down { .. } | Order::Release { .. } | Order::Dismiss { .. } | Order::Input(_) => {}
+            Order::Down { .. }
+            | Order::Release { .. }
+            | Order::Dismiss { .. }
+            | Order::Mend(_)
+            | Order::Input(_) => {}
         }
     }
 }
@@ -189,16 +211,6 @@ impl Ledger {
         Some(mib_of(ledger.held(Party::Instance(row.kernel()), Kind::Memory)))
     }
 
-    /// Whether the ledger alone says what an instance has: no hand-over from or to it is under way, and no memory is in quarantine,
-    /// which it may have.
-    pub(crate) fn is_certain(&self, cid: Cid) -> bool {
-        self.coordinator().is_ok_and(|coordinator| {
-            let is_moving = coordinator.moving_at(instance_of(cid)).is_some();
-            let mut entries = coordinator.ledger().entries();
-            !is_moving && !entries.any(|entry| matches!(entry.owner, Owner::Quarantined(_)))
-        })
-    }
-
     pub(crate) async fn submit(&self, request: Request) -> Result<Operation, LedgerError> {
         self.order(|reply| Order::Submit { request: Box::new(request), reply }).await
     }
@@ -207,8 +219,18 @@ impl Ledger {
         self.order(|reply| Order::Cancel { id, reply }).await
     }
 
+    /// Gives a unit in quarantine to `owner`, on the word of whoever asks.
     pub(crate) async fn repair(&self, unit: UnitId, owner: Party) -> Result<(), LedgerError> {
-        self.order(|reply| Order::Repair { unit, owner, reply }).await
+        self.order(|reply| Order::Repair { unit, owner, if_version: None, reply }).await
+    }
+
+    async fn repair_at(&self, version: u64, unit: UnitId, owner: Party) -> Result<(), LedgerError> {
+        self.order(|reply| Order::Repair { unit, owner, if_version: Some(version), reply }).await
+    }
+
+    /// Gives a unit in quarantine to whoever is found to have it, if that can be proven; says who that is.
+    pub(crate) async fn search(&self, unit: UnitId) -> Result<Party, LedgerError> {
+        self.order(|reply| Order::Search { unit, reply }).await
     }
 
     /// Says, before a kernel is started or when it is found running, which boot of which instance it is. Returns what it is to have.
@@ -240,6 +262,11 @@ impl Ledger {
     /// Frees what an instance holds that does not run and is not started again by itself.
     pub(crate) async fn release(&self, cid: Cid) {
         let _ = self.orders.send(Order::Release { cid }).await;
+    }
+
+    /// Has a kernel that runs made to have what the ledger says, as soon as nothing moves from or to it.
+    pub(crate) async fn mend(&self, name: InstanceName, kernel: Kernel, handle: spawner::Kernel) {
+        self.order_mend(Mend { name, kernel, handle, turns: 0 }).await;
     }
 
     /// Forgets an instance that was removed.

@@ -1,19 +1,13 @@
-//! What the instance's kernel has: the ledger says, the kernel follows.
+//! What the ledger gives to the instance's kernel.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
-
-use tombolo_handover::{AdminError, Kind};
+use tombolo_handover::{AdminError, Kernel as Booted, Kind};
 use tombolo_transport::Incarnation;
 
-use super::{Instance, effects};
+use super::Instance;
 use crate::core::State;
 use crate::core::lifecycle::Timer;
-use crate::daemon::handover::{Holding, LedgerError, mib_of, round_up};
-use crate::spawner::{Device, Kernel, SpawnError, SpawnerKind};
-
-/// How long a kernel that was found running may take to have what the ledger says.
-const CHANGE_MAX: Duration = Duration::from_secs(10);
+use crate::daemon::handover::{Holding, LedgerError, instance_of, mib_of, round_up};
+use crate::spawner::SpawnerKind;
 
 /// What a kernel boots with.
 pub(super) struct BootsWith {
@@ -77,36 +71,12 @@ impl Instance {
         else {
             return;
         };
-        let holding = match self.enter_boot(kind, incarnation).await {
-            Ok(holding) => holding,
-            Err(reason) => {
-                tracing::warn!(instance = %self.record.name, reason, "the ledger does not know what it has");
-                return;
-            }
-        };
-        let (name, shared, cid) = (self.record.name.clone(), self.shared.clone(), self.record.cid);
-        tokio::spawn(async move {
-            if !shared.ledger.is_certain(cid) {
-                return;
-            }
-            let mended = [
-                mend_memory(&kernel, &holding).await,
-                mend_cpus(&kernel, &holding).await,
-                mend_devices(&kernel, &holding, &shared.catalogue).await,
-            ];
-            for outcome in mended {
-                match outcome {
-                    Ok(None) => {}
-                    Ok(Some(what)) => {
-                        tracing::warn!(instance = %name, what, "it had other than the ledger says: changed");
-                    }
-                    Err(error) => {
-                        let error = effects::chain(&error);
-                        tracing::error!(instance = %name, error, "it cannot be made to have what the ledger says");
-                    }
-                }
-            }
-        });
+        if let Err(reason) = self.enter_boot(kind, incarnation).await {
+            tracing::warn!(instance = %self.record.name, reason, "the ledger does not know what it has");
+            return;
+        }
+        let booted = Booted { instance: instance_of(self.record.cid), incarnation };
+        self.shared.ledger.mend(self.record.name.clone(), booted, kernel).await;
     }
 
     /// Frees what an instance holds that has no kernel and will not have one by itself.
@@ -117,50 +87,4 @@ impl Instance {
             self.shared.ledger.release(self.record.cid).await;
         }
     }
-}
-
-/// Each of these returns what was changed, if it was. A machine that cannot be asked now (it starts, say) is left alone.
-type Mended = Result<Option<String>, SpawnError>;
-
-async fn mend_memory(kernel: &Kernel, holding: &Holding) -> Mended {
-    match kernel.memory().await {
-        Ok(Some(present))
-            if present.certain && !present.pending && present.present_bytes != holding.memory_bytes =>
-        {
-            kernel.set_memory(holding.memory_bytes, CHANGE_MAX).await?;
-            Ok(Some(format!("{} -> {} MiB", present.present_bytes >> 20, holding.memory_bytes >> 20)))
-        }
-        _ => Ok(None),
-    }
-}
-
-async fn mend_cpus(kernel: &Kernel, holding: &Holding) -> Mended {
-    let Ok(Some(cpus)) = kernel.cpus().await else { return Ok(None) };
-    let has: BTreeSet<u32> = cpus.iter().filter(|cpu| cpu.lent).filter_map(|cpu| cpu.unit).collect();
-    let wanted: BTreeSet<u32> = holding.cpus.iter().copied().collect();
-    for unit in has.difference(&wanted) {
-        kernel.take_cpu(*unit).await?;
-    }
-    for unit in wanted.difference(&has) {
-        kernel.lend_cpu(*unit).await?;
-    }
-    Ok((has != wanted).then(|| format!("CPUs {has:?} -> {wanted:?}")))
-}
-
-async fn mend_devices(kernel: &Kernel, holding: &Holding, catalogue: &[Device]) -> Mended {
-    let Ok(Some(has)) = kernel.devices().await else { return Ok(None) };
-    let mut changed = Vec::new();
-    for device in catalogue {
-        let plugged = has.iter().find(|state| state.address == device.address);
-        if plugged.is_some_and(|state| state.is_leaving) {
-            continue;
-        }
-        match (plugged.is_some(), holding.devices.contains(&device.address)) {
-            (false, true) => kernel.plug(device).await?,
-            (true, false) => kernel.unplug(device, CHANGE_MAX).await?,
-            _ => continue,
-        }
-        changed.push(device.address.to_string());
-    }
-    Ok((!changed.is_empty()).then(|| format!("devices {}", changed.join(", "))))
 }

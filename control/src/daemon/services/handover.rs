@@ -6,7 +6,6 @@ use tombolo_rpc::{Ctx, Sender};
 use super::Session;
 use crate::api::handover::{Books, Handover};
 use crate::api::{ControlError, Role};
-use crate::core::EventKind;
 use crate::daemon::handover::{GRANULE_BYTES, LedgerError};
 
 impl Handover for Session {
@@ -82,12 +81,16 @@ impl Handover for Session {
             }
         };
         let outcome = self.shared.ledger.repair(unit, party).await.map_err(ControlError::from);
-        if outcome.is_ok() {
-            let repaired = EventKind::UnitRepaired { unit: unit.to_string(), owner: party.to_string() };
-            self.shared.note(None, repaired).await;
-        }
         self.audit(&format!("repair {unit}"), name_of(&owner).as_deref(), &outcome).await;
         outcome
+    }
+
+    async fn search(&self, _cx: &Ctx, unit: UnitId) -> Result<Side, ControlError> {
+        self.require(Role::Operator, "repair")?;
+        let found = self.shared.ledger.search(unit).await.map_err(ControlError::from);
+        self.audit(&format!("repair {unit}"), None, &found).await;
+        let owner = found?;
+        Ok(Side::named(&self.shared.ledger.coordinator()?.ledger().name(owner)))
     }
 }
 
@@ -123,7 +126,7 @@ impl From<LedgerError> for ControlError {
             }
             LedgerError::Refused(_) | LedgerError::Admin(_) | LedgerError::Ending => Self::Refused { reason },
             LedgerError::Store(error) => error.into(),
-            LedgerError::Unusable(_) => Self::Operator { reason },
+            LedgerError::Unusable(_) | LedgerError::Unproven(_) => Self::Operator { reason },
         }
     }
 }

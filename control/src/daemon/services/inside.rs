@@ -20,14 +20,14 @@ use crate::api::{ControlError, Role};
 
 impl Inside for Session {
     async fn ping(&self, cx: &Ctx, name: String) -> Result<PingAnswer, ControlError> {
-        let agent = AgentClient::new(self.agent(&name)?);
+        let agent = AgentClient::new(self.agent(&name).await?);
         let started = Instant::now();
         let pong = within(cx, agent.ping()).await.map_err(told(&name, |_| Refusal::Failed))?;
         Ok(PingAnswer { round_trip_ns: started.elapsed().as_nanos() as u64, pong })
     }
 
     async fn report(&self, cx: &Ctx, name: String) -> Result<HealthReport, ControlError> {
-        within(cx, HealthClient::new(self.agent(&name)?).status())
+        within(cx, HealthClient::new(self.agent(&name).await?).status())
             .await
             .map_err(told(&name, |_| Refusal::Failed))
     }
@@ -41,20 +41,20 @@ impl Inside for Session {
         out: Sender<ExecOut>,
     ) -> Result<ExitStatus, ControlError> {
         self.require(Role::Operator, "exec")?;
-        let exec = ExecClient::new(self.agent(&name)?);
+        let exec = ExecClient::new(self.agent(&name).await?);
         self.audit(&format!("exec {}", spec.argv.join(" ")), Some(&name), &Ok(())).await;
         relay_both(exec.run(spec), input, out).await.map_err(told(&name, kind_of_exec))
     }
 
     async fn start_job(&self, cx: &Ctx, name: String, spec: ExecSpec) -> Result<JobInfo, ControlError> {
         self.require(Role::Operator, "exec")?;
-        let exec = ExecClient::new(self.agent(&name)?);
+        let exec = ExecClient::new(self.agent(&name).await?);
         self.audit(&format!("exec -d {}", spec.argv.join(" ")), Some(&name), &Ok(())).await;
         within(cx, exec.start(spec)).await.map_err(told(&name, kind_of_exec))
     }
 
     async fn jobs(&self, cx: &Ctx, name: String) -> Result<Vec<JobInfo>, ControlError> {
-        within(cx, ExecClient::new(self.agent(&name)?).list()).await.map_err(told(&name, kind_of_exec))
+        within(cx, ExecClient::new(self.agent(&name).await?).list()).await.map_err(told(&name, kind_of_exec))
     }
 
     async fn attach(
@@ -66,19 +66,21 @@ impl Inside for Session {
         out: Sender<ExecOut>,
     ) -> Result<ExitStatus, ControlError> {
         self.require(Role::Operator, "attach to a job")?;
-        let exec = ExecClient::new(self.agent(&name)?);
+        let exec = ExecClient::new(self.agent(&name).await?);
         relay_both(exec.attach(request), input, out).await.map_err(told(&name, kind_of_exec))
     }
 
     async fn signal_job(&self, cx: &Ctx, name: String, job: u64, signal: Signal) -> Result<(), ControlError> {
         self.require(Role::Operator, "signal a job")?;
-        let call = ExecClient::new(self.agent(&name)?).kill(job, signal);
+        let call = ExecClient::new(self.agent(&name).await?).kill(job, signal);
         within(cx, call).await.map_err(told(&name, kind_of_exec))
     }
 
     async fn forget_job(&self, cx: &Ctx, name: String, job: u64) -> Result<(), ControlError> {
         self.require(Role::Operator, "forget a job")?;
-        within(cx, ExecClient::new(self.agent(&name)?).forget(job)).await.map_err(told(&name, kind_of_exec))
+        within(cx, ExecClient::new(self.agent(&name).await?).forget(job))
+            .await
+            .map_err(told(&name, kind_of_exec))
     }
 
     async fn put(
@@ -89,7 +91,7 @@ impl Inside for Session {
         input: Receiver<Blob>,
     ) -> Result<PutDone, ControlError> {
         self.require(Role::Operator, "cp")?;
-        let files = FilesClient::new(self.agent(&name)?);
+        let files = FilesClient::new(self.agent(&name).await?);
         self.audit(&format!("cp into {}", request.path), Some(&name), &Ok(())).await;
         relay_in(files.put(request), input).await.map_err(told(&name, kind_of_file))
     }
@@ -102,7 +104,7 @@ impl Inside for Session {
         resume_key: String,
     ) -> Result<u64, ControlError> {
         self.require(Role::Operator, "cp")?;
-        let call = FilesClient::new(self.agent(&name)?).partial(path, resume_key);
+        let call = FilesClient::new(self.agent(&name).await?).partial(path, resume_key);
         within(cx, call).await.map_err(told(&name, kind_of_file))
     }
 
@@ -114,13 +116,15 @@ impl Inside for Session {
         out: Sender<Blob>,
     ) -> Result<GetDone, ControlError> {
         self.require(Role::Operator, "cp")?;
-        let files = FilesClient::new(self.agent(&name)?);
+        let files = FilesClient::new(self.agent(&name).await?);
         relay_out(files.get(request), out).await.map_err(told(&name, kind_of_file))
     }
 
     async fn stat(&self, cx: &Ctx, name: String, path: String) -> Result<FileInfo, ControlError> {
         self.require(Role::Operator, "cp")?;
-        within(cx, FilesClient::new(self.agent(&name)?).stat(path)).await.map_err(told(&name, kind_of_file))
+        within(cx, FilesClient::new(self.agent(&name).await?).stat(path))
+            .await
+            .map_err(told(&name, kind_of_file))
     }
 
     async fn logs(
@@ -130,7 +134,7 @@ impl Inside for Session {
         query: LogQuery,
         out: Sender<LogItem>,
     ) -> Result<LogCursor, ControlError> {
-        let logs = LogsClient::new(self.agent(&name)?);
+        let logs = LogsClient::new(self.agent(&name).await?);
         relay_out(logs.read(query), out).await.map_err(told(&name, |_| Refusal::Invalid))
     }
 
@@ -143,7 +147,7 @@ impl Inside for Session {
         out: Sender<Blob>,
     ) -> Result<ForwardDone, ControlError> {
         self.require(Role::Operator, "connect")?;
-        let forward = ForwardClient::new(self.agent(&name)?);
+        let forward = ForwardClient::new(self.agent(&name).await?);
         relay_both(forward.connect(request), input, out).await.map_err(told(&name, kind_of_forward))
     }
 }

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::fmt::Display;
 use std::future::pending;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,11 +14,19 @@ use super::Session;
 use crate::api::ControlError;
 use crate::api::error::Refusal;
 use crate::core::State;
+use crate::daemon::instance::Face;
+
+/// How long an agent that has lost its link may take to dial in again: it does so within a second.
+const DIAL_MAX: Duration = Duration::from_secs(2);
 
 impl Session {
-    /// The link to the agent of an instance.
-    pub(super) fn agent(&self, name: &str) -> Result<Link, ControlError> {
+    /// The link to the agent of an instance. One that runs and has none dials in at any moment: a daemon was started anew, perhaps.
+    pub(super) async fn agent(&self, name: &str) -> Result<Link, ControlError> {
         let handle = self.find(name)?;
+        let dials =
+            |face: &Face| face.link.is_none() && matches!(face.view.state, State::Running | State::Adopted);
+        let mut face = handle.face.clone();
+        let _ = tokio::time::timeout(DIAL_MAX, face.wait_for(|face| !dials(face))).await;
         let face = handle.face.borrow();
         face.link.clone().ok_or_else(|| ControlError::AgentUnreachable {
             name: name.to_owned(),

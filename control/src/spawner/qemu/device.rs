@@ -153,8 +153,8 @@ fn backend(device: &Device) -> (&'static str, Value) {
             json!({
                 "driver": "raw",
                 "node-name": name,
-                // The ledger sees to it that one machine has it at a time.
-                "file": { "driver": "file", "filename": file, "locking": "off" },
+                // The ledger sees to it that one machine has it at a time. The lock is for whoever uses the file beside it.
+                "file": { "driver": "file", "filename": file, "locking": "auto" },
             }),
         ),
         DeviceModel::Rng => ("object-add", json!({ "qom-type": "rng-builtin", "id": name })),

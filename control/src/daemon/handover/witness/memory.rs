@@ -109,7 +109,7 @@ impl Witnesses {
     }
 
     /// How much memory a party has, and whether that may still change by itself.
-    async fn has(&self, party: Party) -> (Has, bool) {
+    pub(super) async fn has(&self, party: Party) -> (Has, bool) {
         let Party::Instance(kernel) = party else { return (Has::TheRest, false) };
         let present = self.coordinator().map(|books| books.ledger().present(party));
         let kernel = present.and_then(Party::kernel).unwrap_or(kernel);
@@ -119,7 +119,9 @@ impl Witnesses {
         let Some(handle) = self.running(kernel).await else { return (Has::Unknown, false) };
         match handle.memory().await {
             Ok(Some(memory)) => (Has::of(&memory), memory.pending),
-            Ok(None) | Err(_) => (Has::Unknown, false),
+            // Its memory is not in the ledger.
+            Ok(None) => (Has::Nothing, false),
+            Err(_) => (Has::Unknown, false),
         }
     }
 

@@ -1,9 +1,10 @@
 //! Asking kernels: carrying out what the coordinator decided, and looking what came of it.
 //!
 //! Nothing here decides anything. A kernel that does not answer is reported as silent, never as done. [`memory`] is about amounts, [`unit`]
-//! about what can be told apart.
+//! about what can be told apart, [`search`] about what nobody is known to have.
 
 mod memory;
+mod search;
 mod unit;
 
 use std::sync::Arc;
@@ -13,13 +14,14 @@ use tombolo_agent::api::handover::{Action, Asked, HandoverClient, Here, Order, P
 use tombolo_handover::coordinator::Coordinator;
 use tombolo_handover::observe::{Inside, Sighting};
 use tombolo_handover::operation::{Act, Ask, End, Input, Progress, Question, Reply, Veto};
-use tombolo_handover::{Kernel, Kind, OpId, Party, UnitId};
+use tombolo_handover::{InstanceId, Kernel, Kind, OpId, Party, UnitId};
 use tombolo_rpc::{CallError, Failure, Link};
 use tombolo_transport::Cid;
 
-use super::Ledger;
 use super::books::Books;
-use crate::daemon::instance::Face;
+use super::{Ledger, instance_of};
+use crate::core::InstanceName;
+use crate::daemon::instance::{Face, Handle};
 use crate::daemon::registry::Registry;
 use crate::spawner::{self, Device, SpawnError};
 
@@ -161,8 +163,23 @@ impl Witnesses {
         }
     }
 
+    /// The devices that machines can be lent.
+    pub(super) fn catalogue(&self) -> &[Device] {
+        &self.catalogue
+    }
+
+    /// All other instances that may have a kernel, and that kernel, if it is known yet.
+    pub(super) fn others(&self, than: InstanceId) -> Vec<(InstanceName, Option<spawner::Kernel>)> {
+        let kernel_of = |handle: Handle| {
+            let face = handle.face.borrow();
+            let is_other = instance_of(Cid(face.view.cid)) != than && face.view.state.may_have_kernel();
+            is_other.then(|| (handle.name.clone(), face.kernel.clone()))
+        };
+        self.registry.all().into_iter().filter_map(kernel_of).collect()
+    }
+
     /// Returns when the ledger knows that a kernel is dead.
-    async fn down(&self, kernel: Kernel) {
+    pub(super) async fn down(&self, kernel: Kernel) {
         let is_down = |books: &Books| match books {
             Books::Kept(coordinator) => !coordinator.ledger().is_running(kernel),
             Books::Unusable(_) => false,

@@ -72,7 +72,7 @@ impl Witnesses {
     }
 
     /// What a party has to do with a unit now, in its present boot.
-    async fn tie(&self, party: Party, unit: UnitId) -> Tie {
+    pub(super) async fn tie(&self, party: Party, unit: UnitId) -> Tie {
         let Some(coordinator) = self.coordinator() else { return Tie::Unknown };
         let Some(kernel) = coordinator.ledger().present(party).kernel() else { return Tie::None };
         if !coordinator.ledger().is_running(kernel) {
