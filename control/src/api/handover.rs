@@ -4,7 +4,9 @@
 
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
-use tombolo_handover::{Entry, InstanceRow, Kind, Meta, OpId, Operation, Party, Plan, Request, Side, UnitId};
+use tombolo_handover::{
+    Entry, InstanceRow, Kind, Meta, OpId, Operation, Owner, Party, PciAddress, Plan, Request, Side, UnitId,
+};
 use tombolo_rpc::Ctx;
 
 use super::ControlError;
@@ -63,6 +65,14 @@ impl Books {
     /// Every unit that rests with a party.
     pub fn units_of(&self, party: Party) -> impl Iterator<Item = &Entry> {
         self.units.iter().filter(move |entry| entry.owner.party() == Some(party))
+    }
+
+    /// Every device, and who has it.
+    pub fn devices(&self) -> impl Iterator<Item = (PciAddress, &Owner)> {
+        self.units.iter().filter_map(|entry| match entry.unit.id {
+            UnitId::Device(address) => Some((address, &entry.owner)),
+            _ => None,
+        })
     }
 
     /// How many CPUs, or devices, rest with a party.

@@ -5,16 +5,17 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use tombolo_handover::{Kind, Party};
+use tombolo_handover::{Kind, Owner, Party, PciAddress, Side};
 
 use super::args::{ApplyArgs, DiffArgs};
 use super::client::Client;
 use super::error::CliError;
-use super::handover::Holding;
+use super::handover::{Holding, move_device};
 use super::output::bytes;
 use super::{Context, Outcome, up};
 use crate::api::ExitKind;
 use crate::api::handover::Books;
+use crate::core::InstanceSpec;
 use crate::core::spec::FleetSpec;
 
 /// What to do where there is no fleet file.
@@ -32,6 +33,8 @@ enum Change {
     Memory { instance: String, has_bytes: u64, wanted_bytes: u64 },
     /// It has another number of CPUs.
     Cpus { instance: String, has: u64, wanted: u64 },
+    /// A device is elsewhere.
+    Device { device: PciAddress, from: String, to: String },
 }
 
 /// What a running instance is to have of a kind: bytes of memory, or CPUs.
@@ -40,6 +43,12 @@ struct Move {
     kind: Kind,
     wanted: u64,
     grows: bool,
+}
+
+/// What the file says of devices.
+struct Devices<'a> {
+    fleet: &'a FleetSpec,
+    books: &'a Books,
 }
 
 pub(super) async fn diff(cx: &Context, args: DiffArgs) -> Outcome {
@@ -66,16 +75,42 @@ pub(super) async fn apply(cx: &Context, args: ApplyArgs) -> Outcome {
         show(cx, &planned, version)?;
         return Ok(ExitCode::SUCCESS);
     }
+    leaves_others_alone(&planned, &fleet)?;
     let outcome = up::bring_up(cx, &client, &fleet, false).await?;
     // What is missing runs now, with the memory that the file gives it. Who gives goes first, so that others can get.
-    let mut moves: Vec<Move> =
-        changes(&client, &fleet).await?.0.into_iter().filter_map(Change::into_move).collect();
+    let missing = changes(&client, &fleet).await?.0;
+    let mut moves: Vec<Move> = missing.iter().filter_map(Change::as_move).collect();
     moves.sort_by_key(|one| one.grows);
     let how = super::args::HandoverArgs { if_version: None, ..args.how };
     for Move { instance, kind, wanted, .. } in moves {
         Holding::of(&client, &instance).await?.change_to(cx, &client, kind, wanted, &how).await?;
     }
+    for change in missing {
+        if let Change::Device { device, from, to } = change {
+            move_device(cx, &client, device, [&from, &to], &how).await?;
+        }
+    }
     Ok(outcome)
+}
+
+/// Instances that the file does not name give nothing.
+fn leaves_others_alone(changes: &[Change], fleet: &FleetSpec) -> Result<(), CliError> {
+    let is_other = |name: &str| {
+        matches!(Side::named(name), Side::Instance(_))
+            && !fleet.instance.keys().any(|known| known.as_str() == name)
+    };
+    for change in changes {
+        if let Change::Device { device, from, to } = change
+            && is_other(from)
+        {
+            let message = format!(
+                "device {device} is to go to {to} and is with {from}, which the file does not name; nothing was changed. \
+                 `tombolo move --device {device} --from {from} --to pool` frees it"
+            );
+            return Err(CliError::new(ExitKind::Conflict, message));
+        }
+    }
+    Ok(())
 }
 
 /// What the file wants and is not so, with the version of the ledger that was looked at.
@@ -97,7 +132,52 @@ async fn changes(client: &Client, fleet: &FleetSpec) -> Result<(Vec<Change>, u64
             }
         }
     }
+    changes.extend(Devices { fleet, books: &books }.changes());
     Ok((changes, books.meta.version))
+}
+
+impl Devices<'_> {
+    /// What has to move for each device that the file says something of.
+    fn changes(&self) -> Vec<Change> {
+        let elsewhere = |(device, owner): (PciAddress, &Owner)| {
+            let from = match owner.party() {
+                Some(party) => self.name_of(party),
+                // On its way, or in quarantine: whoever asks for it is told.
+                None => Side::Pool.to_string(),
+            };
+            let to = self
+                .wanted_by(device)
+                .or_else(|| self.is_surplus(device, &from).then(|| Side::Pool.to_string()))?;
+            (from != to).then_some(Change::Device { device, from, to })
+        };
+        self.books.devices().filter_map(elsewhere).collect()
+    }
+
+    /// The running instance that is to have it.
+    fn wanted_by(&self, device: PciAddress) -> Option<String> {
+        let wants =
+            |spec: &InstanceSpec| spec.devices.as_ref().is_some_and(|devices| devices.contains(&device));
+        let (name, _) = self.fleet.instance.iter().find(|(_, spec)| wants(spec))?;
+        self.books.instance(name.as_str()).filter(|row| row.running).map(|row| row.name.clone())
+    }
+
+    /// Whether it is with an instance of the file that names its devices, and not this one.
+    fn is_surplus(&self, device: PciAddress, holder: &str) -> bool {
+        let spec = self.fleet.instance.iter().find(|(name, _)| name.as_str() == holder).map(|(_, spec)| spec);
+        spec.and_then(|spec| spec.devices.as_ref()).is_some_and(|devices| !devices.contains(&device))
+    }
+
+    /// As `move` takes it.
+    fn name_of(&self, party: Party) -> String {
+        match party {
+            Party::Host => Side::Host.to_string(),
+            Party::Pool => Side::Pool.to_string(),
+            Party::Instance(kernel) => {
+                let row = self.books.instances.iter().find(|row| row.id == kernel.instance);
+                row.map_or_else(|| kernel.to_string(), |row| row.name.clone())
+            }
+        }
+    }
 }
 
 /// Whether a running instance has another amount of memory than it is to have. Nothing, where none of its memory is in the ledger.
@@ -138,16 +218,16 @@ fn show(cx: &Context, changes: &[Change], version: u64) -> Result<(), CliError> 
 }
 
 impl Change {
-    /// The change as something that is to move.
-    fn into_move(self) -> Option<Move> {
+    /// The change as an amount that is to move.
+    fn as_move(&self) -> Option<Move> {
         let (instance, kind, has, wanted) = match self {
             Self::Memory { instance, has_bytes, wanted_bytes } => {
-                (instance, Kind::Memory, has_bytes, wanted_bytes)
+                (instance, Kind::Memory, *has_bytes, *wanted_bytes)
             }
-            Self::Cpus { instance, has, wanted } => (instance, Kind::Cpu, has, wanted),
-            Self::Create { .. } | Self::Start { .. } => return None,
+            Self::Cpus { instance, has, wanted } => (instance, Kind::Cpu, *has, *wanted),
+            Self::Create { .. } | Self::Start { .. } | Self::Device { .. } => return None,
         };
-        Some(Move { instance, kind, wanted, grows: wanted > has })
+        Some(Move { instance: instance.clone(), kind, wanted, grows: wanted > has })
     }
 }
 
@@ -160,6 +240,7 @@ impl fmt::Display for Change {
                 write!(f, "{instance}: memory {} -> {}", bytes(*has_bytes), bytes(*wanted_bytes))
             }
             Self::Cpus { instance, has, wanted } => write!(f, "{instance}: CPUs {has} -> {wanted}"),
+            Self::Device { device, from, to } => write!(f, "device {device}: {from} -> {to}"),
         }
     }
 }

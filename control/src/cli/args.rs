@@ -7,6 +7,7 @@ mod handover;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tombolo_handover::PciAddress;
 
 use crate::core::InstanceName;
 use crate::core::policy::Target;
@@ -236,6 +237,9 @@ pub struct SpecArgs {
     /// Let it give and get CPUs by itself, between these two, while `tombolo balance` is on
     #[arg(long)]
     pub balance: bool,
+    /// A device that it is to have, such as 0000:01:00.0; it boots with it if that is free; may be repeated
+    #[arg(long = "device", value_name = "ADDRESS")]
+    pub devices: Vec<PciAddress>,
     /// The kernel image [default: the one the driver finds]
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,

@@ -31,6 +31,18 @@ pub(super) async fn move_units(cx: &Context, args: MoveArgs) -> Outcome {
     hand_over(cx, &client, request, &args.how).await
 }
 
+/// Moves a device between two holders by name.
+pub(super) async fn move_device(
+    cx: &Context,
+    client: &Client,
+    device: PciAddress,
+    [from, to]: [&str; 2],
+    how: &HandoverArgs,
+) -> Outcome {
+    let request = request(side(from)?, side(to)?, What::Device(device), how);
+    hand_over(cx, client, request, how).await
+}
+
 pub(super) async fn resize(cx: &Context, args: ResizeArgs) -> Outcome {
     let client = cx.client().await?;
     let ResizeArgs { name, memory, cpus, mut how } = args;

@@ -27,6 +27,9 @@ pub(super) fn read(args: &SpecArgs) -> Result<InstanceSpec, CliError> {
     spec.cpus_min = args.cpus_min.or(spec.cpus_min);
     spec.cpus_max = args.cpus_max.or(spec.cpus_max);
     spec.balance |= args.balance;
+    if !args.devices.is_empty() {
+        spec.devices.get_or_insert_default().extend(&args.devices);
+    }
     spec.image = args.image.as_ref().map(std::path::absolute).transpose().map_err(absolute)?.or(spec.image);
     for (source, guest) in &args.files {
         let source = std::path::absolute(source).map_err(absolute)?;

@@ -80,6 +80,10 @@ pub(super) fn read_fleet(file: Option<&Path>, remedy: &str) -> Result<FleetSpec,
     })?;
     let mut fleet: FleetSpec =
         toml::from_str(&text).map_err(|error| CliError::usage(format!("{}: {error}", path.display())))?;
+    if let Some((device, [first, second])) = fleet.device_wanted_twice() {
+        let message = format!("{}: {device} is wanted by both {first} and {second}", path.display());
+        return Err(CliError::usage(message));
+    }
     // Paths in the file are meant from where the file is; the daemon runs elsewhere.
     let base = std::path::absolute(&path).map_err(|error| CliError::failed("make a path absolute", error))?;
     let base = base.parent().unwrap_or_else(|| Path::new("/"));

@@ -10,6 +10,7 @@ use super::backoff::{BackoffConfig, RestartPolicy};
 use super::lifecycle::{OnHang, Rules};
 use super::name::InstanceName;
 use tombolo_agent::config::{Entrypoint, ProbeConfig};
+use tombolo_handover::PciAddress;
 
 use crate::spawner::SpawnerKind;
 
@@ -41,6 +42,9 @@ pub struct InstanceSpec {
     pub cpus_max: Option<u32>,
     /// Whether it gives and gets CPUs by itself, between the two, while balancing is on. Default false.
     pub balance: bool,
+    /// The devices that it is to have, as `tombolod --device` names them. Those that are free when it is started it boots with;
+    /// `tombolo apply` moves the others to it, and takes from it what is not in this list. Default: nothing is said about devices.
+    pub devices: Option<Vec<PciAddress>>,
     /// The kernel image. Default: the one the spawner finds.
     pub image: Option<PathBuf>,
     /// What runs in it. Default: nothing but the agent.
@@ -125,6 +129,7 @@ impl Default for InstanceSpec {
             cpus_min: None,
             cpus_max: None,
             balance: false,
+            devices: None,
             image: None,
             entrypoint: None,
             probes: Vec::new(),
@@ -210,6 +215,12 @@ impl InstanceSpec {
                 self.cpus
             ));
         }
+        let devices = self.devices.as_deref().unwrap_or_default();
+        let is_twice =
+            |(at, device): &(usize, &PciAddress)| devices.iter().take(*at).any(|other| other == *device);
+        if let Some((_, device)) = devices.iter().enumerate().find(is_twice) {
+            return refuse(format!("devices: {device} is named twice"));
+        }
         if self.entrypoint.as_ref().is_some_and(|entry| entry.argv.is_empty()) {
             return refuse("entrypoint.argv is empty; name a program, or leave the entrypoint out".into());
         }
@@ -226,6 +237,21 @@ impl InstanceSpec {
             return refuse(format!("extra_args: `{arg}` contains white space; give each argument apart"));
         }
         Ok(())
+    }
+}
+
+impl FleetSpec {
+    /// A device that two instances are to have, and who they are.
+    pub fn device_wanted_twice(&self) -> Option<(PciAddress, [&InstanceName; 2])> {
+        let mut wanted = BTreeMap::new();
+        for (name, spec) in &self.instance {
+            for device in spec.devices.iter().flatten() {
+                if let Some(first) = wanted.insert(*device, name).filter(|first| *first != name) {
+                    return Some((*device, [first, name]));
+                }
+            }
+        }
+        None
     }
 }
 
@@ -266,6 +292,17 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_two_instances_want_is_found() {
+        let of = |text: &str| {
+            let fleet: FleetSpec = toml::from_str(text).unwrap();
+            fleet.device_wanted_twice().map(|(device, _)| device)
+        };
+        let (web, db) = ("[instance.web]\ndevices = ['0000:01:00.0']\n", "[instance.db]\ndevices = ");
+        assert_eq!(of(&format!("{web}{db}['0000:02:00.0']")), None);
+        assert_eq!(of(&format!("{web}{db}['0000:02:00.0', '0000:01:00.0']")), "0000:01:00.0".parse().ok());
+    }
+
+    #[test]
     fn a_misspelt_field_is_refused_by_name() {
         let error = toml::from_str::<InstanceSpec>("memory = 64").unwrap_err().to_string();
         assert!(error.contains("memory") && error.contains("memory_mib"), "{error}");
@@ -283,6 +320,7 @@ mod tests {
             "cpus_max = 0",
             "cpus = 65",
             "cpus = 2\ncpus_min = 3",
+            "devices = ['0000:01:00.0', '0000:01:00.0']",
             "entrypoint = { argv = [] }",
             "boot_timeout_ms = 0",
             "heartbeat_ms = 1",

@@ -98,8 +98,11 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (pool, pool_bytes) = open_pool(&places, &options, &records).await?;
     let broker = start_broker(&places, to_broker_policy(&rules), &options).await?;
     let catalogue = options.catalogue()?;
-    let stock =
-        Stock { cpus: options.lent_cpus(), devices: catalogue.iter().map(|device| device.address).collect() };
+    let stock = Stock {
+        host_memory_min_mib: options.host_memory_min,
+        cpus: options.lent_cpus(),
+        devices: catalogue.iter().map(|device| device.address).collect(),
+    };
     let (ledger, opening) = handover::open(&store, &stock).await;
     let shared = Shared::new(Parts {
         drivers: Drivers::new(&places.keeper_binary, options.image.as_deref(), options.spawner),

@@ -127,6 +127,49 @@ fn disk_moves_with_what_is_on_it_and_one_that_is_in_use_does_not() {
     bed.nothing_is_left();
 }
 
+#[test]
+fn fleet_file_says_who_has_which_device_and_apply_makes_it_so() {
+    let Some(bed) = emulated_bed_with_two() else { return };
+    let fleet = bed.dir().join("fleet.toml").display().to_string();
+    let write = |web: &str, db: Option<&str>| {
+        let of = |name: &str, sizes: &str, devices: &str| {
+            format!("[instance.{name}]\nspawner = 'qemu'\n{sizes}\ndevices = [{devices}]\n")
+        };
+        let web = of("web", "memory_mib = 160\ncpus = 1", web);
+        let db = db.map(|devices| of("db", "memory_mib = 256\ncpus = 2", devices));
+        std::fs::write(&fleet, web + &db.unwrap_or_default()).unwrap();
+    };
+    let disk = format!("'{DISK}'");
+    write(&disk, Some(""));
+    let said = bed.tombolo(&["diff", "-f", &fleet]);
+    assert!(said.code == 1 && said.stdout == format!("device {DISK}: pool -> web\n"), "{said:?}");
+    bed.must(&["apply", "-f", &fleet]);
+    assert!(has_disk(&bed, "web"));
+    write("", Some(&disk));
+    bed.must(&["apply", "-f", &fleet]);
+    assert!(has_disk(&bed, "db"));
+    bed.must(&["diff", "-f", &fleet]);
+
+    write(&disk, Some(&disk));
+    let said = bed.tombolo(&["apply", "-f", &fleet]);
+    assert!(said.code == 2 && said.stderr.contains("wanted by both db and web"), "{said:?}");
+    write(&disk, None);
+    let said = bed.tombolo(&["apply", "-f", &fleet]);
+    assert!(said.code == 4 && said.stderr.contains("with db, which the file does not name"), "{said:?}");
+    assert!(has_disk(&bed, "db"), "it was left alone");
+    write("", Some(""));
+    bed.must(&["apply", "-f", &fleet]);
+    assert!(has_disk(&bed, "pool"));
+
+    // What is free, a kernel that is to have it boots with.
+    bed.must(&["rm", "--force", "web"]);
+    bed.must(&["create", "web", "--memory", "160", "--device", DISK]);
+    bed.must(&["start", "web"]);
+    assert!(has_disk(&bed, "web"));
+    books_add_up(&bed);
+    bed.nothing_is_left();
+}
+
 /// A kernel shrinks, another grows, and one gives to the other; then all is as it was.
 const WAYS: [[&str; 2]; 3] = [["db", "pool"], ["pool", "web"], ["web", "db"]];
 

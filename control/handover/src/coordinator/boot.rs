@@ -4,15 +4,17 @@ use super::{AdminError, Coordinator, EventKind, Step, Work};
 use crate::kernel::{Kernel, Party};
 use crate::ledger::InstanceRow;
 use crate::owner::Owner;
-use crate::unit::{Kind, Traits, UnitId};
+use crate::unit::{Kind, PciAddress, Traits, UnitId};
 
 /// The least a kernel starts with. What it holds beyond that from its former boot, it keeps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// In granules.
     pub memory: u64,
     /// In CPUs.
     pub cpus: u64,
+    /// Devices that it boots with if they are free.
+    pub devices: Vec<PciAddress>,
 }
 
 impl Coordinator {
@@ -42,6 +44,13 @@ impl Coordinator {
             let missing = provide(&mut work, kernel, kind, wanted);
             if missing > 0 {
                 return Err(AdminError::NotEnough { instance: row.id, kind, wanted, missing });
+            }
+        }
+        for device in needs.devices {
+            let device = UnitId::Device(device);
+            if work.ledger.entry(device).is_some_and(|entry| entry.owner == Owner::Pool) {
+                work.note_unit(EventKind::Reassigned { unit: device, owner: Owner::Instance(kernel) });
+                work.settle(device, Owner::Instance(kernel));
             }
         }
         self.start(InstanceRow { running: true, ..row }, &mut work);
@@ -126,7 +135,7 @@ fn held(work: &Work, party: Party, kind: Option<Kind>) -> Vec<UnitId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::{Bench, DB, WEB, kernel, party, persist, row};
+    use crate::bench::{Bench, DB, WEB, kernel, party, pci, persist, row};
     use crate::kernel::InstanceId;
     use crate::operation::{DrainRule, Input};
     use crate::sim::Spawner;
@@ -137,7 +146,7 @@ mod tests {
     }
 
     fn needs(memory: u64, cpus: u64) -> Needs {
-        Needs { memory, cpus }
+        Needs { memory, cpus, devices: Vec::new() }
     }
 
     #[test]
@@ -185,6 +194,21 @@ mod tests {
         assert_eq!(bench.coordinator, before);
         let taken = bench.coordinator.boot(0, boot_of(WEB, 1), needs(0, 0)).map(drop).unwrap_err();
         assert_eq!(taken, AdminError::NameTaken { name: "db".into() });
+    }
+
+    #[test]
+    fn devices_that_are_free_are_booted_with_and_those_of_others_stay_there() {
+        let [free, taken, unknown] = ["0000:01:00.0", "0000:02:00.0", "0000:03:00.0"].map(pci);
+        let units = vec![
+            (Unit::device(free, None, true), Party::Pool),
+            (Unit::device(taken, None, true), party(WEB)),
+        ];
+        let mut bench = Bench::new(units, DrainRule::Offline, Spawner::Certain);
+        let needs = Needs { devices: vec![taken, free, unknown], ..Needs::default() };
+        drop(persist(bench.coordinator.boot(0, boot_of(DB, 1), needs).unwrap()));
+        let owner = |device| bench.coordinator.ledger().entry(UnitId::Device(device)).unwrap().owner.clone();
+        assert_eq!([owner(free), owner(taken)], [Owner::Instance(kernel(DB, 1)), party(WEB).into()]);
+        bench.coordinator.check().unwrap();
     }
 
     #[test]

@@ -6,10 +6,11 @@ use crate::unit::{Kind, UnitId};
 
 impl Coordinator {
     /// Takes up the CPUs, devices and cache ways of a ledger that was just discovered which are not in this one, as they are there.
-    /// What is no longer there stays: somebody may have it, and whoever is asked for it will say so. Memory is left as it is: an
+    /// What the host keeps for itself becomes what it is there. What is no longer there stays: somebody may have it, and whoever is asked for it will say so. Memory is left as it is: an
     /// amount that is in use cannot be counted anew.
     pub fn restock(&mut self, now_ns: u64, found: &Ledger) -> Step<'_> {
         let mut work = self.work(now_ns, None);
+        work.limit_host(found.meta().host);
         let is_new = |entry: &&Entry| {
             entry.unit.id.kind() != Kind::Memory && self.ledger.entry(entry.unit.id).is_none()
         };
@@ -30,13 +31,13 @@ impl Coordinator {
 mod tests {
     use crate::bench::{DB, coordinator, party, persist};
     use crate::kernel::Party;
-    use crate::ledger::{Ledger, Limits};
+    use crate::ledger::{Bounds, Ledger, Limits};
     use crate::owner::Owner;
     use crate::unit::{Kind, Unit, UnitId};
 
-    fn found(units: Vec<Unit>) -> Ledger {
+    fn found(host: Limits, units: Vec<Unit>) -> Ledger {
         let units = units.into_iter().map(|unit| (unit, Party::Pool));
-        Ledger::discover(64 << 20, Limits::default(), units).unwrap()
+        Ledger::discover(64 << 20, host, units).unwrap()
     }
 
     #[test]
@@ -44,13 +45,15 @@ mod tests {
         let units = vec![(Unit::cpu(0, 0, None), party(DB)), (Unit::lot(0, 4, None), party(DB))];
         let mut coordinator = coordinator(units);
         let version = coordinator.ledger().version();
-        let found = found(vec![Unit::cpu(1, 1, None), Unit::lot(0, 9, None)]);
+        let host = Limits { memory: Bounds::new(2, 9), ..Limits::default() };
+        let found = found(host, vec![Unit::cpu(1, 1, None), Unit::lot(0, 9, None)]);
         assert_eq!(coordinator.out_of_stock(&found), [UnitId::Cpu(0)]);
         drop(persist(coordinator.restock(0, &found)));
         let ledger = coordinator.ledger();
         assert_eq!(ledger.entry(UnitId::Cpu(1)).unwrap().owner, Owner::Pool);
         assert_eq!(ledger.held(party(DB), Kind::Cpu), 1);
         assert_eq!(ledger.held(party(DB), Kind::Memory), 4, "memory is left as it is");
+        assert_eq!(ledger.floor(Party::Host, Kind::Memory), 2);
         assert!(ledger.version() > version, "whoever planned before is told so");
         coordinator.check().unwrap();
         assert!(coordinator.restock(0, &found).commit().is_none(), "nothing is new any more");

@@ -2,7 +2,7 @@
 
 use super::commit::{Commit, Event, EventKind};
 use crate::kernel::{InstanceId, Party};
-use crate::ledger::{Entry, InstanceRow, Ledger, UnitChange};
+use crate::ledger::{Entry, InstanceRow, Ledger, Limits, UnitChange};
 use crate::observe::Command;
 use crate::operation::{Act, Effect, Fate, Operation, Phase, Resting};
 use crate::owner::{OpId, Owner};
@@ -17,6 +17,7 @@ pub(crate) struct Work {
     pub(crate) traffic: Traffic,
     pub(crate) effects: Vec<Effect>,
     pub(super) operations: Vec<Operation>,
+    host_changed: bool,
     units: Vec<UnitChange>,
     instances: Vec<InstanceRow>,
     forgotten_instances: Vec<InstanceId>,
@@ -32,6 +33,7 @@ impl Work {
             traffic,
             effects: Vec::new(),
             operations: Vec::new(),
+            host_changed: false,
             units: Vec::new(),
             instances: Vec::new(),
             forgotten_instances: Vec::new(),
@@ -42,11 +44,12 @@ impl Work {
 
     /// What has to be stored, if anything.
     pub(super) fn commit(&mut self) -> Option<Commit> {
-        let changed = !(self.units.is_empty()
-            && self.instances.is_empty()
-            && self.forgotten_instances.is_empty()
-            && self.forgotten_operations.is_empty()
-            && self.operations.is_empty());
+        let changed = self.host_changed
+            || !(self.units.is_empty()
+                && self.instances.is_empty()
+                && self.forgotten_instances.is_empty()
+                && self.forgotten_operations.is_empty()
+                && self.operations.is_empty());
         // An answer that was noted down changes nothing that anybody could have planned on.
         if changed && !self.only_notes_answers() {
             self.ledger.raise_version();
@@ -65,12 +68,18 @@ impl Work {
     /// Whether all that has changed is which answers operations under way still wait for.
     pub(super) fn only_notes_answers(&self) -> bool {
         self.effects.is_empty()
+            && !self.host_changed
             && self.units.is_empty()
             && self.instances.is_empty()
             && self.forgotten_instances.is_empty()
             && self.forgotten_operations.is_empty()
             && self.events.is_empty()
             && self.operations.iter().all(|operation| !operation.phase.is_terminal())
+    }
+
+    /// Says what the host keeps for itself, and may have.
+    pub(super) fn limit_host(&mut self, limits: Limits) {
+        self.host_changed |= self.ledger.limit_host(limits);
     }
 
     /// Enters a unit that was not there before.

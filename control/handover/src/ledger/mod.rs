@@ -178,6 +178,11 @@ impl Ledger {
         self.meta.version += 1;
     }
 
+    /// Says what the host keeps and may have; whether that is news.
+    pub(crate) fn limit_host(&mut self, limits: Limits) -> bool {
+        std::mem::replace(&mut self.meta.host, limits) != limits
+    }
+
     /// Enters a unit that was discovered after the ledger was made.
     pub(crate) fn add(&mut self, entry: Entry) -> UnitChange {
         self.units.insert(entry.unit.id, entry.clone());

@@ -185,7 +185,8 @@ mod tests {
             (DB, "db", Bounds { min: 1, desired: 2, max: 4 }, 2),
             (InstanceId(5), "fixed", none, 0),
         ] {
-            let step = coordinator.boot(1, row(id, name, bounds), Needs { memory: 0, cpus }).unwrap();
+            let step =
+                coordinator.boot(1, row(id, name, bounds), Needs { cpus, ..Needs::default() }).unwrap();
             step.persist(|_| Ok::<_, ()>(())).unwrap();
         }
         coordinator

@@ -21,9 +21,14 @@ pub(crate) enum Books {
     Unusable(Arc<str>),
 }
 
+/// Of its memory the host keeps this part for itself, unless it is told otherwise.
+const HOST_MEMORY_MIN_PART: u64 = 16;
+
 /// What there is to be handed over on this host, besides its memory.
 #[derive(Clone, Debug)]
 pub(crate) struct Stock {
+    /// How much of its memory the host keeps for itself, in MiB; `None`: the default.
+    pub(crate) host_memory_min_mib: Option<u64>,
     /// How many CPUs machines can be lent in all.
     pub(crate) cpus: u32,
     /// The devices that they can be lent.
@@ -80,25 +85,35 @@ async fn take_up(store: &Store, mut coordinator: Coordinator, found: &Ledger) ->
 
 /// A ledger of this host's memory, all of it the host's own, and of the CPUs and devices that machines can be lent, all of them free.
 fn discover(host_bytes: u64, stock: &Stock) -> Result<Ledger, String> {
-    let memory = Unit::lot(0, (host_bytes / GRANULE_BYTES).max(1), None);
+    let granules = (host_bytes / GRANULE_BYTES).max(1);
+    let kept = stock.host_memory_min_mib.map_or(granules / HOST_MEMORY_MIN_PART, super::granules);
+    if kept >= granules {
+        return Err(format!(
+            "--host-memory-min keeps all of this host's {} MiB of memory from everybody",
+            host_bytes >> 20
+        ));
+    }
+    let memory = Unit::lot(0, granules, None);
     // Emulated ones share nothing that would make it matter which go together.
     let cpus = (0..stock.cpus).map(|number| Unit::cpu(number, number, None));
     let devices = stock.devices.iter().map(|address| Unit::device(*address, None, true));
     // The host has CPUs and devices of its own; none of those is in the ledger.
     let none = Bounds::NONE;
-    let host = Limits { memory: Bounds::default(), cpus: none, devices: none, llc_ways: none };
+    let memory_bounds = Bounds { min: kept, ..Bounds::default() };
+    let host = Limits { memory: memory_bounds, cpus: none, devices: none, llc_ways: none };
     let free = cpus.chain(devices).map(|unit| (unit, Party::Pool));
     let units = std::iter::once((memory, Party::Host)).chain(free);
     Ledger::discover(GRANULE_BYTES, host, units).map_err(|violation| violation.to_string())
 }
 
-/// Whether two ledgers are about the same memory, CPUs and devices, whoever has them.
+/// Whether two ledgers are about the same memory, CPUs and devices, whoever has them, and leave the host as much.
 fn is_of_the_same_stock(ledger: &Ledger, other: &Ledger) -> bool {
     let discrete = |ledger: &Ledger| -> Vec<UnitId> {
         let units = ledger.entries().map(|entry| entry.unit.id);
         units.filter(|unit| unit.kind() != Kind::Memory).collect()
     };
-    ledger.meta().totals == other.meta().totals && discrete(ledger) == discrete(other)
+    let (meta, others) = (ledger.meta(), other.meta());
+    meta.totals == others.totals && meta.host == others.host && discrete(ledger) == discrete(other)
 }
 
 /// Whether anything would be forgotten if the ledger were made anew.

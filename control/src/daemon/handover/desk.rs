@@ -192,8 +192,12 @@ impl Desk {
                 0 => wanted,
                 _ => row.limits.of(kind).min.min(wanted),
             };
-            let needs =
-                Needs { memory: least(Kind::Memory, needs.memory), cpus: least(Kind::Cpu, needs.cpus) };
+            let is_left_with_something = held(Kind::Memory) + held(Kind::Cpu) > 0;
+            let needs = Needs {
+                memory: least(Kind::Memory, needs.memory),
+                cpus: least(Kind::Cpu, needs.cpus),
+                devices: if is_left_with_something { Vec::new() } else { needs.devices },
+            };
             self.commit(|desk| desk.boot(unix_ns(), row, needs)).await?;
         }
         Ok(self.holding(id))

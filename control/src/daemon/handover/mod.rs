@@ -249,6 +249,10 @@ impl Ledger {
         let needs = Needs {
             memory: of(kind.can_move_memory(), granules(spec.memory_mib)),
             cpus: of(kind.can_move_cpus_and_devices(), spec.cpus.into()),
+            devices: match kind.can_move_cpus_and_devices() {
+                true => spec.devices.clone().unwrap_or_default(),
+                false => Vec::new(),
+            },
         };
         self.order(|reply| Order::Boot { row: Box::new(row), needs, reply }).await
     }

@@ -53,7 +53,7 @@ impl Instance {
                 let (wanted, missing) = match kind {
                     Kind::Memory => (
                         format!("{} MiB", mib_of(wanted)),
-                        format!("{} MiB more than this host has", mib_of(missing)),
+                        format!("{} MiB more than this host has to give", mib_of(missing)),
                     ),
                     kind => (format!("{wanted} {kind}"), format!("{missing} more than there are")),
                 };
