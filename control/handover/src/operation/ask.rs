@@ -59,7 +59,7 @@ impl Operation {
         }
     }
 
-    /// Asks both ends, the pool excepted and the dead.
+    /// Asks both ends, the pool excepted and the dead, and of hooks those that have none.
     pub(super) fn ask(&mut self, question: Question, work: &mut Work) {
         for end in [End::Donor, End::Receiver] {
             let party = self.at(end);
@@ -68,7 +68,8 @@ impl Operation {
                 Party::Host => true,
                 Party::Instance(kernel) => !question.can_only_warn() || work.ledger.is_running(kernel),
             };
-            if answers {
+            let has_none = question.is_of_hooks() && self.without_hooks.contains(&end);
+            if answers && !has_none {
                 self.open.push((question, end));
                 self.put(question, end, work);
             }

@@ -116,6 +116,8 @@ pub enum Question {
 pub enum Reply {
     /// Yes, or done.
     Yes,
+    /// Yes, and no application there has hooks: none of them need be asked in this operation.
+    YesWithoutHooks,
     /// No. A hook that fails, hangs past its time limit or prints what is not text also says no.
     No(Veto),
 }
@@ -175,6 +177,11 @@ impl Question {
     /// Whether a no is only worth a warning, because what it is about has happened.
     pub fn can_only_warn(self) -> bool {
         matches!(self, Self::PostHooks | Self::UndoHooks)
+    }
+
+    /// Whether applications are asked.
+    pub fn is_of_hooks(self) -> bool {
+        matches!(self, Self::CheckHooks | Self::PreHooks | Self::PostHooks | Self::UndoHooks)
     }
 }
 

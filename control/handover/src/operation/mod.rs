@@ -66,6 +66,9 @@ pub struct Operation {
     pub expiries: u8,
     /// Questions of this phase that are not answered yet.
     pub open: Vec<(Question, End)>,
+    /// The ends that said, when they voted, that no application there has hooks.
+    #[serde(default)]
+    pub without_hooks: Vec<End>,
     /// Whether `pre` hooks were asked to get ready, so that `undo` hooks are owed.
     pub hooks_ran: bool,
     /// Its units.
@@ -106,6 +109,7 @@ impl Operation {
             round: 0,
             expiries: 0,
             open: Vec::new(),
+            without_hooks: Vec::new(),
             hooks_ran: false,
             units: units.collect(),
             cause: None,
@@ -156,6 +160,7 @@ impl Operation {
         self.open.sort_unstable();
         match reply {
             Reply::Yes => {}
+            Reply::YesWithoutHooks => self.without_hooks.push(end),
             Reply::No(veto) if question.can_only_warn() => {
                 self.warnings.push(format!(
                     "{question} of {}: {}",

@@ -1,3 +1,5 @@
+use std::cell::RefCell;
+
 use super::*;
 use crate::bench::*;
 use crate::coordinator::Coordinator;
@@ -55,6 +57,31 @@ fn hooks_run_in_order_and_post_hooks_only_warn() {
     assert_eq!(operation.warnings.len(), 2);
     bench.asked.dedup();
     assert_eq!(bench.asked, [Vote, CheckHooks, Reserve, PreHooks, Confirm, PostHooks]);
+}
+
+#[test]
+fn an_end_whose_applications_have_no_hooks_is_asked_for_none() {
+    use Question::*;
+    for (without, asked) in [
+        (&[End::Donor, End::Receiver][..], &[Vote, Reserve, Confirm][..]),
+        (&[End::Donor], &[Vote, CheckHooks, Reserve, PreHooks, Confirm, PostHooks]),
+    ] {
+        let mut bench = Bench::cpus();
+        let id = bench.submit(Request { hooks: true, ..move_cpu() });
+        let ends = RefCell::new(Vec::new());
+        let reply = |ask: &Ask| {
+            if ask.question.is_of_hooks() {
+                ends.borrow_mut().push(ask.end);
+            }
+            let has_none = ask.question == Vote && without.contains(&ask.end);
+            Some(if has_none { Reply::YesWithoutHooks } else { Reply::Yes })
+        };
+        bench.run_until(|_| false, |_| Luck::Works, reply);
+        assert_eq!(bench.operation(id).phase, Phase::Committed);
+        assert!(!ends.borrow().iter().any(|end| without.contains(end)), "{ends:?}");
+        bench.asked.dedup();
+        assert_eq!(bench.asked, asked);
+    }
 }
 
 #[test]

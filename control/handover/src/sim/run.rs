@@ -8,7 +8,7 @@ use super::machine::{INSTANCES, device, machine};
 use super::{Luck, MemoryStore, Rng, Spawner, World};
 use crate::coordinator::{Coordinator, Step, Submitted};
 use crate::kernel::{Incarnation, InstanceId, Kernel};
-use crate::operation::{Act, Ask, DrainRule, Effect, Input, Phase, Reply, Rules, Veto};
+use crate::operation::{Act, Ask, DrainRule, Effect, Input, Phase, Question, Reply, Rules, Veto};
 use crate::owner::{OpId, Owner};
 use crate::request::{Request, Shortfall, Side, What};
 use crate::unit::UnitId;
@@ -275,6 +275,8 @@ impl Sim {
         let says_no = !self.calm && self.rng.one_in(40);
         let reply = if says_no {
             Reply::No(Veto { reason: "not now".to_owned(), retry_after_ms: None })
+        } else if ask.question == Question::Vote && self.rng.one_in(2) {
+            Reply::YesWithoutHooks
         } else {
             Reply::Yes
         };
