@@ -1,10 +1,17 @@
-//! What this agent was told of units in hand-overs, and what it has promised: no I/O, time as an argument.
+//! What this agent was told of units in hand-overs, what it is doing to them, and what it has promised: no I/O, time as an argument
+//! (since the kernel's boot).
+//!
+//! An order is *admitted* when it comes, *begun* when it is its turn, and *finished*. In between it may be overtaken: whoever has been told
+//! what goes on with a unit under an epoch has outdated every order of that epoch or an older one that was not begun.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::Duration;
 
 use tombolo_handover::operation::Veto;
 use tombolo_handover::{OpId, UnitId};
+
+use super::veto::never;
+use crate::api::handover::{Action, Here};
 
 /// Units remembered at most. Each operation names its units with every question, so the oldest can go.
 const UNITS_MAX: usize = 4096;
@@ -21,103 +28,190 @@ pub(super) enum Promise {
     Online,
 }
 
-/// What is known of a unit in an operation.
+/// What is done to a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
+pub(super) struct Begun {
     pub(super) operation: OpId,
-    pub(super) bytes: u64,
-    pub(super) promise: Promise,
+    pub(super) here: Here,
+    pub(super) action: Action,
+    /// What it comes to lapses then.
+    pub(super) until: Duration,
+}
+
+/// What was done to a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    operation: OpId,
+    here: Here,
+    promise: Promise,
     /// The promise lapses then, unless it was confirmed.
-    pub(super) until: Instant,
+    until: Duration,
     /// Whether the control plane was told that all still stands: from then on it may take what was promised at any time.
-    pub(super) confirmed: bool,
+    confirmed: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Entry {
+    /// The newest that was answered.
+    epoch: u64,
+    piece: Option<Piece>,
+    begun: Option<Begun>,
+    /// The epoch of an order whose turn has not come.
+    admitted: Option<u64>,
+    /// The operation whose lease somebody watches.
+    watched: Option<OpId>,
+}
+
+impl Piece {
+    fn lapses(&self) -> bool {
+        self.promise == Promise::Drained && !self.confirmed
+    }
 }
 
 /// Everything known of units in hand-overs.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Book {
-    /// With the newest epoch that was answered.
-    units: HashMap<UnitId, (u64, Option<Piece>)>,
+    units: HashMap<UnitId, Entry>,
 }
 
 impl Book {
     /// Whether an order under this epoch may be carried out: it is newer than anything answered before.
     pub(super) fn admit(&mut self, unit: UnitId, epoch: u64) -> Result<(), Veto> {
         match self.units.get(&unit) {
-            Some((seen, _)) if epoch <= *seen => Err(Veto {
-                reason: format!("an order under epoch {epoch} is out of date: {seen} was answered already"),
-                retry_after_ms: None,
-            }),
+            Some(entry) if epoch <= entry.epoch => Err(out_of_date(epoch, entry.epoch)),
             _ => {
-                self.entry(unit).0 = epoch;
+                let entry = self.entry(unit);
+                (entry.epoch, entry.admitted) = (epoch, Some(epoch));
                 Ok(())
             }
         }
     }
 
-    /// Enters what was promised under this epoch, unless a newer one was answered meanwhile.
-    pub(super) fn put(&mut self, unit: UnitId, epoch: u64, piece: Piece) {
+    /// Takes note that an order which was admitted is carried out now, unless it was overtaken while it waited.
+    pub(super) fn begin(&mut self, unit: UnitId, epoch: u64, begun: Begun) -> Result<(), Veto> {
         let entry = self.entry(unit);
-        if entry.0 <= epoch {
-            let before = entry.1.filter(|before| before.operation == piece.operation);
-            let confirmed = piece.confirmed || before.is_some_and(|before| before.confirmed);
-            *entry = (epoch, Some(Piece { confirmed, ..piece }));
+        if entry.admitted != Some(epoch) {
+            return Err(out_of_date(epoch, entry.epoch));
         }
+        (entry.admitted, entry.begun) = (None, Some(begun));
+        Ok(())
     }
 
-    /// Takes note of what was heard of a unit: outdates what is older, and renews what was promised for the same operation.
-    pub(super) fn note(&mut self, operation: OpId, unit: UnitId, epoch: u64, until: Instant) {
-        let (seen, piece) = self.entry(unit);
-        *seen = epoch.max(*seen);
-        if let Some(piece) = piece.as_mut().filter(|piece| piece.operation == operation) {
-            piece.until = until;
-        }
+    /// Takes note of how that ended. What was done is promised, also if a newer epoch was answered meanwhile: no newer order can have been
+    /// begun, and whoever looks waits for it. What was not done leaves everything as it was.
+    pub(super) fn finish(&mut self, unit: UnitId, is_done: bool) {
+        let Some(entry) = self.units.get_mut(&unit) else { return };
+        let Some(Begun { operation, here, action, until }) = entry.begun.take().filter(|_| is_done) else {
+            return;
+        };
+        let promise = match action {
+            Action::Drain => Promise::Drained,
+            Action::Undrain => Promise::Nothing,
+            Action::Online => Promise::Online,
+        };
+        let was_confirmed = entry.piece.is_some_and(|before| {
+            before.operation == operation && before.promise == Promise::Drained && before.confirmed
+        });
+        let confirmed = promise == Promise::Drained && was_confirmed;
+        entry.piece = Some(Piece { operation, here, promise, until, confirmed });
     }
 
-    /// Takes note that all still stands: what was promised for the operation does not lapse any more.
-    pub(super) fn confirm(&mut self, operation: OpId, unit: UnitId) {
-        if let Some((_, Some(piece))) = self.units.get_mut(&unit)
-            && piece.operation == operation
-        {
-            piece.confirmed = true;
-        }
+    /// Whether something is done to a unit now.
+    pub(super) fn is_under_way(&self, unit: UnitId) -> bool {
+        self.units.get(&unit).is_some_and(|entry| entry.begun.is_some())
     }
 
-    /// What is kept drained for an operation, until when; `None` for whatever does not lapse.
-    pub(super) fn lapses_at(&self, operation: OpId, unit: UnitId) -> Option<Instant> {
-        let piece = self.units.get(&unit).and_then(|(_, piece)| *piece)?;
-        let lapses = piece.operation == operation && piece.promise == Promise::Drained && !piece.confirmed;
-        lapses.then_some(piece.until)
+    /// Takes note of what was heard of a unit: outdates what is older, and renews what was promised for the same operation. Whether
+    /// there was any.
+    pub(super) fn note(&mut self, operation: OpId, unit: UnitId, epoch: u64, until: Duration) -> bool {
+        let entry = self.entry(unit);
+        entry.epoch = epoch.max(entry.epoch);
+        entry.admitted = entry.admitted.filter(|admitted| *admitted >= epoch);
+        if let Some(begun) = entry.begun.as_mut().filter(|begun| begun.operation == operation) {
+            begun.until = until;
+        }
+        let piece = entry.piece.as_mut().filter(|piece| piece.operation == operation);
+        piece.map(|piece| piece.until = until).is_some()
+    }
+
+    /// The same for whoever will be told what goes on with the unit, which outdates orders of that same epoch, too.
+    pub(super) fn look(&mut self, operation: OpId, unit: UnitId, epoch: u64, until: Duration) -> bool {
+        let entry = self.entry(unit);
+        entry.admitted = entry.admitted.filter(|admitted| *admitted > epoch);
+        self.note(operation, unit, epoch, until)
+    }
+
+    /// Takes note that the unit is drained and may be taken at any time: that does not lapse any more. It may have been drained for another
+    /// operation, or by hand.
+    pub(super) fn confirm(&mut self, operation: OpId, unit: UnitId, here: Here, until: Duration) {
+        let piece = Piece { operation, here, promise: Promise::Drained, until, confirmed: true };
+        self.entry(unit).piece = Some(piece);
     }
 
     /// What is promised of a unit for an operation; what was for an earlier one says nothing any more.
     pub(super) fn promise(&self, operation: OpId, unit: UnitId) -> Promise {
-        let piece = self.units.get(&unit).and_then(|(_, piece)| *piece);
+        let piece = self.units.get(&unit).and_then(|entry| entry.piece);
         piece.filter(|piece| piece.operation == operation).map_or(Promise::Nothing, |piece| piece.promise)
     }
 
     /// How much memory is kept drained for an operation, this unit left out, in bytes.
     pub(super) fn drained_bytes(&self, operation: OpId, except: UnitId) -> u64 {
         let pieces =
-            self.units.iter().filter(|(unit, _)| **unit != except).filter_map(|(_, (_, piece))| *piece);
+            self.units.iter().filter(|(unit, _)| **unit != except).filter_map(|(_, entry)| entry.piece);
         pieces
             .filter(|piece| piece.operation == operation && piece.promise == Promise::Drained)
-            .map(|piece| piece.bytes)
+            .map(|piece| piece.here.bytes())
             .fold(0, u64::saturating_add)
     }
+}
 
-    /// Lets the promise of a unit lapse, if its time has come; whether it had.
-    pub(super) fn lapse(&mut self, operation: OpId, unit: UnitId, now: Instant) -> bool {
-        let lapsed = self.lapses_at(operation, unit).is_some_and(|until| until <= now);
-        if lapsed && let Some((_, piece)) = self.units.get_mut(&unit) {
-            *piece = None;
-        }
-        lapsed
+/// Leases.
+impl Book {
+    /// What is kept drained for operations, and lapses some time.
+    #[cfg(test)]
+    pub(super) fn leases(&self) -> Vec<(OpId, UnitId)> {
+        let pieces = self.units.iter().filter_map(|(unit, entry)| Some((*unit, entry.piece?)));
+        pieces.filter(|(_, piece)| piece.lapses()).map(|(unit, piece)| (piece.operation, unit)).collect()
     }
 
-    fn entry(&mut self, unit: UnitId) -> &mut (u64, Option<Piece>) {
+    /// Whether nobody watches this lease yet; from now on somebody does.
+    pub(super) fn watch(&mut self, operation: OpId, unit: UnitId) -> bool {
+        self.entry(unit).watched.replace(operation) != Some(operation)
+    }
+
+    /// What is kept drained for the operation, and until when. `None` for whatever does not lapse any more: nobody watches it from now on.
+    pub(super) fn watched(&mut self, operation: OpId, unit: UnitId) -> Option<(Here, Duration)> {
+        let lapses = self.lapses_at(operation, unit);
+        let entry = self.units.get_mut(&unit)?;
+        if lapses.is_none() {
+            entry.watched = entry.watched.filter(|watched| *watched != operation);
+        }
+        Some((entry.piece?.here, lapses?))
+    }
+
+    /// Takes note that a unit is used again, if its time has come.
+    pub(super) fn begin_lapse(&mut self, operation: OpId, unit: UnitId, now: Duration) -> Option<Begun> {
+        let until = self.lapses_at(operation, unit).filter(|until| *until <= now)?;
+        let entry = self.units.get_mut(&unit)?;
+        let here = entry.piece?.here;
+        entry.begun = Some(Begun { operation, here, action: Action::Undrain, until });
+        entry.begun
+    }
+
+    fn lapses_at(&self, operation: OpId, unit: UnitId) -> Option<Duration> {
+        let piece = self.units.get(&unit)?.piece?;
+        (piece.operation == operation && piece.lapses()).then_some(piece.until)
+    }
+}
+
+impl Book {
+    fn entry(&mut self, unit: UnitId) -> &mut Entry {
         if self.units.len() >= UNITS_MAX && !self.units.contains_key(&unit) {
-            let oldest = self.units.iter().min_by_key(|(_, (_, piece))| piece.map(|piece| piece.until));
+            // What lapses is needed until it has.
+            let oldest = self.units.iter().min_by_key(|(_, entry)| {
+                let lapses = entry.piece.is_some_and(|piece| piece.lapses());
+                (entry.begun.is_some(), lapses, entry.piece.map(|piece| piece.until))
+            });
             if let Some(oldest) = oldest.map(|(unit, _)| *unit) {
                 self.units.remove(&oldest);
             }
@@ -126,83 +220,168 @@ impl Book {
     }
 }
 
+fn out_of_date(epoch: u64, answered: u64) -> Veto {
+    never(format!("an order under epoch {epoch} is out of date: {answered} was answered already"))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const OP: OpId = OpId(7);
+    const OTHER: OpId = OpId(8);
     const LOT: UnitId = UnitId::Lot(3);
+    const CPU: UnitId = UnitId::Cpu(1);
+    const SOON: Duration = Duration::from_secs(10);
+    const LATE: Duration = Duration::from_secs(30);
 
-    fn drained(until: Instant) -> Piece {
-        Piece { operation: OP, bytes: 100, promise: Promise::Drained, until, confirmed: false }
+    fn drain(here: Here, until: Duration) -> Begun {
+        Begun { operation: OP, here, action: Action::Drain, until }
+    }
+
+    fn lot(until: Duration) -> Begun {
+        drain(Here::Memory { bytes: 100 }, until)
+    }
+
+    fn cpu(until: Duration) -> Begun {
+        drain(Here::Cpu { index: 1 }, until)
+    }
+
+    fn does(book: &mut Book, unit: UnitId, epoch: u64, begun: Begun) {
+        book.admit(unit, epoch).unwrap();
+        book.begin(unit, epoch, begun).unwrap();
+        book.finish(unit, true);
+    }
+
+    fn lapses(book: &mut Book, unit: UnitId) -> Option<Duration> {
+        book.watched(OP, unit).map(|(_, until)| until)
     }
 
     #[test]
     fn an_order_is_taken_once_and_nothing_older_after_it() {
-        let (mut book, now) = (Book::default(), Instant::now());
+        let mut book = Book::default();
         book.admit(LOT, 5).unwrap();
         assert!(book.admit(LOT, 5).is_err(), "it may have been sent twice");
-        book.note(OP, LOT, 9, now);
+        book.note(OP, LOT, 9, SOON);
         assert!(book.admit(LOT, 8).is_err(), "a look has outdated it");
         book.admit(LOT, 10).unwrap();
     }
 
     #[test]
-    fn what_was_done_under_an_epoch_that_was_overtaken_meanwhile_is_not_promised() {
-        let (mut book, now) = (Book::default(), Instant::now());
+    fn an_order_that_was_overtaken_while_it_waited_is_never_begun() {
+        let mut book = Book::default();
         book.admit(LOT, 5).unwrap();
-        book.note(OP, LOT, 6, now);
-        book.put(LOT, 5, drained(now));
-        assert_eq!(book.promise(OP, LOT), Promise::Nothing);
+        book.look(OP, LOT, 5, SOON);
+        assert!(book.begin(LOT, 5, lot(SOON)).is_err(), "a look under its own epoch has not shown it");
+        book.admit(LOT, 6).unwrap();
+        book.note(OP, LOT, 7, SOON);
+        assert!(book.begin(LOT, 6, lot(SOON)).is_err(), "a newer question");
+        book.admit(LOT, 8).unwrap();
+        book.admit(LOT, 9).unwrap();
+        assert!(book.begin(LOT, 8, lot(SOON)).is_err(), "a newer order");
+        book.note(OP, LOT, 9, SOON);
+        book.look(OP, LOT, 8, SOON);
+        book.begin(LOT, 9, lot(SOON)).unwrap();
+        assert!(book.begin(LOT, 9, lot(SOON)).is_err(), "once");
+    }
+
+    #[test]
+    fn what_is_done_while_a_newer_epoch_is_answered_is_promised_with_the_lease_heard_of_last() {
+        let mut book = Book::default();
+        book.admit(LOT, 5).unwrap();
+        book.begin(LOT, 5, lot(SOON)).unwrap();
+        book.look(OP, LOT, 6, LATE);
+        assert!(book.is_under_way(LOT), "the look has to wait for it");
+        book.finish(LOT, true);
+        assert_eq!((book.promise(OP, LOT), book.is_under_way(LOT)), (Promise::Drained, false));
+        assert_eq!(book.leases(), [(OP, LOT)]);
+        assert_eq!(lapses(&mut book, LOT), Some(LATE));
+    }
+
+    #[test]
+    fn what_could_not_be_done_leaves_the_promise_as_it_was() {
+        let mut book = Book::default();
+        does(&mut book, LOT, 1, lot(SOON));
+        book.admit(LOT, 2).unwrap();
+        book.begin(LOT, 2, Begun { operation: OTHER, action: Action::Undrain, ..lot(LATE) }).unwrap();
+        book.finish(LOT, false);
+        assert_eq!((book.promise(OP, LOT), lapses(&mut book, LOT)), (Promise::Drained, Some(SOON)));
     }
 
     #[test]
     fn a_promise_lapses_unless_something_is_heard_of_its_operation() {
-        let (mut book, now) = (Book::default(), Instant::now());
-        let later = now + Duration::from_secs(30);
-        book.put(LOT, 1, drained(now + Duration::from_secs(10)));
-        book.note(OpId(8), LOT, 2, later);
-        book.note(OP, LOT, 3, later);
-        assert!(!book.lapse(OP, LOT, now + Duration::from_secs(20)), "renewed");
-        assert!(!book.lapse(OpId(8), LOT, later), "another operation's");
-        assert!(book.lapse(OP, LOT, later));
+        let mut book = Book::default();
+        does(&mut book, LOT, 1, lot(SOON));
+        assert!(!book.note(OTHER, LOT, 2, LATE), "another operation's");
+        assert!(book.note(OP, LOT, 3, LATE));
+        assert_eq!(book.begin_lapse(OP, LOT, SOON), None, "renewed");
+        assert_eq!(book.begin_lapse(OTHER, LOT, LATE), None, "another operation's");
+        assert_eq!(book.begin_lapse(OP, LOT, LATE).unwrap().here, Here::Memory { bytes: 100 });
+        assert!(book.is_under_way(LOT));
+        book.finish(LOT, false);
+        assert!(book.begin_lapse(OP, LOT, LATE).is_some(), "it did not work: again");
+        book.finish(LOT, true);
         assert_eq!(book.promise(OP, LOT), Promise::Nothing);
-        assert!(!book.lapse(OP, LOT, later), "once");
+        assert_eq!(book.begin_lapse(OP, LOT, LATE), None, "once");
     }
 
     #[test]
     fn a_promise_that_was_confirmed_does_not_lapse() {
-        let (mut book, now) = (Book::default(), Instant::now());
-        book.put(LOT, 1, drained(now));
-        assert_eq!(book.lapses_at(OP, LOT), Some(now));
-        book.confirm(OpId(8), LOT);
-        assert_eq!(book.lapses_at(OP, LOT), Some(now), "another operation was confirmed");
-        book.confirm(OP, LOT);
-        book.put(LOT, 2, drained(now));
-        assert!(!book.lapse(OP, LOT, now + Duration::from_secs(1)));
-        assert_eq!((book.promise(OP, LOT), book.lapses_at(OP, LOT)), (Promise::Drained, None));
+        let mut book = Book::default();
+        does(&mut book, LOT, 1, lot(SOON));
+        book.confirm(OP, LOT, Here::Memory { bytes: 100 }, SOON);
+        does(&mut book, LOT, 2, lot(SOON));
+        assert_eq!(book.begin_lapse(OP, LOT, LATE), None);
+        assert_eq!((book.promise(OP, LOT), lapses(&mut book, LOT)), (Promise::Drained, None));
+        does(&mut book, LOT, 3, Begun { action: Action::Undrain, ..lot(SOON) });
+        does(&mut book, LOT, 4, lot(SOON));
+        assert_eq!(lapses(&mut book, LOT), Some(SOON), "it was used again since");
+    }
+
+    #[test]
+    fn what_is_confirmed_for_an_operation_does_not_lapse_for_an_earlier_one() {
+        let mut book = Book::default();
+        does(&mut book, CPU, 1, cpu(SOON));
+        book.note(OTHER, CPU, 2, LATE);
+        book.confirm(OTHER, CPU, Here::Cpu { index: 1 }, LATE);
+        assert_eq!(book.begin_lapse(OP, CPU, LATE), None);
+        assert_eq!(book.leases(), []);
+    }
+
+    #[test]
+    fn a_lease_is_watched_once() {
+        let mut book = Book::default();
+        does(&mut book, CPU, 1, cpu(SOON));
+        assert!(book.watch(OP, CPU));
+        assert!(!book.watch(OP, CPU));
+        assert_eq!(lapses(&mut book, CPU), Some(SOON));
+        book.confirm(OP, CPU, Here::Cpu { index: 1 }, SOON);
+        assert_eq!(lapses(&mut book, CPU), None);
+        assert!(book.watch(OP, CPU), "whoever watched has gone");
     }
 
     #[test]
     fn memory_that_is_kept_free_is_counted_by_operation() {
-        let (mut book, now) = (Book::default(), Instant::now());
-        book.put(LOT, 1, drained(now));
-        book.put(UnitId::Lot(4), 1, drained(now));
-        book.put(UnitId::Lot(5), 1, Piece { operation: OpId(8), ..drained(now) });
+        let mut book = Book::default();
+        does(&mut book, LOT, 1, lot(SOON));
+        does(&mut book, UnitId::Lot(4), 1, lot(SOON));
+        does(&mut book, UnitId::Lot(5), 1, Begun { operation: OTHER, ..lot(SOON) });
         assert_eq!(book.drained_bytes(OP, UnitId::Lot(9)), 200);
         assert_eq!(book.drained_bytes(OP, LOT), 100);
-        assert_eq!(book.promise(OpId(8), LOT), Promise::Nothing, "another operation's");
+        assert_eq!(book.promise(OTHER, LOT), Promise::Nothing, "another operation's");
     }
 
     #[test]
-    fn the_book_does_not_grow_without_end() {
-        let (mut book, now) = (Book::default(), Instant::now());
-        for number in 0..2 * UNITS_MAX as u64 {
-            book.put(UnitId::Lot(number), 1, drained(now + Duration::from_millis(number)));
+    fn the_book_does_not_grow_without_end_and_keeps_what_lapses() {
+        let mut book = Book::default();
+        does(&mut book, CPU, 1, cpu(Duration::ZERO));
+        let numbers = UNITS_MAX as u64 + 100;
+        for number in 0..numbers {
+            let begun = Begun { action: Action::Online, ..lot(Duration::from_millis(number)) };
+            does(&mut book, UnitId::Lot(number), 1, begun);
         }
-        assert_eq!(book.units.len(), UNITS_MAX);
-        assert_eq!(book.promise(OP, UnitId::Lot(2 * UNITS_MAX as u64 - 1)), Promise::Drained);
+        assert!(book.units.len() == UNITS_MAX);
+        assert_eq!(book.promise(OP, UnitId::Lot(numbers - 1)), Promise::Online);
+        assert_eq!(book.leases(), [(OP, CPU)]);
     }
 }

@@ -27,15 +27,8 @@ const PROOFS: u32 = 10_000;
 /// Where the kernel tells of CPUs and of threads.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Files<'a> {
-    cpus: &'a Path,
-    proc: &'a Path,
-}
-
-impl Files<'static> {
-    /// Of this kernel.
-    pub(super) fn of_this_kernel() -> Self {
-        Self { cpus: Path::new("/sys/devices/system/cpu"), proc: Path::new("/proc") }
-    }
+    pub(super) cpus: &'a Path,
+    pub(super) proc: &'a Path,
 }
 
 impl Files<'_> {

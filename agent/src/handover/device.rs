@@ -29,8 +29,8 @@ const DEPTH_MAX: usize = 8;
 /// Where the kernel tells of PCI functions and of programs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Files<'a> {
-    pci: &'a Path,
-    proc: &'a Path,
+    pub(super) pci: &'a Path,
+    pub(super) proc: &'a Path,
 }
 
 /// What a driver has made of a function.
@@ -40,13 +40,6 @@ struct Made {
     numbers: BTreeSet<String>,
     /// Network interfaces that are up.
     interfaces_up: Vec<String>,
-}
-
-impl Files<'static> {
-    /// Of this kernel.
-    pub(super) fn of_this_kernel() -> Self {
-        Self { pci: Path::new("/sys/bus/pci"), proc: Path::new("/proc") }
-    }
 }
 
 impl Files<'_> {
