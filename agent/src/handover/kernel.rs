@@ -14,12 +14,20 @@ use crate::api::handover::{Action, Asked, Here};
 pub(super) struct Kernel {
     pub(super) cpus: PathBuf,
     pub(super) pci: PathBuf,
+    pub(super) blocks: PathBuf,
     pub(super) proc: PathBuf,
+    pub(super) dev: PathBuf,
 }
 
 impl Default for Kernel {
     fn default() -> Self {
-        Self { cpus: "/sys/devices/system/cpu".into(), pci: "/sys/bus/pci".into(), proc: "/proc".into() }
+        Self {
+            cpus: "/sys/devices/system/cpu".into(),
+            pci: "/sys/bus/pci".into(),
+            blocks: "/sys/class/block".into(),
+            proc: "/proc".into(),
+            dev: "/dev".into(),
+        }
     }
 }
 
@@ -29,7 +37,7 @@ impl Kernel {
     }
 
     fn device(&self) -> device::Files<'_> {
-        device::Files { pci: &self.pci, proc: &self.proc }
+        device::Files { pci: &self.pci, blocks: &self.blocks, proc: &self.proc, dev: &self.dev }
     }
 
     /// Does it, with so many bytes kept free already. It makes system calls that take their time.

@@ -60,7 +60,13 @@ impl MadeUp {
 
     fn service(dir: &tempfile::TempDir) -> HandoverService {
         let path = |below: &str| dir.path().join(below);
-        let kernel = Kernel { cpus: path("cpu"), pci: path("pci"), proc: path("proc") };
+        let kernel = Kernel {
+            cpus: path("cpu"),
+            pci: path("pci"),
+            blocks: path("blocks"),
+            proc: path("proc"),
+            dev: path("dev"),
+        };
         let launcher = Launcher::new(Children::new(Scope::OwnChildren), "/proc/self/exe".into(), false);
         let exec = ExecEngine::new(launcher, Lifecycle::booting());
         HandoverService::of(exec, path("hooks"), kernel)

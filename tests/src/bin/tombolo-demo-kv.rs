@@ -22,6 +22,7 @@ usage: tombolo-demo-kv COMMAND [--broker SOCKET]
   switch-cpu CPU         take a CPU of that kernel offline and online, and say how long that took, as JSON
   await FILE             wait until there is such a file
   hold FILE              hold a file open, until killed
+  claim DISK             claim a disk as a mount does, until killed
   stamp DISK TEXT        write to the beginning of a disk of the kernel this runs on, if a spawner has made it
   stamped DISK           what is written there
   keep-setting FILE TEXT write to a file of that kernel's again and again, until killed
@@ -64,6 +65,7 @@ fn run() -> Result<()> {
         ["switch-cpu", cpu] => println!("{}", hardware::switch_cpu(cpu.parse()?)?),
         ["await", file] => println!("{}", hardware::await_file(Path::new(file))?),
         ["hold", file] => hardware::hold(Path::new(file))?,
+        ["claim", disk] => hardware::claim(Path::new(disk))?,
         ["stamp", disk, text] => hardware::stamp(Path::new(disk), text)?,
         ["stamped", disk] => println!("{}", hardware::stamped(Path::new(disk))?),
         ["keep-setting", file, text] => hardware::keep_setting(Path::new(file), text)?,

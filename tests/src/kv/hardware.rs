@@ -1,12 +1,17 @@
 //! Small programs that use, or hold on to, what can be taken from their kernel.
 
 use std::fs::{self, File};
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{IoSlice, Read as _, Seek as _, SeekFrom, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::{Value, json};
 
@@ -81,6 +86,27 @@ pub fn hold(path: &Path) -> Result<()> {
     loop {
         thread::park();
         std::hint::black_box(&file);
+    }
+}
+
+/// Claims a disk as a mount does, for ever: no program has it open then, but for a message on its way.
+///
+/// # Errors
+/// When it cannot be claimed.
+pub fn claim(disk: &Path) -> Result<()> {
+    let file = open(disk, OFlags::RDONLY | OFlags::EXCL, Mode::empty())
+        .with_context(|| format!("could not claim {}", disk.display()))?;
+    let (sender, receiver) = UnixStream::pair()?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut message = SendAncillaryBuffer::new(&mut space);
+    let files = [file.as_fd()];
+    anyhow::ensure!(message.push(SendAncillaryMessage::ScmRights(&files)), "the message has no room for it");
+    sendmsg(&sender, &[IoSlice::new(b"x")], &mut message, SendFlags::empty()).context("could not send it")?;
+    drop(file);
+    println!("claiming {}", disk.display());
+    loop {
+        thread::park();
+        std::hint::black_box(&receiver);
     }
 }
 

@@ -110,6 +110,13 @@ fn disk_moves_with_what_is_on_it_and_one_that_is_in_use_does_not() {
     assert!(has_disk(&bed, "db"));
     holder.signal("INT");
     holder.finish();
+    let mut claimer = bed.attach(&["exec", "db", "--", "/bin/app", "claim", "/dev/nvme0n1"]);
+    claimer.line("who claims the disk", |line| line.contains("claiming"));
+    let said = bed.tombolo(&["move", "--device", DISK, "--from", "db", "--to", "web"]);
+    assert!(said.code == 5 && said.stderr.contains("nvme0n1 is claimed"), "{said:?}");
+    assert!(has_disk(&bed, "db"));
+    claimer.signal("INT");
+    claimer.finish();
 
     hand_over(&bed, DEVICE, THERE);
     assert!(has_disk(&bed, "web"));

@@ -1,11 +1,15 @@
 //! PCI functions: who uses them, unbinding and binding their drivers, and seeing that a driver has taken one that came.
 //!
-//! Everything is read from sysfs: a function's folder holds, however deep, the folders of all that its driver has made of it (disks,
-//! partitions, character devices, network interfaces), each with its number in a file `dev`.
+//! [`made`] is what a driver has made of a function, [`users`] who has something of that open, mounted or up, and [`claim`] keeps everybody from
+//! beginning to while the driver lets go: what is claimed (mounted, swapped to, part of a RAID or of a volume) is claimed by the
+//! kernel itself, wherever it is mounted and whatever is between.
 
-use std::collections::BTreeSet;
+mod claim;
+mod made;
+mod number;
+mod users;
+
 use std::fs;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,7 +17,9 @@ use tombolo_handover::PciAddress;
 use tombolo_handover::observe::Inside;
 use tombolo_handover::operation::Veto;
 
-use super::programs::{named, numbered};
+use self::claim::Claims;
+use self::made::Made;
+use super::programs::named;
 use super::veto::{later, never};
 
 /// How long a function that was plugged in may take to be seen, and then to be taken by a driver.
@@ -23,34 +29,20 @@ const BIND_MAX: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// When it may be worth asking again, in ms: programs end.
 const RETRY_AFTER_MS: u64 = 5_000;
-/// How deep below a function its devices are looked for: an NVMe partition is 4 deep.
-const DEPTH_MAX: usize = 8;
 
-/// Where the kernel tells of PCI functions and of programs.
+/// Where the kernel tells of PCI functions and of programs, and where its devices are.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Files<'a> {
     pub(super) pci: &'a Path,
+    pub(super) blocks: &'a Path,
     pub(super) proc: &'a Path,
-}
-
-/// What a driver has made of a function.
-#[derive(Debug, Default)]
-struct Made {
-    /// Numbers of disks, partitions and character devices, as `8:1`.
-    numbers: BTreeSet<String>,
-    /// Network interfaces that are up.
-    interfaces_up: Vec<String>,
+    pub(super) dev: &'a Path,
 }
 
 impl Files<'_> {
     /// Whether a function can leave: nothing, or who uses it.
     pub(super) fn can_spare(self, function: PciAddress) -> Option<Veto> {
-        let folder = self.folder_of(function);
-        if !folder.is_dir() {
-            return Some(never(format!("there is no function {function}")));
-        }
-        let users = named(&self.users_of(&made_of(&folder)))?;
-        Some(later(format!("{function} is in use: {users}"), RETRY_AFTER_MS))
+        self.claim(function).err()
     }
 
     /// Takes a function from its driver, unless somebody uses it.
@@ -58,9 +50,8 @@ impl Files<'_> {
         if self.look(function) != Inside::Online {
             return Ok(());
         }
-        if let Some(veto) = self.can_spare(function) {
-            return Err(veto);
-        }
+        // Held until the driver has let go, so that nothing of it can be mounted meanwhile.
+        let _claims = self.claim(function)?;
         let unbound = fs::write(self.folder_of(function).join("driver/unbind"), function.to_string());
         unbound.map_err(|error| {
             later(format!("the driver of {function} does not let it go: {error}"), RETRY_AFTER_MS)
@@ -102,75 +93,19 @@ impl Files<'_> {
         self.pci.join("devices").join(function.to_string())
     }
 
-    fn users_of(self, made: &Made) -> Vec<String> {
-        let mut users: Vec<String> =
-            made.interfaces_up.iter().map(|name| format!("network interface {name} is up")).collect();
-        if made.numbers.is_empty() {
-            return users;
+    /// Claims all of a function that can be claimed, unless somebody uses it.
+    fn claim(self, function: PciAddress) -> Result<Claims, Veto> {
+        let folder = self.folder_of(function);
+        if !folder.is_dir() {
+            return Err(never(format!("there is no function {function}")));
         }
-        let mounts = fs::read_to_string(self.proc.join("self/mountinfo")).unwrap_or_default();
-        users.extend(mounts_of(&mounts, &made.numbers).map(|place| format!("mounted at {place}")));
-        let swaps = fs::read_to_string(self.proc.join("swaps")).unwrap_or_default();
-        let swap = swaps.lines().filter_map(|line| line.split_ascii_whitespace().next());
-        users.extend(
-            swap.filter(|path| {
-                number_of(Path::new(path)).is_some_and(|number| made.numbers.contains(&number))
-            })
-            .map(|path| format!("{path} is swapped to")),
-        );
-        for process in numbered(self.proc) {
-            let folder = self.proc.join(process.to_string());
-            let open = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
-            let mut numbers = open.filter_map(|entry| number_of(&entry.path()));
-            if numbers.any(|number| made.numbers.contains(&number)) {
-                let name = fs::read_to_string(folder.join("comm")).unwrap_or_default();
-                users.push(format!("{} (process {process}) has it open", name.trim()));
-            }
-        }
-        users
-    }
-}
-
-/// Everything below a function's folder.
-fn made_of(function: &Path) -> Made {
-    let mut made = Made::default();
-    collect(function, DEPTH_MAX, &mut made);
-    made
-}
-
-fn collect(folder: &Path, depth: usize, made: &mut Made) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let Ok(kind) = entry.file_type() else { continue };
-        let path = entry.path();
-        if kind.is_dir() && depth > 0 {
-            // IFF_UP (linux/if.h) is the lowest bit of an interface's flags.
-            let flags = fs::read_to_string(path.join("flags")).ok();
-            let flags = flags.and_then(|text| u32::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok());
-            if folder.ends_with("net") && flags.is_some_and(|flags| flags & 1 != 0) {
-                made.interfaces_up.push(entry.file_name().to_string_lossy().into_owned());
-            }
-            collect(&path, depth - 1, made);
-        } else if kind.is_file() && entry.file_name() == "dev" {
-            made.numbers.extend(fs::read_to_string(&path).ok().map(|number| number.trim().to_owned()));
+        let made = Made::of(&folder, self.blocks);
+        let claims = Claims::of(&made.disks, self.dev);
+        match named(&users::of(&made, &claims, self.proc)) {
+            None => Ok(claims),
+            Some(users) => Err(later(format!("{function} is in use: {users}"), RETRY_AFTER_MS)),
         }
     }
-}
-
-/// Where devices with these numbers are mounted (proc_pid_mountinfo(5): the third field is the number, the fifth the place).
-fn mounts_of<'a>(mounts: &'a str, numbers: &'a BTreeSet<String>) -> impl Iterator<Item = &'a str> {
-    mounts.lines().filter_map(|line| {
-        let mut fields = line.split(' ').skip(2);
-        let (number, place) = (fields.next()?, fields.nth(1)?);
-        numbers.contains(number).then_some(place)
-    })
-}
-
-/// The number of the device that a path leads to.
-fn number_of(path: &Path) -> Option<String> {
-    let meta = fs::metadata(path).ok()?;
-    let is_device = meta.file_type().is_block_device() || meta.file_type().is_char_device();
-    let device = meta.rdev();
-    is_device.then(|| format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device)))
 }
 
 fn wait_until(limit: Duration, is_so: impl Fn() -> bool) -> bool {
@@ -202,7 +137,8 @@ mod tests {
 
     fn with<T>(dir: &tempfile::TempDir, look: impl FnOnce(Files<'_>) -> T) -> T {
         let (pci, proc) = (dir.path().join("pci"), dir.path().join("proc"));
-        look(Files { pci: &pci, proc: &proc })
+        let (blocks, dev) = (dir.path().join("blocks"), dir.path().join("dev"));
+        look(Files { pci: &pci, blocks: &blocks, proc: &proc, dev: &dev })
     }
 
     #[test]
@@ -217,7 +153,7 @@ mod tests {
     #[test]
     fn whoever_uses_a_function_is_named() {
         let (dir, function) = kernel();
-        let mount = "25 1 1:3 / /srv rw - ext4 /dev/nvme0n1 rw\n26 1 1:4 / /tmp rw - ext4 /dev/x rw\n";
+        let mount = "25 1 0:31 / /srv rw - btrfs /dev/null rw\n26 1 1:4 / /tmp rw - ext4 /dev/x rw\n";
         fs::write(dir.path().join("proc/self/mountinfo"), mount).unwrap();
         let program = dir.path().join("proc/77");
         fs::create_dir_all(program.join("fd")).unwrap();
@@ -227,7 +163,7 @@ mod tests {
         fs::create_dir_all(&net).unwrap();
         fs::write(net.join("flags"), "0x1003\n").unwrap();
         let reason = with(&dir, |files| files.unbind(function)).unwrap_err().reason;
-        for part in ["eth0 is up", "mounted at /srv", "mkfs (process 77)"] {
+        for part in ["eth0 is up", "mounted at /srv", "mkfs (process 77) has it open"] {
             assert!(reason.contains(part), "{part}: {reason}");
         }
         assert!(!dir.path().join("pci/devices/0000:01:00.0/driver/unbind").exists(), "it was not touched");
