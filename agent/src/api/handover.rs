@@ -20,8 +20,8 @@ use tombolo_rpc::Ctx;
 /// This kernel's side of a hand-over.
 #[tombolo_rpc::service(name = "tombolo.agent.Handover")]
 pub trait Handover {
-    /// Answers a question about the operation as a whole: nothing, or why not.
-    async fn ask(&self, cx: &Ctx, asked: Asked) -> Result<Option<Veto>, HandoverError>;
+    /// Answers a question about the operation as a whole.
+    async fn ask(&self, cx: &Ctx, asked: Asked) -> Result<Answer, HandoverError>;
     /// Carries out an order about one piece, or none, and looks at it.
     async fn order(&self, cx: &Ctx, order: Order) -> Result<Seen, HandoverError>;
 }
@@ -39,6 +39,15 @@ pub struct Asked {
     pub pieces: Vec<Piece>,
     /// How long to keep what is promised, in ms.
     pub lease_ms: u64,
+}
+
+/// Answer of [`Handover::ask`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct Answer {
+    /// Nothing, or why not.
+    pub veto: Option<Veto>,
+    /// Whether any application here has hooks; if not, they need not be asked.
+    pub has_hooks: bool,
 }
 
 /// One unit on its way.

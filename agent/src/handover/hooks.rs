@@ -43,6 +43,11 @@ pub(super) async fn run(exec: &ExecEngine, dir: &Path, phase: &str, asked: &Aske
     None
 }
 
+/// Whether there are any.
+pub(super) fn are_in(dir: &Path) -> bool {
+    !hooks_in(dir).is_empty()
+}
+
 /// The executable files of a folder, by name. No folder, no hooks.
 fn hooks_in(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();

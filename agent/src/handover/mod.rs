@@ -28,7 +28,7 @@ use tombolo_rpc::Ctx;
 use self::act::{Turns, blocking};
 use self::book::{Book, Promise};
 use self::kernel::Kernel;
-use crate::api::handover::{Asked, Handover, HandoverError, Here, Order, Seen};
+use crate::api::handover::{Answer, Asked, Handover, HandoverError, Here, Order, Seen};
 use crate::exec::ExecEngine;
 
 /// Where applications put their hooks.
@@ -85,24 +85,9 @@ impl HandoverService {
 }
 
 impl Handover for HandoverService {
-    async fn ask(&self, _cx: &Ctx, asked: Asked) -> Result<Option<Veto>, HandoverError> {
-        let hook = match asked.question {
-            Question::Vote => {
-                let service = self.clone();
-                let vote = move || Ok(service.0.kernel.vote(&asked));
-                return Ok(blocking(vote).await.unwrap_or_else(Some));
-            }
-            Question::Reserve => {
-                self.take_note(&asked);
-                return Ok(None);
-            }
-            Question::Confirm => return Ok(self.confirm(&asked).await),
-            Question::CheckHooks => "check",
-            Question::PreHooks => "pre",
-            Question::PostHooks => "post",
-            Question::UndoHooks => "undo",
-        };
-        Ok(hooks::run(&self.0.exec, &self.0.hooks_dir, hook, &asked).await)
+    async fn ask(&self, _cx: &Ctx, asked: Asked) -> Result<Answer, HandoverError> {
+        let has_hooks = hooks::are_in(&self.0.hooks_dir);
+        Ok(Answer { veto: self.answer(asked).await, has_hooks })
     }
 
     async fn order(&self, _cx: &Ctx, order: Order) -> Result<Seen, HandoverError> {
@@ -111,6 +96,27 @@ impl Handover for HandoverService {
 }
 
 impl HandoverService {
+    /// Answers a question: nothing, or why not.
+    async fn answer(&self, asked: Asked) -> Option<Veto> {
+        let hook = match asked.question {
+            Question::Vote => {
+                let service = self.clone();
+                let vote = move || Ok(service.0.kernel.vote(&asked));
+                return blocking(vote).await.unwrap_or_else(Some);
+            }
+            Question::Reserve => {
+                self.take_note(&asked);
+                return None;
+            }
+            Question::Confirm => return self.confirm(&asked).await,
+            Question::CheckHooks => "check",
+            Question::PreHooks => "pre",
+            Question::PostHooks => "post",
+            Question::UndoHooks => "undo",
+        };
+        hooks::run(&self.0.exec, &self.0.hooks_dir, hook, &asked).await
+    }
+
     /// Carries out an order, if there is one, and looks.
     async fn follow(&self, order: &Order) -> Seen {
         let (unit, operation) = (order.unit.id, order.operation);

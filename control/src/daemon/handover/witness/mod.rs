@@ -10,7 +10,7 @@ mod unit;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tombolo_agent::api::handover::{Action, Asked, HandoverClient, Here, Order, Piece, Seen};
+use tombolo_agent::api::handover::{Action, Answer, Asked, HandoverClient, Here, Order, Piece, Seen};
 use tombolo_handover::coordinator::Coordinator;
 use tombolo_handover::observe::{Inside, Sighting};
 use tombolo_handover::operation::{Act, Ask, End, Input, Progress, Question, Reply, Veto};
@@ -55,6 +55,7 @@ impl Witnesses {
     pub(super) async fn ask(&self, ask: Ask) -> Option<Input> {
         let reply = match ask.to {
             // What the host uses is its own affair; the one who asks has said that it is to change.
+            Party::Host | Party::Pool if ask.question == Question::Vote => Reply::YesWithoutHooks,
             Party::Host | Party::Pool => Reply::Yes,
             Party::Instance(kernel) => self.ask_agent(kernel, &ask).await?,
         };
@@ -78,8 +79,11 @@ impl Witnesses {
         let patience = if question == Question::PreHooks { PRE_HOOKS_MAX } else { ANSWER_MAX };
         let link = self.link(kernel).await?;
         match HandoverClient::new(link).ask(asked).deadline(patience).await {
-            Ok(None) => Some(Reply::Yes),
-            Ok(Some(veto)) => Some(Reply::No(veto)),
+            Ok(Answer { veto: Some(veto), .. }) => Some(Reply::No(veto)),
+            Ok(Answer { veto: None, has_hooks: false }) if question == Question::Vote => {
+                Some(Reply::YesWithoutHooks)
+            }
+            Ok(Answer { veto: None, .. }) => Some(Reply::Yes),
             Err(CallError::Failed(
                 failure @ (Failure::UnknownService { .. }
                 | Failure::UnknownMethod { .. }
