@@ -24,6 +24,12 @@ pub(crate) struct Args {
     /// Only freeze and thaw kernels
     #[arg(long, conflicts_with_all = ["steps", "seed"])]
     only_freeze: bool,
+    /// How many kernels to have running when the daemon is killed, to see how soon the next one has them again; 0: none
+    #[arg(long, default_value_t = 62, value_parser = clap::value_parser!(u8).range(0..=63), value_name = "N")]
+    recover: u8,
+    /// Only kill daemons
+    #[arg(long, conflicts_with_all = ["steps", "seed", "only_freeze"])]
+    only_recover: bool,
 }
 
 /// Goes on after a failure, so that one run shows all of them.
@@ -38,9 +44,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn verify(args: &Args) -> Result<()> {
     let mut checks = Checks::default();
-    if args.only_freeze {
+    if args.only_freeze || args.only_recover {
         if let Some(programs) = checks.check("build the programs statically", build::static_programs) {
-            freeze(&mut checks, &programs, args.freeze);
+            match args.only_freeze {
+                true => freeze(&mut checks, &programs, args.freeze),
+                false => recover(&mut checks, &programs, args.recover),
+            }
         }
         return checks.finish();
     }
@@ -69,10 +78,17 @@ fn verify(args: &Args) -> Result<()> {
         tests.args(["--test", "hand_over"]).env("TOMBOLO_FULL_CRASH_MATRIX", "1");
         succeed(&mut tests)
     });
+    if args.recover > 0 {
+        recover(&mut checks, &programs, args.recover);
+    }
     if args.freeze > 0 {
         freeze(&mut checks, &programs, args.freeze);
     }
     checks.finish()
+}
+
+fn recover(checks: &mut Checks, programs: &Path, kernels: u8) {
+    checks.check("many kernels and a daemon that dies", || demo::recover_many(programs, kernels.into()));
 }
 
 fn freeze(checks: &mut Checks, programs: &Path, minutes: u64) {

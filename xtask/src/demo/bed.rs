@@ -113,6 +113,17 @@ impl Bed {
         image: Option<PathBuf>,
         remains: &Mutex<Remains>,
     ) -> Result<Self> {
+        Self::start_with(programs, spawner, image, &[], remains)
+    }
+
+    /// The same, with these arguments for the first daemon.
+    pub(super) fn start_with(
+        programs: &Path,
+        spawner: SpawnerKind,
+        image: Option<PathBuf>,
+        args: &[&str],
+        remains: &Mutex<Remains>,
+    ) -> Result<Self> {
         let shm_before = shm_files();
         let dir =
             tempfile::Builder::new().prefix("tombolo-demo-").tempdir().context("could not make a folder")?;
@@ -122,7 +133,7 @@ impl Bed {
             fs::create_dir(path.join(sub))?;
         }
         fs::File::create(disk_in(&path))?.set_len(DISK_BYTES)?;
-        let daemon = start_daemon(&path, programs, spawner, image.as_deref(), &[])?;
+        let daemon = start_daemon(&path, programs, spawner, image.as_deref(), args)?;
         let mut bed = Self { spawner, dir: path, programs: programs.to_owned(), image, daemon, shm_before };
         bed.wait_for_daemon()?;
         let pool = shm_files().into_iter().find(|file| !bed.shm_before.contains(file));

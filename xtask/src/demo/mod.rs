@@ -7,6 +7,7 @@ mod handover;
 mod idle;
 mod life;
 mod progress;
+mod recovery;
 mod report;
 mod traffic;
 
@@ -19,6 +20,7 @@ use nix::sys::signal::{SigSet, Signal};
 use self::bed::{Bed, Remains};
 pub(crate) use self::freezes::freeze_at_random;
 use self::progress::Progress;
+pub(crate) use self::recovery::recover_many;
 use self::report::Report;
 use crate::{build, image, process, qemu};
 

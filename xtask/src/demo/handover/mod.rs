@@ -320,7 +320,7 @@ fn must_add_up(bed: &Bed) -> Result<()> {
     Books::read(bed)?.must_be_right()
 }
 
-fn median_ms(times: &mut [Duration]) -> f64 {
+pub(super) fn median_ms(times: &mut [Duration]) -> f64 {
     times.sort_unstable();
     let median = times.get(times.len() / 2).copied().unwrap_or_default();
     (median.as_secs_f64() * 1e6).round() / 1e3
