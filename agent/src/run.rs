@@ -102,7 +102,10 @@ pub async fn run(boot: Boot) -> anyhow::Result<()> {
         broker: fabric.as_ref().map(|fabric| fabric.broker.clone()),
         shutdown: shutdown.clone(),
     };
-    let router = router(AgentService::new(parts), exec, forwards, health, &lifecycle, log.clone());
+    // The first process of a kernel is never started again while that goes on.
+    let record = (mode != AgentMode::Init).then(|| handover_record(&config));
+    let handover = HandoverService::new(exec.clone(), HOOKS_DIR, record);
+    let router = router(AgentService::new(parts), handover, exec, forwards, health, &lifecycle, log.clone());
 
     let links = Links::default();
     let mut serving = tokio::task::JoinSet::new();
@@ -130,9 +133,15 @@ pub async fn run(boot: Boot) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where an agent keeps what it must know of hand-overs when it is started again: with its broker's socket, and of its own name.
+fn handover_record(config: &AgentConfig) -> PathBuf {
+    config.broker_socket.with_file_name(format!("handover-{}.book", config.name))
+}
+
 /// All services of an agent.
 pub fn router(
     agent: AgentService,
+    handover: HandoverService,
     exec: ExecEngine,
     forwards: Forwards,
     health: Health,
@@ -141,7 +150,7 @@ pub fn router(
 ) -> Router {
     Router::new()
         .service(AgentServer::new(agent))
-        .service(HandoverServer::new(HandoverService::new(exec.clone(), HOOKS_DIR)))
+        .service(HandoverServer::new(handover))
         .service(HealthServer::new(HealthService::new(health)))
         .service(ExecServer::new(ExecService::new(exec)))
         .service(FilesServer::new(FilesService::new(lifecycle.clone())))

@@ -84,6 +84,7 @@ impl HandoverService {
         let kept_bytes = self.book().drained_bytes(operation, unit);
         let service = self.clone();
         let acted = blocking(move || {
+            service.save_now();
             let acted = service.0.kernel.act(here, action, kept_bytes);
             // What counts is what is seen.
             let inside = if acted.is_err() { service.0.kernel.look(here) } else { Inside::Unknown };
@@ -99,6 +100,7 @@ impl HandoverService {
         if action == Action::Drain && is_done {
             self.watch_lease(operation, unit);
         }
+        self.save().await;
         acted
     }
 
@@ -122,6 +124,7 @@ impl HandoverService {
             if self.inside(operation, unit, Some(here), End::Donor).await == Inside::Absent {
                 tracing::warn!(%operation, %unit, %here, "nothing was heard of the move any more, and it is not here");
                 self.book().finish(unit, true);
+                self.save().await;
                 continue;
             }
             tracing::warn!(%operation, %unit, %here, "nothing was heard of the move any more: it is used again");

@@ -1,5 +1,5 @@
 //! What this agent was told of units in hand-overs, what it is doing to them, and what it has promised: no I/O, time as an argument
-//! (since the kernel's boot).
+//! (since the kernel's boot, so that it means the same to an agent that was started again).
 //!
 //! An order is *admitted* when it comes, *begun* when it is its turn, and *finished*. In between it may be overtaken: whoever has been told
 //! what goes on with a unit under an epoch has outdated every order of that epoch or an older one that was not begun.
@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tombolo_handover::operation::Veto;
 use tombolo_handover::{OpId, UnitId};
 
@@ -17,7 +18,7 @@ use crate::api::handover::{Action, Here};
 const UNITS_MAX: usize = 4096;
 
 /// What was promised of a unit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Promise {
     /// Nothing out of the ordinary.
     #[default]
@@ -29,7 +30,7 @@ pub(super) enum Promise {
 }
 
 /// What is done to a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Begun {
     pub(super) operation: OpId,
     pub(super) here: Here,
@@ -39,7 +40,7 @@ pub(super) struct Begun {
 }
 
 /// What was done to a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Piece {
     operation: OpId,
     here: Here,
@@ -50,15 +51,17 @@ struct Piece {
     confirmed: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     /// The newest that was answered.
     epoch: u64,
     piece: Option<Piece>,
     begun: Option<Begun>,
     /// The epoch of an order whose turn has not come.
+    #[serde(skip)]
     admitted: Option<u64>,
     /// The operation whose lease somebody watches.
+    #[serde(skip)]
     watched: Option<OpId>,
 }
 
@@ -69,7 +72,7 @@ impl Piece {
 }
 
 /// Everything known of units in hand-overs.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Book {
     units: HashMap<UnitId, Entry>,
 }
@@ -168,7 +171,6 @@ impl Book {
 /// Leases.
 impl Book {
     /// What is kept drained for operations, and lapses some time.
-    #[cfg(test)]
     pub(super) fn leases(&self) -> Vec<(OpId, UnitId)> {
         let pieces = self.units.iter().filter_map(|(unit, entry)| Some((*unit, entry.piece?)));
         pieces.filter(|(_, piece)| piece.lapses()).map(|(unit, piece)| (piece.operation, unit)).collect()
@@ -204,7 +206,34 @@ impl Book {
     }
 }
 
+/// What an agent that was started again finds.
 impl Book {
+    /// What was begun and of which it is not known how it ended.
+    pub(super) fn unfinished(&self) -> Vec<(UnitId, Begun)> {
+        self.units.iter().filter_map(|(unit, entry)| Some((*unit, entry.begun?))).collect()
+    }
+
+    /// Takes note of what has become of it, by what the unit is seen to be now. One that is out of use, and was not to be brought into use
+    /// for a receiver, lapses with its lease: whether it was to be drained, or to be used again.
+    pub(super) fn settle(&mut self, unit: UnitId, is_offline: bool) {
+        let Some(entry) = self.units.get_mut(&unit) else { return };
+        let Some(Begun { operation, here, action, until }) = entry.begun.take() else { return };
+        match action {
+            Action::Drain | Action::Undrain if is_offline => {
+                let promise = Promise::Drained;
+                entry.piece = Some(Piece { operation, here, promise, until, confirmed: false });
+            }
+            // It is used, whatever was promised before.
+            Action::Undrain => entry.piece = None,
+            Action::Drain | Action::Online => {}
+        }
+    }
+
+    /// Whether it holds no more than it can.
+    pub(super) fn is_bounded(&self) -> bool {
+        self.units.len() <= UNITS_MAX
+    }
+
     fn entry(&mut self, unit: UnitId) -> &mut Entry {
         if self.units.len() >= UNITS_MAX && !self.units.contains_key(&unit) {
             // What lapses is needed until it has.
@@ -372,6 +401,27 @@ mod tests {
     }
 
     #[test]
+    fn what_was_begun_before_a_restart_is_settled_by_what_is_seen() {
+        let settled = |begun: Begun, is_offline: bool| {
+            let mut book = Book::default();
+            does(&mut book, CPU, 1, cpu(SOON));
+            book.admit(CPU, 2).unwrap();
+            book.begin(CPU, 2, begun).unwrap();
+            assert_eq!(book.unfinished(), [(CPU, begun)]);
+            book.settle(CPU, is_offline);
+            assert_eq!(book.unfinished(), []);
+            (book.promise(OTHER, CPU), book.leases())
+        };
+        let of_other = |action| Begun { operation: OTHER, action, ..cpu(LATE) };
+        let (drained, before) = ((Promise::Drained, vec![(OTHER, CPU)]), vec![(OP, CPU)]);
+        assert_eq!(settled(of_other(Action::Drain), true), drained);
+        assert_eq!(settled(of_other(Action::Drain), false), (Promise::Nothing, before.clone()), "not done");
+        assert_eq!(settled(of_other(Action::Undrain), true), drained, "it lapses, which does it");
+        assert_eq!(settled(of_other(Action::Undrain), false), (Promise::Nothing, vec![]));
+        assert_eq!(settled(of_other(Action::Online), true), (Promise::Nothing, before), "it was never used");
+    }
+
+    #[test]
     fn the_book_does_not_grow_without_end_and_keeps_what_lapses() {
         let mut book = Book::default();
         does(&mut book, CPU, 1, cpu(Duration::ZERO));
@@ -380,7 +430,7 @@ mod tests {
             let begun = Begun { action: Action::Online, ..lot(Duration::from_millis(number)) };
             does(&mut book, UnitId::Lot(number), 1, begun);
         }
-        assert!(book.units.len() == UNITS_MAX);
+        assert!(book.is_bounded() && book.units.len() == UNITS_MAX);
         assert_eq!(book.promise(OP, UnitId::Lot(numbers - 1)), Promise::Online);
         assert_eq!(book.leases(), [(OP, CPU)]);
     }

@@ -1,7 +1,7 @@
 //! This kernel's side of hand-overs: the service [`Handover`].
 //!
 //! [`book`] remembers what was promised and what it was told last, without I/O; [`act`] does what is ordered and undoes what lapses, through
-//! [`kernel`]: [`memory`], [`cpu`] and [`device`]. [`hooks`] asks applications.
+//! [`kernel`]: [`memory`], [`cpu`] and [`device`]. [`record`] keeps the book for an agent that is started again. [`hooks`] asks applications.
 //!
 //! Of memory the kernel has an amount, and the book alone knows how much of it is spoken for. CPUs and devices are looked at.
 
@@ -14,8 +14,10 @@ mod hooks;
 mod kernel;
 mod memory;
 mod programs;
+mod record;
 mod veto;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,6 +30,7 @@ use tombolo_rpc::Ctx;
 use self::act::{Turns, blocking};
 use self::book::{Book, Promise};
 use self::kernel::Kernel;
+use self::record::Record;
 use crate::api::handover::{Answer, Asked, Handover, HandoverError, Here, Order, Seen};
 use crate::exec::ExecEngine;
 
@@ -47,23 +50,62 @@ struct Inner {
     hooks_dir: PathBuf,
     kernel: Kernel,
     book: Mutex<Book>,
+    /// Locked before the book, so that what is written last is the newest.
+    record: Option<Mutex<Record>>,
     turns: Turns,
 }
 
 impl HandoverService {
-    /// Runs hooks with `exec`, from `hooks_dir`.
-    pub fn new(exec: ExecEngine, hooks_dir: impl Into<PathBuf>) -> Self {
-        Self::of(exec, hooks_dir.into(), Kernel::default())
+    /// Runs hooks with `exec`, from `hooks_dir`. What an agent must know when it is started again while its kernel goes on is in the file
+    /// `record`; with that, it goes on here. To be called within a Tokio runtime.
+    pub fn new(exec: ExecEngine, hooks_dir: impl Into<PathBuf>, record: Option<PathBuf>) -> Self {
+        Self::of(exec, hooks_dir.into(), Kernel::default(), record.and_then(Record::at))
     }
 
-    fn of(exec: ExecEngine, hooks_dir: PathBuf, kernel: Kernel) -> Self {
-        let (book, turns) = (Mutex::default(), Turns::default());
-        Self(Arc::new(Inner { exec, hooks_dir, kernel, book, turns }))
+    fn of(exec: ExecEngine, hooks_dir: PathBuf, kernel: Kernel, record: Option<Record>) -> Self {
+        let book = Mutex::new(record.as_ref().map(Record::read).unwrap_or_default());
+        let (record, turns) = (record.map(Mutex::new), Turns::default());
+        let service = Self(Arc::new(Inner { exec, hooks_dir, kernel, book, record, turns }));
+        service.resume();
+        service
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
         // Each change to it is whole before anything can panic.
         self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes on with what the book says was begun or promised before this process.
+    fn resume(&self) {
+        let unfinished = self.book().unfinished();
+        for (unit, begun) in unfinished {
+            let inside = self.0.kernel.look(begun.here);
+            tracing::warn!(%unit, operation = %begun.operation, action = ?begun.action, ?inside, "it was broken off when the agent ended");
+            self.book().settle(unit, inside == Inside::Offline);
+        }
+        let leases = self.book().leases();
+        for (operation, unit) in leases {
+            tracing::info!(%unit, %operation, "it is kept for a move, from before the agent was started again");
+            self.watch_lease(operation, unit);
+        }
+    }
+
+    /// Has the record say what the book says.
+    async fn save(&self) {
+        let service = self.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || service.save_now()).await {
+            tracing::error!(%error, "what was promised is not recorded");
+        }
+    }
+
+    /// The same on this thread.
+    fn save_now(&self) {
+        let Some(record) = &self.0.record else { return };
+        let record = record.lock().unwrap_or_else(PoisonError::into_inner);
+        let page = record.page(&self.book());
+        if let Err(error) = page.map_err(io::Error::other).and_then(|page| record.write(&page)) {
+            tracing::warn!(%error, "what was promised is not recorded: an agent that is started again does not know of it");
+        }
     }
 
     /// What goes on with a unit inside, now.
@@ -105,7 +147,7 @@ impl HandoverService {
                 return blocking(vote).await.unwrap_or_else(Some);
             }
             Question::Reserve => {
-                self.take_note(&asked);
+                self.take_note(&asked).await;
                 return None;
             }
             Question::Confirm => return self.confirm(&asked).await,
@@ -127,11 +169,13 @@ impl HandoverService {
         };
         // Whatever was asked before either shows in this look or never happens: what waits for its turn is outdated, and what has
         // been begun is awaited.
-        let is_under_way = {
+        let (is_renewed, is_under_way) = {
             let mut book = self.book();
-            book.look(operation, unit, order.epoch, until);
-            book.is_under_way(unit)
+            (book.look(operation, unit, order.epoch, until), book.is_under_way(unit))
         };
+        if is_renewed {
+            self.save().await;
+        }
         let _turn = match order.here {
             Some(here) if is_under_way => Some(self.0.turns.of(here).await),
             _ => None,
@@ -141,17 +185,20 @@ impl HandoverService {
     }
 
     /// Takes note of what an operation is about, so that nothing older is believed any more and nothing promised lapses.
-    fn take_note(&self, asked: &Asked) {
+    async fn take_note(&self, asked: &Asked) {
         let until = lapse_after(asked.lease_ms);
-        let mut book = self.book();
+        let mut is_renewed = false;
         for piece in &asked.pieces {
-            book.note(asked.operation, piece.unit, piece.epoch, until);
+            is_renewed |= self.book().note(asked.operation, piece.unit, piece.epoch, until);
+        }
+        if is_renewed {
+            self.save().await;
         }
     }
 
     /// Whether all that was drained still is. From then on the control plane may take it at any time, so nothing of it lapses.
     async fn confirm(&self, asked: &Asked) -> Option<Veto> {
-        self.take_note(asked);
+        self.take_note(asked).await;
         if asked.end == End::Receiver {
             return None;
         }
@@ -171,10 +218,10 @@ impl HandoverService {
             }
         }
         let until = lapse_after(asked.lease_ms);
-        let mut book = self.book();
         for (unit, here) in drained {
-            book.confirm(asked.operation, unit, here, until);
+            self.book().confirm(asked.operation, unit, here, until);
         }
+        self.save().await;
         None
     }
 }

@@ -69,7 +69,7 @@ impl MadeUp {
         };
         let launcher = Launcher::new(Children::new(Scope::OwnChildren), "/proc/self/exe".into(), false);
         let exec = ExecEngine::new(launcher, Lifecycle::booting());
-        HandoverService::of(exec, path("hooks"), kernel)
+        HandoverService::of(exec, path("hooks"), kernel, Record::at(path("run/book")))
     }
 
     fn path(&self, below: &str) -> PathBuf {
@@ -218,4 +218,50 @@ async fn a_lease_without_end_is_one() {
     let made_up = MadeUp::new();
     assert_eq!(made_up.service.follow(&order(CPU, 1, Action::Drain, u64::MAX)).await.refused, None);
     assert_eq!(made_up.service.book().leases(), [(OP, UnitId::Cpu(1))]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_is_started_again_keeps_what_was_promised_and_uses_again_what_lapses() {
+    let made_up = MadeUp::new();
+    let unit = UnitId::Cpu(1);
+    let known = |service: &HandoverService| {
+        let book = service.book();
+        (book.promise(OP, unit), book.leases())
+    };
+    assert_eq!(made_up.service.follow(&order(CPU, 3, Action::Drain, LEASE_MS)).await.inside, Inside::Offline);
+    let again = MadeUp::service(&made_up.dir);
+    assert_eq!(known(&again), (Promise::Drained, vec![(OP, unit)]));
+    let late = again.follow(&order(CPU, 3, Action::Undrain, LEASE_MS)).await;
+    assert!(late.refused.is_some() && late.inside == Inside::Offline, "{late:?}");
+
+    again.follow(&order(CPU, 4, None, 0)).await;
+    let again = MadeUp::service(&made_up.dir);
+    until(|| made_up.is_online()).await;
+    until(|| again.book().watched(OP, unit).is_none()).await;
+
+    again.follow(&order(CPU, 5, Action::Drain, LEASE_MS)).await;
+    let pieces = vec![Piece { unit, here: Some(CPU), epoch: 6 }];
+    let (question, end) = (Question::Confirm, End::Donor);
+    assert_eq!(again.confirm(&Asked { operation: OP, question, end, pieces, lease_ms: 0 }).await, None);
+    let again = MadeUp::service(&made_up.dir);
+    assert_eq!(known(&again), (Promise::Drained, vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_ended_half_way_looks_what_has_become_of_it() {
+    let made_up = MadeUp::new();
+    let next_turn = made_up.begins_to_let_go(LEASE_MS).await;
+    until(|| made_up.path("run/book").exists()).await;
+    let half_way = fs::read(made_up.path("run/book")).unwrap();
+    let again = MadeUp::service(&made_up.dir);
+    assert!(!again.book().is_under_way(DEVICE));
+    assert_eq!(again.book().leases(), [], "its driver has it");
+    made_up.lets_go(next_turn).await;
+    until(|| !made_up.service.book().leases().is_empty()).await;
+    // As it would be if the first agent had not lived to see that.
+    let turn = made_up.service.0.turns.of(device()).await;
+    fs::write(made_up.path("run/book"), half_way).unwrap();
+    let again = MadeUp::service(&made_up.dir);
+    assert_eq!(again.book().leases(), [(OP, DEVICE)]);
+    drop(turn);
 }
