@@ -28,6 +28,8 @@ pub const NAME_BYTES_MAX: usize = 32;
 const HOSTNAME_BYTES_MAX: usize = 64;
 /// A faster beat costs more than 1 % of a CPU under user-mode Linux; a slower one makes a hang invisible.
 const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 5..=60_000;
+/// Less would be a few missed counts.
+const CPU_STUCK_MS: std::ops::RangeInclusive<u64> = 400..=60_000;
 
 /// The boot configuration of one agent.
 ///
@@ -66,6 +68,10 @@ pub struct AgentConfig {
     /// Interval between two heartbeats in the pool, in milliseconds, 5 to 60 000. Default 100.
     #[serde(default = "default_heartbeat_ms")]
     pub heartbeat_ms: u64,
+    /// How long a CPU of this kernel may run nothing before that is told, in milliseconds, 400 to 60 000. Default: CPUs are not
+    /// watched, as they are another's where the agent has no kernel of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_stuck_ms: Option<u64>,
     /// Unix socket where applications of this kernel reach the fabric.
     #[serde(default = "default_broker_socket")]
     pub broker_socket: PathBuf,
@@ -167,6 +173,7 @@ impl AgentConfig {
             entrypoint: None,
             probes: Vec::new(),
             heartbeat_ms: default_heartbeat_ms(),
+            cpu_stuck_ms: None,
             broker_socket: default_broker_socket(),
             policy: Policy::default(),
             log_level: default_log_level(),
@@ -235,12 +242,9 @@ impl AgentConfig {
             entrypoint.validate()?;
         }
         probe::validate_all(&self.probes)?;
-        if !HEARTBEAT_MS.contains(&self.heartbeat_ms) {
-            let (min, max) = (HEARTBEAT_MS.start(), HEARTBEAT_MS.end());
-            return Err(ConfigError::invalid(
-                "heartbeat_ms",
-                format!("must be {min} to {max}, is {}", self.heartbeat_ms),
-            ));
+        validate_ms("heartbeat_ms", self.heartbeat_ms, &HEARTBEAT_MS)?;
+        if let Some(cpu_stuck_ms) = self.cpu_stuck_ms {
+            validate_ms("cpu_stuck_ms", cpu_stuck_ms, &CPU_STUCK_MS)?;
         }
         validate_log_level(&self.log_level)
     }
@@ -274,6 +278,14 @@ fn validate_kernel_name(field: &str, name: &str) -> Result<(), ConfigError> {
         return Err(ConfigError::invalid(field, reason));
     }
     Ok(())
+}
+
+fn validate_ms(field: &str, ms: u64, allowed: &std::ops::RangeInclusive<u64>) -> Result<(), ConfigError> {
+    if allowed.contains(&ms) {
+        return Ok(());
+    }
+    let (min, max) = (allowed.start(), allowed.end());
+    Err(ConfigError::invalid(field, format!("must be {min} to {max}, is {ms}")))
 }
 
 fn validate_log_level(level: &str) -> Result<(), ConfigError> {

@@ -13,6 +13,7 @@ pub mod children;
 mod clock;
 pub mod console;
 mod cpu_list;
+pub mod cpus;
 pub mod entrypoint;
 pub mod exec;
 pub mod files;
@@ -30,4 +31,4 @@ pub mod run;
 pub mod state;
 mod sys;
 
-pub use sys::{inherited_fd, keep_inherited_fds};
+pub use sys::{inherited_fd, keep_inherited_fds, take_precedence};

@@ -24,6 +24,7 @@ use crate::api::logs::LogsServer;
 use crate::blackbox::BlackBox;
 use crate::children::{Children, Scope};
 use crate::config::{AgentConfig, Doorbell, PoolConfig};
+use crate::cpus::CpuWatch;
 use crate::entrypoint::EntrypointHandle;
 use crate::exec::{ExecEngine, ExecService, Launcher};
 use crate::files::FilesService;
@@ -90,7 +91,8 @@ pub async fn run(boot: Boot) -> anyhow::Result<()> {
     let forwards = Forwards::new(lifecycle.clone(), endpoint.clone());
     let entrypoint = config.entrypoint.clone().map(|it| EntrypointHandle::start(it, launcher, log.clone()));
     let tools = ProbeTools::new(exec.clone(), endpoint.clone());
-    let health = Health::start(config.probes.clone(), tools, lifecycle.clone(), entrypoint.clone());
+    let cpus = watch_cpus(config.cpu_stuck_ms.map(Duration::from_millis));
+    let health = Health::start(config.probes.clone(), tools, lifecycle.clone(), entrypoint.clone(), cpus);
     let shutdown = ShutdownOrder::default();
     let parts = AgentParts {
         config: (*config).clone(),
@@ -209,6 +211,15 @@ async fn await_order(mut signals: EndSignals, shutdown: &ShutdownOrder) -> Insta
             shutdown.give(Instant::now() + SIGTERM_GRACE)
         }
     }
+}
+
+/// Without the watch nobody learns of a stuck CPU; that is no reason not to run.
+fn watch_cpus(stuck_after: Option<Duration>) -> CpuWatch {
+    let Some(stuck_after) = stuck_after else { return CpuWatch::idle() };
+    CpuWatch::start(stuck_after).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the CPUs of this kernel are not watched");
+        CpuWatch::idle()
+    })
 }
 
 async fn log_kernel(log: Log) {

@@ -1,7 +1,7 @@
-//! The agent's only `unsafe`: descriptors that the compiler cannot vouch for.
+//! The agent's only `unsafe`: descriptors that the compiler cannot vouch for, and a system call that nobody wraps.
 #![allow(
     unsafe_code,
-    reason = "an inherited descriptor is a number; watching one relies on what OwnedFd promises"
+    reason = "an inherited descriptor is a number; watching one relies on what OwnedFd promises; sched_setscheduler is C"
 )]
 
 use std::io;
@@ -60,6 +60,18 @@ pub(crate) fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<Own
     // SAFETY: `OwnedFd` gives the same number as long as it lives, and closes it only when dropped.
     let watched = unsafe { AsyncFd::register_with_interest(fd, interest) };
     watched.map_err(|error| error.into_parts().1)
+}
+
+/// Gives the calling thread precedence over everything that is not itself real-time (`SCHED_FIFO` with the highest priority,
+/// sched(7)). It must hardly ever run.
+///
+/// # Errors
+/// If that is not permitted.
+pub fn take_precedence() -> io::Result<()> {
+    let param = nix::libc::sched_param { sched_priority: 99 };
+    // SAFETY: `param` outlives the call, which only reads it. 0 is the calling thread.
+    let done = unsafe { nix::libc::sched_setscheduler(0, nix::libc::SCHED_FIFO, &raw const param) };
+    nix::errno::Errno::result(done).map(drop).map_err(io::Error::from)
 }
 
 #[cfg(test)]

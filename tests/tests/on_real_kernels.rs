@@ -263,6 +263,49 @@ mod qemu {
     }
 
     #[test]
+    fn cpu_that_runs_nothing_is_told_and_only_it_and_its_recovery() {
+        let Some(app) = prerequisites::static_program("tombolo-demo-kv") else { return };
+        let Some(bed) = Bed::start("qemu") else { return };
+        let file = format!("{}:/bin/app", app.display());
+        bed.must(&["up", "web", "--memory", "160", "--cpus", "2", "--restart", "never", "--file", &file]);
+        bed.must(&["wait", "web", "--for", "ready"]);
+
+        // As busy as ordinary programs can make it.
+        let seen = bed.last_event();
+        let mut busy = bed.attach(&["exec", "web", "--", "/bin/app", "spin", "8"]);
+        busy.line("the busy program", |line| line.contains("spinning"));
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        busy.signal("INT");
+        busy.finish();
+        assert_eq!(of_cpus(&bed, seen), [] as [(String, u64); 0]);
+
+        let starving = bed.attach(&["exec", "-d", "web", "--", "/bin/app", "starve", "1", "5000"]);
+        assert_eq!(starving.finish().code, 0);
+        let view = bed.until("web", "degraded", |view| {
+            view["health_reason"]
+                .as_str()
+                .is_some_and(|reason| reason.starts_with("CPU 1 has run nothing for"))
+        });
+        assert_eq!((&view["health"], &view["state"]), (&"degraded".into(), &"running".into()), "{view}");
+        let said = bed.must(&["inspect", "web"]).stdout;
+        assert!(said.contains("degraded: CPU 1 has run nothing"), "{said}");
+        eventually("its recovery", || of_cpus(&bed, seen).len() == 2);
+        bed.must(&["wait", "web", "--for", "ready"]);
+        assert_eq!(of_cpus(&bed, seen), [("cpu-stuck".into(), 1), ("cpu-recovered".into(), 1)]);
+        bed.nothing_is_left();
+    }
+
+    /// What was told of CPUs of `web`.
+    fn of_cpus(bed: &Bed, since: u64) -> Vec<(String, u64)> {
+        let events = bed.events_since(since);
+        let of_cpus = events.iter().filter_map(|event| {
+            let kind = event["type"].as_str().filter(|kind| kind.starts_with("cpu-"))?;
+            Some((kind.to_owned(), event["cpu"].as_u64()?))
+        });
+        of_cpus.collect()
+    }
+
+    #[test]
     fn machine_and_user_mode_kernel_share_one_pool() {
         let Some(bed) = bed_of("qemu", "never") else { return };
         let app = prerequisites::static_program("tombolo-demo-kv").unwrap();

@@ -12,7 +12,7 @@ pub use crate::config::ProbeKind;
 pub trait Health {
     /// How everything is now.
     async fn status(&self, cx: &Ctx) -> Result<HealthReport, HealthError>;
-    /// Sends a report at once, after each change of a verdict or of the entrypoint, and each `interval_ms`
+    /// Sends a report at once, after each change of a verdict, of the entrypoint or of which CPUs are stuck, and each `interval_ms`
     /// (0 = only changes; at least 50).
     async fn watch(&self, cx: &Ctx, interval_ms: u64, out: Sender<HealthReport>) -> Result<(), HealthError>;
 }
@@ -20,7 +20,7 @@ pub trait Health {
 /// How a kernel is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Schema)]
 pub struct HealthReport {
-    /// Counts changes of verdicts and of the entrypoint, from 1.
+    /// Counts changes of verdicts, of the entrypoint and of which CPUs are stuck, from 1.
     pub revision: u64,
     /// What the agent is doing.
     pub phase: AgentPhase,
@@ -36,6 +36,17 @@ pub struct HealthReport {
     pub entrypoint: Option<EntrypointStatus>,
     /// Load, memory, CPUs.
     pub load: SystemLoad,
+    /// The CPUs that run nothing although there is something to run.
+    pub stuck_cpus: Vec<StuckCpu>,
+}
+
+/// A CPU that does not run what it is given: the kernel or something of the highest priority holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct StuckCpu {
+    /// Its number.
+    pub cpu: u32,
+    /// For so long.
+    pub silent_ms: u64,
 }
 
 /// What an agent is doing.

@@ -15,7 +15,7 @@ use tombolo_handover::operation::Veto;
 
 use super::programs::{named, numbered};
 use super::veto::{later, never};
-use crate::cpu_list;
+use crate::{cpu_list, cpus};
 
 /// When it may be worth asking again, in ms: programs end.
 const RETRY_AFTER_MS: u64 = 5_000;
@@ -103,7 +103,8 @@ impl Files<'_> {
             .unwrap_or_default()
     }
 
-    /// The threads that may run on none but these of the CPUs that are online, by name.
+    /// The threads that may run on none but these of the CPUs that are online, by name. Those with which the agent itself watches its
+    /// CPUs go with them.
     fn bound_to(self, leaving: &BTreeSet<u32>, online: &BTreeSet<u32>) -> Vec<String> {
         let mut bound = Vec::new();
         for process in numbered(self.proc) {
@@ -112,6 +113,9 @@ impl Files<'_> {
                 let folder = tasks.join(thread.to_string());
                 // One that has ended since is bound to nothing.
                 let Some((name, allowed)) = allowed_cpus(&folder) else { continue };
+                if process == std::process::id() && cpus::is_watching(&name) {
+                    continue;
+                }
                 let usable: BTreeSet<u32> = allowed.intersection(online).copied().collect();
                 if !usable.is_empty() && usable.is_subset(leaving) && !is_of_the_kernel(&folder) {
                     bound.push(format!("{name} (process {process}, thread {thread})"));
@@ -216,6 +220,15 @@ mod tests {
             assert_eq!(reason.contains(name), is_named, "{name}: {reason}");
         }
         assert_eq!(with(&dir, |files| files.look(1)), Inside::Online, "it was not touched");
+    }
+
+    #[test]
+    fn the_agents_own_watch_keeps_no_cpu() {
+        let watch = "Name:\tcpu-watch/1\nCpus_allowed_list:\t1\n";
+        let dir = kernel(&[(std::process::id(), watch, 0x40)]);
+        assert_eq!(with(&dir, |files| files.can_spare(&[1])), None);
+        let dir = kernel(&[(std::process::id() + 1, watch, 0x40)]);
+        assert!(with(&dir, |files| files.can_spare(&[1])).is_some(), "another's thread of that name does");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::api::health::{
     AgentPhase, EntrypointState, EntrypointStatus, HealthReport, ProbeStatus, ProbeVerdict,
 };
 use crate::config::{ProbeConfig, ProbeKind};
+use crate::cpus::CpuWatch;
 use crate::entrypoint::EntrypointHandle;
 use crate::state::Lifecycle;
 
@@ -37,26 +38,30 @@ struct Inner {
     lifecycle: Lifecycle,
     entrypoint: Option<EntrypointHandle>,
     probes: Vec<Mutex<ProbeCore>>,
+    cpus: CpuWatch,
     /// Counts changes; see [`HealthReport::revision`].
     revision: watch::Sender<u64>,
 }
 
 impl Health {
-    /// Starts a task for each probe, and one that watches the entrypoint and the phase.
+    /// Starts a task for each probe, and those that watch the entrypoint, the phase and the CPUs.
     pub fn start(
         probes: Vec<ProbeConfig>,
         tools: ProbeTools,
         lifecycle: Lifecycle,
         entrypoint: Option<EntrypointHandle>,
+        cpus: CpuWatch,
     ) -> Self {
         let now = Instant::now();
         let probes = probes.into_iter().map(|config| Mutex::new(ProbeCore::new(config, now))).collect();
-        let health = Self(Arc::new(Inner { lifecycle, entrypoint, probes, revision: watch::Sender::new(1) }));
+        let revision = watch::Sender::new(1);
+        let health = Self(Arc::new(Inner { lifecycle, entrypoint, probes, cpus, revision }));
         for index in 0..health.0.probes.len() {
             tokio::spawn(health.clone().run_probe(index, tools.clone()));
         }
         tokio::spawn(health.clone().watch_lifecycle(health.0.lifecycle.subscribe()));
         tokio::spawn(health.clone().watch_entrypoint());
+        tokio::spawn(health.clone().watch_cpus());
         health
     }
 
@@ -75,7 +80,8 @@ impl Health {
             && phase == AgentPhase::Running
             && entrypoint.as_ref().is_none_or(is_well)
             && all(&probes, ProbeKind::Readiness, |verdict| verdict == ProbeVerdict::Passing);
-        HealthReport { revision, phase, started, live, ready, probes, entrypoint, load: system_load() }
+        let (load, stuck_cpus) = (system_load(), self.0.cpus.stuck());
+        HealthReport { revision, phase, started, live, ready, probes, entrypoint, load, stuck_cpus }
     }
 
     /// Tells of every change from now on.
@@ -149,6 +155,14 @@ impl Health {
         }
     }
 
+    async fn watch_cpus(self) {
+        let mut cpus = self.0.cpus.clone();
+        while cpus.changed().await.is_some() {
+            tracing::warn!(stuck = ?cpus.stuck(), "other CPUs run nothing than before");
+            self.bump();
+        }
+    }
+
     async fn watch_entrypoint(self) {
         let Some(entrypoint) = &self.0.entrypoint else { return };
         let mut status = entrypoint.subscribe();
@@ -209,7 +223,8 @@ mod tests {
         let exec =
             ExecEngine::new(Launcher::new(children, "/proc/self/exe".into(), false), lifecycle.clone());
         let probes = probes.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
-        let health = Health::start(probes, ProbeTools::new(exec, None), lifecycle.clone(), None);
+        let health =
+            Health::start(probes, ProbeTools::new(exec, None), lifecycle.clone(), None, CpuWatch::idle());
         (health, lifecycle)
     }
 
@@ -280,7 +295,8 @@ mod tests {
         let probe = serde_json::json!({"name": "never", "kind": "liveness", "period_ms": 20, "failure_threshold": 1,
             "file_age": {"path": dir.path().join("never"), "max_age_ms": 1}});
         let probes = vec![serde_json::from_value(probe).unwrap()];
-        Health::start(probes, ProbeTools::new(exec, None), lifecycle, Some(entrypoint.clone()));
+        let tools = ProbeTools::new(exec, None);
+        Health::start(probes, tools, lifecycle, Some(entrypoint.clone()), CpuWatch::idle());
         let mut status = entrypoint.subscribe();
         let restarted = status.wait_for(|status| status.restarts >= 2);
         tokio::time::timeout(Duration::from_secs(20), restarted).await.expect("in time").unwrap();

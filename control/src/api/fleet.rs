@@ -106,6 +106,8 @@ pub struct InstanceView {
     pub desired: Desired,
     /// How it is.
     pub health: Verdict,
+    /// Why that is no better, where something is known to be wrong.
+    pub health_reason: Option<String>,
     /// The driver of its kernel; `None` before the first start.
     pub spawner: Option<String>,
     /// The process of its kernel on this host.

@@ -180,7 +180,7 @@ fn describe(detail: &InstanceDetail) -> String {
     let mut lines = vec![
         format!("{}  cid {}  member {}", view.name, view.cid, view.member),
         format!("  state        {} (wanted: {})", view.state, format!("{:?}", view.desired).to_lowercase()),
-        format!("  health       {}", view.health),
+        format!("  health       {}", health_of(view)),
     ];
     let mut add = |label: &str, value: Option<String>| {
         lines.extend(value.map(|value| format!("  {label:<12} {value}")));
@@ -233,6 +233,12 @@ fn describe(detail: &InstanceDetail) -> String {
     lines.join("\n")
 }
 
+/// How an instance is, and why it is no better.
+fn health_of(view: &InstanceView) -> String {
+    let reason = view.health_reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+    format!("{}{reason}", view.health)
+}
+
 /// How the program of an instance is, in words.
 fn state_of(state: &EntrypointState) -> String {
     let again = |ms: u64| format!("again in {}", duration(Duration::from_millis(ms)));
@@ -269,7 +275,7 @@ pub(super) fn print_view(cx: &Context, view: &InstanceView) -> Result<(), CliErr
     }
     let health = match view.health {
         crate::core::health::Verdict::Absent => String::new(),
-        health => format!(" ({health})"),
+        _ => format!(" ({})", health_of(view)),
     };
     let error = view.last_error.as_ref().map_or_else(String::new, |error| format!("; {error}"));
     cx.output.note(format!("{} {}{health}{error}", view.name, view.state));

@@ -59,6 +59,10 @@ pub enum EventKind {
     Hung { silent_ms: u64 },
     /// Nothing of its user space answers any more, but the kernel itself does.
     UserSpaceDead { silent_ms: u64 },
+    /// One of its CPUs runs nothing.
+    CpuStuck { cpu: u32, silent_ms: u64 },
+    /// That CPU runs something again, or has left.
+    CpuRecovered { cpu: u32, after_ms: u64 },
     /// It answers again.
     Recovered { after_ms: u64 },
     /// It will be started again.

@@ -2,6 +2,7 @@
 
 pub mod backoff;
 pub mod balance;
+pub mod cpus;
 pub mod event;
 pub mod health;
 pub mod lifecycle;

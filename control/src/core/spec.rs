@@ -64,6 +64,9 @@ pub struct InstanceSpec {
     /// How often its agent shows a sign of life in the pool, in milliseconds, 20 to 10 000. A hang is told after some
     /// five of them; each costs a busy moment inside. A death is told at once whatever this is. Default 200.
     pub heartbeat_ms: u64,
+    /// How long one of several CPUs may run nothing before that is told, in milliseconds, 400 to 60 000; 0 for never, where programs
+    /// may hold a CPU for themselves with the highest real-time priority. Default 700.
+    pub cpu_stuck_ms: u64,
     /// Files of the host that the kernel finds at boot.
     pub files: Vec<FileSpec>,
     /// Kernel modules to load at boot, in order.
@@ -139,6 +142,7 @@ impl Default for InstanceSpec {
             boot_timeout_ms: 60_000,
             grace_ms: 10_000,
             heartbeat_ms: 200,
+            cpu_stuck_ms: 700,
             files: Vec::new(),
             modules: Vec::new(),
             extra_args: Vec::new(),
@@ -226,6 +230,9 @@ impl InstanceSpec {
         }
         if !(20..=10_000).contains(&self.heartbeat_ms) {
             return refuse(format!("heartbeat_ms is {}; it must be 20 to 10000", self.heartbeat_ms));
+        }
+        if self.cpu_stuck_ms != 0 && !(400..=60_000).contains(&self.cpu_stuck_ms) {
+            return refuse(format!("cpu_stuck_ms is {}; it must be 400 to 60000, or 0", self.cpu_stuck_ms));
         }
         if self.boot_timeout_ms == 0 {
             return refuse("boot_timeout_ms is 0; no kernel boots in no time".into());
@@ -324,6 +331,7 @@ mod tests {
             "entrypoint = { argv = [] }",
             "boot_timeout_ms = 0",
             "heartbeat_ms = 1",
+            "cpu_stuck_ms = 399",
             "files = [{ guest = 'etc/x', source = '/x' }]",
             "extra_args = ['a b']",
         ] {

@@ -18,6 +18,7 @@ usage: tombolo-demo-kv COMMAND [--broker SOCKET]
   power-off              switch that kernel off without asking anybody
   hog MIB                hold so much memory, until killed
   spin-on CPU            keep this CPU busy, and run on no other, until killed
+  starve CPU MS          hold this CPU against everybody else for so long
   spin THREADS           keep so many CPUs busy, until killed
   switch-cpu CPU         take a CPU of that kernel offline and online, and say how long that took, as JSON
   await FILE             wait until there is such a file
@@ -61,6 +62,7 @@ fn run() -> Result<()> {
         ["power-off"] => inside::power_off()?,
         ["hog", mib] => inside::hog(mib.parse()?),
         ["spin-on", cpu] => hardware::spin_on(cpu.parse()?)?,
+        ["starve", cpu, ms] => hardware::starve(cpu.parse()?, Duration::from_millis(ms.parse()?))?,
         ["spin", threads] => hardware::spin_on_any(threads.parse()?),
         ["switch-cpu", cpu] => println!("{}", hardware::switch_cpu(cpu.parse()?)?),
         ["await", file] => println!("{}", hardware::await_file(Path::new(file))?),

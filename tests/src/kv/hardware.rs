@@ -43,6 +43,26 @@ pub fn spin_on_any(threads: usize) -> ! {
     spin()
 }
 
+/// Holds a CPU for so long against everybody else, as a kernel that loops on it would.
+///
+/// # Errors
+/// When no spawner has made this kernel, or it does not let us.
+pub fn starve(cpu: usize, time: Duration) -> Result<()> {
+    not_the_hosts()?;
+    let mut only = CpuSet::new();
+    only.set(cpu);
+    sched_setaffinity(None, &only).with_context(|| format!("could not run on CPU {cpu}"))?;
+    // By default the kernel keeps a twentieth of the time for programs that are not real-time.
+    fs::write("/proc/sys/kernel/sched_rt_runtime_us", "-1").context("could not lift the limit")?;
+    println!("starving CPU {cpu}");
+    tombolo_agent::take_precedence().context("could not take precedence")?;
+    let started = Instant::now();
+    while started.elapsed() < time {
+        std::hint::spin_loop();
+    }
+    Ok(())
+}
+
 fn spin() -> ! {
     loop {
         std::hint::spin_loop();

@@ -77,6 +77,8 @@ fn busy_cpu_moves_and_one_that_a_program_is_bound_to_does_not() {
     assert_eq!(cpus_of_both(&bed), [1, 2]);
     busy.signal("INT");
     busy.finish();
+    let is_stuck = |event: &serde_json::Value| event["type"] == "cpu-stuck";
+    assert!(!bed.events_since(0).iter().any(is_stuck), "one that is busy, leaves or comes is not stuck");
 
     let mut bound = bed.attach(&["exec", "db", "--", "/bin/app", "spin-on", "1"]);
     bound.line("the bound program", |line| line.contains("spinning"));

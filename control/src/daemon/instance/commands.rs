@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::message::Command;
-use super::{Instance, effects, view};
+use super::{Instance, effects};
 use crate::api::{ControlError, InstanceView};
 use crate::core::lifecycle::Input;
 use crate::core::{EventKind, State};
@@ -105,9 +105,5 @@ impl Instance {
             };
             drop(reply.send(outcome));
         });
-    }
-
-    fn view(&self) -> InstanceView {
-        view::view(&self.shared, &self.record, self.verdict)
     }
 }

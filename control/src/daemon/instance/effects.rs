@@ -13,6 +13,7 @@ use super::kernel_probe::KernelProbe;
 use super::message::Message;
 use super::view::LAST_WORDS;
 use super::watch::Confirmation;
+use crate::core::cpus::StuckCpus;
 use crate::core::health::Monitor;
 use crate::core::lifecycle::{Effect, End, Input};
 use crate::core::policy::to_broker_policy;
@@ -114,6 +115,7 @@ impl Instance {
         if kind.makes_kernels() {
             config.hostname = Some(self.record.name.to_string());
             config.may_set_clock = spec.sync_clock;
+            config.cpu_stuck_ms = Some(spec.cpu_stuck_ms).filter(|ms| *ms > 0);
         }
         let initrd_files = spec.files.iter().map(|file| InitrdFile {
             guest_path: file.guest.clone(),
@@ -153,6 +155,7 @@ impl Instance {
         };
         self.admit_agent();
         self.monitor = Monitor::new(super::health_config(&self.record));
+        self.cpus = StuckCpus::default();
         self.probe.reset();
         self.kernel_probe = KernelProbe::default();
         self.record.spawned_unix_ns = Some(unix_ns());

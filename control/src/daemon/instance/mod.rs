@@ -31,6 +31,7 @@ pub(crate) use message::{AgentArrived, Command, Mailbox};
 
 use super::shared::Shared;
 use crate::api::InstanceView;
+use crate::core::cpus::StuckCpus;
 use crate::core::health::{HealthConfig, Monitor, Verdict};
 use crate::core::lifecycle::{Effect, Found, Input, Timer};
 use crate::core::{EventKind, InstanceName, State};
@@ -79,6 +80,11 @@ struct Instance {
     kernel_spec: Option<Box<KernelSpec>>,
     monitor: Monitor,
     verdict: Verdict,
+    /// Why the verdict is no better, as it was when it changed.
+    why: String,
+    cpus: StuckCpus,
+    /// What was seen and is to be told with the next judgement.
+    untold: Vec<EventKind>,
     link: Option<link::AgentLink>,
     links_seen: u64,
     probe: watch::ProbeClock,
@@ -98,7 +104,7 @@ pub(crate) fn start(shared: Arc<Shared>, record: InstanceRecord, resume: bool) -
     let verdict = view::verdict_of_the_past(&record);
     let monitor = Monitor::new(health_config(&record));
     let face = channel::Sender::new(Face {
-        view: view::view(&shared, &record, verdict),
+        view: view::view(&shared, &record, verdict, None),
         link: None,
         kernel: None,
         balances: record.spec.balance,
@@ -116,6 +122,9 @@ pub(crate) fn start(shared: Arc<Shared>, record: InstanceRecord, resume: bool) -
         kernel_spec: None,
         monitor,
         verdict,
+        why: String::new(),
+        cpus: StuckCpus::default(),
+        untold: Vec::new(),
         link: None,
         links_seen: 0,
         probe: watch::ProbeClock::default(),
@@ -322,7 +331,7 @@ impl Instance {
 
     fn publish(&self) {
         let face = Face {
-            view: view::view(&self.shared, &self.record, self.verdict),
+            view: self.view(),
             link: self.link.as_ref().map(|link| link.link.clone()),
             kernel: self.kernel.clone(),
             balances: self.record.spec.balance,

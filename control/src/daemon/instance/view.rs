@@ -25,8 +25,13 @@ pub(super) fn verdict_of_the_past(record: &InstanceRecord) -> Verdict {
     }
 }
 
-/// An instance at a glance.
-pub(super) fn view(shared: &Shared, record: &InstanceRecord, verdict: Verdict) -> InstanceView {
+/// An instance at a glance. `health_reason` is why its health is no better.
+pub(super) fn view(
+    shared: &Shared,
+    record: &InstanceRecord,
+    verdict: Verdict,
+    health_reason: Option<String>,
+) -> InstanceView {
     let state = record.life.state();
     let has_kernel = state.may_have_kernel();
     let health = match state {
@@ -40,6 +45,7 @@ pub(super) fn view(shared: &Shared, record: &InstanceRecord, verdict: Verdict) -
         state,
         desired: record.life.desired(),
         health,
+        health_reason,
         spawner: record.spawner.map(|kind| kind.to_string()),
         pid: record.pid.filter(|_| has_kernel),
         incarnation: record.incarnation.filter(|_| has_kernel).map(|incarnation| incarnation.to_string()),
@@ -57,6 +63,15 @@ pub(super) fn view(shared: &Shared, record: &InstanceRecord, verdict: Verdict) -
 }
 
 impl Instance {
+    pub(super) fn view(&self) -> InstanceView {
+        let reason = match self.verdict {
+            Verdict::Degraded => self.cpus.reason(self.now_ns()).or_else(|| Some(self.why.clone())),
+            Verdict::Hung | Verdict::UserSpaceDead => Some(self.why.clone()),
+            _ => None,
+        };
+        view(&self.shared, &self.record, self.verdict, reason.filter(|_| self.kernel.is_some()))
+    }
+
     /// Answers with everything that is known, its load as it is now. The agent is asked in a task of its own.
     pub(super) async fn inspect(&self, reply: oneshot::Sender<InstanceDetail>) {
         let mut detail = self.detail().await;
@@ -76,7 +91,7 @@ impl Instance {
         let words = tokio::fs::read(folder.join(LAST_WORDS)).await.unwrap_or_default();
         let now_ns = self.now_ns();
         InstanceDetail {
-            view: view(&self.shared, &self.record, self.verdict),
+            view: self.view(),
             spec_json: serde_json::to_string(&self.record.spec).unwrap_or_default(),
             inventory: self.inventory.clone(),
             report: self.report.clone(),

@@ -124,6 +124,8 @@ impl Instance {
         }
         let now_ns = self.now_ns();
         self.monitor.probe_answered(now_ns, wellness(&report));
+        self.untold.extend(self.cpus.report(now_ns, &report.stuck_cpus));
+        self.monitor.cpus_reported(!self.cpus.is_empty());
         self.report = Some(report);
         // Before the agent has introduced itself there is nothing to judge.
         if self.kernel.is_some() && self.inventory.is_some() {
@@ -131,12 +133,15 @@ impl Instance {
         }
     }
 
-    /// Tells, and acts on, a change of the verdict.
+    /// Tells, and acts on, a change of the verdict; tells what else was seen.
     pub(super) async fn judge(&mut self, now_ns: u64) {
-        let Some(change) = self.change_of_verdict(now_ns) else { return };
+        let mut events = std::mem::take(&mut self.untold);
+        events.extend(self.change_of_verdict(now_ns));
+        if events.is_empty() {
+            return;
+        }
         let to = self.verdict;
         let silent_ms = self.monitor.last_beat_ns().map_or(0, |at| now_ns.saturating_sub(at) / 1_000_000);
-        let mut events = vec![change];
         let state = self.record.life.state();
         if to.is_silent() && matches!(state, State::Running | State::Adopted) {
             self.silent_since_ns = Some(now_ns.saturating_sub(silent_ms * 1_000_000));
@@ -176,9 +181,10 @@ impl Instance {
             return None;
         }
         self.verdict = to;
-        let why = self.why(now_ns);
+        self.why = self.why(now_ns);
+        let why = &self.why;
         tracing::info!(instance = %self.record.name, %from, %to, why, "health");
-        Some(EventKind::Health { from, to, why })
+        Some(EventKind::Health { from, to, why: why.clone() })
     }
 
     fn why(&self, now_ns: u64) -> String {
@@ -195,7 +201,8 @@ impl Instance {
             (Some(_), true) => "the agent does not answer",
             (Some(_), false) => "the agent answers",
         };
-        format!("{beat}, {probe}{}", self.kernel_probe.last_word())
+        let cpus = self.cpus.reason(now_ns).map_or_else(String::new, |reason| format!("{reason}; "));
+        format!("{cpus}{beat}, {probe}{}", self.kernel_probe.last_word())
     }
 
     async fn confirm_death(&mut self, now_ns: u64) {
