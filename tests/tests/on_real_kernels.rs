@@ -114,6 +114,96 @@ fn hung_and_dead_inside_are_told_apart(bed: &Bed) {
     assert_eq!(of_silence(bed, seen), ["hung", "recovered"], "the kernel itself was frozen");
 }
 
+/// A bed whose `web` is taken out of service when it hangs.
+fn bed_with_a_ladder(spawner: &'static str) -> Option<Bed> {
+    let app = prerequisites::static_program("tombolo-demo-kv")?;
+    let bed = Bed::start(spawner)?;
+    let file = format!("{}:/bin/app", app.display());
+    let memory = if spawner == "qemu" { "160" } else { "128" };
+    bed.must(&["up", "web", "--memory", memory, "--on-hang", "restart", "--file", &file]);
+    Some(bed)
+}
+
+/// The rungs that were told, each with its attempt.
+fn rungs(bed: &Bed, since: u64) -> Vec<(String, u64)> {
+    let events = bed.events_since(since);
+    let rungs = events.iter().filter(|event| event["type"] == "fencing");
+    rungs
+        .map(|event| (event["rung"].as_str().unwrap().to_owned(), event["attempt"].as_u64().unwrap()))
+        .collect()
+}
+
+fn is_started_again(bed: &Bed, before: &Value) {
+    let again = |view: &Value| view["state"] == "running" && view["boots"] != before["boots"];
+    let after = bed.until("web", "started again", again);
+    assert_ne!(after["boot_id"], before["boot_id"]);
+    let events = bed.events_since(0);
+    let when = |kind: &str| {
+        let event = events.iter().rfind(|event| event["type"] == kind).unwrap();
+        event["at_unix_ns"].as_u64().unwrap()
+    };
+    let silent = if events.iter().any(|event| event["type"] == "hung") { "hung" } else { "user-space-dead" };
+    let ms = |kind: &str| (when(kind) - when(silent)) / 1_000_000;
+    println!(
+        "after {silent}: died {} ms, restart scheduled {} ms, spawned {} ms",
+        ms("died"),
+        ms("restart-scheduled"),
+        ms("spawned")
+    );
+}
+
+#[test]
+fn kernel_that_hangs_is_taken_out_of_service_and_started_again() {
+    let Some(bed) = bed_with_a_ladder("uml") else { return };
+    let (before, seen) = (bed.view("web"), bed.last_event());
+    send_signal(bed.pid("web"), "STOP");
+    is_started_again(&bed, &before);
+    assert_eq!(rungs(&bed, seen), [("force".into(), 1), ("confirm".into(), 1), ("release".into(), 1)]);
+    assert_eq!(of_silence(&bed, seen), ["hung"]);
+    let said = bed.must(&["logs", "--last-words", "web"]).stdout;
+    assert!(said.contains("the end of its console:") && said.contains("agent runs"), "{said}");
+    bed.nothing_is_left();
+}
+
+#[test]
+fn kernel_that_is_dead_inside_writes_back_and_says_what_it_does_before_it_is_ended() {
+    writes_back_before_it_is_ended("uml");
+}
+
+fn writes_back_before_it_is_ended(spawner: &'static str) {
+    let Some(bed) = bed_with_a_ladder(spawner) else { return };
+    let (before, seen) = (bed.view("web"), bed.last_event());
+    let freeze = bed.attach(&["exec", "-d", "web", "--", "/bin/app", "freeze-user-space", "60000"]);
+    is_started_again(&bed, &before);
+    freeze.finish();
+    let all = ["quiesce", "force", "confirm", "release"].map(|rung| (rung.to_owned(), 1));
+    assert_eq!(rungs(&bed, seen), all);
+    assert_eq!(of_silence(&bed, seen), ["user-space-dead"]);
+    let failed: Vec<Value> =
+        bed.events_since(seen).into_iter().filter(|event| event["type"] == "step-failed").collect();
+    assert!(failed.is_empty(), "{failed:?}");
+    let said = bed.must(&["logs", "--last-words", "web"]).stdout;
+    for words in ["Show Blocked State", "Emergency Sync complete", "Emergency Remount complete"] {
+        assert!(said.contains(words), "no `{words}`: {said}");
+    }
+    bed.nothing_is_left();
+}
+
+#[test]
+fn hang_is_found_again_by_the_next_daemon_and_so_is_its_end() {
+    let Some(mut bed) = bed_with_web("never") else { return };
+    bed.must(&["debug", "freeze", "web"]);
+    bed.must(&["wait", "web", "--for", "hung", "--timeout", "30s"]);
+    let seen = bed.last_event();
+    bed.end_daemon("KILL");
+    bed.start_daemon();
+    eventually("the hang to be told again", || of_silence(&bed, seen) == ["hung"]);
+    assert_eq!(bed.view("web")["state"], "hung");
+    bed.must(&["debug", "thaw", "web"]);
+    bed.must(&["wait", "web", "--for", "running", "--timeout", "30s"]);
+    bed.nothing_is_left();
+}
+
 /// What was told of silences of `web` and of their ends.
 fn of_silence(bed: &Bed, since: u64) -> Vec<String> {
     let events = bed.events_since(since);
@@ -253,6 +343,22 @@ mod qemu {
     #[test]
     fn kernel_outlives_the_daemon_and_is_adopted() {
         outlives_the_daemon("qemu");
+    }
+
+    #[test]
+    fn kernel_that_is_dead_inside_writes_back_and_says_what_it_does_before_it_is_ended() {
+        writes_back_before_it_is_ended("qemu");
+    }
+
+    #[test]
+    fn kernel_that_hangs_is_ended_and_where_its_cpus_stood_is_kept() {
+        let Some(bed) = bed_with_a_ladder("qemu") else { return };
+        let before = bed.view("web");
+        bed.must(&["debug", "freeze", "web"]);
+        is_started_again(&bed, &before);
+        let said = bed.must(&["logs", "--last-words", "web"]).stdout;
+        assert!(said.contains("CPU#0") && said.contains("IP="), "{said}");
+        bed.nothing_is_left();
     }
 
     #[test]

@@ -151,6 +151,8 @@ pub struct InstanceDetail {
     pub last_beat_age_ms: Option<u64>,
     /// What its dead kernel last wrote to its black box, oldest first.
     pub last_words: Vec<LastWord>,
+    /// The end of what that kernel wrote to its console.
+    pub last_console: String,
     /// Folder of its sockets, console log and exit record on this host.
     pub runtime_dir: String,
     /// Its console log on this host.

@@ -373,7 +373,7 @@ pub struct LogsArgs {
     /// Only what these wrote
     #[arg(long = "source", value_name = "WHO")]
     pub sources: Vec<LogSourceArg>,
-    /// Show what the last kernel that died wrote to its black box
+    /// Show what the last kernel that died wrote to its black box, and the end of its console
     #[arg(long, conflicts_with_all = ["follow", "tail", "cursor", "sources"])]
     pub last_words: bool,
     /// Show what the kernel wrote to its console

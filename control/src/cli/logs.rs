@@ -50,7 +50,7 @@ pub(super) async fn logs(cx: &Context, args: LogsArgs) -> Outcome {
 }
 
 fn last_words(cx: &Context, detail: crate::api::InstanceDetail) -> Outcome {
-    if detail.last_words.is_empty() {
+    if detail.last_words.is_empty() && detail.last_console.is_empty() {
         let message = format!("no kernel of `{}` has died and left last words", detail.view.name);
         return Err(CliError::new(ExitKind::NotFound, message));
     }
@@ -60,6 +60,16 @@ fn last_words(cx: &Context, detail: crate::api::InstanceDetail) -> Outcome {
                 "type": "last-word", "wall_ns": word.at_ns, "level": word.level, "text": word.text,
             }))?,
             false => cx.output.line(format!("{} {:<5} {}", timestamp(word.at_ns), word.level, word.text))?,
+        }
+    }
+    if !cx.output.json && !detail.last_console.is_empty() {
+        cx.output.line("the end of its console:")?;
+    }
+    for line in detail.last_console.lines() {
+        match cx.output.json {
+            true => cx.output.item(&json!({ "type": "last-console", "text": line }))?,
+            // Whoever wrote it is not to play with this terminal.
+            false => cx.output.line(line.replace(|c: char| c.is_control() && c != '\t', ""))?,
         }
     }
     Ok(ExitCode::SUCCESS)

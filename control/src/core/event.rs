@@ -3,6 +3,7 @@
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
+use super::fencing::Rung;
 use super::health::Verdict;
 use super::lifecycle::{End, State};
 
@@ -51,6 +52,10 @@ pub enum EventKind {
     DeathConfirmed { silent_ms: u64 },
     /// A heartbeat came after the death was reported: the witnesses contradict each other.
     DeathContradicted { beats_after_death: u64 },
+    /// A kernel that hangs is being taken out of service: this rung was reached. `attempt` counts kills.
+    Fencing { rung: Rung, attempt: u32 },
+    /// Nothing ended it for certain. It keeps what it has until an operator sees to it.
+    FenceFailed { attempts: u32, reason: String },
     /// Its generation was declared dead in the pool; its peers are reset.
     Fenced { generation: u64 },
     /// The black box of the dead kernel was kept.
@@ -115,7 +120,11 @@ impl EventKind {
     /// Whether it tells of an end, or of one that was wanted and failed: recorded even when the disk is full.
     pub fn is_of_an_end(&self) -> bool {
         match self {
-            Self::DaemonStopped { .. } | Self::LastWords { .. } | Self::StepFailed { .. } => true,
+            Self::DaemonStopped { .. }
+            | Self::Fencing { .. }
+            | Self::FenceFailed { .. }
+            | Self::LastWords { .. }
+            | Self::StepFailed { .. } => true,
             Self::Audit { verb, .. } => {
                 matches!(verb.as_str(), "stop" | "kill" | "shutdown" | "balance off")
             }

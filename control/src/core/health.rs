@@ -152,6 +152,17 @@ impl Monitor {
         }
     }
 
+    /// Notes that an earlier daemon knew this kernel to hang: what it would have to say to be believed well, it has yet to say.
+    pub fn was_silent(&mut self, now_ns: u64) {
+        self.answered_ns = Some(now_ns);
+        self.probe_failures = self.config.probe_failures_max;
+    }
+
+    /// For how long a heartbeat must be silent that has stopped.
+    pub fn silence(&self) -> Duration {
+        self.config.pause
+    }
+
     /// Notes the heartbeat counter as it stands in the pool now.
     pub fn heartbeat(&mut self, now_ns: u64, counter: u64) {
         match self.beat {

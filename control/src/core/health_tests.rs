@@ -113,6 +113,21 @@ fn a_kernel_that_does_not_answer_hangs_before_its_agent_was_given_up() {
 }
 
 #[test]
+fn one_that_hung_under_an_earlier_daemon_hangs_still_unless_it_shows_otherwise() {
+    for (beats, verdict) in [(false, Verdict::Hung), (true, Verdict::Ready)] {
+        let mut scene = Scene::well();
+        scene.monitor = Monitor::new(HealthConfig::default());
+        scene.monitor.was_silent(scene.now_ms * 1_000_000);
+        assert_eq!(scene.verdict(), Verdict::Degraded, "nobody knows yet");
+        // What stands in the pool is seen whether it moves or not.
+        scene.monitor.heartbeat(scene.now_ms * 1_000_000, 7);
+        (scene.beats, scene.answers) = (beats, beats);
+        scene.run(3_000);
+        assert_eq!(scene.verdict(), verdict);
+    }
+}
+
+#[test]
 fn patience_shrinks_with_the_gap_between_heartbeats_to_a_limit() {
     let pause = |ms| HealthConfig::for_heartbeat(Duration::from_millis(ms)).pause.as_millis();
     assert_eq!([20, 40, 100, 200, 1_000].map(pause), [100, 200, 300, 300, 1_000]);

@@ -66,7 +66,7 @@ pub enum OnHang {
     /// Say so and wait: a frozen kernel may thaw. The default.
     #[default]
     Report,
-    /// Kill it; the restart policy then applies.
+    /// Take it out of service ([`fencing`](super::fencing)); the restart policy then applies.
     Restart,
 }
 
@@ -159,6 +159,8 @@ pub enum Effect {
     Drain(Duration),
     /// End the kernel by force; its end is then reported as [`Input::Ended`].
     Kill,
+    /// Take a kernel that hangs out of service, by ever harder means; its end is then reported as [`Input::Ended`].
+    Escalate,
     /// Fence this incarnation in the pool, so that its peers are reset and nothing late of it is believed.
     Fence,
     /// Copy the black box of the dead kernel out of the pool.
@@ -380,7 +382,7 @@ impl Lifecycle {
     }
 
     fn hang(&mut self, rules: &Rules) -> Vec<Effect> {
-        let reaction = (rules.on_hang == OnHang::Restart).then_some(Effect::Kill);
+        let reaction = (rules.on_hang == OnHang::Restart).then_some(Effect::Escalate);
         self.enter(State::Hung, reaction)
     }
 

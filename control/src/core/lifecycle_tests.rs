@@ -142,10 +142,24 @@ fn a_hang_is_reported_and_nothing_is_restarted() {
 }
 
 #[test]
-fn a_hang_is_killed_only_if_the_policy_says_so() {
+fn a_kernel_that_hangs_is_taken_out_of_service_only_if_the_policy_says_so() {
     let mut life = running();
     let strict = Rules { on_hang: OnHang::Restart, ..rules() };
-    assert_eq!(life.handle(&strict, 1, Input::Silent), [Effect::Kill]);
+    assert_eq!(life.handle(&strict, 1, Input::Silent), [Effect::Escalate]);
+}
+
+#[test]
+fn the_operators_kill_wins_over_the_ladder_and_a_new_daemon_begins_it_anew() {
+    let strict = Rules { on_hang: OnHang::Restart, ..rules() };
+    let mut life = running();
+    life.handle(&strict, 1, Input::Silent);
+    let mut adopted = life.clone();
+    assert!(life.handle(&strict, 2, Input::Kill).contains(&Effect::Kill));
+    life.handle(&strict, 3, Input::Ended(End::Signaled(9)));
+    assert_eq!((life.state(), life.desired()), (State::Stopped, Desired::Stopped));
+
+    adopted.handle(&strict, 2, Input::Resume(Found::Alive));
+    assert_eq!(adopted.handle(&strict, 3, Input::Silent), [Effect::Escalate]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ pub mod backoff;
 pub mod balance;
 pub mod cpus;
 pub mod event;
+pub mod fencing;
 pub mod health;
 pub mod lifecycle;
 pub mod name;

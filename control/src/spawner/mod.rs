@@ -16,6 +16,7 @@
 
 mod cpio;
 mod device;
+mod distress;
 mod error;
 mod image;
 mod initrd;

@@ -13,6 +13,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use rustix::fs::OFlags;
 use tombolo_agent::config::{Doorbell, PoolConfig};
 
+use super::distress::Key;
 use super::image::{self, Image};
 use super::launch::Claim;
 use super::{Availability, Kernel, KernelSpec, SpawnError, Spawner, SpawnerKind, initrd, mconsole};
@@ -170,6 +171,8 @@ fn arguments(spec: &KernelSpec, image: &Path) -> Result<Vec<String>, String> {
         "quiet".into(),
         // A panic ends the process at once, so that the keeper sees it.
         "panic=-1".into(),
+        // For whoever has to end it by force and wants to know first what it does.
+        "sysrq_always_enabled".into(),
         "con=null".into(),
         "con0=fd:0,fd:1".into(),
         "ssl=null".into(),
@@ -222,6 +225,16 @@ pub(super) async fn set_frozen(runtime_dir: &Path, frozen: bool) -> Result<(), S
             Err(error) => return Err(format!("its management console does not take `{command}`: {error}")),
         }
     }
+}
+
+/// Presses magic SysRq keys, one after the other. The error is for people.
+pub(super) async fn press(runtime_dir: &Path, keys: &[Key], limit: Duration) -> Result<(), String> {
+    for key in keys {
+        let command = format!("sysrq {}", key.key);
+        let pressed = mconsole::command(runtime_dir, MCONSOLE, &command, limit).await;
+        pressed.map_err(|error| format!("its management console does not take `{command}`: {error}"))?;
+    }
+    Ok(())
 }
 
 /// Whether the kernel that is process `pid` answers an interrupt within `deadline`, whatever its user space does.

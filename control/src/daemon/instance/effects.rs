@@ -11,7 +11,6 @@ use tombolo_transport::{Cid, Incarnation};
 use super::Instance;
 use super::kernel_probe::KernelProbe;
 use super::message::Message;
-use super::view::LAST_WORDS;
 use super::watch::Confirmation;
 use crate::core::cpus::StuckCpus;
 use crate::core::health::Monitor;
@@ -19,7 +18,7 @@ use crate::core::lifecycle::{Effect, End, Input};
 use crate::core::policy::to_broker_policy;
 use crate::core::{EventKind, State};
 use crate::daemon::shared::Credential;
-use crate::keeper::{Exit, ExitHow, write_atomically};
+use crate::keeper::{Exit, ExitHow};
 use crate::spawner::{FileContent, InitrdFile, Kernel, KernelSpec, PoolFile, SpawnError};
 use crate::store::LastEnd;
 use crate::time::unix_ns;
@@ -29,7 +28,7 @@ pub(super) const KEEPER_MAX: Duration = Duration::from_secs(5);
 /// How long starting a kernel may take: writing its initial archive, starting its keeper.
 const SPAWN_MAX: Duration = Duration::from_secs(60);
 /// How long killing may take, its helpers included.
-const KILL_MAX: Duration = Duration::from_secs(10);
+pub(super) const KILL_MAX: Duration = Duration::from_secs(10);
 /// How often it is tried: for five minutes and more, as a process may hang in a system call that long.
 const KILL_TRIES: u32 = 20;
 
@@ -47,6 +46,7 @@ impl Instance {
             Effect::Spawn => self.spawn().await,
             Effect::Drain(grace) => self.drain(grace),
             Effect::Kill => self.kill(),
+            Effect::Escalate => self.begin_fencing().await,
             Effect::Fence => {} // done before the step was recorded: peers must not wait for our disk
             Effect::KeepLastWords => self.keep_last_words().await,
             Effect::Release => self.release().await,
@@ -87,6 +87,7 @@ impl Instance {
         self.inventory = None;
         self.report = None;
         self.confirm = None;
+        self.last_registers = None;
         Ok(())
     }
 
@@ -243,6 +244,13 @@ impl Instance {
         if Some(incarnation) != self.record.incarnation || !self.record.life.state().may_have_kernel() {
             return;
         }
+        if self.may_bury(&exit).await {
+            self.bury(exit).await;
+        }
+    }
+
+    /// What is to be done about a kernel that has ended.
+    pub(super) async fn bury(&mut self, exit: Exit) {
         self.stop_killing();
         let (end, now_ns, now_unix_ns) = (end_of(&exit.how), self.now_ns(), unix_ns());
         if let Some(beats) = self.beats() {
@@ -291,23 +299,6 @@ impl Instance {
         }
     }
 
-    async fn keep_last_words(&mut self) {
-        let words = self.black_box();
-        if words.is_empty() {
-            // It never got as far as to say anything; what an earlier kernel said stays.
-            return;
-        }
-        let (count, last) =
-            (words.len() as u32, words.last().map(|word| word.text.clone()).unwrap_or_default());
-        let folder = self.shared.places.instance(&self.record.name);
-        if let Ok(json) = serde_json::to_vec(&words)
-            && let Err(error) = write_atomically(&folder.join(LAST_WORDS), &json)
-        {
-            tracing::warn!(instance = %self.record.name, %error, "its last words could not be kept");
-        }
-        self.shared.note(Some(&self.record.name), EventKind::LastWords { records: count, last }).await;
-    }
-
     fn kill(&mut self) {
         // Without a kernel one is just being started: it is killed when that is done.
         let Some(kernel) = self.kernel.clone() else { return };
@@ -332,7 +323,7 @@ impl Instance {
     }
 
     /// The next kernel of this instance will have the same folder: whoever still tries to kill this one must not find that.
-    fn stop_killing(&mut self) {
+    pub(super) fn stop_killing(&mut self) {
         if let Some(killing) = self.killing.take() {
             killing.abort();
         }

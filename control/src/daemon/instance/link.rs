@@ -88,6 +88,9 @@ impl Instance {
         }
         // Both at once, so that nobody sees an instance that runs and whose health is still `booting`.
         events.extend(self.change_of_verdict(now_ns));
+        if !self.may_come_back() {
+            return;
+        }
         if self.record.life.state() == State::Hung {
             events.push(self.recovered(now_ns));
         }

@@ -33,12 +33,25 @@ pub(crate) enum Message {
     Probed { link: u64, outcome: Result<(), String> },
     /// The kernel itself was asked; `None` if its spawner cannot.
     KernelProbed { incarnation: Incarnation, answers: Option<bool> },
+    /// Something came of taking it out of service.
+    Fencing { incarnation: Incarnation, news: FencingNews },
     /// How the kernel and its programs are has changed.
     Reported { link: u64, report: HealthReport },
     /// The policy has changed.
     RulesChanged,
     /// It was given memory, or gave some.
     LedgerChanged,
+}
+
+/// What came of taking a kernel out of service.
+#[derive(Debug)]
+pub(crate) enum FencingNews {
+    /// It was quiesced, or was not.
+    Quiesced(Result<(), String>),
+    /// Where its CPUs stand.
+    Registers(String),
+    /// A kill did not end it.
+    NotKilled(String),
 }
 
 /// A wish of the operator's.

@@ -6,8 +6,10 @@
 mod clock;
 mod commands;
 mod effects;
+mod fencing;
 mod holding;
 mod kernel_probe;
+mod last_words;
 mod link;
 mod message;
 mod view;
@@ -75,6 +77,10 @@ struct Instance {
     inputs: VecDeque<Input>,
     timers: HashMap<Timer, Instant>,
     kernel: Option<Kernel>,
+    /// What is done about its hang.
+    fencing: Option<fencing::Fencing>,
+    /// Where its CPUs stood when it was ended by force.
+    last_registers: Option<String>,
     /// Whoever is trying to kill it.
     killing: Option<AbortHandle>,
     kernel_spec: Option<Box<KernelSpec>>,
@@ -118,6 +124,8 @@ pub(crate) fn start(shared: Arc<Shared>, record: InstanceRecord, resume: bool) -
         inputs: VecDeque::new(),
         timers: HashMap::new(),
         kernel: None,
+        fencing: None,
+        last_registers: None,
         killing: None,
         kernel_spec: None,
         monitor,
@@ -175,6 +183,9 @@ impl Instance {
         let to = self.record.life.state();
         if effects.contains(&Effect::Fence) {
             events.extend(self.fence().await);
+        }
+        if from == State::Hung && to != State::Hung {
+            self.leave_ladder();
         }
         if from != to {
             events.push(EventKind::State { from, to });
@@ -271,6 +282,7 @@ impl Instance {
             Message::LinkClosed { link, reason } => self.link_closed(link, reason).await,
             Message::Probed { link, outcome } => self.probed(link, outcome).await,
             Message::KernelProbed { incarnation, answers } => self.kernel_probed(incarnation, answers).await,
+            Message::Fencing { incarnation, news } => self.fencing_news(incarnation, news).await,
             Message::Reported { link, report } => self.reported(link, report).await,
             Message::RulesChanged => self.push_rules(),
             Message::LedgerChanged => self.publish(),
@@ -287,6 +299,9 @@ impl Instance {
         if found == Found::Alive {
             if let Some(kernel) = self.kernel.clone() {
                 events.push(EventKind::Adopted { pid: kernel.pid() });
+                if self.record.life.state() == State::Hung {
+                    self.monitor.was_silent(self.now_ns());
+                }
                 self.attend(kernel).await;
                 self.check_holding().await;
             }

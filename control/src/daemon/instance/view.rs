@@ -2,12 +2,11 @@
 
 use tokio::sync::oneshot;
 use tombolo_agent::api::health::HealthClient;
-use tombolo_transport::pool::Member;
 
 use super::super::shared::Shared;
 use super::Instance;
 use super::watch::PROBE_MAX;
-use crate::api::{InstanceDetail, InstanceView, LastWord};
+use crate::api::{InstanceDetail, InstanceView};
 use crate::core::State;
 use crate::core::health::Verdict;
 use crate::core::lifecycle::End;
@@ -62,9 +61,13 @@ pub(super) fn view(
     }
 }
 
+/// What is said of a kernel that nothing has ended.
+const NEEDS_AN_OPERATOR: &str = "it could not be ended by force; this needs an operator";
+
 impl Instance {
     pub(super) fn view(&self) -> InstanceView {
         let reason = match self.verdict {
+            _ if self.cannot_be_ended() => Some(NEEDS_AN_OPERATOR.to_owned()),
             Verdict::Degraded => self.cpus.reason(self.now_ns()).or_else(|| Some(self.why.clone())),
             Verdict::Hung | Verdict::UserSpaceDead => Some(self.why.clone()),
             _ => None,
@@ -88,7 +91,7 @@ impl Instance {
 
     async fn detail(&self) -> InstanceDetail {
         let folder = self.shared.places.instance(&self.record.name);
-        let words = tokio::fs::read(folder.join(LAST_WORDS)).await.unwrap_or_default();
+        let (last_words, last_console) = self.last_words().await;
         let now_ns = self.now_ns();
         InstanceDetail {
             view: self.view(),
@@ -100,31 +103,10 @@ impl Instance {
                 .as_ref()
                 .and_then(|_| self.monitor.last_beat_ns())
                 .map(|at_ns| now_ns.saturating_sub(at_ns) / 1_000_000),
-            last_words: serde_json::from_slice(&words).unwrap_or_default(),
+            last_words,
+            last_console,
             runtime_dir: folder.display().to_string(),
             console_log: self.kernel.as_ref().map(|kernel| kernel.console_log().display().to_string()),
         }
     }
-
-    /// What the present or last kernel wrote to its black box, oldest first.
-    pub(super) fn black_box(&self) -> Vec<LastWord> {
-        let since_ns = self.record.spawned_unix_ns.unwrap_or(0);
-        let records = self.shared.pool.black_box(Member(self.record.member));
-        // What an earlier boot of this member wrote may still stand before it.
-        let of_this_boot = records.into_iter().filter(|record| record.unix_ns >= since_ns);
-        let mut words: Vec<LastWord> = of_this_boot
-            .map(|record| LastWord {
-                at_ns: record.unix_ns,
-                level: format!("{:?}", record.level).to_lowercase(),
-                text: record.text,
-            })
-            .collect();
-        words.drain(..words.len().saturating_sub(LAST_WORDS_MAX));
-        words
-    }
 }
-
-/// Where the last words are kept, in the instance's folder.
-pub(super) const LAST_WORDS: &str = "last-words.json";
-/// Records kept: the end of the story. 200 x 256 bytes.
-const LAST_WORDS_MAX: usize = 200;

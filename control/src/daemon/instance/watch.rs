@@ -71,6 +71,10 @@ impl Instance {
         if let Some(beats) = self.beats() {
             self.monitor.heartbeat(now_ns, beats);
         }
+        self.climb().await;
+        if self.kernel.is_none() {
+            return LOOK_AGAIN;
+        }
         if self.probe.is_due(now_ns, self.monitor.wants_probe(now_ns)) {
             self.probe.last_ns = Some(now_ns);
             if self.link.is_some() {
@@ -150,7 +154,7 @@ impl Instance {
                 _ => EventKind::Hung { silent_ms },
             });
             let _ = self.step(Input::Silent, events).await;
-        } else if to.answers() && state == State::Hung {
+        } else if to.answers() && state == State::Hung && self.may_come_back() {
             events.push(self.recovered(now_ns));
             let _ = self.step(Input::Answers, events).await;
             self.sync_clock();

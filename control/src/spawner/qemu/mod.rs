@@ -18,6 +18,7 @@ mod image;
 mod memory;
 mod modules;
 mod qmp;
+mod sysrq;
 
 use std::fs::File;
 use std::io;
@@ -32,6 +33,7 @@ pub(super) use self::device::{plug, plugged, unplug};
 use self::image::Image;
 use self::memory::Layout;
 pub(super) use self::memory::{set as set_memory, state as memory_state};
+pub(super) use self::sysrq::{press, registers};
 use super::launch::Claim;
 use super::{Availability, Kernel, KernelSpec, PoolFile, SpawnError, Spawner, SpawnerKind, initrd};
 use crate::keeper::Job;
@@ -40,6 +42,8 @@ use crate::keeper::Job;
 pub(super) const FILES: &[&str] = &[initrd::NAME, MONITOR];
 /// QEMU's monitor, relative to the runtime folder.
 const MONITOR: &str = "qmp.sock";
+/// What QEMU calls the line of the console.
+const CONSOLE: &str = "console";
 /// How long the monitor may take to answer, or to appear.
 const MONITOR_MAX: Duration = Duration::from_secs(5);
 
@@ -136,6 +140,8 @@ fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<St
         // A panic resets the machine at once, which ends it.
         "panic=-1".into(),
         "rdinit=/init".into(),
+        // For whoever has to end it by force and wants to know first what it does.
+        "sysrq_always_enabled".into(),
         "mitigations=off".into(),
         // Some distributions leave it to this whether the kernel measures how long programs wait, which balancing goes by.
         "psi=1".into(),
@@ -159,8 +165,8 @@ fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<St
         ("-cpu", "qemu64,+rdrand".to_owned()),
         cpus,
         ("-display", "none".to_owned()),
-        ("-chardev", "stdio,id=console,signal=off".to_owned()),
-        ("-serial", "chardev:console".to_owned()),
+        ("-chardev", format!("stdio,id={CONSOLE},signal=off")),
+        ("-serial", format!("chardev:{CONSOLE}")),
         ("-chardev", "socket,id=doorbell,fd={doorbell}".to_owned()),
         ("-serial", "chardev:doorbell".to_owned()),
         ("-qmp", format!("unix:{MONITOR},server=on,wait=off")),
