@@ -394,7 +394,8 @@ mod qemu {
         });
         assert_eq!((&view["health"], &view["state"]), (&"degraded".into(), &"running".into()), "{view}");
         let said = bed.must(&["inspect", "web"]).stdout;
-        assert!(said.contains("degraded: CPU 1 has run nothing"), "{said}");
+        assert!(said.contains("degraded (cpu): CPU 1 has run nothing"), "{said}");
+        assert_eq!(view["layer"], "cpu");
         eventually("its recovery", || of_cpus(&bed, seen).len() == 2);
         bed.must(&["wait", "web", "--for", "ready"]);
         assert_eq!(of_cpus(&bed, seen), [("cpu-stuck".into(), 1), ("cpu-recovered".into(), 1)]);

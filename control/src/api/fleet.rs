@@ -8,6 +8,7 @@ use tombolo_rpc::{Blob, Ctx};
 
 use super::ControlError;
 use crate::core::health::Verdict;
+use crate::core::layer::Layer;
 use crate::core::lifecycle::{Desired, End, State};
 
 /// The instances. Names are those of [`crate::core::InstanceName`].
@@ -106,6 +107,8 @@ pub struct InstanceView {
     pub desired: Desired,
     /// How it is.
     pub health: Verdict,
+    /// The smallest part that fails: that which is acted upon.
+    pub layer: Option<Layer>,
     /// Why that is no better, where something is known to be wrong.
     pub health_reason: Option<String>,
     /// The driver of its kernel; `None` before the first start.

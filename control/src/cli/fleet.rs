@@ -13,6 +13,7 @@ use super::error::CliError;
 use super::output::{age, bytes, duration, table, text_of, timestamp};
 use super::{Context, Outcome, spec};
 use crate::api::{Condition, CreateRequest, ExitKind, InstanceDetail, InstanceView};
+use crate::core::health::Verdict;
 use crate::core::{InstanceName, InstanceSpec};
 
 pub(super) async fn create(cx: &Context, args: CreateArgs) -> Outcome {
@@ -139,7 +140,7 @@ fn row(view: &InstanceView, wide: bool) -> Vec<String> {
         view.name.clone(),
         view.cid.to_string(),
         view.state.to_string(),
-        view.health.to_string(),
+        part_that_fails(view),
         or_dash(view.up_since_unix_ns.map(age)),
         view.boots.to_string(),
         or_dash(view.spawner.clone()),
@@ -233,10 +234,18 @@ fn describe(detail: &InstanceDetail) -> String {
     lines.join("\n")
 }
 
-/// How an instance is, and why it is no better.
+/// How an instance is, and of what it ails.
+fn part_that_fails(view: &InstanceView) -> String {
+    match view.layer {
+        Some(layer) if view.health == Verdict::Degraded => format!("{} ({layer})", view.health),
+        _ => view.health.to_string(),
+    }
+}
+
+/// The same, and why it is no better.
 fn health_of(view: &InstanceView) -> String {
     let reason = view.health_reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
-    format!("{}{reason}", view.health)
+    format!("{}{reason}", part_that_fails(view))
 }
 
 /// How the program of an instance is, in words.
@@ -274,7 +283,7 @@ pub(super) fn print_view(cx: &Context, view: &InstanceView) -> Result<(), CliErr
         return cx.output.document("instance", view);
     }
     let health = match view.health {
-        crate::core::health::Verdict::Absent => String::new(),
+        Verdict::Absent => String::new(),
         _ => format!(" ({})", health_of(view)),
     };
     let error = view.last_error.as_ref().map_or_else(String::new, |error| format!("; {error}"));

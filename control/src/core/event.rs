@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fencing::Rung;
 use super::health::Verdict;
+use super::layer::Layer;
 use super::lifecycle::{End, State};
 
 /// One thing that happened.
@@ -43,8 +44,14 @@ pub enum EventKind {
     AgentUp { boot_id: String, kernel: String, boot_ms: u64 },
     /// The link to its agent broke while the kernel went on.
     LinkLost { reason: String },
-    /// The witnesses changed their mind.
-    Health { from: Verdict, to: Verdict, why: String },
+    /// The witnesses changed their mind: of how it is, or of the smallest part that fails.
+    Health {
+        from: Verdict,
+        to: Verdict,
+        #[serde(default)]
+        layer: Option<Layer>,
+        why: String,
+    },
     /// The kernel ended. `last_beat_age_ms` is how long its heartbeat had been silent when we learnt it,
     /// `reaped_to_noticed_ms` how long the keeper's word took to arrive.
     Died { end: End, expected: bool, last_beat_age_ms: Option<u64>, reaped_to_noticed_ms: Option<u64> },

@@ -19,6 +19,7 @@ use std::time::Duration;
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
+use super::layer::{self, Layer};
 use super::lifecycle::End;
 use super::phi::Phi;
 
@@ -55,7 +56,7 @@ pub enum Wellness {
     Ready,
     /// Startup or readiness probes have not passed.
     NotReady,
-    /// A liveness probe fails.
+    /// A liveness probe fails, or the program has ended badly.
     Unwell,
 }
 
@@ -269,6 +270,30 @@ impl Monitor {
         })
     }
 
+    /// The smallest part that fails now, if any does. `is_linked`: there is a link to the agent.
+    pub fn layer(&self, now_ns: u64, is_linked: bool) -> Option<Layer> {
+        layer::smallest_failed(layer::Evidence {
+            verdict: self.verdict(now_ns),
+            beat_silent: self.beat_silent(now_ns),
+            probe_silent: self.probe_silent(now_ns),
+            is_linked,
+            wellness: self.wellness,
+            has_stuck_cpu: self.has_stuck_cpu,
+        })
+    }
+
+    fn beat_silent(&self, now_ns: u64) -> bool {
+        !self.is_excused(now_ns) && self.beat.is_some() && self.suspicion(now_ns) >= self.config.phi_max
+    }
+
+    fn probe_silent(&self, now_ns: u64) -> bool {
+        !self.is_excused(now_ns) && self.probe_failures >= self.config.probe_failures_max
+    }
+
+    fn is_excused(&self, now_ns: u64) -> bool {
+        now_ns < self.excused_until_ns
+    }
+
     /// What all of it amounts to now.
     pub fn verdict(&self, now_ns: u64) -> Verdict {
         if let Some(end) = self.end {
@@ -281,12 +306,11 @@ impl Monitor {
         if self.answered_ns.is_none() {
             return Verdict::Booting;
         }
-        let excused = now_ns < self.excused_until_ns;
-        let beat_silent = !excused && self.beat.is_some() && self.suspicion(now_ns) >= self.config.phi_max;
-        let probe_silent = !excused && self.probe_failures >= self.config.probe_failures_max;
+        let (beat_silent, probe_silent) = (self.beat_silent(now_ns), self.probe_silent(now_ns));
         // Two witnesses already: one waits for the third only if it has answered since.
-        let kernel_silent =
-            self.kernel == KernelWitness::Silent && !excused && !self.answered_since_last_beat();
+        let kernel_silent = self.kernel == KernelWitness::Silent
+            && !self.is_excused(now_ns)
+            && !self.answered_since_last_beat();
         match (beat_silent, probe_silent || beat_silent && kernel_silent) {
             (true, true) => match self.kernel {
                 KernelWitness::Answers => Verdict::UserSpaceDead,

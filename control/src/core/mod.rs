@@ -6,6 +6,7 @@ pub mod cpus;
 pub mod event;
 pub mod fencing;
 pub mod health;
+pub mod layer;
 pub mod lifecycle;
 pub mod name;
 pub mod phi;

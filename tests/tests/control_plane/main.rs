@@ -21,6 +21,7 @@ mod copies;
 mod full_disk;
 mod impostors;
 mod killed_midway;
+mod layers;
 mod slow_readers;
 
 #[test]

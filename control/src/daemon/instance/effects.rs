@@ -226,7 +226,7 @@ impl Instance {
             mailbox.send(Message::Ended { incarnation, exit }).await;
         });
         self.kernel = Some(kernel);
-        self.verdict = self.monitor.verdict(self.now_ns());
+        (self.verdict, self.layer) = (self.monitor.verdict(self.now_ns()), None);
     }
 
     fn admit_agent(&self) {
@@ -257,7 +257,7 @@ impl Instance {
             self.monitor.heartbeat(now_ns, beats);
         }
         self.monitor.ended(end);
-        self.verdict = self.monitor.verdict(now_ns);
+        (self.verdict, self.layer) = (self.monitor.verdict(now_ns), None);
         self.note_end(end, exit.at_unix_ns);
         if let ExitHow::NeverRan(reason) = &exit.how {
             self.record.last_error = Some(format!("spawn: {reason}"));

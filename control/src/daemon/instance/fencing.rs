@@ -47,7 +47,9 @@ impl Instance {
 
     /// It answers again, or somebody else sees to its end.
     pub(super) fn leave_ladder(&mut self) {
-        let Some(Fencing { exit: Some(exit), .. }) = self.fencing.take() else { return };
+        let Some(fencing) = self.fencing.take() else { return };
+        self.stop_killing();
+        let Some(exit) = fencing.exit else { return };
         // It has ended already, and that was to be confirmed.
         let (Some(incarnation), mailbox) = (self.record.incarnation, self.mailbox.clone()) else { return };
         tokio::spawn(async move { mailbox.send(Message::Ended { incarnation, exit }).await });
@@ -71,6 +73,9 @@ impl Instance {
 
     /// Time has passed.
     pub(super) async fn climb(&mut self) {
+        if self.fencing.is_none() {
+            return;
+        }
         let (now_ns, last_beat_ns) = (self.now_ns(), self.look_at_heartbeat());
         let Some(step) = self.fencing.as_mut().and_then(|it| it.ladder.tick(now_ns, last_beat_ns)) else {
             return;

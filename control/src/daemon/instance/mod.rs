@@ -35,6 +35,7 @@ use super::shared::Shared;
 use crate::api::InstanceView;
 use crate::core::cpus::StuckCpus;
 use crate::core::health::{HealthConfig, Monitor, Verdict};
+use crate::core::layer::Layer;
 use crate::core::lifecycle::{Effect, Found, Input, Timer};
 use crate::core::{EventKind, InstanceName, State};
 use crate::spawner::{Kernel, KernelSpec, KernelStatus, SpawnError};
@@ -86,6 +87,8 @@ struct Instance {
     kernel_spec: Option<Box<KernelSpec>>,
     monitor: Monitor,
     verdict: Verdict,
+    /// The smallest part that fails.
+    layer: Option<Layer>,
     /// Why the verdict is no better, as it was when it changed.
     why: String,
     cpus: StuckCpus,
@@ -110,7 +113,7 @@ pub(crate) fn start(shared: Arc<Shared>, record: InstanceRecord, resume: bool) -
     let verdict = view::verdict_of_the_past(&record);
     let monitor = Monitor::new(health_config(&record));
     let face = channel::Sender::new(Face {
-        view: view::view(&shared, &record, verdict, None),
+        view: view::view(&shared, &record, verdict),
         link: None,
         kernel: None,
         balances: record.spec.balance,
@@ -130,6 +133,7 @@ pub(crate) fn start(shared: Arc<Shared>, record: InstanceRecord, resume: bool) -
         kernel_spec: None,
         monitor,
         verdict,
+        layer: None,
         why: String::new(),
         cpus: StuckCpus::default(),
         untold: Vec::new(),

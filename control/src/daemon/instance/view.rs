@@ -9,6 +9,7 @@ use super::watch::PROBE_MAX;
 use crate::api::{InstanceDetail, InstanceView};
 use crate::core::State;
 use crate::core::health::Verdict;
+use crate::core::layer::Layer;
 use crate::core::lifecycle::End;
 use crate::store::InstanceRecord;
 
@@ -24,13 +25,8 @@ pub(super) fn verdict_of_the_past(record: &InstanceRecord) -> Verdict {
     }
 }
 
-/// An instance at a glance. `health_reason` is why its health is no better.
-pub(super) fn view(
-    shared: &Shared,
-    record: &InstanceRecord,
-    verdict: Verdict,
-    health_reason: Option<String>,
-) -> InstanceView {
+/// An instance at a glance, but for what is known of a kernel that runs.
+pub(super) fn view(shared: &Shared, record: &InstanceRecord, verdict: Verdict) -> InstanceView {
     let state = record.life.state();
     let has_kernel = state.may_have_kernel();
     let health = match state {
@@ -44,7 +40,8 @@ pub(super) fn view(
         state,
         desired: record.life.desired(),
         health,
-        health_reason,
+        layer: None,
+        health_reason: None,
         spawner: record.spawner.map(|kind| kind.to_string()),
         pid: record.pid.filter(|_| has_kernel),
         incarnation: record.incarnation.filter(|_| has_kernel).map(|incarnation| incarnation.to_string()),
@@ -68,11 +65,19 @@ impl Instance {
     pub(super) fn view(&self) -> InstanceView {
         let reason = match self.verdict {
             _ if self.cannot_be_ended() => Some(NEEDS_AN_OPERATOR.to_owned()),
-            Verdict::Degraded => self.cpus.reason(self.now_ns()).or_else(|| Some(self.why.clone())),
+            Verdict::Degraded => match self.layer {
+                Some(Layer::Application | Layer::Cpu) => self.trouble_inside(self.now_ns()),
+                _ => Some(self.why.clone()),
+            },
             Verdict::Hung | Verdict::UserSpaceDead => Some(self.why.clone()),
             _ => None,
         };
-        view(&self.shared, &self.record, self.verdict, reason.filter(|_| self.kernel.is_some()))
+        let reason = reason.filter(|_| self.kernel.is_some());
+        InstanceView {
+            layer: self.layer,
+            health_reason: reason,
+            ..view(&self.shared, &self.record, self.verdict)
+        }
     }
 
     /// Answers with everything that is known, its load as it is now. The agent is asked in a task of its own.

@@ -6,6 +6,7 @@ use tombolo_agent::api::health::HealthReport;
 
 use super::Instance;
 use crate::core::health::{Verdict, Wellness};
+use crate::core::layer::{complaint, wellness};
 use crate::core::lifecycle::Input;
 use crate::core::{EventKind, State};
 use crate::store::Batch;
@@ -181,14 +182,15 @@ impl Instance {
     /// Judges anew; says what has changed.
     pub(super) fn change_of_verdict(&mut self, now_ns: u64) -> Option<EventKind> {
         let (from, to) = (self.verdict, self.monitor.verdict(now_ns));
-        if from == to {
+        let layer = self.monitor.layer(now_ns, self.link.is_some());
+        if (from, self.layer) == (to, layer) {
             return None;
         }
-        self.verdict = to;
+        (self.verdict, self.layer) = (to, layer);
         self.why = self.why(now_ns);
         let why = &self.why;
-        tracing::info!(instance = %self.record.name, %from, %to, why, "health");
-        Some(EventKind::Health { from, to, why: why.clone() })
+        tracing::info!(instance = %self.record.name, %from, %to, ?layer, why, "health");
+        Some(EventKind::Health { from, to, layer, why: why.clone() })
     }
 
     fn why(&self, now_ns: u64) -> String {
@@ -205,8 +207,14 @@ impl Instance {
             (Some(_), true) => "the agent does not answer",
             (Some(_), false) => "the agent answers",
         };
-        let cpus = self.cpus.reason(now_ns).map_or_else(String::new, |reason| format!("{reason}; "));
-        format!("{cpus}{beat}, {probe}{}", self.kernel_probe.last_word())
+        let inside = self.trouble_inside(now_ns).map_or_else(String::new, |trouble| format!("{trouble}; "));
+        format!("{inside}{beat}, {probe}{}", self.kernel_probe.last_word())
+    }
+
+    /// What the agent complains of, the smallest part first.
+    pub(super) fn trouble_inside(&self, now_ns: u64) -> Option<String> {
+        let report = self.report.as_ref().filter(|_| self.kernel.is_some());
+        report.and_then(complaint).or_else(|| self.cpus.reason(now_ns))
     }
 
     async fn confirm_death(&mut self, now_ns: u64) {
@@ -222,16 +230,6 @@ impl Instance {
             },
         };
         self.shared.note(Some(&self.record.name), event).await;
-    }
-}
-
-fn wellness(report: &HealthReport) -> Wellness {
-    if !report.live {
-        Wellness::Unwell
-    } else if report.ready {
-        Wellness::Ready
-    } else {
-        Wellness::NotReady
     }
 }
 

@@ -238,6 +238,7 @@ fn absent(name: String) -> InstanceView {
         state: State::Stopped,
         desired: crate::core::Desired::Stopped,
         health: crate::core::health::Verdict::Absent,
+        layer: None,
         health_reason: None,
         spawner: None,
         pid: None,
