@@ -112,12 +112,12 @@ pub(crate) fn start(shared: Arc<Shared>, record: InstanceRecord, resume: bool) -
     let mailbox = Mailbox::new(sender);
     let verdict = view::verdict_of_the_past(&record);
     let monitor = Monitor::new(health_config(&record));
-    let face = channel::Sender::new(Face {
-        view: view::view(&shared, &record, verdict),
-        link: None,
-        kernel: None,
-        balances: record.spec.balance,
-    });
+    let mut view = view::view(&shared, &record, verdict);
+    if resume && matches!(view.state, State::Running | State::Hung) {
+        // So it was under the earlier daemon. What this one finds is yet to come.
+        view.state = State::Adopted;
+    }
+    let face = channel::Sender::new(Face { view, link: None, kernel: None, balances: record.spec.balance });
     let handle = Handle { name: record.name.clone(), mailbox: mailbox.clone(), face: face.subscribe() };
     let instance = Instance {
         shared,
