@@ -1,12 +1,13 @@
 //! What this host can run, what is missing, and how to get it. Works with or without a daemon.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::statvfs::statvfs;
 
 use crate::api::host::{Diagnosis, Finding, Level};
 use crate::meminfo;
+use crate::paths;
 use crate::spawner::{Availability, ProcessSpawner, QemuSpawner, Spawner, SpawnerKind, UmlSpawner};
 
 /// Free memory under which kernels may fail to boot, in MiB: two small ones and some air.
@@ -14,8 +15,19 @@ const MEMORY_MIB_WANTED: u64 = 256;
 /// Free shared memory under which a pool may fill up, in MiB.
 const SHM_MIB_WANTED: u64 = 64;
 
-/// Looks at everything. `keeper_binary` and `agent_binary`: the `tombolod` and `tombolo-agent` that would be used.
-pub async fn diagnose(keeper_binary: &Path, agent_binary: &Path, image: Option<&Path>) -> Diagnosis {
+/// The program that can be the vsock device of machines.
+const VSOCK_DEVICE: &str = "vhost-device-vsock";
+/// How to get it.
+pub(crate) const VSOCK_REMEDY: &str = "cargo install vhost-device-vsock";
+
+/// Looks at everything. `keeper_binary` and `agent_binary`: the `tombolod` and `tombolo-agent` that would be used; `vsock_device`: the
+/// vsock device that machines are to have.
+pub async fn diagnose(
+    keeper_binary: &Path,
+    agent_binary: &Path,
+    image: Option<&Path>,
+    vsock_device: Option<&Path>,
+) -> Diagnosis {
     let uml = UmlSpawner::new(keeper_binary).with_image(image.map(Path::to_owned)).availability().await;
     let qemu = QemuSpawner::new(keeper_binary).availability().await;
     let process = ProcessSpawner::new(keeper_binary).availability().await;
@@ -24,6 +36,7 @@ pub async fn diagnose(keeper_binary: &Path, agent_binary: &Path, image: Option<&
         spawner(SpawnerKind::Uml, uml, nothing_runs),
         spawner(SpawnerKind::Qemu, qemu, nothing_runs),
         spawner(SpawnerKind::Process, process, nothing_runs),
+        vsock(vsock_device),
         agent(agent_binary),
         memory(),
         shared_memory(),
@@ -46,6 +59,32 @@ fn spawner(kind: SpawnerKind, availability: Availability, nothing_runs: bool) ->
         Availability::Missing { what, remedy } => {
             finding(&subject, if nothing_runs { Level::Fail } else { Level::Warn }, what, remedy)
         }
+    }
+}
+
+fn vsock(asked: Option<&Path>) -> Finding {
+    let program = asked.unwrap_or_else(|| Path::new(VSOCK_DEVICE));
+    vsock_finding(program, asked.is_some(), paths::program(program))
+}
+
+/// Machines can do without it: not to have it is a limit.
+fn vsock_finding(program: &Path, is_used: bool, found: Option<PathBuf>) -> Finding {
+    const GIVES: &str = "AF_VSOCK between programs of this host and those in machines of `qemu`";
+    let subject = "vsock device";
+    match found.as_deref().map(Path::display) {
+        Some(found) if is_used => finding(subject, Level::Ok, format!("{found}: gives {GIVES}"), ""),
+        Some(found) => finding(
+            subject,
+            Level::Ok,
+            format!("{found} is there but not in use: it would give {GIVES}"),
+            format!("tombolod --vsock-device {found}"),
+        ),
+        None => finding(
+            subject,
+            Level::Warn,
+            format!("no {}: there is no {GIVES}", program.display()),
+            format!("{VSOCK_REMEDY}, then tombolod --vsock-device {VSOCK_DEVICE}"),
+        ),
     }
 }
 
@@ -155,6 +194,19 @@ mod tests {
         // This test itself is linked dynamically, as every ordinary build is.
         assert!(is_dynamic(&std::env::current_exe().unwrap()));
         assert!(!is_dynamic(Path::new("/proc/self/status")));
+    }
+
+    #[test]
+    fn a_vsock_device_is_told_to_be_used_unused_or_missing() {
+        let program = Path::new("/opt/vhost-device-vsock");
+        let look = |is_used, found: bool| vsock_finding(program, is_used, found.then(|| program.to_owned()));
+        let used = look(true, true);
+        assert_eq!((used.level, used.remedy.as_str()), (Level::Ok, ""));
+        let unused = look(false, true);
+        assert!(unused.level == Level::Ok && unused.remedy.contains("--vsock-device /opt"), "{unused:?}");
+        for missing in [look(true, false), look(false, false)] {
+            assert!(missing.level == Level::Warn && missing.remedy.contains("cargo install"), "{missing:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Where things are on this host, for the daemon and for those who look for it.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// The daemon's socket, in its runtime folder.
@@ -34,6 +35,19 @@ pub fn pool(state_dir: &Path) -> PathBuf {
     PathBuf::from(format!("/dev/shm/tombolo-{}", &hash[..16]))
 }
 
+/// A program, by its absolute path: one that is named without a folder is looked for on `$PATH`. `None`: there is none.
+pub fn program(asked: &Path) -> Option<PathBuf> {
+    let is_program = |path: &PathBuf| {
+        std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    let path = match asked.components().count() {
+        1 if !asked.has_root() => std::env::var_os("PATH").unwrap_or_default(),
+        _ => return std::path::absolute(asked).ok().filter(is_program),
+    };
+    let candidates = std::env::split_paths(&path).filter_map(|dir| std::path::absolute(dir.join(asked)).ok());
+    candidates.into_iter().find(is_program)
+}
+
 fn absolute_variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
 }
@@ -41,6 +55,19 @@ fn absolute_variable(name: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn program_is_looked_for_on_the_path_unless_a_folder_is_named() {
+        let found = program(Path::new("sh")).unwrap();
+        assert!(found.is_absolute() && found.ends_with("sh"));
+        assert_eq!(program(&found), Some(found));
+        let dir = tempfile::tempdir().unwrap();
+        let plain = dir.path().join("sh");
+        std::fs::write(&plain, "").unwrap();
+        for asked in [plain.as_path(), dir.path(), Path::new("./sh"), Path::new("no-such-program-anywhere")] {
+            assert_eq!(program(asked), None, "{}", asked.display());
+        }
+    }
 
     #[test]
     fn each_state_folder_has_a_pool_of_its_own() {

@@ -59,7 +59,13 @@ async fn without_daemon(message: &str) -> Result<Diagnosis, CliError> {
     let options = <Options as clap::Parser>::parse_from(["tombolod"]);
     let places = Places::new(&options).map_err(|error| CliError::failed("find our own program", error))?;
     let keeper = places.keeper_binary.with_file_name("tombolod");
-    let mut diagnosis = doctor::diagnose(&keeper, &places.agent_binary, options.image.as_deref()).await;
+    let mut diagnosis = doctor::diagnose(
+        &keeper,
+        &places.agent_binary,
+        options.image.as_deref(),
+        options.vsock_device.as_deref(),
+    )
+    .await;
     let (detail, remedy) = message.split_once('\n').unwrap_or((message, ""));
     diagnosis.findings.push(Finding {
         subject: "daemon".into(),

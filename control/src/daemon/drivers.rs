@@ -1,6 +1,6 @@
 //! The spawners of this host behind one face.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use crate::core::InstanceSpec;
@@ -21,10 +21,16 @@ pub(crate) struct Drivers {
 }
 
 impl Drivers {
-    pub(crate) fn new(keeper_binary: &Path, image: Option<&Path>, default: Option<SpawnerKind>) -> Self {
+    /// `vsock_device`: what gives machines AF_VSOCK to and from this host, if they are to have that.
+    pub(crate) fn new(
+        keeper_binary: &Path,
+        image: Option<&Path>,
+        default: Option<SpawnerKind>,
+        vsock_device: Option<PathBuf>,
+    ) -> Self {
         Self {
             uml: UmlSpawner::new(keeper_binary).with_image(image.map(Path::to_owned)),
-            qemu: QemuSpawner::new(keeper_binary),
+            qemu: QemuSpawner::new(keeper_binary).with_vsock_device(vsock_device),
             process: ProcessSpawner::new(keeper_binary),
             default,
             uml_ready: OnceLock::new(),
@@ -49,6 +55,11 @@ impl Drivers {
             let _ = self.uml_ready.set(());
         }
         ready
+    }
+
+    /// What gives machines AF_VSOCK to and from this host, if they are to have that.
+    pub(crate) fn vsock_device(&self) -> Option<&Path> {
+        self.qemu.vsock_device()
     }
 
     pub(crate) async fn availability(&self, kind: SpawnerKind) -> Availability {

@@ -86,6 +86,7 @@ impl StartError {
 /// [`StartError`] if it cannot take charge; nothing has been changed then.
 pub async fn run(options: Options) -> Result<(), StartError> {
     let places = Places::new(&options).map_err(StartError::host("find our own program"))?;
+    let vsock_device = options.vsock_device()?;
     let _state_lock = StateLock::acquire(&places.state_dir, 0o700)?;
     let _runtime_lock = StateLock::acquire(&places.runtime_dir, 0o755)?;
     let store = Store::open(&places.state_dir)?;
@@ -105,7 +106,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     };
     let (ledger, opening) = handover::open(&store, &stock).await;
     let shared = Shared::new(Parts {
-        drivers: Drivers::new(&places.keeper_binary, options.image.as_deref(), options.spawner),
+        drivers: Drivers::new(&places.keeper_binary, options.image.as_deref(), options.spawner, vsock_device),
         operators_gid: groups::gid_of(&options.operators),
         image: options.image.clone(),
         catalogue,

@@ -53,6 +53,10 @@ pub struct Options {
     /// first address is 0000:01:00.0, the next 0000:02:00.0; may be repeated
     #[arg(long = "device", value_name = "ADDRESS=KIND")]
     pub devices: Vec<Device>,
+    /// Give emulated machines (`qemu`) AF_VSOCK to and from this host through this program, vhost-device-vsock; one without a folder is
+    /// looked for on $PATH [default: none]
+    #[arg(long, env = "TOMBOLO_VSOCK_DEVICE", value_name = "PROGRAM")]
+    pub vsock_device: Option<PathBuf>,
     /// Members of this group may run instances; others than root and our own user may only look
     #[arg(long, default_value = "tombolo", value_name = "GROUP")]
     pub operators: String,
@@ -80,6 +84,19 @@ impl Options {
                 reason: "two devices have that address".into(),
             }),
         }
+    }
+
+    /// The program that is the vsock device of machines, by its absolute path.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub(super) fn vsock_device(&self) -> Result<Option<PathBuf>, StartError> {
+        let Some(asked) = &self.vsock_device else { return Ok(None) };
+        let found = paths::program(asked).ok_or_else(|| StartError::Host {
+            attempt: format!("use the vsock device {}", asked.display()),
+            reason: format!("there is no such program; to get one: {}", crate::doctor::VSOCK_REMEDY),
+        })?;
+        Ok(Some(found))
     }
 
     /// How many CPUs machines can be lent in all.
@@ -137,5 +154,21 @@ impl Places {
     /// The folder of one instance.
     pub fn instance(&self, name: &crate::core::InstanceName) -> PathBuf {
         self.state_dir.join("instances").join(name.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_have_no_vsock_device_unless_one_is_named_and_a_missing_one_is_told_with_its_remedy() {
+        let options = |args: &[&str]| Options::parse_from([&["tombolod"], args].concat());
+        let unasked = Options { vsock_device: None, ..options(&[]) };
+        assert!(unasked.vsock_device().unwrap().is_none());
+        let named = options(&["--vsock-device", "sh"]).vsock_device().unwrap().unwrap();
+        assert!(named.is_absolute(), "{named:?}");
+        let error = options(&["--vsock-device", "/no/such/device"]).vsock_device().unwrap_err().to_string();
+        assert!(error.contains("/no/such/device") && error.contains("cargo install"), "{error}");
     }
 }

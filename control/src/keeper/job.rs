@@ -15,7 +15,8 @@ pub struct Job {
     /// The driver this kernel belongs to.
     pub kind: SpawnerKind,
     /// The program and its arguments, run in the runtime folder. `{doorbell}` in an argument becomes the number of the
-    /// inherited doorbell descriptor, `{events}` that of the monitor to which a machine tells its events.
+    /// inherited doorbell descriptor, `{events}` that of the monitor to which a machine tells its events, `{backend}` that of
+    /// the connection to the back end of its device.
     pub argv: Vec<String>,
     /// Its whole environment.
     pub env: Vec<(String, String)>,
@@ -27,6 +28,18 @@ pub struct Job {
     /// The CPUs that are lent to it at first.
     #[serde(default)]
     pub cpus: Vec<CpuLease>,
+    /// The back end of a device of the machine, if that is a program of its own.
+    #[serde(default)]
+    pub backend: Option<BackendJob>,
+}
+
+/// The back end of a device, a program of its own that speaks vhost-user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendJob {
+    /// The program and its arguments, run in the runtime folder with an empty environment.
+    pub argv: Vec<String>,
+    /// Where it listens for the machine, relative to the runtime folder.
+    pub socket: String,
 }
 
 /// How a kernel's memory can be changed.
@@ -45,6 +58,8 @@ impl Job {
     pub const DOORBELL_FD: i32 = 100;
     /// The same of the monitor for events, of emulated machines.
     pub const EVENTS_FD: i32 = 101;
+    /// The same of the connection to the back end of a device.
+    pub const BACKEND_FD: i32 = 102;
     /// Default of [`Job::console_bytes_max`]: 4 MiB, twice that on disk.
     pub const CONSOLE_BYTES_MAX: u64 = 4 << 20;
 }

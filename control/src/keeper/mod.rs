@@ -7,6 +7,7 @@
 //! - records the console from its first byte, bounded in size, and serves it live to one client;
 //! - is the parent of the kernel and reaper of all its helper processes: it sees the death at once, kills what is left of
 //!   the kernel's processes, and records how it ended in `exit.json`;
+//! - starts the program that is the back end of a device of the machine, where there is one, and ends it with the kernel;
 //! - answers a few one-line requests on `keeper.sock` ([`Request`], [`Status`]).
 //!
 //! It leaves when its kernel has ended and that is recorded. If the keeper itself is killed, the kernel dies with it (a
@@ -14,7 +15,9 @@
 //!
 //! Single-threaded and without a runtime: one `poll(2)` loop, no timers, so an idle keeper costs no CPU.
 
+mod backend;
 mod client;
+mod complaints;
 mod console;
 mod cpus;
 mod exec;
@@ -33,9 +36,9 @@ use std::process::ExitCode;
 
 pub use cpus::CpuLease;
 pub(crate) use files::{remove_all, unix_address, write_atomically};
-pub use job::{Exit, ExitHow, Job, KernelRecord, MemoryJob};
+pub use job::{BackendJob, Exit, ExitHow, Job, KernelRecord, MemoryJob};
 pub(crate) use process_table::{Process, descendants_of, kill_group_of};
-pub use wire::{MemoryState, Request, Status};
+pub use wire::{BackendState, MemoryState, Request, Status};
 
 /// Names of the files in a kernel's runtime folder. All but the console logs are removed when the kernel is forgotten.
 pub mod names {
@@ -51,7 +54,7 @@ pub mod names {
     pub const EXIT: &str = "exit.json";
     /// Room for [`EXIT`], taken at the start: how a kernel ended is known to who comes later even if the disk is full then.
     pub const EXIT_ROOM: &str = "exit.room";
-    /// Why the kernel's program could not be executed, when it could not.
+    /// Why the kernel's program, or that of its device, could not be executed, when it could not.
     pub const EXEC_ERROR: &str = "exec.err";
     /// The console's latest output.
     pub const CONSOLE: &str = "console.log";
@@ -68,11 +71,12 @@ pub mod names {
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut args = args.into_iter();
     let mut dir = None;
-    let mut exec_for = None;
+    let (mut exec_for, mut part) = (None, exec::Part::Kernel);
     while let Some(arg) = args.next() {
         match arg.to_str() {
             Some("--dir") => dir = args.next().map(PathBuf::from),
             Some("--exec-for") => exec_for = args.next().and_then(|pid| pid.to_str()?.parse::<i32>().ok()),
+            Some("--backend") => part = exec::Part::Backend,
             _ => dir = None,
         }
     }
@@ -85,7 +89,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         return ExitCode::FAILURE;
     }
     match exec_for {
-        Some(keeper_pid) => exec::become_kernel(keeper_pid),
+        Some(keeper_pid) => exec::become_part(part, keeper_pid),
         None => serve::keep(&dir),
     }
 }

@@ -18,6 +18,7 @@ use rustix::process::{
     Pid, Signal, WaitOptions, kill_process, kill_process_group, set_child_subreaper, setsid, wait,
 };
 
+use super::backend::Backend;
 use super::client::{Client, Next};
 use super::console::ConsoleLog;
 use super::exec::EXIT_NOT_EXECUTED;
@@ -75,6 +76,7 @@ struct Keeper {
     exit_room: Option<Room>,
     memory: Option<Memory>,
     account: Option<Account>,
+    backend: Option<Backend>,
     /// The client that waits for a change of the memory, by its number.
     awaits_memory: Option<u64>,
     cpus: Vec<CpuLease>,
@@ -122,9 +124,15 @@ impl Keeper {
             }
             _ => (None, None),
         };
+        let (backend, kernel_backend) = job.backend.as_ref().map(Backend::start).transpose()?.unzip();
         let started_at_unix_ns = unix_ns();
-        let pid = start_kernel(kernel_doorbell, kernel_console, machine_events)
-            .map_err(failed("start the kernel's process"))?;
+        let sockets = KernelSockets {
+            doorbell: kernel_doorbell,
+            console: kernel_console,
+            events: machine_events,
+            backend: kernel_backend,
+        };
+        let pid = start_kernel(sockets).map_err(failed("start the kernel's process"))?;
         let main = Pid::from_raw(pid).ok_or("the kernel's process has no id")?;
         let start_ticks = Process::find(pid).map_or(0, |process| process.start_ticks);
         let record =
@@ -147,6 +155,7 @@ impl Keeper {
             exit_room,
             memory: job.memory.map(|memory| Memory::new(memory.mconsole, memory.boot_bytes)),
             account,
+            backend,
             awaits_memory: None,
             cpus: job.cpus,
             departures: Vec::new(),
@@ -171,6 +180,11 @@ impl Keeper {
                 && let Some(account) = &mut self.account
             {
                 account.read();
+            }
+            if ready.backend
+                && let Some(backend) = &mut self.backend
+            {
+                backend.record_complaints();
             }
             for index in (0..self.clients.len()).rev() {
                 if ready.clients.get(index).copied().unwrap_or(false) {
@@ -208,6 +222,8 @@ impl Keeper {
         fds.extend(memory.map(|socket| PollFd::new(socket, PollFlags::IN)));
         let account = self.account.as_ref().and_then(Account::socket);
         fds.extend(account.map(|socket| PollFd::new(socket, PollFlags::IN)));
+        let complaints = self.backend.as_ref().and_then(Backend::complaints);
+        fds.extend(complaints.map(|pipe| PollFd::new(pipe, PollFlags::IN)));
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -218,7 +234,9 @@ impl Keeper {
         let console = self.console.is_some() && others.next().unwrap_or(false);
         let memory = memory.is_some() && others.next().unwrap_or(false);
         let account = account.is_some() && others.next().unwrap_or(false);
-        Ok(Ready { listener: fired.get(1).copied().unwrap_or(false), console, memory, account, clients })
+        let backend = complaints.is_some() && others.next().unwrap_or(false);
+        let listener = fired.get(1).copied().unwrap_or(false);
+        Ok(Ready { listener, console, memory, account, backend, clients })
     }
 
     fn accept(&mut self) {
@@ -325,7 +343,8 @@ impl Keeper {
         let memory = self.memory.as_ref().map(Memory::state);
         let (keeper_pid, kernel) = (std::process::id(), self.record.clone());
         let (cpus, departures) = (self.cpus.clone(), self.departures.clone());
-        Status { keeper_pid, kernel, exit, refused: None, memory, cpus, departures }
+        let backend = self.backend.as_ref().map(Backend::state);
+        Status { keeper_pid, kernel, exit, refused: None, memory, cpus, departures, backend }
     }
 
     /// Records what the console has to say, all of it that is there now.
@@ -372,8 +391,14 @@ impl Keeper {
         }
         let mut ended = None;
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            if pid == self.main && !status.stopped() && !status.continued() {
-                ended = Some(ExitStatus::from_raw(status.as_raw()));
+            if status.stopped() || status.continued() {
+                continue;
+            }
+            let status = ExitStatus::from_raw(status.as_raw());
+            if pid == self.main {
+                ended = Some(status);
+            } else if let Some(backend) = &mut self.backend {
+                backend.reaped(pid, status);
             }
         }
         ended
@@ -443,14 +468,26 @@ struct Ready {
     console: bool,
     memory: bool,
     account: bool,
+    backend: bool,
     clients: Vec<bool>,
 }
 
-/// Starts the step that becomes the kernel, with its ends of the doorbell, the console and, if it is a machine, the monitor for events.
-fn start_kernel(doorbell: UnixStream, console: UnixStream, events: Option<UnixStream>) -> io::Result<i32> {
-    let _doorbell = inherited_as(Job::DOORBELL_FD, &doorbell)?;
-    let _events = events.map(|events| inherited_as(Job::EVENTS_FD, &events)).transpose()?;
-    let console = OwnedFd::from(console);
+/// The kernel's ends.
+struct KernelSockets {
+    doorbell: UnixStream,
+    console: UnixStream,
+    /// Of a machine: the monitor for events.
+    events: Option<UnixStream>,
+    /// Of a machine whose device has one: the connection to the back end.
+    backend: Option<UnixStream>,
+}
+
+/// Starts the step that becomes the kernel.
+fn start_kernel(sockets: KernelSockets) -> io::Result<i32> {
+    let _doorbell = inherited_as(Job::DOORBELL_FD, &sockets.doorbell)?;
+    let _events = sockets.events.map(|events| inherited_as(Job::EVENTS_FD, &events)).transpose()?;
+    let _backend = sockets.backend.map(|backend| inherited_as(Job::BACKEND_FD, &backend)).transpose()?;
+    let console = OwnedFd::from(sockets.console);
     let child = Command::new("/proc/self/exe")
         .args(["keeper", "--dir", ".", "--exec-for", &std::process::id().to_string()])
         .stdin(console.try_clone()?)

@@ -55,6 +55,18 @@ pub struct Status {
     /// The buses of devices that the machine was told to let go and has not been seen to.
     #[serde(default)]
     pub departures: Vec<u8>,
+    /// How the back end of the machine's device is, if that is a program of its own.
+    #[serde(default)]
+    pub backend: Option<BackendState>,
+}
+
+/// How the back end of a device is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendState {
+    /// Its process. After its end the number may be another's.
+    pub pid: u32,
+    /// How it ended, for people, if it has while its kernel ran.
+    pub ended: Option<String>,
 }
 
 /// How much memory a kernel has.

@@ -145,6 +145,7 @@ impl Spawner for ProcessSpawner {
             console_bytes_max,
             memory: None,
             cpus: Vec::new(),
+            backend: None,
         };
         claim.launch(&self.keeper_binary, &job).await
     }

@@ -107,6 +107,7 @@ impl Spawner for UmlSpawner {
             console_bytes_max: Job::CONSOLE_BYTES_MAX,
             memory: Some(MemoryJob { mconsole: MCONSOLE.into(), boot_bytes: boot_bytes(spec) }),
             cpus: Vec::new(),
+            backend: None,
         };
         let kernel = claim.launch(&self.keeper_binary, &job).await?;
         if boot_bytes(spec) > spec.memory_bytes

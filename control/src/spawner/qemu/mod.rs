@@ -9,6 +9,8 @@
 //! QEMU listens to orders on one monitor ([`qmp`]) and writes what happens to the machine into a file with a second
 //! ([`machine`]), from which the keeper tells how it ended.
 //!
+//! Where it is to have AF_VSOCK to this host, the device for that is a program of its own, which its keeper starts first ([`vsock`]).
+//!
 //! The memory of a PCI function is a power of two. A pool of another length is made longer when its first machine is made: the
 //! file is sparse, so that costs nothing, and nothing of the pool lies behind its own length.
 
@@ -19,6 +21,7 @@ mod memory;
 mod modules;
 mod qmp;
 mod sysrq;
+mod vsock;
 
 use std::fs::File;
 use std::io;
@@ -39,7 +42,7 @@ use super::{Availability, Kernel, KernelSpec, PoolFile, SpawnError, Spawner, Spa
 use crate::keeper::Job;
 
 /// What this spawner adds to a runtime folder.
-pub(super) const FILES: &[&str] = &[initrd::NAME, MONITOR];
+pub(super) const FILES: &[&str] = &[initrd::NAME, MONITOR, vsock::BACKEND, vsock::HYBRID];
 /// QEMU's monitor, relative to the runtime folder.
 const MONITOR: &str = "qmp.sock";
 /// What QEMU calls the line of the console.
@@ -60,12 +63,26 @@ const LOOKS: (u32, Duration) = (20, Duration::from_millis(10));
 #[derive(Clone, Debug)]
 pub struct QemuSpawner {
     keeper_binary: PathBuf,
+    vsock_device: Option<PathBuf>,
 }
 
 impl QemuSpawner {
     /// A spawner that runs `keeper_binary keeper ...` (normally `tombolod` itself) for each kernel.
     pub fn new(keeper_binary: impl Into<PathBuf>) -> Self {
-        Self { keeper_binary: keeper_binary.into() }
+        Self { keeper_binary: keeper_binary.into(), vsock_device: None }
+    }
+
+    /// Gives every machine that is started from now on AF_VSOCK to and from this host, through this program: vhost-device-vsock, by
+    /// an absolute path.
+    #[must_use]
+    pub fn with_vsock_device(mut self, program: Option<PathBuf>) -> Self {
+        self.vsock_device = program;
+        self
+    }
+
+    /// That program.
+    pub fn vsock_device(&self) -> Option<&Path> {
+        self.vsock_device.as_deref()
     }
 }
 
@@ -92,6 +109,9 @@ impl Spawner for QemuSpawner {
         let mut wanted: Vec<String> =
             if can_change { memory::MODULES.map(str::to_owned).to_vec() } else { Vec::new() };
         wanted.extend(device::modules(spec));
+        if self.vsock_device.is_some() {
+            wanted.extend(vsock::MODULES.map(str::to_owned));
+        }
         wanted.extend(spec.modules.iter().cloned());
         let modules = image.modules(&wanted, &[PANIC_MODULE])?;
         let claim = Claim::take(&spec.runtime_dir).await?;
@@ -109,7 +129,14 @@ impl Spawner for QemuSpawner {
         let initrd_bytes = initrd::write(spec, config, &modules).await?;
         initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;
         let layout = Layout::new(spec, MEMORY_BYTES_MIN + 2 * initrd_bytes);
-        let argv = arguments(spec, &image, &layout).map_err(bad_spec)?;
+        let mut argv = arguments(spec, &image, &layout).map_err(bad_spec)?;
+        let backend = match &self.vsock_device {
+            Some(program) => {
+                argv.extend(vsock::OPTIONS.map(str::to_owned));
+                Some(vsock::backend(&plain(program).map_err(bad_spec)?, spec.agent_config.cid))
+            }
+            None => None,
+        };
         let job = Job {
             name: name.clone(),
             kind: SpawnerKind::Qemu,
@@ -118,6 +145,7 @@ impl Spawner for QemuSpawner {
             console_bytes_max: Job::CONSOLE_BYTES_MAX,
             memory: None,
             cpus: cpu::leases(spec),
+            backend,
         };
         claim.launch(&self.keeper_binary, &job).await
     }
@@ -128,9 +156,6 @@ impl Spawner for QemuSpawner {
 }
 
 fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<String>, String> {
-    let plain = |path: &Path| {
-        path.to_str().map(str::to_owned).ok_or_else(|| format!("the path {} is not UTF-8", path.display()))
-    };
     // QEMU separates options by commas, and takes two for one of a value's.
     let value = |path: &Path| plain(path).map(|text| text.replace(',', ",,"));
     let (cpus, cpus_started) = cpu::options(spec);
@@ -198,6 +223,10 @@ fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<St
         ]);
     }
     Ok(argv)
+}
+
+fn plain(path: &Path) -> Result<String, String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| format!("the path {} is not UTF-8", path.display()))
 }
 
 /// Memory of the PCI function that holds the pool.
