@@ -4,15 +4,18 @@
 //! where [`REQUIRE`] is set (by `cargo xtask test`) it fails instead, so that nothing is skipped unseen.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
+use tombolo_control::paths;
 use tombolo_control::spawner::{Availability, QemuSpawner, Spawner, UmlSpawner};
 
 /// Environment variable: set to make missing prerequisites a failure.
 pub const REQUIRE: &str = "TOMBOLO_REQUIRE_KERNELS";
 /// Environment variable: the same for QEMU, which not every host can have.
 pub const REQUIRE_QEMU: &str = "TOMBOLO_REQUIRE_QEMU";
+/// Environment variable: the program vhost-device-vsock, which then must be there; without it, one on `$PATH`.
+pub const VSOCK_DEVICE: &str = "TOMBOLO_TEST_VSOCK_DEVICE";
 /// Environment variable: the folder of the statically linked programs.
 pub const STATIC_BIN: &str = "TOMBOLO_STATIC_BIN";
 
@@ -62,6 +65,17 @@ pub fn kernel_image() -> Option<()> {
 /// When there is none and [`REQUIRE_QEMU`] is set.
 pub fn qemu() -> Option<()> {
     is_available(&QemuSpawner::new("/nonexistent"), REQUIRE_QEMU)
+}
+
+/// The program vhost-device-vsock.
+///
+/// # Panics
+/// When [`VSOCK_DEVICE`] names what is not there.
+pub fn vsock_device() -> Option<PathBuf> {
+    let asked = std::env::var_os(VSOCK_DEVICE).unwrap_or_else(|| "vhost-device-vsock".into());
+    let found = paths::program(Path::new(&asked));
+    let what = "there is no vhost-device-vsock: run `cargo xtask test`, which builds it";
+    found.or_else(|| skipped(VSOCK_DEVICE, what))
 }
 
 fn is_available(spawner: &(impl Spawner + Sync), unless: &str) -> Option<()> {

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use tombolo_tests::kv::{default_broker, floor, hardware, inside, measure, serve, watch};
-use tombolo_transport::Endpoint;
+use tombolo_tests::kv::{default_broker, floor, hardware, inside, measure, serve, vsock, watch};
+use tombolo_transport::{Endpoint, Port};
 
 const USAGE: &str = "\
 usage: tombolo-demo-kv COMMAND [--broker SOCKET]
@@ -28,6 +28,8 @@ usage: tombolo-demo-kv COMMAND [--broker SOCKET]
   stamped DISK           what is written there
   keep-setting FILE TEXT write to a file of that kernel's again and again, until killed
   freeze-user-space MS   freeze every other program of that kernel for so long
+  vsock-echo PORT        send back what comes on that port of AF_VSOCK, until killed
+  vsock-call PORT TEXT   send a text to that port of the host by AF_VSOCK, and print what comes back
   floor                  what a cache line and a Unix socket cost on this machine, as JSON
   serve                  be the key-value service `kv` of this kernel, until SIGTERM
   try KERNEL/kv          connect, and leave
@@ -72,6 +74,8 @@ fn run() -> Result<()> {
         ["stamped", disk] => println!("{}", hardware::stamped(Path::new(disk))?),
         ["keep-setting", file, text] => hardware::keep_setting(Path::new(file), text)?,
         ["freeze-user-space", ms] => inside::freeze_user_space(Duration::from_millis(ms.parse()?))?,
+        ["vsock-echo", port] => on_tokio(vsock::echo(Port(port.parse()?)))?,
+        ["vsock-call", port, text] => println!("{}", on_tokio(vsock::call_host(Port(port.parse()?), text))?),
         ["serve"] => on_tokio(serve::serve(&broker))?,
         ["try", name] => on_tokio(attempt(&broker, name))?,
         ["measure", name] => println!("{}", on_tokio(measure::measure(&broker, name))?),

@@ -10,6 +10,7 @@ pub mod inside;
 pub mod measure;
 pub mod serve;
 pub mod timing;
+pub mod vsock;
 pub mod watch;
 
 use std::path::PathBuf;

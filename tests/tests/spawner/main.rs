@@ -48,6 +48,13 @@ async fn qemu() -> Option<Bed<QemuSpawner>> {
     Some(bed)
 }
 
+async fn qemu_with_vsock() -> Option<Bed<QemuSpawner>> {
+    let device = prerequisites::vsock_device()?;
+    let mut bed = qemu().await?;
+    bed.spawner = bed.spawner.with_vsock_device(Some(device));
+    Some(bed)
+}
+
 async fn process() -> Option<Bed<ProcessSpawner>> {
     Some(bed(ProcessSpawner::new(KEEPER), env!("CARGO_BIN_EXE_tombolo-test-init").into()))
 }
@@ -428,6 +435,19 @@ mod on_qemu {
         cpus_are_lent_to_a_running_kernel_and_taken_when_it_has_parked_them,
         devices_are_plugged_into_a_running_kernel_and_unplugged,
         pool_of_any_length_is_made_as_long_as_a_power_of_two, reset_is_neither_a_power_off_nor_a_panic,
+    );
+}
+
+/// What the device has a hand in: it is one more process, and sees the machine's memory.
+mod on_qemu_with_vsock {
+    tests!(qemu_with_vsock:
+        boots_answers_its_doorbell_and_powers_off, kill_takes_all_its_processes, death_by_a_foreign_hand_is_seen,
+        freeze_stops_it_and_thaw_lets_it_run_on, adopted_kernel_is_the_same, killed_keeper_takes_its_kernel_along,
+        terminated_keeper_kills_its_kernel_and_records_it, what_cannot_be_spawned_leaves_nothing,
+        folder_of_a_kernel_that_was_lost_unseen_can_be_used_again, panic_is_told_apart,
+        memory_of_a_device_leaves_and_comes_back,
+        cpus_are_lent_to_a_running_kernel_and_taken_when_it_has_parked_them,
+        devices_are_plugged_into_a_running_kernel_and_unplugged,
     );
 }
 
