@@ -59,18 +59,26 @@ fn check_all(args: &Args) -> Result<()> {
     };
     checks.check("shm conformance between kernels", || shm_between_kernels(&kernel, &programs));
     checks.check("AF_VSOCK conformance inside a kernel", || vsock_in_a_kernel(&kernel, &programs));
-    if let Some(device) = checks.check("find or build a vsock device", device::find_or_build) {
+    let device = checks.check("find or build a vsock device", device::find_or_build);
+    if let Some(device) = &device {
         checks.check("hybrid conformance to AF_VSOCK in a kernel", || {
-            hybrid_to_a_kernel(&kernel, &programs, &device)
+            hybrid_to_a_kernel(&kernel, &programs, device)
         });
     }
     let has_qemu = checks.find("find or fetch QEMU", qemu::find_or_fetch).is_some();
-    checks.check("end-to-end tests on real kernels", || end_to_end(&kernel, &programs, has_qemu));
+    checks.check("end-to-end tests on real kernels", || {
+        end_to_end(&kernel, &programs, has_qemu, device.as_deref())
+    });
     checks.check("the demo on real kernels", || demo(&programs));
     checks.check("the demo of hand-overs on user-mode kernels", || demo_of_handovers(&programs, "uml"));
     if has_qemu {
         checks.check("the demo of hand-overs on emulated machines", || demo_of_handovers(&programs, "qemu"));
         checks.check("shm conformance between emulated machines", || shm_between_machines(&programs));
+        if let Some(device) = &device {
+            checks.check("hybrid conformance to AF_VSOCK in a machine", || {
+                hybrid_to_a_machine(&programs, device)
+            });
+        }
     }
     checks.finish()
 }
@@ -163,8 +171,10 @@ fn model_checking() -> Result<()> {
     succeed(cargo.env("LOOM_MAX_PREEMPTIONS", "3"))
 }
 
-fn end_to_end(kernel: &Path, programs: &Path, has_qemu: bool) -> Result<()> {
-    succeed(&mut tests_on_kernels(kernel, programs, has_qemu))
+fn end_to_end(kernel: &Path, programs: &Path, has_qemu: bool, device: Option<&Path>) -> Result<()> {
+    let mut tests = tests_on_kernels(kernel, programs, has_qemu);
+    tests.envs(device.map(|device| ("TOMBOLO_TEST_VSOCK_DEVICE", device)));
+    succeed(&mut tests)
 }
 
 /// Tests that boot real kernels: none of them may be skipped for want of one.
@@ -208,6 +218,12 @@ fn shm_between_machines(programs: &Path) -> Result<()> {
 fn hybrid_to_a_kernel(kernel: &Path, programs: &Path, device: &Path) -> Result<()> {
     let mut suite = Command::new(programs.join("tombolo-conformance"));
     passes(suite.env("TOMBOLO_UML_KERNEL", kernel).arg("device").arg(device), 1)
+}
+
+/// The same against AF_VSOCK in an emulated machine.
+fn hybrid_to_a_machine(programs: &Path, device: &Path) -> Result<()> {
+    let mut suite = Command::new(programs.join("tombolo-conformance"));
+    passes(suite.arg("device").arg(device).arg("qemu"), 1)
 }
 
 /// Runs a program that runs the conformance suite so many times: each must pass. Shows all lines but those of behaviours that did.

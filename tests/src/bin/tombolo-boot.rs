@@ -1,7 +1,8 @@
 //! Boots one kernel with a program of one's own as its whole user space, shows its console, and ends as it ends.
 //!
 //! `tombolo-boot --image KERNEL --init PROGRAM [--memory MIB] [--module NAME]... [--arg WORD]...` exits 0 when the kernel powered off, 1
-//! otherwise. As `tombolo-boot keeper ...` it is that kernel's keeper: what spawner tests use, too.
+//! otherwise. `--machine DEVICE` boots it in an emulated machine that has AF_VSOCK through that program, `--dir` names its runtime
+//! folder. As `tombolo-boot keeper ...` it is that kernel's keeper: what spawner tests use, too.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -12,11 +13,11 @@ use anyhow::{Context as _, Result, bail};
 use tokio::io::AsyncReadExt as _;
 use tombolo_agent::config::AgentConfig;
 use tombolo_control::keeper::ExitHow;
-use tombolo_control::spawner::{KernelSpec, Spawner as _, UmlSpawner};
+use tombolo_control::spawner::{KernelSpec, QemuSpawner, Spawner as _, UmlSpawner};
 use tombolo_transport::{Cid, Incarnation, Member};
 
-const USAGE: &str =
-    "usage: tombolo-boot --init PROGRAM [--image KERNEL] [--memory MIB] [--module NAME]... [--arg WORD]...";
+const USAGE: &str = "usage: tombolo-boot --init PROGRAM [--image KERNEL] [--memory MIB] [--module NAME]... [--arg WORD]... \
+     [--machine VSOCK-DEVICE] [--dir DIR]";
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
 fn run(mut args: impl Iterator<Item = String>) -> Result<ExitHow> {
     let (mut image, mut init, mut memory_mib) = (None, None, 256);
     let (mut modules, mut extra_args) = (Vec::new(), Vec::new());
+    let (mut vsock_device, mut runtime_dir) = (None, None);
     while let Some(arg) = args.next() {
         let value = args.next().with_context(|| format!("{arg} needs a value\n{USAGE}"))?;
         match arg.as_str() {
@@ -47,6 +49,8 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<ExitHow> {
             "--memory" => memory_mib = value.parse::<u64>()?,
             "--module" => modules.push(value),
             "--arg" => extra_args.push(value),
+            "--machine" => vsock_device = Some(PathBuf::from(value)),
+            "--dir" => runtime_dir = Some(PathBuf::from(value)),
             _ => bail!("`{arg}` is not understood\n{USAGE}"),
         }
     }
@@ -66,15 +70,23 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<ExitHow> {
         initrd_files: Vec::new(),
         modules,
         pool: None,
-        runtime_dir: dir.path().join("kernel"),
+        runtime_dir: runtime_dir.unwrap_or_else(|| dir.path().join("kernel")),
         extra_args,
     };
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(boot(&spec))
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?
+        .block_on(boot(&spec, vsock_device))
 }
 
-async fn boot(spec: &KernelSpec) -> Result<ExitHow> {
+async fn boot(spec: &KernelSpec, vsock_device: Option<PathBuf>) -> Result<ExitHow> {
     let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let kernel = UmlSpawner::new("/proc/self/exe").spawn(spec).await?;
+    let this = "/proc/self/exe";
+    let kernel = match vsock_device {
+        Some(device) => QemuSpawner::new(this).with_vsock_device(Some(device)).spawn(spec).await?,
+        None => UmlSpawner::new(this).spawn(spec).await?,
+    };
     let log = kernel.console_log();
     let shown = show_console(&log, kernel.exited());
     let exit = match tokio::select! {

@@ -4,6 +4,8 @@
 //! suite ── Unix socket, CONNECT ──▶ vhost-device-vsock ◀── vhost-user ── relay ◀── vhost-user ── kernel: peer on AF_VSOCK
 //! ```
 //!
+//! A machine's kernel needs no relay: its emulator and the device understand each other.
+//!
 //! What this device gets wrong cannot be put to the test through it: [`FAULTS`] names each such behaviour and the fault. The hybrid
 //! backend and AF_VSOCK each have all of them without it in between.
 
@@ -87,25 +89,46 @@ pub(crate) async fn run(program: &Path, filter: &str) -> Result<()> {
     wait_for(&back).await?;
     let relaying = relay::start(&front, &back)?;
 
-    let this = std::env::current_exe()?;
-    let mut boot = Command::new(this.with_file_name("tombolo-boot"));
-    boot.arg("--init").arg(&this);
+    let mut boot = boot()?;
     for module in MODULES {
         boot.args(["--module", module]);
     }
-    let device = format!("virtio_uml.device={}:{VIRTIO_ID_VSOCK}", front.display());
-    for arg in [&device, "--", "peer", "vsock"] {
-        boot.args(["--arg", arg]);
-    }
-    let mut kernel = spawn(&mut boot)?;
+    boot.arg("--arg").arg(format!("virtio_uml.device={}:{VIRTIO_ID_VSOCK}", front.display()));
+    let result = drive(boot_peer(&mut boot)?, &hybrid, filter).await;
+    relaying.join().map_err(|_| anyhow::anyhow!("the relay panicked"))?.context("relaying vhost-user")?;
+    result
+}
 
-    let host = Endpoint::hybrid(HybridConfig::host(&hybrid, GUEST))?;
+/// The same in an emulated machine, whose keeper runs the device.
+pub(crate) async fn run_with_machine(program: &Path, filter: &str) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let folder = dir.path().join("m");
+    let mut boot = boot()?;
+    boot.arg("--machine").arg(std::path::absolute(program)?).arg("--dir").arg(&folder);
+    drive(boot_peer(&mut boot)?, &folder.join("vsock.sock"), filter).await
+}
+
+/// Boots a kernel whose only program is this one.
+fn boot() -> Result<Command> {
+    let this = std::env::current_exe()?;
+    let mut boot = Command::new(this.with_file_name("tombolo-boot"));
+    boot.arg("--init").arg(&this);
+    Ok(boot)
+}
+
+fn boot_peer(boot: &mut Command) -> Result<Child> {
+    spawn(boot.args(["--arg", "--", "--arg", "peer", "--arg", "vsock"]))
+}
+
+/// Runs the suite against the peer in a kernel that boots, and ends that.
+async fn drive(mut kernel: Child, hybrid: &Path, filter: &str) -> Result<()> {
+    let host = Endpoint::hybrid(HybridConfig::host(hybrid, GUEST))?;
     let result = tokio::select! {
         ready = super::wait_for_peer(&host, GUEST) => ready,
         ended = kernel.wait() => Err(anyhow::anyhow!("the kernel ended ({})", ended?)),
     };
     let result = match result {
-        Ok(()) => super::suite(ThroughDevice(Between::hybrid_host(&hybrid, GUEST)), filter).await,
+        Ok(()) => super::suite(ThroughDevice(Between::hybrid_host(hybrid, GUEST)), filter).await,
         Err(error) => Err(error),
     };
     // It ends its kernel.
@@ -113,7 +136,6 @@ pub(crate) async fn run(program: &Path, filter: &str) -> Result<()> {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         tokio::time::timeout(DEVICE_MAX, kernel.wait()).await.context("the kernel does not end")??;
     }
-    relaying.join().map_err(|_| anyhow::anyhow!("the relay panicked"))?.context("relaying vhost-user")?;
     result
 }
 

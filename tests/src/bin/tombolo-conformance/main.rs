@@ -25,7 +25,8 @@ usage: tombolo-conformance WORDS [--filter BEHAVIOUR]
   here BACKEND            both sides in this process: memory, hybrid, shm or vsock-loopback
   kernels [qemu]          shared memory between two real kernels, and between one and this one (boots them: user-mode ones,
                           or those of emulated machines)
-  device PROGRAM          hybrid here against AF_VSOCK in a real kernel (boots it), through PROGRAM: vhost-device-vsock
+  device PROGRAM [qemu]   hybrid here against AF_VSOCK in a real kernel (boots it: a user-mode one, or that of an emulated
+                          machine), through PROGRAM: vhost-device-vsock
 and within those kernels:
   peer shm SOCKET         work an endpoint of the broker at SOCKET for drivers elsewhere
   peer vsock              the same, an endpoint of AF_VSOCK
@@ -66,6 +67,7 @@ fn run(mut words: Vec<String>, is_init: bool) -> Result<()> {
             ["kernels"] => kernels::run("uml", &filter).await,
             ["kernels", "qemu"] => kernels::run("qemu", &filter).await,
             ["device", program] => device::run(program.as_ref(), &filter).await,
+            ["device", program, "qemu"] => device::run_with_machine(program.as_ref(), &filter).await,
             ["peer", "shm", socket] => peer(Endpoint::attach(socket).await?).await,
             ["peer", "vsock"] => peer(Endpoint::vsock(VsockConfig::default())?).await,
             ["between", "shm", socket, cid] => between_shm(socket.into(), Cid(cid.parse()?), &filter).await,
