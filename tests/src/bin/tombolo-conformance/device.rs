@@ -38,7 +38,8 @@ const GUEST_ENDS: &str = "the device does not tell the host that the guest will 
 const HOST_GONE: &str = "the device does not tell a guest that the host has gone with data unread";
 const HALF_CLOSE: &str = "the device takes the end of one direction for the end of both";
 
-/// What vhost-device-vsock 0.3.0 gets wrong. Forward: the host calls.
+/// What vhost-device-vsock 0.3.0 gets wrong, with a kernel of either kind. Forward: the host calls. [`HANG_UP`] is a race, which the
+/// device loses now and then.
 const FAULTS: &[(&str, &[Direction], &str)] = &[
     ("port_without_listener_refuses", &[Backward], NO_REFUSAL),
     ("closed_listener_refuses_later_callers", &[Backward], NO_REFUSAL),
