@@ -46,7 +46,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// Under this name it is a hook that agrees to everything.
+const AGREES: &str = "agrees";
+
 fn run() -> Result<()> {
+    if std::env::args_os().next().is_some_and(|name| Path::new(&name).ends_with(AGREES)) {
+        return Ok(());
+    }
     let mut words: Vec<String> = std::env::args().skip(1).collect();
     let broker = match words.iter().position(|word| word == "--broker") {
         Some(at) if at + 1 < words.len() => PathBuf::from(words.drain(at..at + 2).nth(1).unwrap_or_default()),

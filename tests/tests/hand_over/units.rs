@@ -3,16 +3,14 @@
 use tombolo_tests::bed::{Bed, eventually, send_signal};
 
 use super::{
-    DISK, LOST_DISK, books_add_up, cpus, emulated_bed_with_two, has_disk, inside, is_committed, is_full_form,
-    move_with_a_dying_daemon,
+    DISK, LOST_DISK, STEPS_WITHOUT_HOOKS, books_add_up, cpus, emulated_bed_with_two, has_disk, inside,
+    is_committed, is_full_form, move_with_a_dying_daemon,
 };
 
 const CPU: [&str; 2] = ["--cpus", "1"];
 const DEVICE: [&str; 2] = ["--device", DISK];
 const THERE: [&str; 2] = ["db", "web"];
 const BACK: [&str; 2] = ["web", "db"];
-/// A move of one unit is not shorter; at the last of these steps it may be over.
-const STEPS_OF_ONE_UNIT: u32 = 17;
 
 fn hand_over(bed: &Bed, what: [&str; 2], [from, to]: [&str; 2]) {
     bed.must(&[&["move", "--from", from, "--to", to][..], &what].concat());
@@ -234,8 +232,8 @@ fn moves_of_devices_go_on_after_the_daemon_was_killed_at_any_step() {
 #[test]
 fn moves_of_cpus_and_devices_end_whoever_of_the_two_kernels_dies() {
     let Some(mut bed) = emulated_bed_with_two() else { return };
-    let some = [("db", 5, CPU), ("web", 8, CPU), ("web", 13, CPU), ("db", 9, DEVICE), ("web", 13, DEVICE)];
-    let all = (1..=STEPS_OF_ONE_UNIT).flat_map(|step| {
+    let some = [("db", 4, CPU), ("web", 7, CPU), ("web", 10, CPU), ("db", 7, DEVICE), ("web", 10, DEVICE)];
+    let all = (1..=STEPS_WITHOUT_HOOKS).flat_map(|step| {
         [CPU, DEVICE].into_iter().flat_map(move |what| ["db", "web"].map(|victim| (victim, step, what)))
     });
     let deaths = if is_full_form() { all.collect() } else { some.to_vec() };

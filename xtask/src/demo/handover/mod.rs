@@ -59,7 +59,7 @@ impl Kind {
             Self::Memory { mib } => mib.div_ceil(PIECE_MIB) as u32,
             Self::Cpu | Self::Device => 1,
         };
-        11 + 3 * units
+        7 + 3 * units
     }
 
     fn name(self) -> String {
