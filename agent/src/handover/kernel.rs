@@ -96,6 +96,10 @@ impl Kernel {
         {
             return Some(veto);
         }
-        devices.find_map(|address| self.device().can_spare(address))
+        devices.find_map(|address| {
+            // It is plugged in, as we are told; whether it is seen yet the answer will say.
+            self.device().appears(address);
+            self.device().can_spare(address)
+        })
     }
 }

@@ -45,6 +45,11 @@ impl Files<'_> {
         self.claim(function).err()
     }
 
+    /// Waits for a function that may have been plugged in only now; whether it is there.
+    pub(super) fn appears(self, function: PciAddress) -> bool {
+        wait_until(APPEAR_MAX, || self.look(function) != Inside::Absent)
+    }
+
     /// Takes a function from its driver, unless somebody uses it.
     pub(super) fn unbind(self, function: PciAddress) -> Result<(), Veto> {
         if self.look(function) != Inside::Online {
@@ -60,7 +65,7 @@ impl Files<'_> {
 
     /// Has a driver take a function, which may have been plugged in only now.
     pub(super) fn bind(self, function: PciAddress) -> Result<(), Veto> {
-        if !wait_until(APPEAR_MAX, || self.look(function) != Inside::Absent) {
+        if !self.appears(function) {
             let reason =
                 format!("the kernel does not see {function}, {APPEAR_MAX:?} after it was to be there");
             return Err(later(reason, RETRY_AFTER_MS));
@@ -167,6 +172,18 @@ mod tests {
             assert!(reason.contains(part), "{part}: {reason}");
         }
         assert!(!dir.path().join("pci/devices/0000:01:00.0/driver/unbind").exists(), "it was not touched");
+    }
+
+    #[test]
+    fn a_function_that_comes_only_now_is_awaited() {
+        let (dir, _) = kernel();
+        let coming = "0000:02:00.0".parse().unwrap();
+        let folder = dir.path().join("pci/devices/0000:02:00.0");
+        std::thread::scope(|scope| {
+            scope.spawn(|| fs::create_dir_all(&folder).unwrap());
+            assert!(with(&dir, |files| files.appears(coming)));
+        });
+        assert_eq!(with(&dir, |files| files.can_spare(coming)), None);
     }
 
     #[test]
