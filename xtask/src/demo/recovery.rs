@@ -20,7 +20,7 @@ const RECOVERY_MAX: Duration = Duration::from_secs(30);
 /// Between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Memory of each kernel, in MiB.
-const MEMORY_MIB: &str = "32";
+const MEMORY_MIB: &str = "48";
 
 /// Boots so many kernels, kills the daemon a few times, and measures how long the next one takes to find them running, and to hear of
 /// their agents.
@@ -29,7 +29,7 @@ pub(crate) fn recover_many(programs: &Path, kernels: usize) -> Result<()> {
     clean_up_on_signals(&remains)?;
     let kernel = image::find_or_fetch()?;
     let members = (kernels + 1).to_string();
-    let options = ["--pool-members", &members, "--pool-extent", "1"];
+    let options = ["--pool-members", &members];
     let outcome = Bed::start_with(programs, SpawnerKind::Uml, Some(kernel), &options, &remains)
         .and_then(|bed| recover(bed, kernels));
     let mut remains = remains.lock().map_err(|_| anyhow::anyhow!("the clean-up state is lost"))?;
