@@ -44,7 +44,7 @@ pub struct Options {
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=65536), value_name = "MIB")]
     pub pool_extent: u64,
     /// How much memory the host keeps for itself, in MiB: no kernel is started with or given any of it [default: a sixteenth of what there is]
-    #[arg(long, value_name = "MIB")]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=1 << 30), value_name = "MIB")]
     pub host_memory_min: Option<u64>,
     /// How many CPUs emulated machines (`qemu`) can have in all; they share this host's [default: 8 for each CPU of this host]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096), value_name = "N")]

@@ -124,3 +124,29 @@ fn is_in_use(coordinator: &Coordinator) -> bool {
             .entries()
             .any(|entry| !matches!(entry.owner.party(), Some(Party::Host | Party::Pool)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST_BYTES: u64 = 16 << 30;
+
+    fn stock(host_memory_min_mib: Option<u64>) -> Stock {
+        Stock { host_memory_min_mib, cpus: 2, devices: Vec::new() }
+    }
+
+    #[test]
+    fn the_host_keeps_a_part_of_its_memory_or_what_it_is_told_to() {
+        let kept =
+            |min| discover(HOST_BYTES, &stock(min)).unwrap().floor(Party::Host, Kind::Memory) * GRANULE_BYTES;
+        assert_eq!(kept(None), HOST_BYTES / 16);
+        assert_eq!(kept(Some(100)), 100 << 20);
+        assert_eq!(kept(Some(0)), 0);
+    }
+
+    #[test]
+    fn a_host_that_is_to_keep_all_of_its_memory_is_a_mistake() {
+        let reason = discover(HOST_BYTES, &stock(Some(HOST_BYTES >> 20))).unwrap_err();
+        assert!(reason.contains("--host-memory-min") && reason.contains("16384 MiB"), "{reason}");
+    }
+}
