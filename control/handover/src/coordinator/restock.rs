@@ -6,8 +6,8 @@ use crate::unit::{Kind, UnitId};
 
 impl Coordinator {
     /// Takes up the CPUs, devices and cache ways of a ledger that was just discovered which are not in this one, as they are there.
-    /// What the host keeps for itself becomes what it is there. What is no longer there stays: somebody may have it, and whoever is asked for it will say so. Memory is left as it is: an
-    /// amount that is in use cannot be counted anew.
+    /// What the host keeps for itself becomes what it is there. What is no longer there stays: somebody may have it, and whoever is
+    /// asked for it will say so. Memory is left as it is: an amount that is in use cannot be counted anew.
     pub fn restock(&mut self, now_ns: u64, found: &Ledger) -> Step<'_> {
         let mut work = self.work(now_ns, None);
         work.limit_host(found.meta().host);

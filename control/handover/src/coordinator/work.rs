@@ -44,12 +44,7 @@ impl Work {
 
     /// What has to be stored, if anything.
     pub(super) fn commit(&mut self) -> Option<Commit> {
-        let changed = self.host_changed
-            || !(self.units.is_empty()
-                && self.instances.is_empty()
-                && self.forgotten_instances.is_empty()
-                && self.forgotten_operations.is_empty()
-                && self.operations.is_empty());
+        let changed = self.changes_books() || !self.operations.is_empty();
         // An answer that was noted down changes nothing that anybody could have planned on.
         if changed && !self.only_notes_answers() {
             self.ledger.raise_version();
@@ -68,13 +63,18 @@ impl Work {
     /// Whether all that has changed is which answers operations under way still wait for.
     pub(super) fn only_notes_answers(&self) -> bool {
         self.effects.is_empty()
-            && !self.host_changed
-            && self.units.is_empty()
-            && self.instances.is_empty()
-            && self.forgotten_instances.is_empty()
-            && self.forgotten_operations.is_empty()
+            && !self.changes_books()
             && self.events.is_empty()
             && self.operations.iter().all(|operation| !operation.phase.is_terminal())
+    }
+
+    /// Whether anything has changed but the records of operations.
+    fn changes_books(&self) -> bool {
+        self.host_changed
+            || !(self.units.is_empty()
+                && self.instances.is_empty()
+                && self.forgotten_instances.is_empty()
+                && self.forgotten_operations.is_empty())
     }
 
     /// Says what the host keeps for itself, and may have.
