@@ -1,17 +1,15 @@
 //! Freezing and thawing kernels at random under full load: is every hang seen, and no healthy kernel taken for one that hangs?
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
-use super::bed::{Bed, Remains, number};
+use super::bed::{Bed, number};
 use super::life::NAMES;
-use super::{SpawnerKind, clean_up_on_signals};
-use crate::image;
+use super::{on_user_mode_kernels, unix_ns};
 
 /// How often the kernels show a sign of life, in ms: as often as they can.
 const HEARTBEAT_MS: u64 = 20;
@@ -32,14 +30,7 @@ struct Freeze {
 
 /// Boots two kernels that are busy all the time, freezes and thaws them for so many minutes, and compares what was reported.
 pub(crate) fn freeze_at_random(programs: &Path, minutes: u64) -> Result<()> {
-    let remains = Arc::new(Mutex::new(Remains::default()));
-    clean_up_on_signals(&remains)?;
-    let kernel = image::find_or_fetch()?;
-    let outcome = Bed::start(programs, SpawnerKind::Uml, Some(kernel), &remains)
-        .and_then(|bed| freeze(&bed, Duration::from_secs(minutes * 60)));
-    let mut remains = remains.lock().map_err(|_| anyhow::anyhow!("the clean-up state is lost"))?;
-    remains.clean_up(outcome.is_err());
-    outcome
+    on_user_mode_kernels(programs, &[], |bed| freeze(&bed, Duration::from_secs(minutes * 60)))
 }
 
 fn freeze(bed: &Bed, time: Duration) -> Result<()> {
@@ -116,7 +107,7 @@ fn hang(line: &str) -> Option<(String, f64)> {
 }
 
 fn now_ns() -> f64 {
-    std::time::UNIX_EPOCH.elapsed().map_or(0.0, |since| since.as_nanos() as f64)
+    unix_ns() as f64
 }
 
 /// Numbers that look random (Marsaglia, *Xorshift RNGs*, 2003).
@@ -124,7 +115,7 @@ struct Random(u64);
 
 impl Random {
     fn from_time() -> Self {
-        Self(now_ns() as u64 | 1)
+        Self(unix_ns() | 1)
     }
 
     fn below(&mut self, limit: u64) -> u64 {

@@ -11,7 +11,9 @@ mod recovery;
 mod report;
 mod traffic;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::UNIX_EPOCH;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, ValueEnum};
@@ -106,6 +108,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (Err(error), None) => Err(error.context("the demo failed")),
         (Ok(()), _) => Ok(()),
     }
+}
+
+/// Works on user-mode kernels of a control plane of its own, whose daemon is started with these options, and cleans up whatever comes of it.
+fn on_user_mode_kernels(
+    programs: &Path,
+    options: &[&str],
+    work: impl FnOnce(Bed) -> Result<()>,
+) -> Result<()> {
+    let remains = Arc::new(Mutex::new(Remains::default()));
+    clean_up_on_signals(&remains)?;
+    let kernel = image::find_or_fetch()?;
+    let outcome = Bed::start_with(programs, SpawnerKind::Uml, Some(kernel), options, &remains).and_then(work);
+    let mut remains = remains.lock().map_err(|_| anyhow::anyhow!("the clean-up state is lost"))?;
+    remains.clean_up(outcome.is_err());
+    outcome
+}
+
+fn unix_ns() -> u64 {
+    UNIX_EPOCH.elapsed().map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// The story, one step after the other. Each fails the whole.

@@ -1,17 +1,15 @@
 //! Many kernels and a daemon that dies: how long until a new one has all of them again?
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::bed::{Bed, Remains};
+use super::bed::Bed;
 use super::handover::median_ms;
-use super::{SpawnerKind, clean_up_on_signals};
-use crate::image;
+use super::{on_user_mode_kernels, unix_ns};
 
 /// How often the daemon is killed.
 const ROUNDS: usize = 5;
@@ -25,16 +23,8 @@ const MEMORY_MIB: &str = "48";
 /// Boots so many kernels, kills the daemon a few times, and measures how long the next one takes to find them running, and to hear of
 /// their agents.
 pub(crate) fn recover_many(programs: &Path, kernels: usize) -> Result<()> {
-    let remains = Arc::new(Mutex::new(Remains::default()));
-    clean_up_on_signals(&remains)?;
-    let kernel = image::find_or_fetch()?;
     let members = (kernels + 1).to_string();
-    let options = ["--pool-members", &members];
-    let outcome = Bed::start_with(programs, SpawnerKind::Uml, Some(kernel), &options, &remains)
-        .and_then(|bed| recover(bed, kernels));
-    let mut remains = remains.lock().map_err(|_| anyhow::anyhow!("the clean-up state is lost"))?;
-    remains.clean_up(outcome.is_err());
-    outcome
+    on_user_mode_kernels(programs, &["--pool-members", &members], |bed| recover(bed, kernels))
 }
 
 fn recover(mut bed: Bed, kernels: usize) -> Result<()> {
@@ -46,7 +36,7 @@ fn recover(mut bed: Bed, kernels: usize) -> Result<()> {
     ensure!(before.len() == kernels, "{} of {kernels} kernels run", before.len());
     let (mut found, mut heard) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let killed_ns = now_ns();
+        let killed_ns = unix_ns();
         bed.replace_daemon()?;
         let back = wait_until_back(&bed, killed_ns, kernels)?;
         found.push(back.found);
@@ -95,10 +85,6 @@ fn wait_until_back(bed: &Bed, killed_ns: u64, kernels: usize) -> Result<Back> {
         );
         thread::sleep(LOOK_AGAIN);
     }
-}
-
-fn now_ns() -> u64 {
-    UNIX_EPOCH.elapsed().map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 
 fn pids(bed: &Bed) -> Result<Vec<Value>> {
