@@ -10,8 +10,9 @@
 use std::path::Path;
 
 use serde_json::json;
+use tokio::net::UnixStream;
 
-use super::qmp::session;
+use super::qmp::{QmpError, Session, session};
 use super::{MONITOR, MONITOR_MAX};
 use crate::keeper::CpuLease;
 use crate::spawner::KernelSpec;
@@ -34,16 +35,25 @@ pub(super) fn leases(spec: &KernelSpec) -> Vec<CpuLease> {
 
 /// For every CPU of the machine of `runtime_dir`, in order, whether it runs, as opposed to being parked.
 pub(in crate::spawner) async fn running(runtime_dir: &Path) -> Result<Vec<bool>, String> {
-    let looked = session(runtime_dir, MONITOR, MONITOR_MAX, |mut session| async move {
-        let registers = json!({ "command-line": "info registers -a" });
-        session.run("human-monitor-command", registers).await
-    });
-    let registers = looked.await.map_err(|error| error.to_string())?;
-    let cpus: Vec<Cpu> = parse(registers.as_str().unwrap_or_default());
+    let looked =
+        session(
+            runtime_dir,
+            MONITOR,
+            MONITOR_MAX,
+            |mut session| async move { registers(&mut session).await },
+        );
+    let cpus: Vec<Cpu> = parse(&looked.await.map_err(|error| error.to_string())?);
     if cpus.is_empty() {
         return Err("its monitor does not tell the registers of its CPUs".into());
     }
     Ok(cpus.into_iter().map(|cpu| !cpu.is_parked()).collect())
+}
+
+/// The registers of every CPU, as QEMU shows them to people; empty if it does not.
+pub(super) async fn registers(session: &mut Session<UnixStream>) -> Result<String, QmpError> {
+    let arguments = json!({ "command-line": "info registers -a" });
+    let said = session.run("human-monitor-command", arguments).await?;
+    Ok(said.as_str().unwrap_or_default().to_owned())
 }
 
 /// What is read of a CPU's registers.

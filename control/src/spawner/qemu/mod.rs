@@ -6,8 +6,8 @@
 //! emulated by a thread for each CPU (`tcg,thread=multi`, without which QEMU would not keep atomics on shared memory atomic). What of its
 //! CPUs and devices its kernel may use changes while it runs ([`cpu`], [`device`]).
 //!
-//! QEMU listens to orders on one monitor ([`qmp`]) and writes what happens to the machine into a file with a second
-//! ([`machine`]), from which the keeper tells how it ended.
+//! QEMU listens to orders on one monitor ([`qmp`]) and tells the keeper on a second what happens to the machine, from which that one
+//! tells how it ended (`keeper/machine.rs`).
 //!
 //! Where it is to have AF_VSOCK to this host, the device for that is a program of its own, which its keeper starts first ([`vsock`]).
 //!
@@ -275,9 +275,7 @@ pub(super) async fn answers(runtime_dir: &Path, deadline: Duration) -> Option<bo
         let (looks, pause) = LOOKS;
         let mut answers = None;
         for _ in 0..looks {
-            let registers = json!({ "command-line": "info registers -a" });
-            let registers = session.run("human-monitor-command", registers).await?;
-            let cpus = cpu::parse(registers.as_str().unwrap_or_default());
+            let cpus = cpu::parse(&cpu::registers(&mut session).await?);
             answers = cpus.iter().map(|cpu| cpu.takes_interrupts).reduce(|any, one| any || one);
             if answers != Some(false) {
                 break;

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use super::qmp::session;
-use super::{CONSOLE, MONITOR};
+use super::{CONSOLE, MONITOR, cpu};
 use crate::spawner::Kernel;
 use crate::spawner::distress::Key;
 
@@ -51,12 +51,8 @@ async fn await_words(console: &mut UnixStream, words: &[u8]) -> std::io::Result<
 
 /// Which instruction each CPU of the machine is at, with its flags. A machine that is frozen shows them, too.
 pub(in crate::spawner) async fn registers(runtime_dir: &Path, limit: Duration) -> Option<String> {
-    let look = |mut session: super::qmp::Session<_>| async move {
-        let registers = json!({ "command-line": "info registers -a" });
-        session.run("human-monitor-command", registers).await
-    };
-    let said = session(runtime_dir, MONITOR, limit, look).await.ok()?;
-    let told = instruction_pointers(said.as_str()?);
+    let look = |mut session: super::qmp::Session<_>| async move { cpu::registers(&mut session).await };
+    let told = instruction_pointers(&session(runtime_dir, MONITOR, limit, look).await.ok()?);
     (!told.is_empty()).then_some(told)
 }
 
