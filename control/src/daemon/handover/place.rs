@@ -16,6 +16,8 @@ pub(super) enum Has {
     Granules(u64),
     /// A kernel that runs cannot be asked now.
     Unknown,
+    /// A kernel that runs, and whose memory its spawner cannot change while it does: no lot is or was with it.
+    Fixed,
     /// A kernel that is dead for certain: it has nothing any more.
     Nothing,
     /// The host or the pool: its memory is what no kernel has.
@@ -50,13 +52,14 @@ impl Lots {
         let total: u64 = self.sizes.iter().sum();
         let receiver_has = match receiver_has {
             Has::Granules(has) => has,
-            Has::Unknown => return None,
+            // No operation is begun at one whose memory is fixed: nothing follows from it.
+            Has::Unknown | Has::Fixed => return None,
             Has::Nothing | Has::TheRest => self.resting.receiver,
         };
         let arrived = receiver_has.checked_sub(self.resting.receiver)?;
         let donor_has = match donor_has {
             Has::Granules(has) => has,
-            Has::Unknown => return None,
+            Has::Unknown | Has::Fixed => return None,
             Has::Nothing => self.resting.donor,
             Has::TheRest => self.resting.donor.checked_add(total.checked_sub(arrived)?)?,
         };
@@ -160,6 +163,8 @@ mod tests {
         assert_eq!(lots.attached(0, &progress, Has::Granules(115), Has::Nothing), Some(kernel(3)));
         assert_eq!(lots.attached(0, &progress, Has::Unknown, Has::Granules(50)), None);
         assert_eq!(lots.attached(0, &progress, Has::Granules(115), Has::Unknown), None);
+        assert_eq!(lots.attached(0, &progress, Has::Fixed, Has::Granules(50)), None);
+        assert_eq!(lots.attached(0, &progress, Has::Granules(115), Has::Fixed), None);
     }
 
     #[test]

@@ -86,7 +86,7 @@ pub(super) fn find_lot(size: u64, seen: &[Seen<Amount>]) -> Result<Party, Unprov
         let has = match amount.has {
             Has::Granules(has) => has,
             Has::Unknown => return Err(Unproven::Silent { name }),
-            Has::Nothing | Has::TheRest => continue,
+            Has::Fixed | Has::Nothing | Has::TheRest => continue,
         };
         if amount.is_changing {
             return Err(Unproven::Changing { name });
@@ -159,6 +159,8 @@ mod tests {
         assert_eq!(find_lot(10, &[seen(3, amount(60, 60))]), Ok(Party::Pool));
         let dead = seen(4, Amount { has: Has::Nothing, ..amount(0, 50) });
         assert_eq!(find_lot(10, &[dead]), Ok(Party::Pool), "a dead kernel has none");
+        let fixed = seen(4, Amount { has: Has::Fixed, ..amount(0, 50) });
+        assert_eq!(find_lot(10, &[fixed]), Ok(Party::Pool), "nor can one have it whose memory cannot change");
     }
 
     #[test]

@@ -119,8 +119,7 @@ impl Witnesses {
         let Some(handle) = self.running(kernel).await else { return (Has::Unknown, false) };
         match handle.memory().await {
             Ok(Some(memory)) => (Has::of(&memory), memory.pending),
-            // Its memory is not in the ledger.
-            Ok(None) => (Has::Nothing, false),
+            Ok(None) => (Has::Fixed, false),
             Err(_) => (Has::Unknown, false),
         }
     }
