@@ -21,11 +21,22 @@ const THAWED_MS: (u64, u64) = (200, 2_000);
 /// How long after a thaw a report of the hang before it is no false alarm.
 const AFTER_THAW: Duration = Duration::from_millis(500);
 
-/// A time in which one kernel was frozen, on the daemon's clock.
+/// A time in which one kernel was frozen, on the daemon's clock. Beginning and end lie within a command each.
 struct Freeze {
     name: &'static str,
+    /// When the command that freezes began, and when it had ended.
     from_ns: f64,
+    frozen_ns: f64,
+    /// When the command that thaws began, and when it had ended.
+    thaw_ns: f64,
     to_ns: f64,
+}
+
+impl Freeze {
+    /// For how long it was frozen at least: what the commands took is not counted.
+    fn least_ms(&self) -> f64 {
+        (self.thaw_ns - self.frozen_ns) / 1e6
+    }
 }
 
 /// Boots two kernels that are busy all the time, freezes and thaws them for so many minutes, and compares what was reported.
@@ -51,9 +62,11 @@ fn freeze(bed: &Bed, time: Duration) -> Result<()> {
         let name = NAMES[random.below(2) as usize];
         let from_ns = now_ns();
         bed.tombolo(&["debug", "freeze", name])?;
+        let frozen_ns = now_ns();
         thread::sleep(random.ms(FROZEN_MS));
+        let thaw_ns = now_ns();
         bed.tombolo(&["debug", "thaw", name])?;
-        freezes.push(Freeze { name, from_ns, to_ns: now_ns() });
+        freezes.push(Freeze { name, from_ns, frozen_ns, thaw_ns, to_ns: now_ns() });
     }
     thread::sleep(AFTER_THAW);
     let events = bed.tombolo(&["--json", "events"])?;
@@ -65,7 +78,7 @@ fn freeze(bed: &Bed, time: Duration) -> Result<()> {
     let mut after_ms: Vec<f64> = Vec::new();
     let (mut long, mut missed) = (0, Vec::new());
     for freeze in &freezes {
-        let lasted_ms = (freeze.to_ns - freeze.from_ns) / 1e6;
+        let lasted_ms = freeze.least_ms();
         let seen = hangs.iter().find(|hang| is_of(freeze, hang));
         after_ms.extend(seen.map(|(_, at_ns)| (at_ns - freeze.from_ns) / 1e6));
         if lasted_ms > SEEN_MIN.as_secs_f64() * 1e3 {
