@@ -1,5 +1,7 @@
 //! What this host can run, what is missing, and how to get it. Works with or without a daemon.
 
+mod multikernel;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +10,10 @@ use nix::sys::statvfs::statvfs;
 use crate::api::host::{Diagnosis, Finding, Level};
 use crate::meminfo;
 use crate::paths;
-use crate::spawner::{Availability, ProcessSpawner, QemuSpawner, Spawner, SpawnerKind, UmlSpawner};
+use crate::spawner::{
+    Availability, MultikernelSettings, MultikernelSpawner, ProcessSpawner, QemuSpawner, Spawner, SpawnerKind,
+    UmlSpawner,
+};
 
 /// Free memory under which kernels may fail to boot, in MiB: two small ones and some air.
 const MEMORY_MIB_WANTED: u64 = 256;
@@ -21,20 +26,23 @@ const VSOCK_DEVICE: &str = "vhost-device-vsock";
 pub(crate) const VSOCK_REMEDY: &str = "cargo install vhost-device-vsock";
 
 /// Looks at everything. `keeper_binary` and `agent_binary`: the `tombolod` and `tombolo-agent` that would be used; `vsock_device`: the
-/// vsock device that machines are to have.
+/// vsock device that machines are to have; `settings`: of the spawner `multikernel`.
 pub async fn diagnose(
     keeper_binary: &Path,
     agent_binary: &Path,
     image: Option<&Path>,
     vsock_device: Option<&Path>,
+    settings: &MultikernelSettings,
 ) -> Diagnosis {
     let uml = UmlSpawner::new(keeper_binary).with_image(image.map(Path::to_owned)).availability().await;
     let qemu = QemuSpawner::new(keeper_binary).availability().await;
+    let beside = MultikernelSpawner::new(keeper_binary, settings.clone()).availability().await;
     let process = ProcessSpawner::new(keeper_binary).availability().await;
-    let nothing_runs = !uml.is_ready() && !qemu.is_ready() && !process.is_ready();
-    let findings = vec![
+    let nothing_runs = ![&uml, &qemu, &beside, &process].iter().any(|availability| availability.is_ready());
+    let mut findings = vec![
         spawner(SpawnerKind::Uml, uml, nothing_runs),
         spawner(SpawnerKind::Qemu, qemu, nothing_runs),
+        spawner(SpawnerKind::Multikernel, beside, nothing_runs),
         spawner(SpawnerKind::Process, process, nothing_runs),
         vsock(vsock_device),
         agent(agent_binary),
@@ -42,6 +50,7 @@ pub async fn diagnose(
         shared_memory(),
         namespaces(),
     ];
+    findings.extend(multikernel::items(settings));
     Diagnosis { findings }
 }
 

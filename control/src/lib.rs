@@ -14,3 +14,5 @@ pub mod paths;
 pub mod spawner;
 pub mod store;
 pub mod time;
+
+pub use spawner::multikernel::warden::run as warden;

@@ -8,9 +8,11 @@
 //! | `tombolo.control.Rules` | who may connect to whom |
 //! | `tombolo.control.Handover` | who owns what, and moving it between running kernels |
 //! | `tombolo.control.Balance` | CPUs that move by themselves |
+//! | `tombolo.control.Beside` | what Multikernel Linux sets aside for other kernels |
 //! | `tombolo.control.Inside` | what the agents offer, passed on to one instance |
 
 pub mod balance;
+pub mod beside;
 pub mod error;
 pub mod fleet;
 pub mod handover;

@@ -10,9 +10,11 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|first| first == "keeper") {
-        // A keeper is a process of its own, without a runtime.
-        return keeper::run(args);
+    match args.next() {
+        // These are processes of their own, without a runtime.
+        Some(first) if first == "keeper" => return keeper::run(args),
+        Some(first) if first == "warden" => return tombolo_control::warden(args),
+        _ => {}
     }
     let options = Options::parse();
     tracing_subscriber::fmt()

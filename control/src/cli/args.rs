@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "the help texts are the documentation")]
 
 mod balance;
+mod beside;
 mod handover;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use crate::core::policy::Target;
 use crate::spawner::SpawnerKind;
 
 pub use self::balance::{BalanceArgs, BalancePolicyArg};
+pub use self::beside::{BesideCommand, CpuList, PoolChangeArgs};
 pub use self::handover::{
     ApplyArgs, DiffArgs, DrainArgs, HandoverArgs, MoveArgs, MovedArgs, OpCommand, ResizeArgs, SizeChange,
 };
@@ -113,6 +115,9 @@ pub enum Command {
     Apply(ApplyArgs),
     /// Show who has which memory, CPUs and devices, and what is free
     Pool,
+    /// Look at what Multikernel Linux sets aside for kernels beside this one, and change it
+    #[command(subcommand, visible_alias = "mk")]
+    Multikernel(BesideCommand),
     /// Move memory, CPUs or a device from one running instance to another, or to and from `pool` (what is free) and `host`
     Move(MoveArgs),
     /// Give a running instance memory or CPUs, or take some from it
@@ -572,6 +577,7 @@ impl Command {
             Apply(args) if !args.how.dry_run => "what was begun goes on",
             Drain(args) if !args.how.dry_run => "a move that was begun goes on: see `tombolo op ls`",
             Resize(args) if !args.how.dry_run => "a move that was begun goes on: see `tombolo op ls`",
+            Multikernel(BesideCommand::Pool(args)) if !args.dry_run => "what was begun goes on",
             Cp(_) => "the same command goes on from here",
             Exec(args) if !args.detach => "the program inside is ended (one started with -d stays)",
             _ => "",

@@ -10,6 +10,7 @@ use tombolo_transport::{Addr, Cid, Endpoint, Messages, Port};
 use super::args::Global;
 use super::error::CliError;
 use crate::api::balance::BalanceClient;
+use crate::api::beside::BesideClient;
 use crate::api::fleet::FleetClient;
 use crate::api::handover::HandoverClient;
 use crate::api::host::HostClient;
@@ -27,6 +28,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     pub(super) balance: BalanceClient,
+    pub(super) beside: BesideClient,
     pub(super) fleet: FleetClient,
     pub(super) handover: HandoverClient,
     pub(super) host: HostClient,
@@ -55,6 +57,7 @@ impl Client {
             .map_err(|error| unreachable(error.to_string()))?;
         Ok(Self {
             balance: BalanceClient::new(link.clone()),
+            beside: BesideClient::new(link.clone()),
             fleet: FleetClient::new(link.clone()),
             handover: HandoverClient::new(link.clone()),
             host: HostClient::new(link.clone()),

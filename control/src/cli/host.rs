@@ -12,6 +12,7 @@ use crate::api::ExitKind;
 use crate::api::host::{Diagnosis, Finding, Level};
 use crate::daemon::options::{Options, Places};
 use crate::doctor;
+use crate::spawner::MultikernelSettings;
 
 /// How long the daemon may take to be gone after it was told to end: every grace has passed before.
 const GONE_MAX: Duration = Duration::from_secs(320);
@@ -39,15 +40,16 @@ pub(super) async fn doctor(cx: &Context) -> Outcome {
         let document = json!({ "healthy": diagnosis.is_healthy(), "findings": diagnosis.findings });
         cx.output.document("doctor", &document)?;
     } else {
+        let width = diagnosis.findings.iter().map(|finding| finding.subject.len()).max().unwrap_or(0);
         for finding in &diagnosis.findings {
             let level = match finding.level {
                 Level::Ok => "ok  ",
                 Level::Warn => "warn",
                 Level::Fail => "FAIL",
             };
-            cx.output.line(format!("{level}  {:<16} {}", finding.subject, finding.detail))?;
+            cx.output.line(format!("{level}  {:<width$} {}", finding.subject, finding.detail))?;
             if !finding.remedy.is_empty() {
-                cx.output.line(format!("      {:<16} -> {}", "", finding.remedy))?;
+                cx.output.line(format!("      {:<width$} -> {}", "", finding.remedy))?;
             }
         }
     }
@@ -59,11 +61,15 @@ async fn without_daemon(message: &str) -> Result<Diagnosis, CliError> {
     let options = <Options as clap::Parser>::parse_from(["tombolod"]);
     let places = Places::new(&options).map_err(|error| CliError::failed("find our own program", error))?;
     let keeper = places.keeper_binary.with_file_name("tombolod");
+    let settings = options.multikernel.as_deref().map(MultikernelSettings::read).transpose();
+    let settings =
+        settings.map_err(|reason| CliError::failed("look at this host", reason))?.unwrap_or_default();
     let mut diagnosis = doctor::diagnose(
         &keeper,
         &places.agent_binary,
         options.image.as_deref(),
         options.vsock_device.as_deref(),
+        &settings,
     )
     .await;
     let (detail, remedy) = message.split_once('\n').unwrap_or((message, ""));

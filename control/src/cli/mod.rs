@@ -6,6 +6,7 @@
 mod apply;
 pub mod args;
 mod balance;
+mod beside;
 mod client;
 mod connect;
 mod console;
@@ -157,6 +158,7 @@ async fn run(cx: &Context, command: Command) -> Outcome {
         Command::Forward(args) => forward::forward(cx, args).await,
         Command::Connect(args) => connect::connect(cx, args).await,
         Command::Pool => pool::pool(cx).await,
+        Command::Multikernel(command) => beside::multikernel(cx, command).await,
         Command::Move(args) => handover::move_units(cx, args).await,
         Command::Resize(args) => handover::resize(cx, args).await,
         Command::Diff(args) => apply::diff(cx, args).await,

@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 
 use crate::core::InstanceSpec;
 use crate::spawner::{
-    Availability, Kernel, KernelSpec, ProcessSpawner, QemuSpawner, SpawnError, Spawner, SpawnerKind,
-    UmlSpawner,
+    Availability, Kernel, KernelSpec, MultikernelSettings, MultikernelSpawner, ProcessSpawner, QemuSpawner,
+    SpawnError, Spawner, SpawnerKind, UmlSpawner,
 };
 
 /// The spawners.
@@ -14,6 +14,7 @@ use crate::spawner::{
 pub(crate) struct Drivers {
     uml: UmlSpawner,
     qemu: QemuSpawner,
+    multikernel: MultikernelSpawner,
     process: ProcessSpawner,
     default: Option<SpawnerKind>,
     /// Whether `uml` was once found able to run: finding out starts its kernel, which takes a second.
@@ -27,10 +28,12 @@ impl Drivers {
         image: Option<&Path>,
         default: Option<SpawnerKind>,
         vsock_device: Option<PathBuf>,
+        multikernel: MultikernelSettings,
     ) -> Self {
         Self {
             uml: UmlSpawner::new(keeper_binary).with_image(image.map(Path::to_owned)),
             qemu: QemuSpawner::new(keeper_binary).with_vsock_device(vsock_device),
+            multikernel: MultikernelSpawner::new(keeper_binary, multikernel),
             process: ProcessSpawner::new(keeper_binary),
             default,
             uml_ready: OnceLock::new(),
@@ -62,10 +65,16 @@ impl Drivers {
         self.qemu.vsock_device()
     }
 
+    /// How the kernel's interface is reached, of the spawner `multikernel`.
+    pub(crate) fn multikernel_settings(&self) -> &MultikernelSettings {
+        self.multikernel.settings()
+    }
+
     pub(crate) async fn availability(&self, kind: SpawnerKind) -> Availability {
         match kind {
             SpawnerKind::Uml => self.uml.availability().await,
             SpawnerKind::Qemu => self.qemu.availability().await,
+            SpawnerKind::Multikernel => self.multikernel.availability().await,
             SpawnerKind::Process => self.process.availability().await,
         }
     }
@@ -74,6 +83,7 @@ impl Drivers {
         match kind {
             SpawnerKind::Uml => self.uml.spawn(spec).await,
             SpawnerKind::Qemu => self.qemu.spawn(spec).await,
+            SpawnerKind::Multikernel => self.multikernel.spawn(spec).await,
             SpawnerKind::Process => self.process.spawn(spec).await,
         }
     }
@@ -82,6 +92,7 @@ impl Drivers {
         match kind {
             SpawnerKind::Uml => self.uml.adopt(runtime_dir).await,
             SpawnerKind::Qemu => self.qemu.adopt(runtime_dir).await,
+            SpawnerKind::Multikernel => self.multikernel.adopt(runtime_dir).await,
             SpawnerKind::Process => self.process.adopt(runtime_dir).await,
         }
     }

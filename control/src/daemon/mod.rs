@@ -106,7 +106,13 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     };
     let (ledger, opening) = handover::open(&store, &stock).await;
     let shared = Shared::new(Parts {
-        drivers: Drivers::new(&places.keeper_binary, options.image.as_deref(), options.spawner, vsock_device),
+        drivers: Drivers::new(
+            &places.keeper_binary,
+            options.image.as_deref(),
+            options.spawner,
+            vsock_device,
+            options.multikernel_settings()?,
+        ),
         operators_gid: groups::gid_of(&options.operators),
         image: options.image.clone(),
         catalogue,

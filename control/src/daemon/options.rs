@@ -7,7 +7,7 @@ use clap::Parser;
 
 use super::StartError;
 use crate::paths;
-use crate::spawner::{Device, SpawnerKind};
+use crate::spawner::{Device, MultikernelSettings, SpawnerKind};
 
 /// Default of [`Options::cpus`]. Most machines wait most of the time.
 const CPUS_PER_HOST_CPU: u32 = 8;
@@ -34,7 +34,7 @@ pub struct Options {
     /// The kernel image for instances that name none [default: what the driver finds]
     #[arg(long, env = "TOMBOLO_UML_KERNEL", value_name = "FILE")]
     pub image: Option<PathBuf>,
-    /// The driver for instances that name none: uml, qemu or process [default: uml where it can run]
+    /// The driver for instances that name none: uml, qemu, multikernel or process [default: uml where it can run]
     #[arg(long, value_name = "DRIVER")]
     pub spawner: Option<SpawnerKind>,
     /// Members of a new pool, the primary included: 2 to 64
@@ -57,6 +57,9 @@ pub struct Options {
     /// looked for on $PATH [default: none]
     #[arg(long, env = "TOMBOLO_VSOCK_DEVICE", value_name = "PROGRAM")]
     pub vsock_device: Option<PathBuf>,
+    /// Settings of the `multikernel` spawner, a TOML file [default: those for a kernel with its interface at /sys/fs/multikernel]
+    #[arg(long, env = "TOMBOLO_MULTIKERNEL", value_name = "FILE")]
+    pub multikernel: Option<PathBuf>,
     /// Members of this group may run instances; others than root and our own user may only look
     #[arg(long, default_value = "tombolo", value_name = "GROUP")]
     pub operators: String,
@@ -97,6 +100,17 @@ impl Options {
             reason: format!("there is no such program; to get one: {}", crate::doctor::VSOCK_REMEDY),
         })?;
         Ok(Some(found))
+    }
+
+    /// The settings of the `multikernel` spawner.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is not valid.
+    pub(super) fn multikernel_settings(&self) -> Result<MultikernelSettings, StartError> {
+        let read = self.multikernel.as_deref().map(MultikernelSettings::read);
+        read.transpose()
+            .map(Option::unwrap_or_default)
+            .map_err(|reason| StartError::Host { attempt: "set up the spawner `multikernel`".into(), reason })
     }
 
     /// How many CPUs machines can be lent in all.

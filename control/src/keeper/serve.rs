@@ -296,6 +296,11 @@ impl Keeper {
 
     /// Kills the kernel's process group. An error means that it ended already, and that SIGCHLD is on its way.
     fn kill(&self) {
+        if self.record.kind == SpawnerKind::Multikernel {
+            // The kernel is not its warden: that one ends it, and then itself.
+            let _ = kill_process(self.main, Signal::TERM);
+            return;
+        }
         if kill_process_group(self.main, Signal::KILL).is_err() {
             // Perhaps it has not made its group yet. It is our child and not reaped: the number is its own.
             let _ = kill_process(self.main, Signal::KILL);
@@ -386,7 +391,7 @@ impl Keeper {
                     "told to end by signal {} from process {}: killing the kernel",
                     info.ssi_signo, info.ssi_pid
                 );
-                let _ = kill_process_group(self.main, Signal::KILL);
+                self.kill();
             }
         }
         let mut ended = None;

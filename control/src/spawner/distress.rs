@@ -52,6 +52,7 @@ impl Kernel {
                     uml::press(self.runtime_dir(), &keys, limit).await
                 }
                 SpawnerKind::Qemu => qemu::press(self, &KEYS, limit).await,
+                SpawnerKind::Multikernel => Err("its console takes no magic keys".into()),
                 SpawnerKind::Process => Err("it has no kernel of its own".into()),
             }
         };
@@ -73,7 +74,7 @@ impl Kernel {
     pub async fn registers(&self, limit: Duration) -> Option<String> {
         match self.kind() {
             SpawnerKind::Qemu => qemu::registers(self.runtime_dir(), limit).await,
-            SpawnerKind::Uml | SpawnerKind::Process => None,
+            SpawnerKind::Uml | SpawnerKind::Multikernel | SpawnerKind::Process => None,
         }
     }
 }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use tokio::time::timeout;
 
 use super::keeper_link::{KeeperLink, LinkError};
-use super::{SpawnError, SpawnerKind, process, qemu, uml};
+use super::{SpawnError, SpawnerKind, multikernel, process, qemu, uml};
 use crate::keeper::{
     Exit, ExitHow, KernelRecord, Request, Status, kill_group_of, names, remove_all, write_atomically,
 };
@@ -158,6 +158,7 @@ impl Kernel {
         let (inner, dir) = (self.inner.clone(), self.runtime_dir().to_owned());
         let killed = tokio::task::spawn_blocking(move || {
             let pid = i32::try_from(inner.record.pid).map_err(std::io::Error::other)?;
+            multikernel::end(&inner.runtime_dir).map_err(std::io::Error::other)?;
             kill_group_of(pid, inner.record.start_ticks, Instant::now() + KILL_MAX)?;
             Ok(read_json::<Exit>(&inner.runtime_dir, names::EXIT).unwrap_or_else(lost))
         });
@@ -190,6 +191,7 @@ impl Kernel {
         match self.kind() {
             SpawnerKind::Uml => uml::answers(self.runtime_dir(), self.pid(), deadline).await,
             SpawnerKind::Qemu => qemu::answers(self.runtime_dir(), deadline).await,
+            SpawnerKind::Multikernel => None,
             // Its kernel is this host's: that one answers, as we run.
             SpawnerKind::Process => None,
         }
@@ -201,6 +203,9 @@ impl Kernel {
         let result = match self.kind() {
             SpawnerKind::Uml => uml::set_frozen(self.runtime_dir(), frozen).await,
             SpawnerKind::Qemu => qemu::set_frozen(self.runtime_dir(), frozen).await,
+            SpawnerKind::Multikernel => {
+                Err("nothing can stop a kernel beside this one and let it go on".into())
+            }
             SpawnerKind::Process => process::set_frozen(self.pid(), frozen).await,
         };
         result.map_err(|reason| SpawnError::Control {
@@ -239,6 +244,11 @@ impl Kernel {
                 reason: "the kernel still runs; kill it first".into(),
             });
         }
+        multikernel::release(self.runtime_dir()).await.map_err(|reason| SpawnError::Refused {
+            action: "forget",
+            runtime_dir: self.runtime_dir().to_owned(),
+            reason,
+        })?;
         remove_spawned_files(self.runtime_dir())
     }
 
@@ -283,6 +293,9 @@ impl Kernel {
             };
             if let Some(exit) = read_json::<Exit>(&inner.runtime_dir, names::EXIT) {
                 return Ok(exit);
+            }
+            if multikernel::is_active(&inner.runtime_dir) {
+                return Err(std::io::Error::other("the kernel runs, and nobody stands for it any more"));
             }
             // A keeper that was just killed still holds its kernel for an instant.
             kill_group_of(pid, inner.record.start_ticks, Instant::now() + KILL_MAX)?;
@@ -341,7 +354,7 @@ pub(super) fn remove_spawned_files(dir: &Path) -> Result<(), SpawnError> {
         names::EXEC_ERROR,
         names::LOG,
     ];
-    let of_spawners = uml::FILES.iter().chain(qemu::FILES).chain(process::FILES);
+    let of_spawners = uml::FILES.iter().chain(qemu::FILES).chain(multikernel::FILES).chain(process::FILES);
     let paths: Vec<PathBuf> = of_keeper.iter().chain(of_spawners).map(|name| dir.join(name)).collect();
     remove_all(&paths).map_err(|source| SpawnError::File {
         action: "remove the files of",

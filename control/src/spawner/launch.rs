@@ -12,8 +12,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
 use super::kernel::{ask, remove_spawned_files};
-use super::{Kernel, SpawnError};
-use crate::keeper::{Job, Request, names, write_atomically};
+use super::{Kernel, SpawnError, multikernel};
+use crate::keeper::{Job, Request, names, remove_all, write_atomically};
 
 /// How long a keeper may take to be ready: it is a fork, an exec and three files, on a host that may be busy.
 const READY_MAX: Duration = Duration::from_secs(20);
@@ -44,7 +44,24 @@ impl Claim {
             Err(SpawnError::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
+        multikernel::release(dir).await.map_err(|reason| SpawnError::Refused {
+            action: "forget",
+            runtime_dir: dir.to_owned(),
+            reason,
+        })?;
         remove_spawned_files(dir)?;
+        Ok(Self { dir: dir.to_owned(), lock: Some(lock) })
+    }
+
+    /// Takes the folder of a kernel that runs and has lost its keeper, with all that is in it.
+    pub(super) fn take_again(dir: &Path) -> Result<Self, SpawnError> {
+        let file_error = |action| move |source| SpawnError::File { action, path: dir.to_owned(), source };
+        let lock = fs::File::open(dir).map_err(file_error("open the folder"))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(SpawnError::Occupied { runtime_dir: dir.to_owned(), keeper_pid: 0 });
+        }
+        // What the keeper that died left would be in the way of another.
+        remove_all(&[dir.join(names::SOCKET), dir.join(names::EXIT_ROOM)]).map_err(file_error("clean"))?;
         Ok(Self { dir: dir.to_owned(), lock: Some(lock) })
     }
 

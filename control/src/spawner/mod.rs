@@ -1,8 +1,9 @@
 //! Spawners: the drivers that make kernels exist.
 //!
-//! A [`Spawner`] turns a [`KernelSpec`] into a running [`Kernel`]. Three are here: [`UmlSpawner`] boots real Linux
-//! kernels as unprivileged processes (User-mode Linux), [`QemuSpawner`] boots them in an emulated machine, [`ProcessSpawner`]
-//! runs the agent as a process in its own namespaces (no kernel of its own, and says so).
+//! A [`Spawner`] turns a [`KernelSpec`] into a running [`Kernel`]. Four are here: [`MultikernelSpawner`] starts kernels
+//! beside this one (Multikernel Linux), [`UmlSpawner`] boots real Linux kernels as unprivileged processes (User-mode Linux),
+//! [`QemuSpawner`] boots them in an emulated machine, [`ProcessSpawner`] runs the agent as a process in its own namespaces (no kernel of its
+//! own, and says so).
 //!
 //! None holds a kernel's file descriptors in the daemon. Each kernel gets a **keeper** (see [`crate::keeper`]): a
 //! small process of its own session that owns the kernel's doorbell and console, reaps it and records how it ended.
@@ -24,6 +25,7 @@ mod keeper_link;
 mod kernel;
 mod launch;
 pub(crate) mod mconsole;
+pub(crate) mod multikernel;
 mod process;
 mod qemu;
 mod spec;
@@ -36,6 +38,7 @@ use std::path::Path;
 pub use device::{Device, DeviceModel};
 pub use error::SpawnError;
 pub use kernel::{Kernel, KernelStatus};
+pub use multikernel::{MultikernelSpawner, Settings as MultikernelSettings};
 pub use process::ProcessSpawner;
 pub use qemu::QemuSpawner;
 pub use spec::{Availability, FileContent, InitrdFile, KernelSpec, PoolFile, SpawnerKind};

@@ -18,6 +18,8 @@ pub enum SpawnerKind {
     Uml,
     /// A real Linux kernel in an emulated machine (QEMU).
     Qemu,
+    /// A kernel of its own beside this one, on Multikernel Linux.
+    Multikernel,
     /// The agent as a process in its own namespaces: **not** a kernel of its own.
     Process,
 }
@@ -26,7 +28,7 @@ impl SpawnerKind {
     /// Whether what it makes are kernels, rather than processes of this one.
     pub fn makes_kernels(self) -> bool {
         match self {
-            Self::Uml | Self::Qemu => true,
+            Self::Uml | Self::Qemu | Self::Multikernel => true,
             Self::Process => false,
         }
     }
@@ -35,7 +37,7 @@ impl SpawnerKind {
     pub fn can_move_memory(self) -> bool {
         match self {
             Self::Uml | Self::Qemu => true,
-            Self::Process => false,
+            Self::Multikernel | Self::Process => false,
         }
     }
 
@@ -43,7 +45,7 @@ impl SpawnerKind {
     pub fn can_move_cpus_and_devices(self) -> bool {
         match self {
             Self::Qemu => true,
-            Self::Uml | Self::Process => false,
+            Self::Uml | Self::Multikernel | Self::Process => false,
         }
     }
 
@@ -52,6 +54,9 @@ impl SpawnerKind {
         match self {
             Self::Uml => "real Linux kernels, each an unprivileged process (User-mode Linux)",
             Self::Qemu => "real Linux kernels, each in an emulated machine (QEMU)",
+            Self::Multikernel => {
+                "real Linux kernels beside this one, on CPUs and memory of their own (Multikernel Linux)"
+            }
             Self::Process => {
                 "processes in their own namespaces, NOT kernels: they share the kernel of this host"
             }
@@ -64,6 +69,7 @@ impl fmt::Display for SpawnerKind {
         f.write_str(match self {
             Self::Uml => "uml",
             Self::Qemu => "qemu",
+            Self::Multikernel => "multikernel",
             Self::Process => "process",
         })
     }
@@ -76,8 +82,9 @@ impl FromStr for SpawnerKind {
         match input {
             "uml" => Ok(Self::Uml),
             "qemu" => Ok(Self::Qemu),
+            "multikernel" => Ok(Self::Multikernel),
             "process" => Ok(Self::Process),
-            other => Err(format!("`{other}` is not a spawner: choose uml, qemu or process")),
+            other => Err(format!("`{other}` is not a spawner: choose uml, qemu, multikernel or process")),
         }
     }
 }
@@ -152,6 +159,8 @@ pub struct KernelSpec {
     /// The CPUs it boots with, by the ledger's names: its kernel boots on the first. Empty: one that has no name. Ignored where the
     /// spawner cannot move CPUs.
     pub cpus: Vec<u32>,
+    /// How many CPUs it boots with, where they have no names in the ledger.
+    pub cpus_started: u32,
     /// The most CPUs it can be given while it runs: as many as `cpus` or more. Ignored where the spawner cannot move CPUs.
     pub cpus_max: u32,
     /// Every device that it can be given while it runs, or boots with. Ignored where the spawner cannot move devices.
@@ -181,7 +190,7 @@ mod tests {
 
     #[test]
     fn spawner_kind_survives_printing_and_parsing() {
-        for kind in [SpawnerKind::Uml, SpawnerKind::Qemu, SpawnerKind::Process] {
+        for kind in [SpawnerKind::Uml, SpawnerKind::Qemu, SpawnerKind::Multikernel, SpawnerKind::Process] {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
         assert!("kvm".parse::<SpawnerKind>().is_err());

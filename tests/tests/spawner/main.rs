@@ -70,6 +70,7 @@ fn bed<S>(spawner: S, init: PathBuf) -> Bed<S> {
         memory_min_bytes: 96 << 20,
         memory_max_bytes: 96 << 20,
         cpus: Vec::new(),
+        cpus_started: 1,
         cpus_max: 1,
         catalogue: Vec::new(),
         devices: Vec::new(),

@@ -138,7 +138,7 @@ pub enum OpCommand {
     },
 }
 
-fn parse_size(input: &str) -> Result<u64, String> {
+pub(super) fn parse_size(input: &str) -> Result<u64, String> {
     tombolo_handover::request::parse_size(input).map_err(|error| error.to_string())
 }
 

@@ -28,7 +28,7 @@ impl Instance {
         incarnation: Incarnation,
     ) -> Result<BootsWith, String> {
         let spec = &self.record.spec;
-        if kind.makes_kernels() && !kind.can_move_cpus_and_devices() && spec.cpus_max() > 1 {
+        if kind == SpawnerKind::Uml && spec.cpus_max() > 1 {
             let cpus = spec.cpus_max();
             return Err(format!(
                 "it is to have up to {cpus} CPUs, and kernels of the spawner `{kind}` have one"

@@ -1,6 +1,7 @@
 //! The daemon's services, one set for each connection: who calls is known from the start and cannot be claimed.
 
 mod balance;
+mod beside;
 mod fleet;
 mod handover;
 mod host;
@@ -18,6 +19,7 @@ use super::instance::Handle;
 use super::registry::Registry;
 use super::shared::Shared;
 use crate::api::balance::BalanceServer;
+use crate::api::beside::BesideServer;
 use crate::api::fleet::FleetServer;
 use crate::api::handover::HandoverServer;
 use crate::api::host::HostServer;
@@ -56,6 +58,7 @@ impl Session {
         let session = Arc::new(self);
         Router::new()
             .service(BalanceServer::shared(session.clone()))
+            .service(BesideServer::shared(session.clone()))
             .service(FleetServer::shared(session.clone()))
             .service(HandoverServer::shared(session.clone()))
             .service(HostServer::shared(session.clone()))

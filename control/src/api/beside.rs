@@ -1,0 +1,88 @@
+//! `tombolo.control.Beside`: what Multikernel Linux sets aside for kernels beside this one, and who has it, whoever made them.
+
+use postcard_schema::Schema;
+use serde::{Deserialize, Serialize};
+use tombolo_rpc::Ctx;
+
+use super::ControlError;
+
+/// The kernel's own books.
+#[tombolo_rpc::service(name = "tombolo.control.Beside")]
+pub trait Beside {
+    /// What the kernel says of its pool, instances and transactions, those of other programs included.
+    async fn show(&self, cx: &Ctx) -> Result<KernelBooks, ControlError>;
+    /// Makes the pool as it is wanted: takes CPUs and memory from the host, or gives them back. Returns what was done, or is to be done.
+    async fn change(&self, cx: &Ctx, wish: PoolWish, dry_run: bool) -> Result<Vec<String>, ControlError>;
+}
+
+/// What the pool is to have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct PoolWish {
+    /// CPUs, by their physical numbers; `None`: as it is.
+    pub cpus: Option<Vec<u32>>,
+    /// Memory in all, in bytes, a multiple of the page size; `None`: as it is.
+    pub memory_bytes: Option<u64>,
+}
+
+/// What the kernel says of what it has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct KernelBooks {
+    /// CPUs of the pool.
+    pub cpus: Vec<PoolCpu>,
+    /// Memory of the pool.
+    pub chunks: Vec<PoolChunk>,
+    /// Instances.
+    pub instances: Vec<KernelInstance>,
+    /// Transactions, which the kernel never forgets.
+    pub transactions: Vec<KernelTransaction>,
+}
+
+/// A CPU of the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct PoolCpu {
+    /// What its hardware calls it.
+    pub physical: u32,
+    /// Whether no instance has it.
+    pub is_free: bool,
+}
+
+/// Contiguous memory of the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct PoolChunk {
+    /// Its physical address.
+    pub base: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// The node it belongs to, where the kernel tells.
+    pub numa_node: Option<u32>,
+}
+
+/// An instance in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct KernelInstance {
+    /// Its name.
+    pub name: String,
+    /// Its number, if its tree can be read.
+    pub id: Option<u32>,
+    /// `ready`, `loaded` or `active`, as the kernel says; none of it means that a kernel runs.
+    pub status: String,
+    /// Its CPUs, by their physical numbers.
+    pub cpus: Vec<u32>,
+    /// Its memory.
+    pub memory_bytes: u64,
+    /// Whether this daemon made it. Others are left alone.
+    pub is_ours: bool,
+}
+
+/// A transaction of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct KernelTransaction {
+    /// Such as `tx_2`.
+    pub name: String,
+    /// `applied`, `failed` and the like, as the kernel says.
+    pub status: String,
+    /// What it was to change.
+    pub target: String,
+    /// Whether it carries the mark of a `tombolod`.
+    pub is_ours: bool,
+}

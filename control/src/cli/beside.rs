@@ -1,0 +1,92 @@
+//! `tombolo multikernel`: the kernel's own books, and what is set aside in them for kernels beside this one.
+
+use std::process::ExitCode;
+
+use super::args::{BesideCommand, CpuList, PoolChangeArgs};
+use super::error::CliError;
+use super::output::{bytes, table, text_of};
+use super::{Context, Outcome};
+use crate::api::beside::{KernelBooks, PoolWish};
+
+pub(super) async fn multikernel(cx: &Context, command: BesideCommand) -> Outcome {
+    match command {
+        BesideCommand::Show { transactions } => show(cx, transactions).await,
+        BesideCommand::Pool(args) => pool(cx, args).await,
+    }
+}
+
+async fn show(cx: &Context, with_transactions: bool) -> Outcome {
+    let client = cx.client().await?;
+    let books = client.ask(client.beside.show()).await?;
+    if cx.output.json {
+        cx.output.document("multikernel", &books)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    cx.output.line(pool_line(&books))?;
+    let mut rows = table(&["name", "number", "status", "cpus", "memory", "made by"]);
+    for instance in &books.instances {
+        let cpus: Vec<String> = instance.cpus.iter().map(u32::to_string).collect();
+        rows.add_row([
+            instance.name.clone(),
+            instance.id.map_or_else(|| "?".into(), |id| id.to_string()),
+            instance.status.clone(),
+            cpus.join(","),
+            bytes(instance.memory_bytes),
+            if instance.is_ours { "tombolo" } else { "another program" }.into(),
+        ]);
+    }
+    cx.output.line(text_of(&rows))?;
+    if with_transactions {
+        let mut rows = table(&["transaction", "status", "of", "made by"]);
+        for transaction in &books.transactions {
+            rows.add_row([
+                transaction.name.as_str(),
+                &transaction.status,
+                &transaction.target,
+                if transaction.is_ours { "tombolo" } else { "another program" },
+            ]);
+        }
+        cx.output.line(text_of(&rows))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn pool_line(books: &KernelBooks) -> String {
+    let cpus: Vec<String> = books
+        .cpus
+        .iter()
+        .map(|cpu| format!("{}{}", cpu.physical, if cpu.is_free { "" } else { "*" }))
+        .collect();
+    let memory: u64 = books.chunks.iter().map(|chunk| chunk.bytes).sum();
+    if cpus.is_empty() && memory == 0 {
+        return "nothing is set aside for other kernels: see `tombolo multikernel pool --help`".into();
+    }
+    format!("set aside: physical CPUs {} (* in use), {}", cpus.join(","), bytes(memory))
+}
+
+async fn pool(cx: &Context, args: PoolChangeArgs) -> Outcome {
+    let wish =
+        PoolWish { cpus: args.cpus.map(|list| physical(&list)).transpose()?, memory_bytes: args.memory };
+    let client = cx.client().await?;
+    let steps = client.ask(client.beside.change(wish, args.dry_run)).await?;
+    if cx.output.json {
+        cx.output.document("steps", &steps)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    match (steps.is_empty(), args.dry_run) {
+        (true, _) => cx.output.note("nothing is to be done: it is so already"),
+        (false, true) => steps.iter().try_for_each(|step| cx.output.line(format!("would {step}")))?,
+        (false, false) => steps.iter().try_for_each(|step| cx.output.line(format!("done: {step}")))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The physical numbers of a list that may name CPUs by their logical ones.
+fn physical(list: &CpuList) -> Result<Vec<u32>, CliError> {
+    let table = match list.has_logical() {
+        true => std::fs::read_to_string("/proc/cpuinfo")
+            .map_err(|error| CliError::failed("read which CPU is which (/proc/cpuinfo)", error))?,
+        false => String::new(),
+    };
+    list.resolve(&table).map_err(CliError::usage)
+}

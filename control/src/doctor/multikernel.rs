@@ -1,0 +1,218 @@
+//! What a machine lacks to run kernels beside this one, item by item.
+//!
+//! Each item is looked at by itself, so that one run of `tombolo doctor` names all that is to be done.
+
+use std::fs;
+use std::path::Path;
+
+use super::finding;
+use crate::api::host::{Finding, Level};
+use crate::spawner::multikernel::{InterfaceState, Settings, interface_state, lock_left_behind};
+
+/// The page that walks through all of it.
+const GUIDE: &str = "docs/multikernel.md";
+
+/// `CAP_SYS_BOOT`, by its number in the masks of /proc/self/status.
+const CAP_SYS_BOOT: u32 = 22;
+
+/// Looks at everything.
+pub(super) fn items(settings: &Settings) -> Vec<Finding> {
+    let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let mut items = vec![
+        kernel(&filesystems),
+        interface(settings.root.as_path(), &interface_state(settings)),
+        calls(
+            &fs::read_to_string("/proc/self/status").unwrap_or_default(),
+            &fs::read_to_string("/proc/sys/kernel/kexec_load_disabled").unwrap_or_default(),
+            &fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default(),
+        ),
+        console(settings.console.as_deref()),
+        shared_memory(Path::new("/dev/dma_heap/multikernel"), &filesystems),
+        devices(fs::read_dir("/sys/kernel/iommu_groups").is_ok_and(|mut groups| groups.next().is_some())),
+    ];
+    items.extend(lock_left_behind(settings).map(|reason| {
+        finding(
+            "multikernel lock",
+            Level::Warn,
+            format!("{} was left behind: {reason}", settings.lock.display()),
+            "nothing: the next change removes it",
+        )
+    }));
+    items
+}
+
+fn knows(filesystems: &str, name: &str) -> bool {
+    filesystems.lines().any(|line| line.split_whitespace().last() == Some(name))
+}
+
+fn kernel(filesystems: &str) -> Finding {
+    let subject = "multikernel kernel";
+    if knows(filesystems, "multikernel") {
+        return finding(subject, Level::Ok, "this kernel can have others beside it", "");
+    }
+    finding(
+        subject,
+        Level::Warn,
+        "this kernel cannot have others beside it: it has no file system `multikernel`",
+        format!("build and boot one with CONFIG_MULTIKERNEL=y, as {GUIDE} says"),
+    )
+}
+
+fn interface(root: &Path, state: &InterfaceState) -> Finding {
+    let subject = "multikernel pool";
+    let warn = |detail: String, remedy: String| finding(subject, Level::Warn, detail, remedy);
+    let shown = root.display();
+    match state {
+        InterfaceState::Absent => warn(
+            format!("the kernel's interface is not mounted at {shown}"),
+            format!("mount -t multikernel none {shown}"),
+        ),
+        InterfaceState::Old(why) => warn(
+            format!(
+                "the kernel's interface at {shown} is of an earlier form, which is not spoken here: {why}"
+            ),
+            "boot a newer kernel, as kerf 0.4 needs as well".into(),
+        ),
+        InterfaceState::Unreadable(why) => {
+            warn(format!("the kernel's interface at {shown}: {why}"), String::new())
+        }
+        InterfaceState::NoPool => warn(
+            "there is no pool: no CPU and no memory is set aside for other kernels".into(),
+            "kerf init --cpus=LIST --memory=SIZE (CPUs by their physical numbers: `apicid` in /proc/cpuinfo)"
+                .into(),
+        ),
+        InterfaceState::Pool { cpus, cpus_free, memory_mib, instances } => finding(
+            subject,
+            Level::Ok,
+            format!("{cpus} CPUs ({cpus_free} free), {memory_mib} MiB, {instances} instances"),
+            "",
+        ),
+    }
+}
+
+fn calls(status: &str, load_disabled: &str, lockdown: &str) -> Finding {
+    let subject = "multikernel calls";
+    let warn = |detail: &str, remedy: &str| finding(subject, Level::Warn, detail, remedy);
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    if effective & (1 << CAP_SYS_BOOT) == 0 {
+        return warn("kernels cannot be loaded or started: CAP_SYS_BOOT is missing", "run tombolod as root");
+    }
+    if load_disabled.trim() == "1" {
+        return warn(
+            "kernels cannot be loaded: kernel.kexec_load_disabled is 1, which lasts until this machine is booted anew",
+            "find who sets it (sysctl.d, the initial archive), and boot without that",
+        );
+    }
+    if lockdown.contains("[integrity]") || lockdown.contains("[confidentiality]") {
+        return warn(
+            "this kernel is locked down: it loads only signed kernels",
+            "sign the kernel to load (kerf sign), or boot without lockdown",
+        );
+    }
+    finding(subject, Level::Ok, "kernels can be loaded and started", "")
+}
+
+fn console(path: Option<&Path>) -> Finding {
+    let subject = "multikernel console";
+    match path {
+        None => finding(subject, Level::Ok, "consoles are not recorded, as the settings say", ""),
+        Some(path) if path.exists() => {
+            let path = path.display();
+            finding(
+                subject,
+                Level::Ok,
+                format!("{path}: consoles are recorded, which leaves none to `kerf console`"),
+                "",
+            )
+        }
+        Some(path) => finding(
+            subject,
+            Level::Warn,
+            format!("{} is missing: what kernels say on their consoles is lost", path.display()),
+            "modprobe mktty, or boot a kernel with CONFIG_MKTTY",
+        ),
+    }
+}
+
+fn shared_memory(heap: &Path, filesystems: &str) -> Finding {
+    let subject = "multikernel shared memory";
+    let lacks = match (heap.exists(), knows(filesystems, "daxfs")) {
+        (true, true) => {
+            return finding(
+                subject,
+                Level::Ok,
+                format!("{} and daxfs: kernels can share a pool", heap.display()),
+                "",
+            );
+        }
+        (false, true) => format!("{} is missing", heap.display()),
+        (true, false) => "the file system daxfs is missing".to_owned(),
+        (false, false) => format!("{} and the file system daxfs are missing", heap.display()),
+    };
+    finding(
+        subject,
+        Level::Warn,
+        format!("{lacks}: kernels have no memory in common"),
+        "boot a kernel with CONFIG_DMABUF_HEAPS, and modprobe daxfs",
+    )
+}
+
+fn devices(has_iommu: bool) -> Finding {
+    let subject = "multikernel devices";
+    match has_iommu {
+        true => {
+            finding(subject, Level::Ok, "an IOMMU keeps devices of a kernel to the memory of that kernel", "")
+        }
+        false => finding(
+            subject,
+            Level::Warn,
+            "there is no IOMMU in use: a device that a kernel has can write to all memory of this machine",
+            "switch it on in the firmware, and boot with intel_iommu=on or amd_iommu=on",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinary_machine_is_told_everything_that_it_lacks_at_once() {
+        let settings =
+            Settings { root: "/nowhere".into(), console: Some("/nowhere/tty".into()), ..Settings::default() };
+        let items = items(&settings);
+        let of = |subject: &str| items.iter().find(|item| item.subject == subject).unwrap();
+        for subject in ["multikernel pool", "multikernel console"] {
+            assert_eq!(of(subject).level, Level::Warn, "{subject}");
+            assert!(!of(subject).remedy.is_empty(), "{subject}");
+        }
+        assert!(items.len() >= 6);
+    }
+
+    #[test]
+    fn kernel_that_has_the_file_system_is_told_from_one_with_a_similar_name() {
+        assert_eq!(kernel("nodev\tsysfs\nnodev\tmultikernel\n").level, Level::Ok);
+        assert_eq!(kernel("nodev\tsysfs\nnodev\tmultikernelfs\n").level, Level::Warn);
+    }
+
+    #[test]
+    fn what_keeps_from_loading_a_kernel_is_named() {
+        let root = "Name:\tx\nCapEff:\t000001ffffffffff\n";
+        assert_eq!(calls(root, "0\n", "[none] integrity confidentiality").level, Level::Ok);
+        assert!(calls("CapEff:\t0000000000000000", "0", "").detail.contains("CAP_SYS_BOOT"));
+        assert!(calls(root, "1\n", "").detail.contains("kexec_load_disabled"));
+        assert!(calls(root, "0", "none [integrity] confidentiality").detail.contains("signed"));
+    }
+
+    #[test]
+    fn each_state_of_the_interface_says_what_to_do() {
+        let root = Path::new("/sys/fs/multikernel");
+        let look = |state| interface(root, &state);
+        assert!(look(InterfaceState::Absent).remedy.starts_with("mount -t multikernel"));
+        assert!(look(InterfaceState::NoPool).remedy.starts_with("kerf init"));
+        assert!(look(InterfaceState::Old("x".into())).detail.contains("earlier form"));
+        let pool = InterfaceState::Pool { cpus: 4, cpus_free: 2, memory_mib: 512, instances: 1 };
+        assert_eq!(look(pool).level, Level::Ok);
+    }
+}

@@ -1,0 +1,69 @@
+//! What the kernel says of everything that it has, whoever made it: for people to look at.
+
+use std::path::PathBuf;
+
+use super::interface::{self, Interface, Mounted};
+use super::record::Record;
+use super::{MARK, Settings};
+use crate::api::beside::{KernelBooks, KernelInstance, KernelTransaction, PoolChunk, PoolCpu};
+
+/// Reads it all. `folders`: the runtime folders of our instances, which tell what of it is ours.
+pub(crate) fn books(settings: &Settings, folders: &[PathBuf]) -> Result<KernelBooks, String> {
+    let kernel = Mounted::at(&settings.root);
+    if !kernel.is_mounted() {
+        return Err(format!("no kernel interface is mounted at {}", settings.root.display()));
+    }
+    let ours: Vec<Record> = folders.iter().filter_map(|folder| Record::read(folder).ok().flatten()).collect();
+    let pool = interface::pool_or_none(&kernel).map_err(|error| error.to_string())?;
+    let cpu =
+        |cpu: &super::PhysicalCpu| PoolCpu { physical: cpu.0, is_free: pool.cpus_available.contains(cpu) };
+    let chunk = |chunk: &super::tree::Chunk| PoolChunk {
+        base: chunk.base,
+        bytes: chunk.bytes,
+        numa_node: chunk.numa_node,
+    };
+    let mut names = interface::instances(&kernel).map_err(|error| error.to_string())?;
+    names.sort();
+    Ok(KernelBooks {
+        cpus: pool.cpus.iter().map(cpu).collect(),
+        chunks: pool.chunks.iter().map(chunk).collect(),
+        instances: names.into_iter().map(|name| instance(&kernel, &ours, name)).collect(),
+        transactions: transactions(&kernel).map_err(|error| error.to_string())?,
+    })
+}
+
+/// One that cannot be read in part is shown in part: it is another program's, perhaps, of another version.
+fn instance(kernel: &impl Interface, ours: &[Record], name: String) -> KernelInstance {
+    let blob = kernel.read(&format!("instances/{name}/device_tree"));
+    let tree = blob.ok().and_then(|blob| super::tree::InstanceTree::parse(&blob).ok());
+    let id = tree.as_ref().map(|tree| tree.id);
+    KernelInstance {
+        is_ours: ours.iter().any(|record| record.name.as_str() == name && Some(record.id) == id),
+        id: id.map(|id| u32::from(id.0)),
+        status: line(kernel, &format!("instances/{name}/status")),
+        cpus: tree.iter().flat_map(|tree| &tree.cpus).map(|cpu| cpu.0).collect(),
+        memory_bytes: tree.map_or(0, |tree| tree.memory_bytes),
+        name,
+    }
+}
+
+fn transactions(kernel: &impl Interface) -> std::io::Result<Vec<KernelTransaction>> {
+    let mut names = kernel.list("overlays")?;
+    names.retain(|name| name.starts_with("tx_"));
+    names.sort_by_key(|name| name["tx_".len()..].parse::<u64>().unwrap_or(u64::MAX));
+    let transaction = |name: String| KernelTransaction {
+        status: line(kernel, &format!("overlays/{name}/status")),
+        target: line(kernel, &format!("overlays/{name}/instance")),
+        is_ours: line(kernel, &format!("overlays/{name}/resources")).starts_with(MARK),
+        name,
+    };
+    Ok(names.into_iter().map(transaction).collect())
+}
+
+/// A file of one line; what cannot be read is `?`.
+fn line(kernel: &impl Interface, path: &str) -> String {
+    let text = kernel.read(path).map(|text| String::from_utf8_lossy(&text).into_owned());
+    let is_noise = |c: char| c.is_control() || c.is_whitespace();
+    let plain = |c: char| if c.is_control() { '?' } else { c };
+    text.map_or_else(|_| "?".into(), |text| text.trim_matches(is_noise).chars().map(plain).collect())
+}

@@ -1,0 +1,113 @@
+//! What the kernel calls its instances and CPUs: names and numbers that are valid, and never taken for one another.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// What kerf accepts; the kernel's own field would hold up to 2047.
+const INSTANCE_IDS: std::ops::RangeInclusive<u16> = 1..=511;
+
+/// An instance's number: what `reboot(2)` and `kexec_file_load(2)` go by, and its address on the kernel's vsock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u16")]
+pub(crate) struct InstanceId(pub(super) u16);
+
+impl TryFrom<u16> for InstanceId {
+    type Error = String;
+
+    fn try_from(id: u16) -> Result<Self, String> {
+        if INSTANCE_IDS.contains(&id) {
+            return Ok(Self(id));
+        }
+        let (least, most) = (INSTANCE_IDS.start(), INSTANCE_IDS.end());
+        Err(format!("{id} cannot be the number of an instance: those are {least} to {most}"))
+    }
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An instance's name in the kernel: a folder of its file system, and part of paths in overlays.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct InstanceName(String);
+
+/// The name that kmorph keeps for the kernel it is about to switch to.
+const RESERVED: &str = "successor";
+
+impl InstanceName {
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether another program has that name for itself, whoever made the instance.
+    pub(super) fn is_reserved(&self) -> bool {
+        self.0 == RESERVED
+    }
+}
+
+impl TryFrom<String> for InstanceName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+' | ',');
+        if name.is_empty() || name.len() > 63 || !name.chars().all(is_plain) || name.starts_with('.') {
+            return Err(format!(
+                "`{name}` cannot be the name of an instance: 1 to 63 letters, digits, or one of - _ . + ,"
+            ));
+        }
+        Ok(Self(name))
+    }
+}
+
+impl FromStr for InstanceName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::try_from(name.to_owned())
+    }
+}
+
+impl fmt::Display for InstanceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A CPU by what its hardware calls it (on x86 the APIC id), which is what the kernel's file system goes by. Not the number in `/proc/cpuinfo`'s
+/// field `processor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct PhysicalCpu(pub(super) u32);
+
+impl fmt::Display for PhysicalCpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_mean_another_path_are_refused() {
+        for bad in ["", ".", "..", "a/b", "/", "a b", "a\0b", "ä", &"x".repeat(64)] {
+            assert!(bad.parse::<InstanceName>().is_err(), "{bad:?}");
+        }
+        for good in ["web", "web-1", "a.b", "X_9", "a+b,c"] {
+            assert_eq!(good.parse::<InstanceName>().map(|name| name.to_string()), Ok(good.to_owned()));
+        }
+    }
+
+    #[test]
+    fn numbers_of_instances_stay_within_what_every_tool_accepts() {
+        assert!(InstanceId::try_from(0).is_err(), "the parent");
+        assert!(InstanceId::try_from(1).is_ok());
+        assert!(InstanceId::try_from(511).is_ok());
+        assert!(InstanceId::try_from(512).is_err());
+    }
+}

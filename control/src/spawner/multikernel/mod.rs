@@ -1,0 +1,270 @@
+//! The `multikernel` spawner: kernels of their own beside this one, on Multikernel Linux.
+//!
+//! The kernel's interface is a file system ([`interface`]): what is wanted is written to it as device tree overlays ([`overlay`]), what is
+//! there is read from it as device trees ([`tree`]), and two system calls load and start ([`calls`]). None of its answers is believed:
+//! a change is what can be read back ([`transaction`]). What was made for an instance is noted before it is made ([`record`]).
+//!
+//! A kernel here is no process, so a process stands for it: the [`warden`], which its keeper runs as it would run a kernel.
+//!
+//! ```text
+//!   tombolod ─▶ keeper ─▶ warden ──/dev/mktty, status, doorbell──▶ kernel
+//!      └── overlays/new, kexec_file_load(2) ─────────────────────────▲
+//! ```
+//!
+//! Other programs (kerf) work on the same kernel. What they made is shown and never touched; changes are made under their lock ([`lock`]).
+
+mod books;
+mod calls;
+mod hold;
+mod ids;
+mod interface;
+mod lock;
+mod look;
+mod overlay;
+mod pool;
+mod record;
+mod settings;
+mod transaction;
+mod tree;
+pub(crate) mod warden;
+
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+pub(crate) use self::books::books;
+pub(crate) use self::look::{InterfaceState, interface_state, lock_left_behind};
+pub(crate) use self::pool::change_pool;
+pub use self::settings::Settings;
+
+use self::hold::Hold;
+use self::ids::{InstanceId, InstanceName, PhysicalCpu};
+use self::interface::{InstanceStatus, Mounted};
+use self::record::Record;
+use super::launch::Claim;
+use super::{Availability, Kernel, KernelSpec, SpawnError, Spawner, SpawnerKind, initrd};
+use crate::keeper::{Job, names};
+
+/// What every transaction of ours carries.
+const MARK: &str = "tombolo";
+
+/// What this spawner adds to a runtime folder.
+pub(super) const FILES: &[&str] = &[initrd::NAME];
+
+/// Least memory a kernel can boot with, besides twice its initial archive (packed and unpacked), in bytes.
+const MEMORY_BYTES_MIN: u64 = 24 << 20;
+
+/// Starts kernels beside this one.
+#[derive(Clone, Debug)]
+pub struct MultikernelSpawner {
+    keeper_binary: PathBuf,
+    settings: Settings,
+}
+
+impl MultikernelSpawner {
+    /// A spawner that runs `keeper_binary keeper ...` and `keeper_binary warden` (normally `tombolod` itself) for each kernel.
+    pub fn new(keeper_binary: impl Into<PathBuf>, settings: Settings) -> Self {
+        Self { keeper_binary: keeper_binary.into(), settings }
+    }
+
+    /// Those settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn image(&self, spec: &KernelSpec) -> Result<File, SpawnError> {
+        let path = spec.image.as_ref().or(self.settings.image.as_ref());
+        let path = path.ok_or_else(|| SpawnError::BadSpec {
+            name: spec.agent_config.name.clone(),
+            reason:
+                "no kernel to boot is named: set `image` in its specification or in the spawner's settings"
+                    .into(),
+        })?;
+        File::open(path).map_err(|source| SpawnError::File {
+            action: "read the kernel image",
+            path: path.clone(),
+            source,
+        })
+    }
+
+    /// What is to be made for a kernel. Nothing is made yet.
+    fn plan(&self, spec: &KernelSpec) -> Result<Record, String> {
+        let name: InstanceName = spec.agent_config.name.parse()?;
+        if name.is_reserved() {
+            return Err(format!(
+                "the name `{name}` belongs to kmorph, which keeps it for the kernel that it switches to"
+            ));
+        }
+        let id = u16::try_from(spec.agent_config.cid.0).map_err(|error| error.to_string())?;
+        let kernel = Mounted::at(&self.settings.root);
+        let pool = interface::pool(&kernel).map_err(|error| error.to_string())?;
+        let wanted = usize::try_from(spec.cpus_started).unwrap_or(usize::MAX).max(1);
+        if pool.cpus_available.len() < wanted {
+            return Err(format!(
+                "it is to have {wanted} CPUs, and the pool has {} to give; `kerf init` or `tombolo pool` changes that",
+                pool.cpus_available.len()
+            ));
+        }
+        let cpus: Vec<PhysicalCpu> = pool.cpus_available.iter().copied().take(wanted).collect();
+        let nonce = tombolo_transport::Incarnation::random().map_err(|error| error.to_string())?;
+        Ok(Record {
+            settings: self.settings.clone(),
+            name,
+            id: InstanceId::try_from(id)?,
+            memory_bytes: spec.memory_bytes,
+            cpus,
+            nonce: nonce.to_string(),
+            keeper_binary: self.keeper_binary.clone(),
+            is_made: false,
+        })
+    }
+}
+
+impl Spawner for MultikernelSpawner {
+    fn kind(&self) -> SpawnerKind {
+        SpawnerKind::Multikernel
+    }
+
+    async fn availability(&self) -> Availability {
+        let missing = |what: String, remedy: &str| Availability::Missing { what, remedy: remedy.into() };
+        match interface_state(&self.settings) {
+            InterfaceState::Pool { cpus, cpus_free, memory_mib, .. } => Availability::Ready {
+                detail: format!("a pool of {cpus} CPUs ({cpus_free} free) and {memory_mib} MiB"),
+            },
+            InterfaceState::Absent => missing(
+                format!("no kernel interface is mounted at {}", self.settings.root.display()),
+                "the items `multikernel` of `tombolo doctor` say what is missing",
+            ),
+            InterfaceState::Old(why) => missing(
+                format!("the kernel's interface is of an earlier form, which is not spoken here: {why}"),
+                "boot a newer kernel",
+            ),
+            InterfaceState::Unreadable(why) => missing(why, "look at the kernel's log (dmesg)"),
+            InterfaceState::NoPool => missing(
+                "no CPU and no memory is set aside for other kernels".into(),
+                "kerf init --cpus=LIST --memory=SIZE",
+            ),
+        }
+    }
+
+    async fn spawn(&self, spec: &KernelSpec) -> Result<Kernel, SpawnError> {
+        let image = self.image(spec)?;
+        let name = &spec.agent_config.name;
+        let bad_spec = |reason: String| SpawnError::BadSpec { name: name.clone(), reason };
+        super::check_pool(spec).map_err(bad_spec)?;
+        super::check_agent(spec)?;
+        let claim = Claim::take(&spec.runtime_dir).await?;
+        let mut record = self.plan(spec).map_err(bad_spec)?;
+
+        let mut config = spec.agent_config.clone();
+        config.pool =
+            spec.pool.as_ref().map(|pool| self.settings.pool_inside(pool)).transpose().map_err(bad_spec)?;
+        config.doorbell = self.settings.doorbell_inside();
+        let initrd_bytes = initrd::write(spec, config, &[]).await?;
+        initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;
+        let path = spec.runtime_dir.join(initrd::NAME);
+        let initrd = File::open(&path).map_err(|source| SpawnError::File {
+            action: "read the initial archive",
+            path,
+            source,
+        })?;
+        let job = Job {
+            name: name.clone(),
+            kind: SpawnerKind::Multikernel,
+            argv: vec![text(&self.keeper_binary).map_err(bad_spec)?, "warden".into()],
+            env: Vec::new(),
+            console_bytes_max: Job::CONSOLE_BYTES_MAX,
+            memory: None,
+            cpus: Vec::new(),
+            backend: None,
+        };
+        let line = command_line(spec);
+        let dir = spec.runtime_dir.clone();
+        let made = tokio::task::spawn_blocking(move || -> Result<(), String> {
+            let note = |record: &Record| {
+                record.write(&dir).map_err(|error| format!("could not note what is to be made: {error}"))
+            };
+            note(&record)?;
+            Hold::of(&record).make()?;
+            record.is_made = true;
+            note(&record)?;
+            Hold::of(&record).load(image.as_fd(), initrd.as_fd(), &line)
+        });
+        let made = made.await.unwrap_or_else(|panicked| Err(panicked.to_string()));
+        let launched = match made {
+            Ok(()) => claim.launch(&self.keeper_binary, &job).await,
+            Err(reason) => Err(SpawnError::BadSpec { name: name.clone(), reason }),
+        };
+        if launched.is_err()
+            && let Err(reason) = release(&spec.runtime_dir).await
+        {
+            tracing::warn!(name, reason, "what was made for a kernel that did not start is not given back");
+        }
+        launched
+    }
+
+    async fn adopt(&self, runtime_dir: &Path) -> Result<Kernel, SpawnError> {
+        match super::adopt(SpawnerKind::Multikernel, runtime_dir).await {
+            // Its keeper died, and the process that stood for it: the kernel is neither's.
+            Ok(kernel) if is_active(runtime_dir) && kernel.status().await.is_err() => {
+                stand_again(runtime_dir).await
+            }
+            found => found,
+        }
+    }
+}
+
+/// The kernel's command line. Nothing secret is on it: the host prints it into its log.
+fn command_line(spec: &KernelSpec) -> String {
+    let mut words = vec![
+        "console=mktty0".to_owned(),
+        "quiet".into(),
+        "rdinit=/init".into(),
+        // For whoever has to end it by force and wants to know first what it does.
+        "sysrq_always_enabled".into(),
+        // For people; the kernel ignores parameters with a dot that no module claims.
+        format!("tombolo.name={}", spec.agent_config.name),
+    ];
+    words.extend(spec.extra_args.iter().cloned());
+    words.join(" ")
+}
+
+/// Gives back what was made in the kernel for the instance of `runtime_dir`, if anything was. Refuses one that runs.
+pub(super) async fn release(runtime_dir: &Path) -> Result<(), String> {
+    let dir = runtime_dir.to_owned();
+    let released = tokio::task::spawn_blocking(move || {
+        let record = Record::read(&dir).map_err(|error| format!("could not read what was made: {error}"))?;
+        let Some(record) = record else { return Ok(()) };
+        Hold::of(&record).release()?;
+        Record::remove(&dir).map_err(|error| format!("could not forget what was made: {error}"))
+    });
+    released.await.unwrap_or_else(|panicked| Err(panicked.to_string()))
+}
+
+/// Ends the kernel of `runtime_dir` from here, whoever stands for it.
+pub(super) fn end(runtime_dir: &Path) -> Result<(), String> {
+    let record =
+        Record::read(runtime_dir).map_err(|error| format!("could not read what was made: {error}"))?;
+    record.map_or(Ok(()), |record| Hold::of(&record).end(|_| ()))
+}
+
+/// Whether the kernel of `runtime_dir` was started and has told of no end.
+pub(super) fn is_active(runtime_dir: &Path) -> bool {
+    let record = Record::read(runtime_dir).ok().flatten();
+    record.is_some_and(|record| Hold::of(&record).status() == Ok(Some(InstanceStatus::Active)))
+}
+
+fn text(path: &Path) -> Result<String, String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| format!("the path {} is not UTF-8", path.display()))
+}
+
+/// A process that stands for the kernel of `runtime_dir` again, after its keeper has died.
+pub(super) async fn stand_again(runtime_dir: &Path) -> Result<Kernel, SpawnError> {
+    let failed = |reason: String| SpawnError::KeeperFailed { runtime_dir: runtime_dir.to_owned(), reason };
+    let record = Record::read(runtime_dir).map_err(|error| failed(error.to_string()))?;
+    let record = record.ok_or_else(|| SpawnError::NotFound { runtime_dir: runtime_dir.to_owned() })?;
+    let job = std::fs::read(runtime_dir.join(names::JOB)).map_err(|error| failed(error.to_string()))?;
+    let job: Job = serde_json::from_slice(&job).map_err(|error| failed(error.to_string()))?;
+    let claim = Claim::take_again(runtime_dir)?;
+    claim.launch(&record.keeper_binary, &job).await
+}

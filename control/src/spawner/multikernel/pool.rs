@@ -1,0 +1,264 @@
+//! What is set aside for other kernels: how it becomes what is wanted of it.
+//!
+//! The first time all of it is told at once (the baseline); afterwards each change is an overlay of its own, so that one that fails leaves the
+//! others as they are. Units that an instance has are nobody's to take.
+
+use super::Settings;
+use super::hold::nonce_of;
+use super::ids::PhysicalCpu;
+use super::interface::{self, Interface, Mounted};
+use super::lock::Lock;
+use super::overlay::{Change, Intent, baseline};
+use super::transaction;
+use super::tree::{Chunk, PoolTree};
+use crate::api::beside::PoolWish;
+
+/// What the pool is to have. `None`: as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wish {
+    pub(super) cpus: Option<Vec<PhysicalCpu>>,
+    pub(super) memory_bytes: Option<u64>,
+}
+
+/// One change on the way there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// All of it at once: there is no pool yet.
+    Baseline { cpus: Vec<PhysicalCpu>, memory_bytes: u64 },
+    /// One overlay.
+    Overlay(Intent),
+}
+
+impl Step {
+    fn describe(&self) -> String {
+        let listed = |cpus: &[PhysicalCpu]| {
+            let numbers: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+            format!("physical CPUs {}", numbers.join(", "))
+        };
+        match self {
+            Self::Baseline { cpus, memory_bytes } => {
+                format!("make a pool of {} and {} MiB", listed(cpus), memory_bytes >> 20)
+            }
+            Self::Overlay(Intent::PoolCpus { change: Change::Add, cpus }) => {
+                format!("take {} from the host", listed(cpus))
+            }
+            Self::Overlay(Intent::PoolCpus { change: Change::Remove, cpus }) => {
+                format!("give {} back to the host", listed(cpus))
+            }
+            Self::Overlay(Intent::PoolMemoryAdd { bytes }) => {
+                format!("take {} MiB from the host", bytes >> 20)
+            }
+            Self::Overlay(Intent::PoolMemoryRemove { chunk }) => {
+                format!("give the {} MiB at {:#x} back to the host", chunk.bytes >> 20, chunk.base)
+            }
+            Self::Overlay(intent) => format!("{intent:?}"),
+        }
+    }
+}
+
+/// The steps from what there is to what is wanted; the error says why there are none.
+pub(super) fn plan(now: &PoolTree, wish: &Wish) -> Result<Vec<Step>, String> {
+    let is_empty = now.cpus.is_empty() && now.chunks.is_empty();
+    if is_empty {
+        return first(wish);
+    }
+    let mut steps = Vec::new();
+    if let Some(wanted) = &wish.cpus {
+        let gone: Vec<PhysicalCpu> = now.cpus.iter().copied().filter(|cpu| !wanted.contains(cpu)).collect();
+        if let Some(busy) = gone.iter().find(|cpu| !now.cpus_available.contains(cpu)) {
+            return Err(format!("CPU {busy} cannot be given back: an instance has it"));
+        }
+        let new: Vec<PhysicalCpu> = wanted.iter().copied().filter(|cpu| !now.cpus.contains(cpu)).collect();
+        // What comes first: a kernel that refuses it then has lost nothing.
+        let parts = [(Change::Add, new), (Change::Remove, gone)];
+        let parts = parts.into_iter().filter(|(_, cpus)| !cpus.is_empty());
+        steps.extend(parts.map(|(change, cpus)| Step::Overlay(Intent::PoolCpus { change, cpus })));
+    }
+    if let Some(wanted) = wish.memory_bytes {
+        let has = now.memory_bytes();
+        if wanted > has {
+            steps.push(Step::Overlay(Intent::PoolMemoryAdd { bytes: whole_pages(wanted - has)? }));
+        } else if wanted < has {
+            let chunks = fitting(&now.chunks, has - wanted)?;
+            steps.extend(chunks.into_iter().map(|chunk| Step::Overlay(Intent::PoolMemoryRemove { chunk })));
+        }
+    }
+    Ok(steps)
+}
+
+fn first(wish: &Wish) -> Result<Vec<Step>, String> {
+    let cpus = wish.cpus.clone().unwrap_or_default();
+    let memory_bytes = wish.memory_bytes.unwrap_or(0);
+    match (cpus.is_empty(), memory_bytes == 0) {
+        (true, true) => Ok(Vec::new()),
+        (false, false) => Ok(vec![Step::Baseline { cpus, memory_bytes: whole_pages(memory_bytes)? }]),
+        (true, false) => Err("a new pool needs CPUs as well as memory: say which (--cpus)".into()),
+        (false, true) => Err("a new pool needs memory as well as CPUs: say how much (--memory)".into()),
+    }
+}
+
+fn whole_pages(bytes: u64) -> Result<u64, String> {
+    match bytes.is_multiple_of(4096) {
+        true => Ok(bytes),
+        false => Err(format!("{bytes} bytes are no whole number of pages")),
+    }
+}
+
+/// Whole chunks, newest first, that are so much together: the kernel gives none back in part.
+fn fitting(chunks: &[Chunk], bytes: u64) -> Result<Vec<Chunk>, String> {
+    let mut left = bytes;
+    let mut found = Vec::new();
+    for chunk in chunks.iter().rev() {
+        if chunk.bytes <= left {
+            left -= chunk.bytes;
+            found.push(*chunk);
+        }
+    }
+    if left == 0 {
+        return Ok(found);
+    }
+    let sizes: Vec<String> = chunks.iter().map(|chunk| format!("{} MiB", chunk.bytes >> 20)).collect();
+    Err(format!(
+        "{} MiB cannot be given back: memory goes as it came, and it came in {}",
+        bytes >> 20,
+        sizes.join(", ")
+    ))
+}
+
+/// Makes the pool as it is wanted, step by step. `dry_run`: only says how. Returns what was done, a line each.
+pub(crate) fn change_pool(settings: &Settings, wish: PoolWish, dry_run: bool) -> Result<Vec<String>, String> {
+    let cpus = wish.cpus.map(|cpus| cpus.into_iter().map(PhysicalCpu).collect());
+    let wish = Wish { cpus, memory_bytes: wish.memory_bytes };
+    change_on(&Mounted::at(&settings.root), settings, &wish, dry_run)
+}
+
+fn change_on(
+    kernel: &impl Interface,
+    settings: &Settings,
+    wish: &Wish,
+    dry_run: bool,
+) -> Result<Vec<String>, String> {
+    let _lock = match dry_run {
+        true => None,
+        false => Some(Lock::take(&settings.lock).map_err(|error| {
+            format!("could not take the lock {}: {error}; nothing was changed", settings.lock.display())
+        })?),
+    };
+    let now = interface::pool_or_none(kernel).map_err(|error| format!("{error}; nothing was changed"))?;
+    let steps = plan(&now, wish).map_err(|reason| format!("{reason}; nothing was changed"))?;
+    let mut done: Vec<String> = Vec::new();
+    for step in &steps {
+        let told = step.describe();
+        if !dry_run {
+            take(kernel, step).map_err(|reason| {
+                let before = if done.is_empty() {
+                    "nothing else was changed".to_owned()
+                } else {
+                    format!("done before: {}", done.join("; "))
+                };
+                format!("could not {told}: {reason}; {before}")
+            })?;
+        }
+        done.push(told);
+    }
+    Ok(done)
+}
+
+fn take(kernel: &impl Interface, step: &Step) -> Result<(), String> {
+    match step {
+        Step::Baseline { cpus, memory_bytes } => {
+            let written = kernel.write_once("device_tree", &baseline(cpus, *memory_bytes));
+            // Whatever it answered: a baseline that fails half way leaves what it did.
+            let now = interface::pool_or_none(kernel).map_err(|error| error.to_string())?;
+            let missing: Vec<String> =
+                cpus.iter().filter(|cpu| !now.cpus.contains(cpu)).map(ToString::to_string).collect();
+            match written {
+                Ok(()) if missing.is_empty() && now.memory_bytes() >= *memory_bytes => Ok(()),
+                outcome => {
+                    let reason = outcome
+                        .err()
+                        .map_or_else(|| "the kernel took it".to_owned(), |error| error.to_string());
+                    let has = format!(
+                        "the pool has {} CPUs and {} MiB now",
+                        now.cpus.len(),
+                        now.memory_bytes() >> 20
+                    );
+                    let lacks = if missing.is_empty() {
+                        String::new()
+                    } else {
+                        format!(", not CPU {}", missing.join(", "))
+                    };
+                    Err(format!("{reason}; {has}{lacks}"))
+                }
+            }
+        }
+        Step::Overlay(intent) => {
+            let nonce = nonce_of("pool").map_err(|error| error.to_string())?;
+            transaction::apply(kernel, intent, &nonce).map(drop).map_err(|error| error.to_string())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cpus(numbers: &[u32]) -> Vec<PhysicalCpu> {
+        numbers.iter().copied().map(PhysicalCpu).collect()
+    }
+
+    fn pool() -> PoolTree {
+        let chunk = |base, bytes| Chunk { base, bytes, numa_node: None };
+        PoolTree {
+            cpus: cpus(&[2, 4, 6]),
+            cpus_available: cpus(&[4, 6]),
+            chunks: vec![chunk(1 << 32, 4 << 30), chunk(3 << 32, 1 << 30), chunk(4 << 32, 2 << 30)],
+            granule_bytes: None,
+        }
+    }
+
+    fn wish(wanted: Option<&[u32]>, memory_bytes: Option<u64>) -> Wish {
+        Wish { cpus: wanted.map(cpus), memory_bytes }
+    }
+
+    #[test]
+    fn first_pool_is_told_at_once_and_needs_both() {
+        let none = PoolTree::default();
+        let both = wish(Some(&[2, 4]), Some(1 << 30));
+        let step = Step::Baseline { cpus: cpus(&[2, 4]), memory_bytes: 1 << 30 };
+        assert_eq!(plan(&none, &both), Ok(vec![step]));
+        assert!(plan(&none, &wish(Some(&[2]), None)).unwrap_err().contains("--memory"));
+        assert!(plan(&none, &wish(None, Some(1 << 30))).unwrap_err().contains("--cpus"));
+        assert!(plan(&none, &wish(Some(&[2]), Some(5000))).unwrap_err().contains("pages"));
+        assert_eq!(plan(&none, &Wish::default()), Ok(vec![]));
+    }
+
+    #[test]
+    fn pool_grows_before_it_shrinks_and_keeps_what_instances_have() {
+        let steps = plan(&pool(), &wish(Some(&[2, 4, 8]), None)).unwrap();
+        let change =
+            |change, numbers: &[u32]| Step::Overlay(Intent::PoolCpus { change, cpus: cpus(numbers) });
+        assert_eq!(steps, [change(Change::Add, &[8]), change(Change::Remove, &[6])]);
+        let busy = plan(&pool(), &wish(Some(&[4, 6]), None)).unwrap_err();
+        assert!(busy.contains("CPU 2") && busy.contains("an instance has it"), "{busy}");
+        assert_eq!(plan(&pool(), &wish(Some(&[6, 4, 2]), Some(7 << 30))), Ok(vec![]), "it is so already");
+    }
+
+    #[test]
+    fn memory_goes_back_in_the_pieces_that_it_came_in() {
+        let bases = |memory| -> Vec<u64> {
+            let steps = plan(&pool(), &wish(None, Some(memory))).unwrap();
+            steps
+                .iter()
+                .map(|step| match step {
+                    Step::Overlay(Intent::PoolMemoryRemove { chunk }) => chunk.base,
+                    other => panic!("{other:?}"),
+                })
+                .collect()
+        };
+        assert_eq!(bases(5 << 30), [4 << 32]);
+        assert_eq!(bases(4 << 30), [4 << 32, 3 << 32]);
+        let odd = plan(&pool(), &wish(None, Some((6 << 30) + (512 << 20)))).unwrap_err();
+        assert!(odd.contains("4096 MiB, 1024 MiB, 2048 MiB"), "{odd}");
+    }
+}

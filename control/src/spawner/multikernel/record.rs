@@ -1,0 +1,50 @@
+//! What was made in the kernel for one of our instances: written before it is made, removed when it is gone.
+//!
+//! It is how an instance of ours is told from one that another program made, even if both have the same name.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Settings;
+use super::ids::{InstanceId, InstanceName, PhysicalCpu};
+use crate::keeper::{remove_all, write_atomically};
+
+/// Its name in the runtime folder.
+pub(super) const NAME: &str = "multikernel.json";
+
+/// An instance in the kernel that is ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(super) settings: Settings,
+    pub(super) name: InstanceName,
+    pub(super) id: InstanceId,
+    pub(super) memory_bytes: u64,
+    pub(super) cpus: Vec<PhysicalCpu>,
+    /// What its transactions carry, besides a number.
+    pub(super) nonce: String,
+    /// Who can stand for it again, should its keeper die.
+    pub(super) keeper_binary: PathBuf,
+    /// Whether it was seen to be there as it was wanted. Until then whatever has its name may be another's.
+    pub(super) is_made: bool,
+}
+
+impl Record {
+    pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
+        write_atomically(&dir.join(NAME), &serde_json::to_vec_pretty(self)?)
+    }
+
+    /// The record in a runtime folder, if there is one.
+    pub(super) fn read(dir: &Path) -> io::Result<Option<Self>> {
+        match std::fs::read(dir.join(NAME)) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::from),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn remove(dir: &Path) -> io::Result<()> {
+        remove_all(&[dir.join(NAME)])
+    }
+}

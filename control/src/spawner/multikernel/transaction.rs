@@ -1,0 +1,173 @@
+//! One change of what the kernel has, from intent to proof.
+//!
+//! The kernel answers a write of an overlay with its length even when nothing of it took effect, and does not say which transaction it became. So
+//! the transaction is found by what it is made of, among those that were not there before; what it says of itself is read; and what it was to
+//! change is read back, which alone counts.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::ids::InstanceName;
+use super::interface::{self, AskError, Interface};
+use super::overlay::{Change, Intent, TooLong};
+use super::tree::PoolTree;
+
+/// How long a transaction may stay pending once its overlay was taken: the kernel applies it within the write.
+const PENDING_MAX: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// A change that is in effect.
+#[derive(Debug)]
+pub(super) struct Applied {
+    /// Its transaction: `tx_N`.
+    pub(super) transaction: String,
+}
+
+/// Why a change is not in effect, or not known to be.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApplyError {
+    /// It could not be put into an overlay. Nothing was asked of the kernel.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+    /// The kernel took no overlay. Nothing changed.
+    #[error("the kernel took no overlay: {0}")]
+    NotTaken(#[source] io::Error),
+    /// Something else could not be read, before anything was asked of the kernel.
+    #[error("{0}; nothing was asked of the kernel")]
+    Before(#[source] AskError),
+    /// The overlay was taken, and what came of it could not be found out.
+    #[error("the kernel took the overlay, but what came of it is not known: {0}")]
+    Unknown(String),
+    /// It was taken and did not do what it was to do, or not all of it. What is in effect is in `report`.
+    #[error("{transaction} of the kernel is `{status}`: {report}; its reason is in the kernel's log (dmesg)")]
+    Failed { transaction: String, status: String, report: Report },
+}
+
+/// Which units of an intent are as wanted, and which are not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Report {
+    pub(super) done: Vec<String>,
+    pub(super) undone: Vec<String>,
+}
+
+impl Report {
+    fn note(&mut self, what: String, is_done: bool) {
+        if is_done { self.done.push(what) } else { self.undone.push(what) }
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let list = |units: &[String]| units.join(", ");
+        match (self.done.as_slice(), self.undone.as_slice()) {
+            (_, []) => f.write_str("all of it is in effect all the same"),
+            ([], undone) => write!(f, "nothing of it is in effect ({})", list(undone)),
+            (done, undone) => write!(f, "in effect: {}; not: {}", list(done), list(undone)),
+        }
+    }
+}
+
+/// Has the kernel do it. The caller holds the lock that keeps other programs from changing anything meanwhile.
+pub(super) fn apply(interface: &impl Interface, intent: &Intent, nonce: &str) -> Result<Applied, ApplyError> {
+    let overlay = intent.overlay(nonce)?;
+    let before = transactions(interface).map_err(ApplyError::Before)?;
+    let pool_before = interface::pool_or_none(interface).map_err(ApplyError::Before)?;
+    interface.write_once("overlays/new", &overlay).map_err(ApplyError::NotTaken)?;
+    let unknown = |error: AskError| ApplyError::Unknown(error.to_string());
+    let mine = transactions(interface)
+        .map_err(unknown)?
+        .into_iter()
+        .filter(|transaction| !before.contains(transaction))
+        .find(|transaction| is_of(interface, transaction, &overlay, nonce));
+    let Some(transaction) = mine else {
+        let lost = "no transaction carries its mark: look at overlays/ and at the kernel's log (dmesg)";
+        return Err(ApplyError::Unknown(lost.into()));
+    };
+    let status = settled_status(interface, &transaction).map_err(unknown)?;
+    let report = report(interface, intent, &pool_before).map_err(unknown)?;
+    // A success that the tree does not confirm is none; a failure that it belies is one all the same: something is as nobody wanted it.
+    if status == "applied" && report.undone.is_empty() {
+        return Ok(Applied { transaction });
+    }
+    Err(ApplyError::Failed { transaction, status, report })
+}
+
+fn transactions(interface: &impl Interface) -> Result<Vec<String>, AskError> {
+    let path = "overlays".to_owned();
+    let mut names = interface.list(&path).map_err(|source| AskError::Read { path, source })?;
+    names.retain(|name| name.starts_with("tx_"));
+    Ok(names)
+}
+
+/// Whether it was made of this overlay: by the nonce, or where the kernel does not give it back, by all its bytes.
+fn is_of(interface: &impl Interface, transaction: &str, overlay: &[u8], nonce: &str) -> bool {
+    let is_nonce = |text: Vec<u8>| {
+        let text = text.trim_ascii();
+        text.strip_suffix(b"\0").unwrap_or(text) == nonce.as_bytes()
+    };
+    let says_nonce = interface.read(&format!("overlays/{transaction}/resources")).is_ok_and(is_nonce);
+    says_nonce || interface.read(&format!("overlays/{transaction}/dtbo")).is_ok_and(|dtbo| dtbo == overlay)
+}
+
+fn settled_status(interface: &impl Interface, transaction: &str) -> Result<String, AskError> {
+    let path = format!("overlays/{transaction}/status");
+    let until = Instant::now() + PENDING_MAX;
+    loop {
+        let text = interface.read(&path).map_err(|source| AskError::Read { path: path.clone(), source })?;
+        let status = String::from_utf8_lossy(text.trim_ascii()).into_owned();
+        if status != "pending" || Instant::now() >= until {
+            return Ok(status);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// What of the intent is in effect, by what the kernel has now. `before`: what the pool had.
+fn report(interface: &impl Interface, intent: &Intent, before: &PoolTree) -> Result<Report, AskError> {
+    let mut report = Report::default();
+    match intent {
+        Intent::Create(new) => {
+            let tree = interface::instance(interface, &new.name)?;
+            report.note(format!("instance {}", new.name), tree.is_some());
+            if let Some(tree) = tree {
+                report.note(format!("its number {}", new.id), tree.id == new.id);
+                let memory = format!("its memory of {} MiB", new.memory_bytes >> 20);
+                report.note(memory, tree.memory_bytes == new.memory_bytes);
+                for cpu in &new.cpus {
+                    report.note(format!("CPU {cpu}"), tree.cpus.contains(cpu));
+                }
+                for cpu in tree.cpus.iter().filter(|cpu| !new.cpus.contains(cpu)) {
+                    report.note(format!("CPU {cpu}, which it has and was not to get"), false);
+                }
+                report.note("the CPU that it boots on".into(), tree.cpus.first() == new.cpus.first());
+            }
+        }
+        Intent::Remove(name) => {
+            report
+                .note(format!("the end of instance {name}"), interface::instance(interface, name)?.is_none());
+        }
+        Intent::PoolCpus { change, cpus } => {
+            let pool = interface::pool_or_none(interface)?;
+            for cpu in cpus {
+                let is_done = pool.cpus.contains(cpu) == (*change == Change::Add);
+                report.note(format!("CPU {cpu}"), is_done);
+            }
+        }
+        Intent::PoolMemoryAdd { bytes } => {
+            let grown =
+                interface::pool_or_none(interface)?.memory_bytes().saturating_sub(before.memory_bytes());
+            report.note(format!("{} MiB more", bytes >> 20), grown >= *bytes);
+        }
+        Intent::PoolMemoryRemove { chunk } => {
+            let chunks = interface::pool_or_none(interface)?.chunks;
+            let is_gone = !chunks.iter().any(|other| other.base == chunk.base);
+            report.note(format!("the end of the {} MiB at {:#x}", chunk.bytes >> 20, chunk.base), is_gone);
+        }
+    }
+    Ok(report)
+}
+
+/// Whether an instance of that name is there, made by whomever.
+pub(super) fn exists(interface: &impl Interface, name: &InstanceName) -> Result<bool, AskError> {
+    interface::instance(interface, name).map(|tree| tree.is_some())
+}

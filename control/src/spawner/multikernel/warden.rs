@@ -1,0 +1,330 @@
+//! The warden: a process that stands for a kernel which is none of this host's processes.
+//!
+//! Its keeper runs it as it would run a kernel (`tombolod warden`, in the runtime folder), so that everything that holds for other kernels holds
+//! here: it ends when the kernel ends, and how it exits says how. It
+//! - opens the kernel's console before it starts it, and carries it to the keeper, which records it;
+//! - starts the kernel, unless it runs already (a keeper that died, and was replaced);
+//! - carries the doorbell between the keeper and the kernel;
+//! - looks at the kernel's status, of which nothing notifies (there is no event to wait for in the kernel's file system);
+//! - ends it by force when the keeper says so (SIGTERM), and says when that does not help;
+//! - gives back what the kernel had once it has ended.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal as NixSignal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, getpid, kill_process};
+
+use super::hold::Hold;
+use super::interface::InstanceStatus;
+use super::record::Record;
+use super::settings::Wake;
+use crate::keeper::{Job, names};
+
+/// How often the kernel's status is read: an end is told this much later at most.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long after its end a kernel's console may still have something to say: nothing tells that it has said all.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+/// Bytes carried at once.
+const CHUNK: usize = 16 * 1024;
+
+/// What the console of a kernel that ended in good order says last, whichever way it ended.
+const FAREWELLS: [&[u8]; 3] = [b"reboot: Power down", b"reboot: System halted", b"reboot: Restarting system"];
+/// What every panic says.
+const PANIC: &[u8] = b"Kernel panic - not syncing";
+/// How the warden exits.
+const EXIT_PANICKED: u8 = 1;
+/// It ended, and nobody said why.
+const EXIT_SILENT: u8 = 3;
+/// As a shell does for a program that it could not execute.
+const EXIT_NOT_STARTED: u8 = 127;
+
+/// The subcommand's body: `tombolod warden`, in a runtime folder.
+pub fn run(_args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match Warden::start(Path::new(".")) {
+        Ok(mut warden) => warden.stand(),
+        Err(reason) => {
+            println!("tombolo: {reason}");
+            if let Err(error) = fs::write(names::EXEC_ERROR, &reason) {
+                println!("tombolo: could not write {}: {error}", names::EXEC_ERROR);
+            }
+            ExitCode::from(EXIT_NOT_STARTED)
+        }
+    }
+}
+
+struct Warden {
+    record: Record,
+    signals: SignalFd,
+    /// The keeper's end of the console is our stdio.
+    console: Option<File>,
+    /// Bytes from people that wait for the kernel to read them.
+    doorbell: Option<UnixStream>,
+    line: Line,
+    tail: Tail,
+}
+
+impl Warden {
+    /// Opens what there is to open, and starts the kernel.
+    fn start(dir: &Path) -> Result<Self, String> {
+        let record = Record::read(dir)
+            .map_err(|error| format!("could not read what there is to stand for: {error}"))?
+            .ok_or("there is nothing to stand for here")?;
+        let signals = block_signals().map_err(|error| format!("could not watch signals: {error}"))?;
+        let doorbell = tombolo_agent::inherited_fd(Job::DOORBELL_FD).map(UnixStream::from);
+        let doorbell = doorbell.map_err(|error| format!("could not take over the doorbell: {error}"))?;
+        doorbell.set_nonblocking(true).map_err(|error| format!("could not prepare the doorbell: {error}"))?;
+        let line =
+            Line::open(&record).map_err(|error| format!("could not open the kernel's line: {error}"))?;
+        // Before it starts: what it says first is heard by nobody who comes later.
+        let console = open_console(&record);
+        let hold = Hold::of(&record);
+        if hold.status()? != Some(InstanceStatus::Active) {
+            hold.boot()?;
+        }
+        Ok(Self { console, signals, doorbell: Some(doorbell), line, tail: Tail::default(), record })
+    }
+
+    fn stand(&mut self) -> ExitCode {
+        let mut was_forced = false;
+        let mut next_look = Instant::now();
+        loop {
+            self.carry(next_look.saturating_duration_since(Instant::now()));
+            if self.was_told_to_end() {
+                was_forced = true;
+                if let Err(reason) = Hold::of(&self.record).end(|step| say(&format!("{step} halt"))) {
+                    say(&reason);
+                }
+            }
+            if Instant::now() >= next_look {
+                next_look = Instant::now() + LOOK;
+                match Hold::of(&self.record).status() {
+                    Ok(Some(InstanceStatus::Active)) => {}
+                    Ok(_) => return self.bury(was_forced),
+                    // It may run: as long as nobody knows, it does.
+                    Err(reason) => say(&reason),
+                }
+            }
+        }
+    }
+
+    /// The kernel has ended: hears its last words, gives back what it had, and tells how it ended by ending likewise.
+    fn bury(&mut self, was_forced: bool) -> ExitCode {
+        let until = Instant::now() + LAST_WORDS;
+        while Instant::now() < until {
+            self.carry(until.saturating_duration_since(Instant::now()));
+        }
+        match Hold::of(&self.record).release() {
+            Ok(()) => {
+                if let Err(error) = Record::remove(Path::new(".")) {
+                    say(&format!("what was made is given back, but noted still: {error}"));
+                }
+            }
+            Err(reason) => say(&format!("what the kernel had is not given back: {reason}")),
+        }
+        if self.tail.has(PANIC) {
+            return ExitCode::from(EXIT_PANICKED);
+        }
+        if FAREWELLS.iter().any(|farewell| self.tail.has(farewell)) {
+            return ExitCode::SUCCESS;
+        }
+        if was_forced {
+            let _ = kill_process(getpid(), Signal::KILL);
+        }
+        ExitCode::from(EXIT_SILENT)
+    }
+
+    /// Carries bytes until something is to be looked at, for so long at most.
+    fn carry(&mut self, at_most: Duration) {
+        let stdin = io::stdin();
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        if let Some(console) = &self.console {
+            fds.push(PollFd::new(console, PollFlags::IN));
+            fds.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
+        }
+        fds.extend(self.doorbell.as_ref().map(|doorbell| PollFd::new(doorbell, PollFlags::IN)));
+        fds.extend(self.line.sockets().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        let wait = Timespec::try_from(at_most).ok();
+        let _ = poll(&mut fds, wait.as_ref()); // a timeout or a signal: either way, look at everything
+        drop(fds);
+        self.carry_console();
+        self.line.accept();
+        self.carry_doorbell();
+    }
+
+    fn carry_console(&mut self) {
+        let mut buffer = [0; CHUNK];
+        let Some(console) = &mut self.console else { return };
+        loop {
+            match console.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => {
+                    self.tail.push(&buffer[..n]);
+                    let mut out = io::stdout().lock();
+                    if out.write_all(&buffer[..n]).and_then(|()| out.flush()).is_err() {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    say(&format!("the console cannot be read any more: {error}"));
+                    self.console = None;
+                    return;
+                }
+            }
+        }
+        // What people type. A kernel that reads none of it loses it, as on a serial line.
+        if is_readable(io::stdin().as_fd())
+            && let Ok(n) = rustix::io::read(io::stdin().as_fd(), &mut buffer)
+            && n > 0
+        {
+            let _ = console.write(&buffer[..n]);
+        }
+    }
+
+    fn carry_doorbell(&mut self) {
+        let mut buffer = [0; CHUNK];
+        let Some(doorbell) = &mut self.doorbell else { return };
+        loop {
+            match doorbell.read(&mut buffer) {
+                Ok(0) => {
+                    self.doorbell = None;
+                    return;
+                }
+                // A bell that finds no room is one of many that wait there already.
+                Ok(n) => self.line.write(&buffer[..n]),
+                Err(_) => break,
+            }
+        }
+        while let Some(n) = self.line.read(&mut buffer) {
+            let _ = doorbell.write(&buffer[..n]);
+        }
+    }
+
+    fn was_told_to_end(&self) -> bool {
+        let mut told = false;
+        while let Ok(Some(_)) = self.signals.read_signal() {
+            told = true;
+        }
+        told
+    }
+}
+
+/// The kernel's end of the doorbell.
+#[derive(Debug, Default)]
+struct Line {
+    listener: Option<UnixListener>,
+    socket: Option<UnixStream>,
+}
+
+impl Line {
+    fn open(record: &Record) -> io::Result<Self> {
+        let Some(Wake::Line { socket, .. }) = &record.settings.doorbell else { return Ok(Self::default()) };
+        let path = socket.replace("{id}", &record.id.to_string());
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener: Some(listener), socket: None })
+    }
+
+    fn sockets(&self) -> impl Iterator<Item = std::os::fd::BorrowedFd<'_>> {
+        let listener = self.listener.as_ref().map(|listener| listener.as_fd());
+        listener.into_iter().chain(self.socket.as_ref().map(|socket| socket.as_fd()))
+    }
+
+    /// Whoever dials last has the line: an earlier one is gone, or will be.
+    fn accept(&mut self) {
+        while let Some(Ok((socket, _))) = self.listener.as_ref().map(UnixListener::accept) {
+            self.socket = socket.set_nonblocking(true).is_ok().then_some(socket);
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(socket) = &mut self.socket {
+            let _ = socket.write(bytes);
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        match self.socket.as_mut()?.read(buffer) {
+            Ok(n) if n > 0 => Some(n),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                None
+            }
+            _ => {
+                self.socket = None;
+                None
+            }
+        }
+    }
+}
+
+/// The last that the console said.
+#[derive(Debug, Default)]
+struct Tail(Vec<u8>);
+
+impl Tail {
+    const BYTES: usize = 16 * 1024;
+
+    fn push(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+        let excess = self.0.len().saturating_sub(Self::BYTES);
+        self.0.drain(..excess);
+    }
+
+    fn has(&self, text: &[u8]) -> bool {
+        self.0.windows(text.len()).any(|window| window == text)
+    }
+}
+
+/// A console that cannot be had costs the kernel its log, not its life.
+fn open_console(record: &Record) -> Option<File> {
+    let path = record.settings.console.as_deref()?;
+    let open = || -> io::Result<File> {
+        let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        let mut file = OpenOptions::new().read(true).write(true).custom_flags(nonblocking).open(path)?;
+        file.write_all(record.id.to_string().as_bytes())?;
+        Ok(file)
+    };
+    match open() {
+        Ok(file) => Some(file),
+        Err(error) => {
+            say(&format!("the console {} cannot be had, and is not recorded: {error}", path.display()));
+            None
+        }
+    }
+}
+
+fn block_signals() -> io::Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    for signal in [NixSignal::SIGTERM, NixSignal::SIGINT, NixSignal::SIGHUP] {
+        mask.add(signal);
+    }
+    mask.thread_block()?;
+    Ok(SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
+fn is_readable(fd: std::os::fd::BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// A line of ours in the kernel's console log.
+fn say(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "\r\ntombolo: {text}\r").and_then(|()| out.flush());
+}
