@@ -60,6 +60,8 @@ impl Job {
     pub const EVENTS_FD: i32 = 101;
     /// The same of the connection to the back end of a device.
     pub const BACKEND_FD: i32 = 102;
+    /// How a warden exits whose kernel ended without a word (see [`ExitHow::Unexplained`]).
+    pub const EXIT_UNEXPLAINED: u8 = 3;
     /// Default of [`Job::console_bytes_max`]: 4 MiB, twice that on disk.
     pub const CONSOLE_BYTES_MAX: u64 = 4 << 20;
 }
@@ -108,6 +110,8 @@ pub enum ExitHow {
     Code(i32),
     /// It could not be started at all; the text says why.
     NeverRan(String),
+    /// It ended, and neither its console nor whoever ended it says how.
+    Unexplained,
     /// Nobody saw how: its keeper died first, and the kernel with it.
     Lost,
 }
@@ -146,6 +150,7 @@ impl fmt::Display for ExitHow {
             Self::Signaled(signal) => write!(f, "killed by signal {signal}"),
             Self::Code(code) => write!(f, "exited with status {code}"),
             Self::NeverRan(reason) => write!(f, "never ran: {reason}"),
+            Self::Unexplained => f.write_str("ended, and nothing says how"),
             Self::Lost => f.write_str("lost: its keeper died, and the kernel with it"),
         }
     }

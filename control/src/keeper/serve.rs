@@ -420,6 +420,14 @@ impl Keeper {
             (Some(EXIT_NOT_EXECUTED), Ok(reason)) => ExitHow::NeverRan(reason),
             _ => ExitHow::classify(status.code(), status.signal(), self.log.tail()),
         };
+        let how = match how {
+            ExitHow::Code(code)
+                if self.record.kind == SpawnerKind::Multikernel && code == i32::from(Job::EXIT_UNEXPLAINED) =>
+            {
+                ExitHow::Unexplained
+            }
+            how => how,
+        };
         let how = match &mut self.account {
             Some(account) => account.how_it_ended(how),
             None => how,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tombolo_agent::config::{AgentConfig, Hex, Secret};
-use tombolo_transport::pool::Member;
+use tombolo_transport::pool::{Member, Phase};
 use tombolo_transport::{Cid, Incarnation};
 
 use super::Instance;
@@ -253,7 +253,7 @@ impl Instance {
     /// What is to be done about a kernel that has ended.
     pub(super) async fn bury(&mut self, exit: Exit) {
         self.stop_killing();
-        let (end, now_ns, now_unix_ns) = (end_of(&exit.how), self.now_ns(), unix_ns());
+        let (end, now_ns, now_unix_ns) = (self.end_of(&exit.how), self.now_ns(), unix_ns());
         if let Some(beats) = self.beats() {
             self.monitor.heartbeat(now_ns, beats);
         }
@@ -272,6 +272,13 @@ impl Instance {
             reaped_to_noticed_ms: Some(now_unix_ns.saturating_sub(exit.at_unix_ns) / 1_000_000),
         };
         let _ = self.step(Input::Ended(end), vec![died]).await;
+    }
+
+    /// How its kernel ended, by what the keeper saw and what the agent left in the pool.
+    pub(super) fn end_of(&self, how: &ExitHow) -> End {
+        let status = self.shared.pool.heartbeat(Member(self.record.member));
+        let is_of_this_boot = Some(status.incarnation) == self.record.incarnation;
+        end_of(how, is_of_this_boot && status.phase == Phase::Stopped)
     }
 
     pub(super) fn note_end(&mut self, end: End, at_unix_ns: u64) {
@@ -383,8 +390,8 @@ async fn wait_for_the_end(kernel: Kernel) -> Exit {
     }
 }
 
-/// How a kernel ended, in the words of the lifecycle.
-pub(super) fn end_of(how: &ExitHow) -> End {
+/// How a kernel ended, in the words of the lifecycle. `farewell`: whether the last that its agent said was that it is about to power off.
+fn end_of(how: &ExitHow, farewell: bool) -> End {
     match how {
         ExitHow::PoweredOff => End::PoweredOff,
         ExitHow::Panicked => End::Panicked,
@@ -392,7 +399,8 @@ pub(super) fn end_of(how: &ExitHow) -> End {
         ExitHow::Code(code) => End::Exited(*code),
         // What a shell says of a program that cannot be run.
         ExitHow::NeverRan(_) => End::Exited(126),
-        ExitHow::Lost => End::Vanished,
+        ExitHow::Unexplained if farewell => End::PoweredOff,
+        ExitHow::Unexplained | ExitHow::Lost => End::Vanished,
     }
 }
 
@@ -408,4 +416,17 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn end_that_nothing_explains_is_in_good_order_only_if_the_agent_took_its_leave() {
+        assert_eq!(end_of(&ExitHow::Unexplained, true), End::PoweredOff);
+        assert_eq!(end_of(&ExitHow::Unexplained, false), End::Vanished);
+        assert_eq!(end_of(&ExitHow::Panicked, true), End::Panicked, "what was seen counts more than what was said");
+        assert_eq!(end_of(&ExitHow::Lost, true), End::Vanished);
+    }
 }

@@ -343,7 +343,7 @@ impl Instance {
         self.kernel = Some(adopted);
         match status {
             Ok(KernelStatus::Running) => Found::Alive,
-            Ok(KernelStatus::Exited(exit)) => Found::Dead(effects::end_of(&exit.how)),
+            Ok(KernelStatus::Exited(exit)) => Found::Dead(self.end_of(&exit.how)),
             Err(_) => Found::Alive,
         }
     }

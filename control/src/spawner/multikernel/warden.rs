@@ -43,8 +43,6 @@ const FAREWELLS: [&[u8]; 3] = [b"reboot: Power down", b"reboot: System halted", 
 const PANIC: &[u8] = b"Kernel panic - not syncing";
 /// How the warden exits.
 const EXIT_PANICKED: u8 = 1;
-/// It ended, and nobody said why.
-const EXIT_SILENT: u8 = 3;
 /// As a shell does for a program that it could not execute.
 const EXIT_NOT_STARTED: u8 = 127;
 
@@ -140,7 +138,7 @@ impl Warden {
         if was_forced {
             let _ = kill_process(getpid(), Signal::KILL);
         }
-        ExitCode::from(EXIT_SILENT)
+        ExitCode::from(Job::EXIT_UNEXPLAINED)
     }
 
     /// Carries bytes until something is to be looked at, for so long at most.
