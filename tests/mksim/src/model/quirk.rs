@@ -1,0 +1,155 @@
+//! What the kernel does that its documents do not say, one switch each.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
+
+/// A trap of the kernel's interface. Each can be switched off, to see whether a caller depends on it, and on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Quirk {
+    /// `write` to `overlays/new` gives the byte count even when the operations failed. Off: it gives their errno.
+    WriteSucceedsOnFailure,
+    /// The counter of transactions starts at 1 and is incremented first. Off: the first is 1.
+    FirstTransactionIsTwo,
+    /// A write to `overlays/new` is cut at one page. Off: it is taken whole.
+    WriteClippedAtPage,
+    /// Operations and items of unknown name are skipped. Off: they are EINVAL.
+    UnknownItemsIgnored,
+    /// An instance is created without the CPUs and devices that could not be had. Off: EBUSY or ENODEV.
+    CreateShortageWarns,
+    /// What ran before the failed operation of an overlay stays. Off: it is undone.
+    HalfAppliedOverlay,
+    /// `rmdir` of a transaction undoes all its operations. Off: only those that ran.
+    RmdirUndoesWhatNeverRan,
+    /// A panic leaves the state `loaded`. Off: `failed`.
+    PanicLooksLikeHalt,
+    /// A kernel that hangs stays `active`. Off: `failed`.
+    HangStaysActive,
+    /// Unloading is not refused while the image runs. Off: EBUSY.
+    UnloadOfActive,
+    /// An acknowledgement is matched by operation and resource alone. Off: also by message.
+    LateAckCompletesNext,
+    /// Spawned kernels bring CPUs online and their acknowledgement is lost. Off by default: a fault, not a rule.
+    CpuAddAckLost,
+    /// Memory is added to an instance at the first range that fits. Off: exactly at the range named.
+    FirstFitBase,
+    /// Whoever finds the kexec lock taken gets EBUSY. Off: nobody looks at it.
+    BusyWhileLocked,
+    /// An item that is not acknowledged within 10 s is ETIMEDOUT. Off: it is waited for without end.
+    ItemTimesOut,
+    /// A halt that is not acknowledged within 30 s is ETIMEDOUT. Off: it is waited for without end.
+    HaltTimesOut,
+    /// Memory of an instance is one range, so that a fragmented pool is ENOMEM. Off: it may be pieced together.
+    FragmentationFails,
+    /// `empty` and `failed` are never seen. Off: an instance without CPUs is `empty`, one halted by force `failed`.
+    FailedAndEmptyNeverSet,
+    /// `reboot` of the host is EPERM. Off: the stand-in's host restarts, with all it had lost.
+    HostRebootRefused,
+}
+
+impl Quirk {
+    /// All of them.
+    pub const ALL: [Self; 19] = [
+        Self::WriteSucceedsOnFailure,
+        Self::FirstTransactionIsTwo,
+        Self::WriteClippedAtPage,
+        Self::UnknownItemsIgnored,
+        Self::CreateShortageWarns,
+        Self::HalfAppliedOverlay,
+        Self::RmdirUndoesWhatNeverRan,
+        Self::PanicLooksLikeHalt,
+        Self::HangStaysActive,
+        Self::UnloadOfActive,
+        Self::LateAckCompletesNext,
+        Self::CpuAddAckLost,
+        Self::FirstFitBase,
+        Self::BusyWhileLocked,
+        Self::ItemTimesOut,
+        Self::HaltTimesOut,
+        Self::FragmentationFails,
+        Self::FailedAndEmptyNeverSet,
+        Self::HostRebootRefused,
+    ];
+
+    /// Its name on command lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WriteSucceedsOnFailure => "write-succeeds-on-failure",
+            Self::FirstTransactionIsTwo => "first-transaction-is-two",
+            Self::WriteClippedAtPage => "write-clipped-at-page",
+            Self::UnknownItemsIgnored => "unknown-items-ignored",
+            Self::CreateShortageWarns => "create-shortage-warns",
+            Self::HalfAppliedOverlay => "half-applied-overlay",
+            Self::RmdirUndoesWhatNeverRan => "rmdir-undoes-what-never-ran",
+            Self::PanicLooksLikeHalt => "panic-looks-like-halt",
+            Self::HangStaysActive => "hang-stays-active",
+            Self::UnloadOfActive => "unload-of-active",
+            Self::LateAckCompletesNext => "late-ack-completes-next",
+            Self::CpuAddAckLost => "cpu-add-ack-lost",
+            Self::FirstFitBase => "first-fit-base",
+            Self::BusyWhileLocked => "busy-while-locked",
+            Self::ItemTimesOut => "item-times-out",
+            Self::HaltTimesOut => "halt-times-out",
+            Self::FragmentationFails => "fragmentation-fails",
+            Self::FailedAndEmptyNeverSet => "failed-and-empty-never-set",
+            Self::HostRebootRefused => "host-reboot-refused",
+        }
+    }
+
+    /// Whether the newest kernel has it.
+    pub fn is_default(self) -> bool {
+        self != Self::CpuAddAckLost
+    }
+}
+
+impl fmt::Display for Quirk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Quirk {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|quirk| quirk.name() == text).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|quirk| quirk.name()).collect();
+            format!("there is no quirk {text:?}; there are {}", names.join(", "))
+        })
+    }
+}
+
+impl Serialize for Quirk {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// Which quirks are on. Default: those of the newest kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Quirks(BTreeSet<Quirk>);
+
+impl Default for Quirks {
+    fn default() -> Self {
+        Self(Quirk::ALL.into_iter().filter(|quirk| quirk.is_default()).collect())
+    }
+}
+
+impl Quirks {
+    /// Whether this one is on.
+    pub fn has(&self, quirk: Quirk) -> bool {
+        self.0.contains(&quirk)
+    }
+
+    /// Switches one.
+    pub fn set(&mut self, quirk: Quirk, on: bool) {
+        if on {
+            self.0.insert(quirk);
+        } else {
+            self.0.remove(&quirk);
+        }
+    }
+}
