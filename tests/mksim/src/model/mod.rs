@@ -46,6 +46,7 @@ pub use files::{Entry, EntryKind};
 pub use guest::{GUEST_LATENCY_NS, Guest, Message, MessageOp, Resource};
 pub use host::Host;
 pub use instance::{Instance, Loaded, Region, State};
+pub(crate) use kexec::load_id;
 pub use kexec::{Image, ImageFormat, KEXEC_MULTIKERNEL, KEXEC_UNLOAD, LoadRequest, RebootCommand};
 pub use machine::{Effect, Machine, Reply, Snapshot, Ticket};
 pub use pool::{Chunk, Pool, Range};
