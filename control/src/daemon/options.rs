@@ -37,6 +37,9 @@ pub struct Options {
     /// The driver for instances that name none: uml, qemu, multikernel or process [default: uml where it can run]
     #[arg(long, value_name = "DRIVER")]
     pub spawner: Option<SpawnerKind>,
+    /// The file that is the pool: one that kernels can reach, on DAXFS say [default: one in /dev/shm]
+    #[arg(long, env = "TOMBOLO_POOL", value_name = "FILE")]
+    pub pool: Option<PathBuf>,
     /// Members of a new pool, the primary included: 2 to 64
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=64), value_name = "N")]
     pub pool_members: u32,
@@ -152,7 +155,11 @@ impl Places {
             Some(path) => std::path::absolute(path)?,
             None => beside("tombolo-agent"),
         };
-        Ok(Self { pool: paths::pool(&state_dir), state_dir, runtime_dir, agent_binary, keeper_binary })
+        let pool = match &options.pool {
+            Some(path) => std::path::absolute(path)?,
+            None => paths::pool(&state_dir),
+        };
+        Ok(Self { pool, state_dir, runtime_dir, agent_binary, keeper_binary })
     }
 
     /// The socket for `tombolo`.

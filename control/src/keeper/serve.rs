@@ -422,7 +422,8 @@ impl Keeper {
         };
         let how = match how {
             ExitHow::Code(code)
-                if self.record.kind == SpawnerKind::Multikernel && code == i32::from(Job::EXIT_UNEXPLAINED) =>
+                if self.record.kind == SpawnerKind::Multikernel
+                    && code == i32::from(Job::EXIT_UNEXPLAINED) =>
             {
                 ExitHow::Unexplained
             }

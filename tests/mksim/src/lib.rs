@@ -27,4 +27,5 @@ mod terminals;
 mod world;
 
 /// What every surface of the stand-in says.
-pub const BANNER: &str = "STAND-IN for Multikernel Linux: a test double, no isolation, User-mode Linux kernels";
+pub const BANNER: &str =
+    "STAND-IN for Multikernel Linux: a test double, no isolation, User-mode Linux kernels";

@@ -67,6 +67,10 @@ struct RunArgs {
     /// Trap to switch off; may be repeated
     #[arg(long, value_name = "NAME")]
     no_quirk: Vec<Quirk>,
+    /// A file that every kernel has as /dev/mmapper, where no buffer of the DMA heap was allocated: what a file on DAXFS is
+    /// to the real ones
+    #[arg(long, value_name = "FILE")]
+    share: Option<PathBuf>,
     /// Seconds of the machine in one second, for its time-outs of 10 s and 30 s
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     clock_speed: f64,
@@ -150,7 +154,13 @@ fn options(args: RunArgs) -> run::Options {
     };
     args.quirk.into_iter().for_each(|quirk| machine.quirks.set(quirk, true));
     args.no_quirk.into_iter().for_each(|quirk| machine.quirks.set(quirk, false));
-    run::Options { dir: args.dir, machine, clock_speed: args.clock_speed, command: args.command }
+    run::Options {
+        dir: args.dir,
+        machine,
+        share: args.share,
+        clock_speed: args.clock_speed,
+        command: args.command,
+    }
 }
 
 fn ctl(args: &CtlArgs) -> anyhow::Result<u8> {

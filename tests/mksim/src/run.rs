@@ -26,6 +26,8 @@ pub struct Options {
     pub dir: Option<PathBuf>,
     /// The machine.
     pub machine: MachineConfig,
+    /// What every kernel has as `/dev/mmapper` while the DMA heap has no buffer. It may be made after the start.
+    pub share: Option<PathBuf>,
     /// How many seconds of the machine pass in one. Positive. Default 1.
     pub clock_speed: f64,
     /// The command and its arguments.
@@ -40,7 +42,10 @@ const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
 /// # Errors
 /// What could not be set up; the command did not run then, or was killed.
 pub fn run(options: Options) -> anyhow::Result<u8> {
-    anyhow::ensure!(options.clock_speed > 0.0 && options.clock_speed.is_finite(), "the clock must go forward");
+    anyhow::ensure!(
+        options.clock_speed > 0.0 && options.clock_speed.is_finite(),
+        "the clock must go forward"
+    );
     eprintln!("tombolo-mksim: {}", crate::BANNER);
     // Signals that are passed on are blocked in all threads that follow.
     let passed_on = SigSet::from_iter([Signal::SIGTERM, Signal::SIGHUP]);
@@ -57,13 +62,16 @@ pub fn run(options: Options) -> anyhow::Result<u8> {
     std::fs::create_dir_all(dir.join("mnt")).with_context(|| format!("make {}", dir.display()))?;
     eprintln!("tombolo-mksim: STAND-IN: control with `tombolo-mksim ctl --dir {}`", dir.display());
 
-    let world = World::new(Machine::new(options.machine), &dir, options.clock_speed);
+    let world = World::new(Machine::new(options.machine), &dir, options.share, options.clock_speed);
     let files = dir.join("mnt");
     let session = Session::new(Files::new(Arc::clone(&world)), &files, &mount_options())
         .context("mount the file system (this needs /dev/fuse)")?;
     let session = session.spawn().context("serve the file system")?;
     namespace::lay_out(&files)?;
-    spawn("clock", { let world = Arc::clone(&world); move || world.keep_time() })?;
+    spawn("clock", {
+        let world = Arc::clone(&world);
+        move || world.keep_time()
+    })?;
     spawn("interrupts", {
         let world = Arc::clone(&world);
         move || {

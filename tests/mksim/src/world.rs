@@ -23,6 +23,8 @@ pub(crate) struct World {
     clock_speed: f64,
     /// Where everything is: control socket, links, images, logs.
     pub(crate) dir: PathBuf,
+    /// What kernels have as `/dev/mmapper` while the DMA heap has no buffer.
+    share: Option<PathBuf>,
     /// What `/dev/mktty` serves.
     pub(crate) terminals: Terminals,
     log: Mutex<Option<File>>,
@@ -37,7 +39,7 @@ struct State {
 }
 
 impl World {
-    pub(crate) fn new(machine: Machine, dir: &Path, clock_speed: f64) -> Arc<Self> {
+    pub(crate) fn new(machine: Machine, dir: &Path, share: Option<PathBuf>, clock_speed: f64) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 machine,
@@ -49,6 +51,7 @@ impl World {
             started: Instant::now(),
             clock_speed,
             dir: dir.to_owned(),
+            share,
             terminals: Terminals::default(),
             log: Mutex::new(File::create(dir.join("dmesg")).ok()),
         })
@@ -109,6 +112,7 @@ impl World {
                 Effect::Log(line) => self.log(&line),
                 Effect::Boot { id, name, memory_bytes, cmdline, .. } => {
                     let heap = state.heap.last().map(|(_, file)| Arc::clone(file));
+                    let heap = heap.or_else(|| self.shared_file());
                     let order = BootOrder { id, name, memory_bytes, cmdline, heap };
                     match Kernel::boot(self, order) {
                         Ok(kernel) => {
@@ -161,6 +165,18 @@ impl World {
     /// The kernel that an instance runs.
     pub(crate) fn kernel(&self, id: u32) -> Option<Arc<Kernel>> {
         self.lock().kernels.get(&id).cloned()
+    }
+
+    /// The file that stands for what kernels share, if it is there.
+    fn shared_file(&self) -> Option<Arc<File>> {
+        let path = self.share.as_ref()?;
+        match File::options().read(true).write(true).open(path) {
+            Ok(file) => Some(Arc::new(file)),
+            Err(error) => {
+                self.log(&format!("cannot share {}: {error}", path.display()));
+                None
+            }
+        }
     }
 
     /// Notes a buffer of the DMA heap: what kernels booted from now on see as `/dev/mmapper`.

@@ -426,7 +426,11 @@ mod tests {
     fn end_that_nothing_explains_is_in_good_order_only_if_the_agent_took_its_leave() {
         assert_eq!(end_of(&ExitHow::Unexplained, true), End::PoweredOff);
         assert_eq!(end_of(&ExitHow::Unexplained, false), End::Vanished);
-        assert_eq!(end_of(&ExitHow::Panicked, true), End::Panicked, "what was seen counts more than what was said");
+        assert_eq!(
+            end_of(&ExitHow::Panicked, true),
+            End::Panicked,
+            "what was seen counts more than what was said"
+        );
         assert_eq!(end_of(&ExitHow::Lost, true), End::Vanished);
     }
 }

@@ -227,7 +227,8 @@ fn start(world: &Arc<World>, order: &BootOrder, folder: &Path) -> anyhow::Result
     anyhow::ensure!(image.is_file(), "the image is not in place");
     let (link, link_of_kernel) = std::os::unix::net::UnixStream::pair().context("make the link")?;
     let (output, output_of_kernel) = io::pipe().context("make the console")?;
-    let heap = order.heap.as_ref().map(|heap| format!("/proc/{}/fd/{}", std::process::id(), heap.as_raw_fd()));
+    let heap =
+        order.heap.as_ref().map(|heap| format!("/proc/{}/fd/{}", std::process::id(), heap.as_raw_fd()));
     let argv = arguments::arguments(order, link_of_kernel.as_raw_fd(), folder, heap.as_deref());
     let mut command = Command::new("/proc/self/exe");
     command

@@ -168,8 +168,10 @@ fn heap_allocate(
 /// `struct dma_heap_allocation_data`: u64 len, u32 fd (out), u32 fd_flags, u64 heap_flags.
 fn allocate(world: &Arc<World>, listener: &Listener, call: &seccomp_notif, at: u64) -> Result<u64, Errno> {
     let data = read_memory(call.pid, at, 24)?;
-    let word = |from: usize| data.get(from..from + 4).and_then(|word| word.try_into().ok()).map(u32::from_ne_bytes);
-    let len = data.get(..8).and_then(|len| len.try_into().ok()).map(u64::from_ne_bytes).ok_or(Errno::FAULT)?;
+    let word =
+        |from: usize| data.get(from..from + 4).and_then(|word| word.try_into().ok()).map(u32::from_ne_bytes);
+    let len =
+        data.get(..8).and_then(|len| len.try_into().ok()).map(u64::from_ne_bytes).ok_or(Errno::FAULT)?;
     let (fd, fd_flags) = (word(8).ok_or(Errno::FAULT)?, word(12).ok_or(Errno::FAULT)?);
     let known_flags = (libc::O_CLOEXEC | libc::O_ACCMODE) as u32;
     if fd != 0 || fd_flags & !known_flags != 0 || data[16..].iter().any(|byte| *byte != 0) {
@@ -180,7 +182,8 @@ fn allocate(world: &Arc<World>, listener: &Listener, call: &seccomp_notif, at: u
         world.act(|machine, _| machine.heap_free(range));
         errno
     };
-    let memory = rustix::fs::memfd_create("mksim-heap", rustix::fs::MemfdFlags::CLOEXEC).map_err(give_back)?;
+    let memory =
+        rustix::fs::memfd_create("mksim-heap", rustix::fs::MemfdFlags::CLOEXEC).map_err(give_back)?;
     rustix::fs::ftruncate(&memory, range.size).map_err(give_back)?;
     let number = sys::add_fd(
         listener.as_fd(),

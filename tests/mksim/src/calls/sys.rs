@@ -50,14 +50,16 @@ pub(super) fn is_valid(listener: BorrowedFd<'_>, id: u64) -> bool {
 /// Answers a call: with a value, with a negative errno, or by letting it through.
 pub(super) fn answer(listener: BorrowedFd<'_>, mut answer: seccomp_notif_resp) -> io::Result<()> {
     // SAFETY: the request takes a pointer to such a structure, and reads it.
-    let result = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) };
+    let result =
+        unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) };
     check(result).map(|_| ())
 }
 
 /// Puts a descriptor into the process that waits, and gives its number there.
 pub(super) fn add_fd(listener: BorrowedFd<'_>, add: seccomp_notif_addfd) -> io::Result<c_int> {
     // SAFETY: the request takes a pointer to such a structure, and reads it.
-    let result = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD, &raw const add) };
+    let result =
+        unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD, &raw const add) };
     check(result)
 }
 

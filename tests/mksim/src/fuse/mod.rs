@@ -12,8 +12,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use fuser::{
     BsdFileFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner,
     OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyPoll, ReplyWrite, Request,
-    TimeOrNow, WriteFlags,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyPoll, ReplyWrite, Request, TimeOrNow,
+    WriteFlags,
 };
 
 use crate::model::{EntryKind, Errno};
@@ -71,7 +71,8 @@ impl Files {
         let (kind, perm, size) = match kind {
             EntryKind::Dir => (FileType::Directory, 0o755, 0),
             EntryKind::File { mode } => {
-                let size = if matches!(path, MKTTY | HEAP) { 0 } else { self.content(path).map_or(0, |c| c.len()) };
+                let size =
+                    if matches!(path, MKTTY | HEAP) { 0 } else { self.content(path).map_or(0, |c| c.len()) };
                 (FileType::RegularFile, mode, size as u64)
             }
         };
@@ -95,7 +96,8 @@ impl Files {
     }
 
     fn list(&self, path: &str) -> Result<Vec<(String, FileType)>, Errno> {
-        let file_type = |kind: EntryKind| if kind.is_dir() { FileType::Directory } else { FileType::RegularFile };
+        let file_type =
+            |kind: EntryKind| if kind.is_dir() { FileType::Directory } else { FileType::RegularFile };
         if path.is_empty() {
             return NAMES.iter().map(|name| Ok(((*name).to_owned(), file_type(self.kind(name)?)))).collect();
         }
@@ -191,7 +193,8 @@ impl Filesystem for Files {
             return reply.error(errno(Errno::ACCESS));
         }
         if path == MKTTY {
-            let stream = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_STREAM | FopenFlags::FOPEN_NONSEEKABLE;
+            let stream =
+                FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_STREAM | FopenFlags::FOPEN_NONSEEKABLE;
             return reply.opened(FileHandle(self.world.terminals.open()), stream);
         }
         reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
@@ -328,7 +331,15 @@ impl Filesystem for Files {
         );
     }
 
-    fn mkdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
         reply.error(errno(Errno::PERM));
     }
 

@@ -231,7 +231,8 @@ impl Machine {
 
     /// Takes the result of an operation back out of the effects if it is over already.
     pub(super) fn reply(&mut self, ticket: Ticket) -> Result<Reply, Errno> {
-        let is_own = |effect: &Effect| matches!(effect, Effect::Completed { ticket: of, .. } if *of == ticket);
+        let is_own =
+            |effect: &Effect| matches!(effect, Effect::Completed { ticket: of, .. } if *of == ticket);
         let Some(at) = self.effects.iter().position(is_own) else { return Ok(Reply::Pending(ticket)) };
         match self.effects.remove(at) {
             Some(Effect::Completed { result, .. }) => result.map(Reply::Done),

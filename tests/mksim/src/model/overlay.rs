@@ -15,15 +15,41 @@ use super::{Errno, PAGE_BYTES};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Create(Create),
-    Remove { name: String },
-    CpuAdd { owner: Owner, cpu: u64 },
-    CpuRemove { owner: Owner, cpu: u64 },
-    ChunkAdd { size: u64, node: Option<u32> },
-    ChunkRemove { range: Range },
-    RegionAdd { name: String, range: Range },
-    RegionRemove { name: String, range: Range },
-    DeviceAdd { owner: Owner, pci_id: String, alias: Option<String> },
-    DeviceRemove { owner: Owner, pci_id: String },
+    Remove {
+        name: String,
+    },
+    CpuAdd {
+        owner: Owner,
+        cpu: u64,
+    },
+    CpuRemove {
+        owner: Owner,
+        cpu: u64,
+    },
+    ChunkAdd {
+        size: u64,
+        node: Option<u32>,
+    },
+    ChunkRemove {
+        range: Range,
+    },
+    RegionAdd {
+        name: String,
+        range: Range,
+    },
+    RegionRemove {
+        name: String,
+        range: Range,
+    },
+    DeviceAdd {
+        owner: Owner,
+        pci_id: String,
+        alias: Option<String>,
+    },
+    DeviceRemove {
+        owner: Owner,
+        pci_id: String,
+    },
     /// What could not be read.
     Invalid(Errno),
 }
@@ -226,7 +252,8 @@ fn create(operation: &Tree) -> Result<Create, Errno> {
     if !memory_bytes.is_multiple_of(PAGE_BYTES) {
         return Err(Errno::INVAL);
     }
-    let first_node = |nodes: &[u8]| nodes.get(..4).and_then(|node| Some(u32::from_be_bytes(node.try_into().ok()?)));
+    let first_node =
+        |nodes: &[u8]| nodes.get(..4).and_then(|node| Some(u32::from_be_bytes(node.try_into().ok()?)));
     let node = match resources.bytes("numa-nodes") {
         Some(nodes) => Some(first_node(nodes).ok_or(Errno::INVAL)?),
         None => None,

@@ -236,7 +236,8 @@ impl Machine {
             match self.pool.as_mut().ok_or(Errno::NODEV).and_then(|pool| pool.take_device(pci_id)) {
                 Ok(device) => instance.devices.push(device),
                 Err(errno) if warns => {
-                    warnings.push(format!("device {pci_id} of {}: {errno}. Continuing without it", create.name));
+                    warnings
+                        .push(format!("device {pci_id} of {}: {errno}. Continuing without it", create.name));
                 }
                 Err(errno) => return Err(errno),
             }
@@ -277,7 +278,8 @@ fn take_memory(pool: &mut Pool, size: u64, node: Option<u32>, whole: bool) -> Re
         return Ok(vec![range]);
     }
     let right = |of: u32| node.is_none_or(|node| node == of);
-    let free: Vec<Range> = pool.free().into_iter().filter(|(_, of)| right(*of)).map(|(free, _)| free).collect();
+    let free: Vec<Range> =
+        pool.free().into_iter().filter(|(_, of)| right(*of)).map(|(free, _)| free).collect();
     if whole || free.iter().map(|free| free.size).sum::<u64>() < size {
         return Err(Errno::NOMEM);
     }

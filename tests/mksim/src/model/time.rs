@@ -74,7 +74,8 @@ impl Machine {
     }
 
     fn time_out(&mut self, now_ns: u64) {
-        let item = self.work.as_mut().and_then(|work| work.waiting.take_if(|item| item.deadline_ns <= now_ns));
+        let item =
+            self.work.as_mut().and_then(|work| work.waiting.take_if(|item| item.deadline_ns <= now_ns));
         if let Some(waiting) = item {
             let outcome = self.settle(&waiting.step, Err(Errno::TIMEDOUT));
             self.failed(&waiting.step, outcome.err().unwrap_or(Errno::TIMEDOUT));

@@ -61,8 +61,10 @@ impl Tree {
         if depth > DEPTH_MAX {
             return Err(Errno::INVAL);
         }
-        let properties =
-            node.properties().map(|property| (property.name().to_owned(), property.value().to_vec())).collect();
+        let properties = node
+            .properties()
+            .map(|property| (property.name().to_owned(), property.value().to_vec()))
+            .collect();
         let children: Result<_, _> = node.children().map(|child| Self::copy(&child, depth + 1)).collect();
         Ok(Self { name: node.name().to_owned(), properties, children: children? })
     }

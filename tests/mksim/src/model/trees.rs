@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::ToPropertyValue;
+use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 
 use super::config::{MachineConfig, PciFunction, pci_parts};
 use super::instance::Instance;
