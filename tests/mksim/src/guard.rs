@@ -1,11 +1,17 @@
 //! Processes that see to it that others end: the binary runs itself for them.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Write as _;
+use std::mem::ManuallyDrop;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitStatus};
 
 use anyhow::Context as _;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::personality::{self, Persona};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, set_parent_process_death_signal};
 
 /// First argument: become the command, and die with the parent.
@@ -14,6 +20,9 @@ pub const COMMAND: &str = "guard-command";
 pub const KERNEL: &str = "guard-kernel";
 /// First argument: be the init of such a namespace.
 const INIT: &str = "guard-init";
+
+/// Keeps kernels running on processors with more registers than they know; see `build.rs`.
+const PRELOAD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/preload.so"));
 
 /// Runs one of the guards if the arguments ask for it, and gives its exit code.
 ///
@@ -41,8 +50,23 @@ fn guard(kind: &str, argv: &[OsString]) -> anyhow::Result<u8> {
             Ok(code_of(status.context("start its init")?))
         }
         // All of the namespace ends with its init.
-        _ => Ok(code_of(Command::new(program).args(args).status().context("start the kernel")?)),
+        _ => Ok(code_of(kernel(program, args)?.status().context("start the kernel")?)),
     }
+}
+
+/// What runs a User-mode Linux kernel, as the control plane does it too (`control/src/keeper/exec.rs`).
+fn kernel(program: &OsStr, args: &[OsString]) -> anyhow::Result<Command> {
+    // Such a kernel counts all from its program to its heap as its memory: a random heap costs it up to 32 MiB.
+    let _ = personality::get().and_then(|now| personality::set(now | Persona::ADDR_NO_RANDOMIZE));
+    // Without close-on-exec: the linker opens the library by its number, after exec.
+    let library = memfd_create("mksim-xstate", MemfdFlags::empty()).context("make the library's file")?;
+    let library = ManuallyDrop::new(File::from(library));
+    (&*library).write_all(PRELOAD).context("write the library")?;
+    let folder = std::env::var_os("TMPDIR").unwrap_or_default();
+    let mut command = Command::new(program);
+    command.args(args).env_clear().env("TMPDIR", folder);
+    command.env("LD_PRELOAD", format!("/proc/self/fd/{}", library.as_raw_fd()));
+    Ok(command)
 }
 
 /// The exit code that a shell would give.

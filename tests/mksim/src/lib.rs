@@ -18,6 +18,7 @@
 mod boot;
 mod calls;
 pub mod ctl;
+pub mod dtb;
 mod fuse;
 pub mod guard;
 pub mod model;
