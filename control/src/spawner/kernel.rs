@@ -166,6 +166,22 @@ impl Kernel {
         killed.map_err(|source| SpawnError::Keeper { action: "kill", runtime_dir: dir, source })
     }
 
+    /// Has another keeper stand for it, where it runs on without the one that it had: a kernel that is no process of this host. `None`
+    /// where it has a keeper, or has ended with it.
+    ///
+    /// # Errors
+    /// [`SpawnError`] when the other keeper could not be started. The kernel runs on.
+    pub async fn stand_again(&self) -> Result<Option<Self>, SpawnError> {
+        let dir = self.runtime_dir();
+        if self.kind() != SpawnerKind::Multikernel || self.status().await.is_ok() {
+            return Ok(None);
+        }
+        match multikernel::is_active(dir) {
+            true => multikernel::stand_again(dir).await.map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// Stops it in its tracks: no instruction of it runs until [`Kernel::thaw`]. Freezing a frozen one is no error.
     ///
     /// # Errors

@@ -223,11 +223,26 @@ impl Instance {
         self.admit_agent();
         let (mailbox, watched) = (self.mailbox.clone(), kernel.clone());
         tokio::spawn(async move {
-            let exit = wait_for_the_end(watched).await;
-            mailbox.send(Message::Ended { incarnation, exit }).await;
+            let message = match wait_for_the_end(watched).await {
+                Waited::Ended(exit) => Message::Ended { incarnation, exit },
+                Waited::StoodForAgain(kernel) => Message::StoodForAgain { incarnation, kernel },
+            };
+            mailbox.send(message).await;
         });
         self.kernel = Some(kernel);
         (self.verdict, self.layer) = (self.monitor.verdict(self.now_ns()), None);
+    }
+
+    /// The keeper of a kernel died, and another is in its place.
+    pub(super) async fn stood_for_again(&mut self, incarnation: Incarnation, kernel: Kernel) {
+        if Some(incarnation) != self.record.incarnation || !self.record.life.state().may_have_kernel() {
+            return;
+        }
+        let pid = kernel.pid();
+        tracing::warn!(instance = %self.record.name, pid, "its keeper died, and another stands for it");
+        self.record.pid = Some(pid);
+        self.attend(kernel).await;
+        self.shared.note(Some(&self.record.name), EventKind::Adopted { pid }).await;
     }
 
     fn admit_agent(&self) {
@@ -370,19 +385,32 @@ async fn clear(found: Result<Kernel, SpawnError>) {
     let _ = tokio::time::timeout(KILL_MAX, clearing).await;
 }
 
+/// What comes of waiting for the end of a kernel.
+enum Waited {
+    Ended(Exit),
+    StoodForAgain(Kernel),
+}
+
 /// Waits until the kernel has ended. A keeper that cannot be asked is asked again and again: only its word, or its own end,
 /// says that a kernel has ended.
-async fn wait_for_the_end(kernel: Kernel) -> Exit {
+async fn wait_for_the_end(kernel: Kernel) -> Waited {
     let mut pause = Duration::from_millis(100);
     loop {
         match kernel.exited().await {
-            Ok(exit) => return exit,
+            Ok(exit) => return Waited::Ended(exit),
             Err(error) => {
                 tracing::warn!(
                     pid = kernel.pid(),
                     error = chain(&error),
                     "the keeper of a kernel cannot be asked"
                 );
+                match kernel.stand_again().await {
+                    Ok(Some(kernel)) => return Waited::StoodForAgain(kernel),
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::error!(error = chain(&error), "nobody stands for a kernel that runs");
+                    }
+                }
             }
         }
         tokio::time::sleep(pause).await;

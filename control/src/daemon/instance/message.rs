@@ -23,6 +23,8 @@ pub(crate) enum Message {
     Spawned { incarnation: Incarnation, outcome: Result<Kernel, String> },
     /// The keeper saw the kernel end.
     Ended { incarnation: Incarnation, exit: Exit },
+    /// The keeper of a kernel died and the kernel did not: another stands for it.
+    StoodForAgain { incarnation: Incarnation, kernel: Kernel },
     /// An agent has proven itself.
     AgentArrived(AgentArrived),
     /// An agent has said what it is.

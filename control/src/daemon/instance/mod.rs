@@ -281,6 +281,7 @@ impl Instance {
             Message::Inspect { reply } => self.inspect(reply).await,
             Message::Spawned { incarnation, outcome } => self.spawned(incarnation, outcome).await,
             Message::Ended { incarnation, exit } => self.ended(incarnation, exit).await,
+            Message::StoodForAgain { incarnation, kernel } => self.stood_for_again(incarnation, kernel).await,
             Message::AgentArrived(arrived) => self.agent_arrived(arrived).await,
             Message::AgentIntroduced { link, inventory } => self.agent_introduced(link, inventory).await,
             Message::LinkClosed { link, reason } => self.link_closed(link, reason).await,
