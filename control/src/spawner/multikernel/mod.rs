@@ -17,6 +17,7 @@ mod books;
 mod calls;
 mod hold;
 mod ids;
+mod image;
 mod interface;
 mod lock;
 mod look;
