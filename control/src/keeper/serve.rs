@@ -29,7 +29,7 @@ use super::{
     CpuLease, Exit, ExitHow, Job, KernelRecord, Process, Request, Status, cpus, descendants_of, names,
     remove_all, write_atomically,
 };
-use crate::spawner::SpawnerKind;
+use crate::spawner::{SpawnerKind, multikernel};
 
 /// How long the keeper tries to get rid of a dead kernel's helper processes before it reports the exit all the same.
 const SWEEP_MAX: Duration = Duration::from_secs(10);
@@ -196,6 +196,10 @@ impl Keeper {
             }
             self.write_console();
             if let Some(status) = self.read_signals() {
+                if self.record.kind == SpawnerKind::Multikernel && multikernel::is_active(Path::new(".")) {
+                    // Whoever killed the warden did not end the kernel. Another keeper will stand for it.
+                    return Err(io::Error::other("the warden is gone, and its kernel runs"));
+                }
                 return self.finish(status);
             }
         }

@@ -21,6 +21,7 @@ pub mod ctl;
 pub mod dtb;
 mod fuse;
 pub mod guard;
+pub mod image;
 pub mod model;
 mod namespace;
 pub mod run;

@@ -37,6 +37,13 @@ enum Action {
     Run(RunArgs),
     /// STAND-IN: hang, panic and quirks at will, and a look at the model
     Ctl(CtlArgs),
+    /// STAND-IN: make an image that loaders take for a kernel of this machine, out of a User-mode Linux kernel
+    Image {
+        /// The User-mode Linux kernel
+        uml: PathBuf,
+        /// Where the image goes
+        image: PathBuf,
+    },
     /// List the quirks: the kernel's traps, with their defaults
     Quirks,
 }
@@ -124,6 +131,10 @@ fn main() -> ExitCode {
     exit(match Cli::parse().command {
         Action::Run(args) => run::run(options(args)),
         Action::Ctl(args) => ctl(&args),
+        Action::Image { uml, image } => std::fs::read(&uml)
+            .and_then(|program| std::fs::write(&image, tombolo_mksim::image::wrap(&program)))
+            .map(|()| 0)
+            .with_context(|| format!("make {} of {}", image.display(), uml.display())),
         Action::Quirks => {
             for quirk in Quirk::ALL {
                 println!("{quirk:32}{}", if quirk.is_default() { "on" } else { "off" });

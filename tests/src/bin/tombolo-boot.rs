@@ -21,8 +21,10 @@ const USAGE: &str = "usage: tombolo-boot --init PROGRAM [--image KERNEL] [--memo
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
-    if args.first().is_some_and(|first| first == "keeper") {
-        return tombolo_control::keeper::run(args.into_iter().skip(1));
+    match args.first() {
+        Some(first) if first == "keeper" => return tombolo_control::keeper::run(args.into_iter().skip(1)),
+        Some(first) if first == "warden" => return tombolo_control::warden(args.into_iter().skip(1)),
+        _ => {}
     }
     match run(args.into_iter().filter_map(|arg| arg.into_string().ok())) {
         Ok(ExitHow::PoweredOff) => ExitCode::SUCCESS,

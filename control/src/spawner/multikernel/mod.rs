@@ -30,8 +30,11 @@ mod tree;
 pub(crate) mod warden;
 
 use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{MemfdFlags, memfd_create};
 
 pub(crate) use self::books::books;
 pub(crate) use self::look::{InterfaceState, interface_state, lock_left_behind};
@@ -40,6 +43,7 @@ pub use self::settings::Settings;
 
 use self::hold::Hold;
 use self::ids::{InstanceId, InstanceName, PhysicalCpu};
+use self::image::{Arch, ImageError, KernelImage, Limits};
 use self::interface::{InstanceStatus, Mounted};
 use self::record::Record;
 use super::launch::Claim;
@@ -73,19 +77,35 @@ impl MultikernelSpawner {
         &self.settings
     }
 
-    fn image(&self, spec: &KernelSpec) -> Result<File, SpawnError> {
+    /// The kernel to boot, looked at.
+    async fn image(&self, spec: &KernelSpec) -> Result<KernelImage, SpawnError> {
         let path = spec.image.as_ref().or(self.settings.image.as_ref());
-        let path = path.ok_or_else(|| SpawnError::BadSpec {
+        let path = path.cloned().ok_or_else(|| SpawnError::BadSpec {
             name: spec.agent_config.name.clone(),
             reason:
                 "no kernel to boot is named: set `image` in its specification or in the spawner's settings"
                     .into(),
         })?;
-        File::open(path).map_err(|source| SpawnError::File {
-            action: "read the kernel image",
-            path: path.clone(),
-            source,
-        })
+        let read = {
+            let path = path.clone();
+            move || KernelImage::read(&path, Arch::HOST, &Limits::default())
+        };
+        match tokio::task::spawn_blocking(read).await {
+            Ok(Ok(image)) => Ok(image),
+            Ok(Err(ImageError::File { action, path, source })) => {
+                Err(SpawnError::File { action, path, source })
+            }
+            Ok(Err(error)) => Err(SpawnError::NotAKernel {
+                kind: SpawnerKind::Multikernel,
+                path,
+                reason: error.to_string(),
+            }),
+            Err(panicked) => Err(SpawnError::NotAKernel {
+                kind: SpawnerKind::Multikernel,
+                path,
+                reason: panicked.to_string(),
+            }),
+        }
     }
 
     /// What is to be made for a kernel. Nothing is made yet.
@@ -149,7 +169,7 @@ impl Spawner for MultikernelSpawner {
     }
 
     async fn spawn(&self, spec: &KernelSpec) -> Result<Kernel, SpawnError> {
-        let image = self.image(spec)?;
+        let image = self.image(spec).await?;
         let name = &spec.agent_config.name;
         let bad_spec = |reason: String| SpawnError::BadSpec { name: name.clone(), reason };
         super::check_pool(spec).map_err(bad_spec)?;
@@ -180,7 +200,9 @@ impl Spawner for MultikernelSpawner {
             backend: None,
         };
         let line = command_line(spec);
+        image.check_command_line(&line).map_err(|error| bad_spec(error.to_string()))?;
         let dir = spec.runtime_dir.clone();
+        tracing::info!(name, kernel = image.release().unwrap_or("of no known version"), "a kernel is loaded");
         let made = tokio::task::spawn_blocking(move || -> Result<(), String> {
             let note = |record: &Record| {
                 record.write(&dir).map_err(|error| format!("could not note what is to be made: {error}"))
@@ -189,6 +211,9 @@ impl Spawner for MultikernelSpawner {
             Hold::of(&record).make()?;
             record.is_made = true;
             note(&record)?;
+            // What is loaded is what was looked at, whatever becomes of the file.
+            let image = anonymous(&image.bytes)
+                .map_err(|error| format!("could not set the kernel aside: {error}"))?;
             Hold::of(&record).load(image.as_fd(), initrd.as_fd(), &line)
         });
         let made = made.await.unwrap_or_else(|panicked| Err(panicked.to_string()));
@@ -213,6 +238,14 @@ impl Spawner for MultikernelSpawner {
             found => found,
         }
     }
+}
+
+/// A file without a name that holds this.
+fn anonymous(content: &[u8]) -> std::io::Result<File> {
+    let fd = memfd_create("tombolo-vmlinux", MemfdFlags::CLOEXEC)?;
+    let mut file = File::from(fd);
+    file.write_all(content)?;
+    Ok(file)
 }
 
 /// The kernel's command line. Nothing secret is on it: the host prints it into its log.

@@ -72,7 +72,7 @@ pub(crate) fn stage(dir: &Path, id: u32, image: &[u8], initrd: Option<&[u8]>) ->
     let folder = folder(dir, id);
     discard(dir, id);
     fs::create_dir_all(&folder)?;
-    fs::write(folder.join(IMAGE), image)?;
+    fs::write(folder.join(IMAGE), crate::image::unwrap(image))?;
     fs::set_permissions(folder.join(IMAGE), fs::Permissions::from_mode(0o700))?;
     initrd.map_or(Ok(()), |initrd| fs::write(folder.join(INITRD), initrd))
 }
