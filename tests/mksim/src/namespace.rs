@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::fuse::{HEAP_NAME, IOMEM_NAME, MKTTY_NAME, TREE_NAME};
+use crate::fuse::{CPUINFO_NAME, HEAP_NAME, IOMEM_NAME, MKTTY_NAME, TREE_NAME};
 
 /// Leaves the mount namespace for a copy, from which nothing propagates. Before there is any other thread.
 pub(crate) fn enter() -> anyhow::Result<()> {
@@ -34,6 +34,7 @@ pub(crate) fn lay_out(files: &Path) -> anyhow::Result<()> {
         (TREE_NAME, "/sys/fs/multikernel"),
         (MKTTY_NAME, "/dev/mktty"),
         (IOMEM_NAME, "/proc/iomem"),
+        (CPUINFO_NAME, "/proc/cpuinfo"),
         (HEAP_NAME, "/dev/dma_heap/multikernel"),
     ];
     for (name, place) in places {

@@ -58,7 +58,7 @@ pub fn run(options: Options) -> anyhow::Result<u8> {
         None => Some(tempfile::Builder::new().prefix("mksim.").tempdir().context("make a folder")?),
     };
     let dir = options.dir.as_deref().or_else(|| temporary.as_ref().map(|dir| dir.path()));
-    let dir = std::path::absolute(dir.unwrap_or(Path::new("."))).context("resolve the folder")?;
+    let dir = std::path::absolute(dir.unwrap_or_else(|| Path::new("."))).context("resolve the folder")?;
     std::fs::create_dir_all(dir.join("mnt")).with_context(|| format!("make {}", dir.display()))?;
     eprintln!("tombolo-mksim: STAND-IN: control with `tombolo-mksim ctl --dir {}`", dir.display());
 

@@ -5,10 +5,11 @@ use std::sync::{Mutex, PoisonError};
 
 use fuser::INodeNo;
 
-/// What is bound to `/sys/fs/multikernel`, `/dev/mktty`, `/proc/iomem` and `/dev/dma_heap/multikernel`.
+/// What is bound to `/sys/fs/multikernel`, `/dev/mktty`, `/proc/iomem`, `/proc/cpuinfo` and `/dev/dma_heap/multikernel`.
 pub(crate) const TREE: &str = "multikernel";
 pub(crate) const MKTTY: &str = "mktty";
 pub(crate) const IOMEM: &str = "iomem";
+pub(crate) const CPUINFO: &str = "cpuinfo";
 pub(crate) const HEAP: &str = "dma_heap";
 
 /// Paths and their numbers. They are few: the files of instances and transactions, whose names recur.

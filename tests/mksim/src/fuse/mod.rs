@@ -18,23 +18,29 @@ use fuser::{
 
 use crate::model::{EntryKind, Errno};
 use crate::world::World;
-use inodes::{HEAP, IOMEM, Inodes, MKTTY, TREE};
+use inodes::{CPUINFO, HEAP, IOMEM, Inodes, MKTTY, TREE};
 
 /// Names in the root of the file system: each is bound to its place in the namespace.
-pub(crate) const NAMES: [&str; 4] = [TREE, MKTTY, IOMEM, HEAP];
-pub(crate) use inodes::{HEAP as HEAP_NAME, IOMEM as IOMEM_NAME, MKTTY as MKTTY_NAME, TREE as TREE_NAME};
+pub(crate) const NAMES: [&str; 5] = [TREE, MKTTY, IOMEM, CPUINFO, HEAP];
+pub(crate) use inodes::{
+    CPUINFO as CPUINFO_NAME, HEAP as HEAP_NAME, IOMEM as IOMEM_NAME, MKTTY as MKTTY_NAME, TREE as TREE_NAME,
+};
 
 /// The file system.
 pub(crate) struct Files {
     world: Arc<World>,
     inodes: Inodes,
+    /// The real one, for what is not about numbers.
+    cpuinfo: String,
 }
 
 const TTL: Duration = Duration::ZERO;
 
 impl Files {
+    /// To be called before its `cpuinfo` is bound over the real one.
     pub(crate) fn new(world: Arc<World>) -> Self {
-        Self { world, inodes: Inodes::default() }
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        Self { world, inodes: Inodes::default(), cpuinfo }
     }
 
     /// The path in the model's tree, if it is in there.
@@ -46,7 +52,7 @@ impl Files {
     fn kind(&self, path: &str) -> Result<EntryKind, Errno> {
         match path {
             "" => Ok(EntryKind::Dir),
-            IOMEM => Ok(EntryKind::File { mode: 0o444 }),
+            IOMEM | CPUINFO => Ok(EntryKind::File { mode: 0o444 }),
             MKTTY | HEAP => Ok(EntryKind::File { mode: 0o600 }),
             _ => {
                 let path = Self::model_path(path).ok_or(Errno::NOENT)?;
@@ -58,6 +64,7 @@ impl Files {
     fn content(&self, path: &str) -> Result<Vec<u8>, Errno> {
         match path {
             IOMEM => Ok(self.world.look(|machine| machine.iomem().into_bytes())),
+            CPUINFO => Ok(self.world.look(|machine| machine.cpuinfo(&self.cpuinfo).into_bytes())),
             HEAP => Err(Errno::INVAL),
             _ => {
                 let path = Self::model_path(path).ok_or(Errno::ISDIR)?;
@@ -293,8 +300,8 @@ impl Filesystem for Files {
     }
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        // The kernel's files have none.
-        reply.error(errno(Errno::INVAL));
+        // kernfs has `noop_fsync`, and kerf makes use of it.
+        reply.ok();
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {

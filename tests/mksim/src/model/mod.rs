@@ -13,6 +13,7 @@
 
 mod baseline;
 mod config;
+mod cpuinfo;
 mod files;
 mod guest;
 mod host;

@@ -16,7 +16,7 @@ const MAGIC: u32 = 0xd00d_feed;
 pub(super) struct Tree {
     pub(super) name: String,
     properties: Vec<(String, Vec<u8>)>,
-    pub(super) children: Vec<Tree>,
+    pub(super) children: Vec<Self>,
 }
 
 /// What `fdt_check_header` looks at: it does not compare `totalsize` with what there is.

@@ -54,10 +54,13 @@ pub(super) fn instance_tree(instance: &Instance) -> Vec<u8> {
     tree.to_dtb()
 }
 
+/// A function, with its slot and function number.
+type Slot<'a> = (&'a PciFunction, u32, u32);
+
 /// `/aliases`, and one root bus for each bus that has a device.
 fn add_devices(root: &mut DeviceTreeNode, devices: &[PciFunction]) {
     let mut aliases = node("aliases");
-    let mut buses: BTreeMap<(u32, u32), Vec<(&PciFunction, u32, u32)>> = BTreeMap::new();
+    let mut buses: BTreeMap<(u32, u32), Vec<Slot<'_>>> = BTreeMap::new();
     for device in devices {
         if let Some([domain, bus, slot, function]) = pci_parts(&device.pci_id) {
             buses.entry((domain, bus)).or_default().push((device, slot, function));
