@@ -11,15 +11,22 @@ use std::process::{Command, ExitStatus};
 use anyhow::Context as _;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::personality::{self, Persona};
+use nix::sys::signal::{self, SigSet};
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::process::{Pid, Signal, set_parent_process_death_signal};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, set_child_subreaper, set_parent_process_death_signal, wait};
 
-/// First argument: become the command, and die with the parent.
+/// First argument: run the command, and end all it started when it ends or the parent does.
 pub const COMMAND: &str = "guard-command";
+/// First argument: become the command, and die with the parent.
+const EXEC: &str = "guard-exec";
 /// First argument: run a kernel in a PID namespace, which dies with the parent.
 pub const KERNEL: &str = "guard-kernel";
 /// First argument: be the init of such a namespace.
 const INIT: &str = "guard-init";
+
+const PARENT_DIED: signal::Signal = signal::SIGUSR1;
+const SIGKILL: u8 = 9;
 
 /// Keeps kernels running on processors with more registers than they know; see `build.rs`.
 const PRELOAD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/preload.so"));
@@ -30,16 +37,19 @@ const PRELOAD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/preload.so"));
 /// What could not be started.
 pub fn run(mut args: impl Iterator<Item = OsString>) -> Option<anyhow::Result<u8>> {
     let kind = args.next()?;
-    let kind = kind.to_str().filter(|kind| [COMMAND, KERNEL, INIT].contains(kind))?;
+    let kind = kind.to_str().filter(|kind| [COMMAND, EXEC, KERNEL, INIT].contains(kind))?;
     let argv: Vec<OsString> = args.skip(1).collect();
     Some(guard(kind, &argv))
 }
 
 fn guard(kind: &str, argv: &[OsString]) -> anyhow::Result<u8> {
-    set_parent_process_death_signal(Some(Signal::KILL)).context("ask to die with the parent")?;
     let (program, args) = argv.split_first().context("nothing to run")?;
+    if kind == COMMAND {
+        return command(argv);
+    }
+    set_parent_process_death_signal(Some(Signal::KILL)).context("ask to die with the parent")?;
     match kind {
-        COMMAND => {
+        EXEC => {
             let error = Command::new(program).args(args).exec();
             eprintln!("tombolo-mksim (STAND-IN): cannot run {}: {error}", program.display());
             Ok(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 })
@@ -51,6 +61,60 @@ fn guard(kind: &str, argv: &[OsString]) -> anyhow::Result<u8> {
         }
         // All of the namespace ends with its init.
         _ => Ok(code_of(kernel(program, args)?.status().context("start the kernel")?)),
+    }
+}
+
+/// Runs the command. All its orphans come to this process, so that none is left when it is over.
+fn command(argv: &[OsString]) -> anyhow::Result<u8> {
+    let signals = SigSet::from_iter([PARENT_DIED, signal::SIGTERM, signal::SIGHUP]);
+    signals.thread_block().context("block signals")?;
+    set_child_subreaper(Some(rustix::process::getpid())).context("adopt orphans")?;
+    set_parent_process_death_signal(Some(Signal::USR1)).context("ask to hear of the parent's death")?;
+    let mut command = Command::new("/proc/self/exe");
+    let child = Pid::from_child(&command.args([EXEC, "--"]).args(argv).spawn().context("start the command")?);
+    std::thread::spawn(move || {
+        while let Ok(signal) = signals.wait() {
+            match signal {
+                PARENT_DIED => {
+                    end_children();
+                    std::process::exit(128 + i32::from(SIGKILL));
+                }
+                // It may have ended.
+                signal => {
+                    let _ = signal::kill(nix::unistd::Pid::from_raw(child.as_raw_pid()), signal);
+                }
+            }
+        }
+    });
+    let status = loop {
+        match wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid == child => break status,
+            // An orphan of the command.
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("wait for the command"),
+        }
+    };
+    end_children();
+    let code = status.exit_status().or_else(|| Some(128 + status.terminating_signal()?));
+    Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
+}
+
+/// Ends all children, and theirs, which become ours.
+fn end_children() {
+    let own = rustix::process::getpid();
+    // Each round ends a generation. Whoever forks faster than that is left to whoever looks.
+    for _ in 0..100 {
+        let children = children_of(own);
+        if children.is_empty() {
+            return;
+        }
+        for child in &children {
+            // It may have ended.
+            let _ = rustix::process::kill_process(*child, Signal::KILL);
+        }
+        for child in children {
+            let _ = rustix::process::waitpid(Some(child), WaitOptions::empty());
+        }
     }
 }
 

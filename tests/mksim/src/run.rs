@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use fuser::{Config, MountOption, Session, SessionACL};
 use nix::sys::signal::{SigSet, Signal};
-use rustix::process::{Pid, set_child_subreaper};
+use rustix::process::Pid;
 
 use crate::calls;
 use crate::ctl;
@@ -51,8 +51,6 @@ pub fn run(options: Options) -> anyhow::Result<u8> {
     let passed_on = SigSet::from_iter([Signal::SIGTERM, Signal::SIGHUP]);
     passed_on.thread_block().context("block signals")?;
     namespace::enter()?;
-    // Orphans of the command come to this process, which ends them.
-    set_child_subreaper(Some(rustix::process::getpid())).context("adopt orphans")?;
     let temporary = match options.dir {
         Some(_) => None,
         None => Some(tempfile::Builder::new().prefix("mksim.").tempdir().context("make a folder")?),
@@ -84,7 +82,6 @@ pub fn run(options: Options) -> anyhow::Result<u8> {
     ctl::serve(&world)?;
     let code = run_command(&world, options.command, passed_on);
     world.kill_all();
-    end_orphans();
     // The session's thread waits for requests that may not end; the process does.
     std::mem::forget(session);
     namespace::take_down(&files);
@@ -134,21 +131,6 @@ fn pass_on(signals: SigSet, pid: Pid) {
         if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
             // It may have ended.
             let _ = rustix::process::kill_process(pid, signal);
-        }
-    }
-}
-
-/// Ends what the command left behind.
-fn end_orphans() {
-    let own = rustix::process::getpid();
-    for _ in 0..100 {
-        let children = guard::children_of(own);
-        if children.is_empty() {
-            return;
-        }
-        for child in children {
-            let _ = rustix::process::kill_process(child, rustix::process::Signal::KILL);
-            let _ = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty());
         }
     }
 }

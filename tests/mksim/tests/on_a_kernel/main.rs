@@ -6,32 +6,52 @@
 mod sys;
 mod tool;
 
+use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// Runs the test `name` of this program under `tombolo-mksim run`, or says why it cannot.
 fn on_the_stand_in(name: &str, options: &[&str]) {
+    if !has_kernel() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let status = command(name, dir.path(), options).status().unwrap();
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap_or_default();
+    assert!(status.success(), "{name}: {status}\n{}\n{}", read("dmesg"), read("console.1"));
+}
+
+fn has_kernel() -> bool {
     if std::env::var_os("TOMBOLO_UML_KERNEL").is_none() {
         assert!(
             std::env::var_os("TOMBOLO_REQUIRE_KERNELS").is_none(),
             "TOMBOLO_REQUIRE_KERNELS is set and TOMBOLO_UML_KERNEL is not"
         );
         eprintln!("skipped: TOMBOLO_UML_KERNEL names no kernel");
-        return;
+        return false;
     }
-    let dir = tempfile::tempdir().unwrap();
-    let status = Command::new(env!("CARGO_BIN_EXE_tombolo-mksim"))
+    true
+}
+
+fn command(name: &str, dir: &Path, options: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tombolo-mksim"));
+    command
         .args(["run", "--dir"])
-        .arg(dir.path())
+        .arg(dir)
         .args(options)
         .arg("--")
         .arg(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", name, "--nocapture"])
-        .env("MKSIM_DIR", dir.path())
-        .env("MKSIM", env!("CARGO_BIN_EXE_tombolo-mksim"))
-        .status()
-        .unwrap();
-    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap_or_default();
-    assert!(status.success(), "{name}: {status}\n{}\n{}", read("dmesg"), read("console.1"));
+        .env("MKSIM_DIR", dir)
+        .env("MKSIM", env!("CARGO_BIN_EXE_tombolo-mksim"));
+    command
+}
+
+/// Processes that have the folder among their arguments.
+pub(crate) fn processes_of(dir: &Path) -> usize {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines.filter(|line| String::from_utf8_lossy(line).contains(dir.to_str().unwrap())).count()
 }
 
 #[test]
@@ -57,4 +77,30 @@ fn heap_memory_is_shared_with_a_kernel() {
 #[test]
 fn host_cannot_be_rebooted() {
     on_the_stand_in("tool::host_reboot", &[]);
+}
+
+#[test]
+fn reader_of_a_silent_console_can_be_killed() {
+    on_the_stand_in("tool::reader", &[]);
+}
+
+#[test]
+fn nothing_is_left_of_a_stand_in_that_was_killed() {
+    if !has_kernel() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = command("tool::linger", dir.path(), &[]).spawn().unwrap();
+    let wait = |what: &str, is_so: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !is_so() {
+            assert!(Instant::now() < deadline, "waited for {what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    wait("the kernel to run", &|| dir.path().join("ready").exists());
+    assert!(processes_of(dir.path()) > 3);
+    run.kill().unwrap();
+    run.wait().unwrap();
+    wait("all processes to go", &|| processes_of(dir.path()) == 0);
 }
