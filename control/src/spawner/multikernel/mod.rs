@@ -283,7 +283,7 @@ pub(super) fn end(runtime_dir: &Path) -> Result<(), String> {
 }
 
 /// Whether the kernel of `runtime_dir` was started and has told of no end.
-pub(super) fn is_active(runtime_dir: &Path) -> bool {
+pub(crate) fn is_active(runtime_dir: &Path) -> bool {
     let record = Record::read(runtime_dir).ok().flatten();
     record.is_some_and(|record| Hold::of(&record).status() == Ok(Some(InstanceStatus::Active)))
 }
