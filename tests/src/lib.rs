@@ -4,4 +4,5 @@ pub mod attached;
 pub mod bed;
 pub mod kv;
 pub mod prerequisites;
+pub mod standin;
 pub mod wait;

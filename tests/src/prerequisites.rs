@@ -59,6 +59,31 @@ pub fn kernel_image() -> Option<()> {
     is_available(&UmlSpawner::new("/nonexistent"), REQUIRE)
 }
 
+/// Where the kernel image is.
+///
+/// # Panics
+/// When there is none and [`REQUIRE`] is set.
+pub fn kernel_path() -> Option<PathBuf> {
+    match std::env::var_os("TOMBOLO_UML_KERNEL") {
+        Some(path) => Some(path.into()),
+        None => missing("TOMBOLO_UML_KERNEL is not set: run `cargo xtask test`, which fetches a kernel"),
+    }
+}
+
+/// Whether the stand-in for Multikernel Linux can run here: it mounts a file system and makes namespaces.
+///
+/// # Panics
+/// When it cannot and `TOMBOLO_REQUIRE_STANDIN` is set.
+pub fn stand_in() -> Option<()> {
+    let is_root =
+        std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    match (is_root, Path::new("/dev/fuse").exists()) {
+        (true, true) => Some(()),
+        (false, _) => skipped("TOMBOLO_REQUIRE_STANDIN", "the stand-in for Multikernel Linux needs root"),
+        (true, false) => skipped("TOMBOLO_REQUIRE_STANDIN", "there is no /dev/fuse: modprobe fuse"),
+    }
+}
+
 /// Whether there is QEMU and a kernel for it.
 ///
 /// # Panics

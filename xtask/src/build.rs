@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Every program that runs in a kernel or looks after one.
-const PACKAGES: [&str; 3] = ["tombolo-agent", "tombolo-control", "tombolo-tests"];
+const PACKAGES: [&str; 4] = ["tombolo-agent", "tombolo-control", "tombolo-tests", "tombolo-mksim"];
 
 /// Builds all programs statically linked (a kernel's initial file system has no libraries), optimized, without debug
 /// information (it would be most of what a kernel has to unpack). Returns their folder.

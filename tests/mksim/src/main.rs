@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+
 use clap::{Args, Parser, Subcommand};
 use tombolo_mksim::model::{MachineConfig, PciFunction, Quirk};
 use tombolo_mksim::{ctl, guard, run};

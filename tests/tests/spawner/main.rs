@@ -12,16 +12,20 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tombolo_agent::config::AgentConfig;
+use tombolo_control::api::beside::PoolWish;
 use tombolo_control::keeper::{Exit, ExitHow};
 use tombolo_control::spawner::{
-    Kernel, KernelSpec, KernelStatus, PoolFile, ProcessSpawner, QemuSpawner, SpawnError, Spawner, UmlSpawner,
+    Kernel, KernelSpec, KernelStatus, MultikernelSpawner, PoolFile, ProcessSpawner, QemuSpawner, SpawnError,
+    Spawner, UmlSpawner,
 };
-use tombolo_tests::prerequisites;
 use tombolo_tests::wait::{LONG, until};
+use tombolo_tests::{prerequisites, standin};
 use tombolo_transport::{Cid, Incarnation, Member};
 
+mod beside;
 mod units;
 
+use beside::*;
 use units::*;
 
 const KEEPER: &str = env!("CARGO_BIN_EXE_tombolo-boot");
@@ -52,6 +56,19 @@ async fn qemu_with_vsock() -> Option<Bed<QemuSpawner>> {
     let device = prerequisites::vsock_device()?;
     let mut bed = qemu().await?;
     bed.spawner = bed.spawner.with_vsock_device(Some(device));
+    Some(bed)
+}
+
+/// Inside the stand-in alone: see [`beside`].
+async fn multikernel() -> Option<Bed<MultikernelSpawner>> {
+    let stand_in = standin::here()?;
+    let init = prerequisites::static_program("tombolo-test-init")?;
+    let mut bed = bed(MultikernelSpawner::new(KEEPER, stand_in.settings()), init);
+    let pool = PoolFile { path: stand_in.pool(), len: 1 << 20 };
+    fs::File::create(&pool.path).unwrap().set_len(pool.len).unwrap();
+    bed.spec.pool = Some(pool);
+    let wish = PoolWish { cpus: Some(vec![2, 4]), memory_bytes: Some(1 << 30) };
+    bed.spawner.change_pool(wish, false).await.unwrap();
     Some(bed)
 }
 
@@ -400,29 +417,39 @@ macro_rules! tests {
 macro_rules! suite {
     ($spawner:ident) => {
         tests!($spawner:
-            boots_answers_its_doorbell_and_powers_off, kill_takes_all_its_processes, death_by_a_foreign_hand_is_seen,
-            freeze_stops_it_and_thaw_lets_it_run_on, adopted_kernel_is_the_same, killed_keeper_takes_its_kernel_along,
+            boots_answers_its_doorbell_and_powers_off, kill_takes_all_its_processes, adopted_kernel_is_the_same,
             terminated_keeper_kills_its_kernel_and_records_it, console_serves_one_client_at_a_time,
             what_cannot_be_spawned_leaves_nothing, keeper_that_cannot_be_reached_costs_no_kernel_its_life,
-            folder_of_a_kernel_that_was_lost_unseen_can_be_used_again,
         );
     };
 }
 
-/// The same for one that makes kernels.
-macro_rules! suite_of_kernels {
+/// What one does besides whose kernels are processes of this host.
+macro_rules! suite_of_processes {
     ($spawner:ident) => {
         suite!($spawner);
         tests!($spawner:
-            running_kernel_answers_and_frozen_one_does_not, panic_is_told_apart, end_of_init_is_a_panic,
-            image_that_is_no_kernel_is_refused, too_little_memory_is_refused_with_what_is_needed,
+            death_by_a_foreign_hand_is_seen, freeze_stops_it_and_thaw_lets_it_run_on,
+            killed_keeper_takes_its_kernel_along, folder_of_a_kernel_that_was_lost_unseen_can_be_used_again,
+        );
+    };
+}
+
+/// What one does besides that makes kernels.
+macro_rules! suite_of_kernels {
+    ($spawner:ident) => {
+        tests!($spawner:
+            panic_is_told_apart, end_of_init_is_a_panic, image_that_is_no_kernel_is_refused,
+            too_little_memory_is_refused_with_what_is_needed,
         );
     };
 }
 
 mod on_uml {
+    suite_of_processes!(uml);
     suite_of_kernels!(uml);
     tests!(uml:
+        running_kernel_answers_and_frozen_one_does_not,
         memory_leaves_a_running_kernel_and_comes_back,
         change_of_memory_that_a_stopped_kernel_does_not_answer_ends_when_it_runs_on,
         cpus_and_devices_that_are_for_good_cannot_be_changed,
@@ -430,8 +457,10 @@ mod on_uml {
 }
 
 mod on_qemu {
+    suite_of_processes!(qemu);
     suite_of_kernels!(qemu);
     tests!(qemu:
+        running_kernel_answers_and_frozen_one_does_not,
         memory_that_is_for_good_cannot_be_changed, memory_of_a_device_leaves_and_comes_back,
         cpus_are_lent_to_a_running_kernel_and_taken_when_it_has_parked_them,
         devices_are_plugged_into_a_running_kernel_and_unplugged,
@@ -452,8 +481,21 @@ mod on_qemu_with_vsock {
     );
 }
 
+mod on_multikernel {
+    suite!(multikernel);
+    suite_of_kernels!(multikernel);
+    tests!(multikernel:
+        kernel_outlives_its_keeper_and_another_stands_for_it, killing_whoever_stands_for_it_does_not_end_a_kernel,
+        kernel_that_ended_while_nobody_stood_for_it_is_found_ended,
+        kernel_that_hangs_is_ended_by_force_and_gives_back_all_it_had, nobody_can_stop_a_kernel_and_let_it_run_on,
+        end_of_a_kernel_without_a_console_is_explained_by_nothing,
+        more_cpus_than_are_free_are_refused_and_nothing_is_made,
+        more_memory_than_the_pool_has_is_refused_and_nothing_is_left, names_that_belong_to_others_are_refused,
+    );
+}
+
 mod on_process {
-    suite!(process);
+    suite_of_processes!(process);
     tests!(process:
         memory_that_is_for_good_cannot_be_changed, nobody_can_ask_a_kernel_that_is_none,
         exit_statuses_are_told_apart, cpus_and_devices_that_are_for_good_cannot_be_changed,

@@ -48,6 +48,7 @@ use self::interface::{InstanceStatus, Mounted};
 use self::record::Record;
 use super::launch::Claim;
 use super::{Availability, Kernel, KernelSpec, SpawnError, Spawner, SpawnerKind, initrd};
+use crate::api::beside::PoolWish;
 use crate::keeper::{Job, names};
 
 /// What every transaction of ours carries.
@@ -70,6 +71,16 @@ impl MultikernelSpawner {
     /// A spawner that runs `keeper_binary keeper ...` and `keeper_binary warden` (normally `tombolod` itself) for each kernel.
     pub fn new(keeper_binary: impl Into<PathBuf>, settings: Settings) -> Self {
         Self { keeper_binary: keeper_binary.into(), settings }
+    }
+
+    /// Makes the kernel's pool as it is wanted, or only says how. Returns what was done, a line each.
+    ///
+    /// # Errors
+    /// A sentence that says what was attempted, why it failed and what was done before.
+    pub async fn change_pool(&self, wish: PoolWish, dry_run: bool) -> Result<Vec<String>, String> {
+        let settings = self.settings.clone();
+        let changed = tokio::task::spawn_blocking(move || change_pool(&settings, wish, dry_run));
+        changed.await.unwrap_or_else(|panicked| Err(panicked.to_string()))
     }
 
     /// Those settings.

@@ -1,0 +1,105 @@
+//! Tests on the **stand-in** for Multikernel Linux: a test double of the kernel's interface that boots User-mode Linux kernels.
+//!
+//! It has to be in place before a process starts. So a test runs its own program again under it, to run those tests there that need it:
+//! [`rerun`] outside, [`here`] inside.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+use tombolo_control::spawner::MultikernelSettings;
+
+use crate::prerequisites;
+
+/// Environment variable: the stand-in's folder, where a test runs under it.
+const FOLDER: &str = "TOMBOLO_STANDIN";
+/// What the kernels that it boots share.
+const POOL: &str = "pool";
+/// The kernel, as an image that passes for one of this machine.
+const IMAGE: &str = "vmlinux";
+
+/// The stand-in that a test runs under.
+#[derive(Clone, Debug)]
+pub struct StandIn {
+    dir: PathBuf,
+}
+
+/// The stand-in that this process runs under; `None` outside of it, where the test has nothing to do.
+pub fn here() -> Option<StandIn> {
+    std::env::var_os(FOLDER).map(|dir| StandIn { dir: dir.into() })
+}
+
+/// Runs the tests of this program whose names contain `filter` under a stand-in, one at a time. Does nothing in a process that is
+/// under one already, or (said loudly) where prerequisites are missing.
+///
+/// # Panics
+/// When they fail, with what they said.
+pub fn rerun(filter: &str, options: &[&str]) {
+    if here().is_some() {
+        return;
+    }
+    let Some(program) = prerequisites::static_program("tombolo-mksim") else { return };
+    let Some(kernel) = prerequisites::kernel_path() else { return };
+    if prerequisites::stand_in().is_none() {
+        return;
+    }
+    let dir = TempDir::with_prefix("tombolo-standin-").unwrap();
+    let mut make_image = Command::new(&program);
+    make_image.arg("image").arg(kernel).arg(dir.path().join(IMAGE));
+    assert!(make_image.status().unwrap().success(), "no image could be made");
+    let mut tests = Command::new(&program);
+    tests.arg("run").arg("--dir").arg(dir.path()).arg("--share").arg(dir.path().join(POOL)).args(options);
+    tests.arg("--").arg(std::env::current_exe().unwrap()).args([filter, "--test-threads", "1"]);
+    let output = tests.env(FOLDER, dir.path()).stdin(Stdio::null()).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let said = format!("{}\n{}", text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "the tests under the stand-in failed ({}):\n{said}", output.status);
+    assert!(!said.contains("running 0 tests"), "no test is called `{filter}`");
+    print!("{said}");
+}
+
+impl StandIn {
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The file that the kernels it boots share.
+    pub fn pool(&self) -> PathBuf {
+        self.dir.join(POOL)
+    }
+
+    /// How the spawner finds everything here.
+    ///
+    /// # Panics
+    /// When they are no settings.
+    pub fn settings(&self) -> MultikernelSettings {
+        let path = self.dir.join("multikernel.toml");
+        std::fs::write(&path, self.settings_text()).unwrap();
+        MultikernelSettings::read(&path).unwrap()
+    }
+
+    /// The same as the text of a file.
+    pub fn settings_text(&self) -> String {
+        let dir = self.dir.display();
+        format!(
+            "image = \"{dir}/{IMAGE}\"\nlock = \"{dir}/kerf.lock\"\npool = {{ path = \"/dev/mmapper\" }}\n\
+             doorbell = {{ line = {{ inside = \"/dev/ttyS0\", socket = \"{dir}/link.{{id}}\" }} }}\n"
+        )
+    }
+
+    /// Has it do something: `freeze NAME`, `quirk on NAME` and the like.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn control(&self, words: &[&str]) {
+        let program = prerequisites::static_program("tombolo-mksim").expect("it runs");
+        let status = Command::new(program).arg("ctl").arg("--dir").arg(&self.dir).args(words).status();
+        assert!(status.unwrap().success(), "ctl {words:?}");
+    }
+
+    /// What its kernel log says.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("dmesg")).unwrap_or_default()
+    }
+}
