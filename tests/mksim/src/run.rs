@@ -34,8 +34,8 @@ pub struct Options {
     pub command: Vec<std::ffi::OsString>,
 }
 
-/// How often readers of consoles are looked after.
-const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
+/// How often it is looked for readers with signals, and for buffers that nobody uses.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Runs the command and gives its exit code, 128 + N if signal N ended it. To be called before there is any other thread.
 ///
@@ -50,6 +50,8 @@ pub fn run(options: Options) -> anyhow::Result<u8> {
     // Signals that are passed on are blocked in all threads that follow.
     let passed_on = SigSet::from_iter([Signal::SIGTERM, Signal::SIGHUP]);
     passed_on.thread_block().context("block signals")?;
+    // What comes of looking whether a buffer is used, when somebody opens it at that moment.
+    SigSet::from(Signal::SIGIO).thread_block().context("block signals")?;
     namespace::enter()?;
     let temporary = match options.dir {
         Some(_) => None,
@@ -70,12 +72,13 @@ pub fn run(options: Options) -> anyhow::Result<u8> {
         let world = Arc::clone(&world);
         move || world.keep_time()
     })?;
-    spawn("interrupts", {
+    spawn("looks", {
         let world = Arc::clone(&world);
         move || {
             loop {
-                std::thread::sleep(INTERRUPT_EVERY);
+                std::thread::sleep(LOOK_EVERY);
                 world.terminals.interrupt_signalled();
+                world.release_heap();
             }
         }
     })?;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::boot::{BootOrder, Kernel};
+use crate::calls::Buffer;
 use crate::model::{Effect, Errno, Machine, Range, Reply, Resource, Ticket};
 use crate::terminals::Terminals;
 
@@ -35,7 +36,7 @@ struct State {
     waiters: HashMap<Ticket, Waiter>,
     kernels: HashMap<u32, Arc<Kernel>>,
     /// Buffers of the DMA heap: where the pool says they are, and the memory.
-    heap: Vec<(Range, Arc<File>)>,
+    heap: Vec<(Range, Arc<Buffer>)>,
 }
 
 impl World {
@@ -168,10 +169,10 @@ impl World {
     }
 
     /// The file that stands for what kernels share, if it is there.
-    fn shared_file(&self) -> Option<Arc<File>> {
+    fn shared_file(&self) -> Option<Arc<Buffer>> {
         let path = self.share.as_ref()?;
         match File::options().read(true).write(true).open(path) {
-            Ok(file) => Some(Arc::new(file)),
+            Ok(file) => Some(Arc::new(Buffer::of_file(file))),
             Err(error) => {
                 self.log(&format!("cannot share {}: {error}", path.display()));
                 None
@@ -180,8 +181,23 @@ impl World {
     }
 
     /// Notes a buffer of the DMA heap: what kernels booted from now on see as `/dev/mmapper`.
-    pub(crate) fn keep_heap(&self, range: Range, file: Arc<File>) {
-        self.lock().heap.push((range, file));
+    pub(crate) fn keep_heap(&self, range: Range, buffer: Arc<Buffer>) {
+        self.lock().heap.push((range, buffer));
+    }
+
+    /// Gives buffers of the DMA heap back that nobody uses any more.
+    pub(crate) fn release_heap(&self) {
+        let mut state = self.lock();
+        let State { machine, heap, .. } = &mut *state;
+        heap.retain(|(range, buffer)| {
+            // A kernel that is being booted holds what it will open.
+            let released = Arc::strong_count(buffer) == 1 && buffer.is_unused();
+            if released {
+                machine.heap_free(*range);
+                self.log(&format!("heap: {} bytes at {:#x} are free again", range.size, range.base));
+            }
+            !released
+        });
     }
 
     /// Ends all kernels.

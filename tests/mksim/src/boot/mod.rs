@@ -23,8 +23,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
+use crate::calls::Buffer;
 use crate::world::World;
 
 /// What is to be booted.
@@ -34,7 +35,7 @@ pub(crate) struct BootOrder {
     pub(crate) memory_bytes: u64,
     pub(crate) cmdline: String,
     /// A buffer of the DMA heap, for `/dev/mmapper`.
-    pub(crate) heap: Option<Arc<File>>,
+    pub(crate) heap: Option<Arc<Buffer>>,
 }
 
 /// A kernel that runs, or ran.
@@ -45,7 +46,9 @@ pub(crate) struct Kernel {
     keyboard: Mutex<Option<ChildStdin>>,
     is_over: Mutex<bool>,
     over: Condvar,
-    /// What it has now, in bytes, as it would be told to have.
+    /// What it was booted with, in bytes: it can have less, and never more.
+    boot_bytes: u64,
+    /// What it was granted, in bytes.
     memory_bytes: Mutex<u64>,
 }
 
@@ -117,12 +120,11 @@ impl Kernel {
 
     /// Ends it with all its processes, and waits until they are gone.
     pub(crate) fn kill(&self) {
-        // It may be gone already; its number is not reused before it is reaped, which `is_over` tells of.
-        if !*self.lock_over() {
+        let is_over = self.lock_over();
+        if !*is_over {
             let _ = rustix::process::kill_process(self.guard, Signal::KILL);
         }
-        let over = self.over.wait_timeout_while(self.lock_over(), KILL_MAX, |over| !*over);
-        drop(over);
+        drop(self.over.wait_timeout_while(is_over, KILL_MAX, |is_over| !*is_over));
     }
 
     /// Stops it, so that it does nothing at all: a hang.
@@ -143,9 +145,14 @@ impl Kernel {
     /// Gives it memory or takes some. It may not listen, which is as with a kernel that is slow.
     pub(crate) fn change_memory(&self, bytes: u64, add: bool) {
         let mut total = self.memory_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.boot_bytes.min(*total);
         *total = if add { total.saturating_add(bytes) } else { total.saturating_sub(bytes) };
-        let sign = if add { '+' } else { '-' };
-        let _ = mconsole::send(&self.folder, &format!("config mem={sign}{}K", bytes / 1024));
+        let after = self.boot_bytes.min(*total);
+        let change = after.abs_diff(before) / 1024;
+        if change > 0 {
+            let sign = if after > before { '+' } else { '-' };
+            let _ = mconsole::send(&self.folder, &format!("config mem={sign}{change}K"));
+        }
     }
 
     fn signal(&self, signal: Signal) -> io::Result<()> {
@@ -195,6 +202,7 @@ fn run(
         keyboard: Mutex::new(keyboard),
         is_over: Mutex::new(false),
         over: Condvar::new(),
+        boot_bytes: order.memory_bytes,
         memory_bytes: Mutex::new(order.memory_bytes),
     });
     let _ = started.send(Ok(Arc::clone(&kernel)));
@@ -215,8 +223,13 @@ fn run(
         tail.drain(..tail.len().saturating_sub(PANIC.len()));
     }
     kernel.lock_keyboard().take();
-    let status = child.wait();
-    *kernel.lock_over() = true;
+    // It is reaped under the lock: whoever holds that and finds it not over may send it signals.
+    let _ = waitid(WaitId::Pid(kernel.guard), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+    let status = {
+        let mut is_over = kernel.lock_over();
+        *is_over = true;
+        child.wait()
+    };
     kernel.over.notify_all();
     world.log(&format!("instance {}: its kernel ended: {status:?}, panicked: {panicked}", order.id));
     world.ended(&kernel, panicked);
@@ -227,8 +240,7 @@ fn start(world: &Arc<World>, order: &BootOrder, folder: &Path) -> anyhow::Result
     anyhow::ensure!(image.is_file(), "the image is not in place");
     let (link, link_of_kernel) = std::os::unix::net::UnixStream::pair().context("make the link")?;
     let (output, output_of_kernel) = io::pipe().context("make the console")?;
-    let heap =
-        order.heap.as_ref().map(|heap| format!("/proc/{}/fd/{}", std::process::id(), heap.as_raw_fd()));
+    let heap = order.heap.as_ref().map(|heap| heap.path().display().to_string());
     let argv = arguments::arguments(order, link_of_kernel.as_raw_fd(), folder, heap.as_deref());
     let mut command = Command::new("/proc/self/exe");
     command

@@ -4,8 +4,10 @@
 //! Multikernel passes without a notification; what could restart or replace this host's kernel is EPERM.
 
 mod filter;
+mod heap;
 mod serve;
 mod sys;
 
 pub(crate) use filter::install;
+pub(crate) use heap::Buffer;
 pub(crate) use serve::serve;

@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::filter::DMA_HEAP_IOCTL_ALLOC;
+use super::heap::Buffer;
 use super::sys;
 use crate::boot;
 use crate::fuse::HEAP_NAME;
@@ -182,15 +183,13 @@ fn allocate(world: &Arc<World>, listener: &Listener, call: &seccomp_notif, at: u
         world.act(|machine, _| machine.heap_free(range));
         errno
     };
-    let memory =
-        rustix::fs::memfd_create("mksim-heap", rustix::fs::MemfdFlags::CLOEXEC).map_err(give_back)?;
-    rustix::fs::ftruncate(&memory, range.size).map_err(give_back)?;
+    let (buffer, given) = Buffer::allocate(range.size).map_err(|error| give_back(errno_of(&error)))?;
     let number = sys::add_fd(
         listener.as_fd(),
         seccomp_notif_addfd {
             id: call.id,
             flags: 0,
-            srcfd: memory.as_raw_fd() as u32,
+            srcfd: given.as_raw_fd() as u32,
             newfd: 0,
             newfd_flags: fd_flags & libc::O_CLOEXEC as u32,
         },
@@ -198,7 +197,9 @@ fn allocate(world: &Arc<World>, listener: &Listener, call: &seccomp_notif, at: u
     let number = number.map_err(|error| give_back(errno_of(&error)))?;
     write_memory(call.pid, at + 8, &number.to_ne_bytes()).map_err(give_back)?;
     world.log(&format!("heap: {} bytes at {:#x}", range.size, range.base));
-    world.keep_heap(range, Arc::new(File::from(memory)));
+    // Its process has it by now, so that it is in use.
+    world.keep_heap(range, Arc::new(buffer));
+    drop(given);
     Ok(0)
 }
 

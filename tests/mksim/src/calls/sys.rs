@@ -63,6 +63,12 @@ pub(super) fn add_fd(listener: BorrowedFd<'_>, add: seccomp_notif_addfd) -> io::
     check(result)
 }
 
+/// Whether nobody else has a file open or mapped, of those who opened it by name: nobody else could have a lease on it.
+pub(super) fn is_unused(file: BorrowedFd<'_>) -> bool {
+    // SAFETY: the command takes an int.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0 }
+}
+
 fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -235,6 +235,13 @@ fn heap() {
         memory.read_exact_at(&mut start, 0).unwrap();
         &start == b"lkrn\0\0\0\0"
     });
+    // A kernel has it still when nobody else does; after that it is the pool's again.
+    drop(memory);
+    std::thread::sleep(Duration::from_millis(300));
+    let is_used = || fs::read_to_string("/proc/iomem").unwrap().contains(" : daxfs\n");
+    assert!(is_used());
+    sys::reboot(sys::FORCE_HALT, 1).unwrap();
+    until("the buffer to be given back", || !is_used());
 }
 
 #[test]
