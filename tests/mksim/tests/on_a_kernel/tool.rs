@@ -165,6 +165,17 @@ fn life() {
     peer.write_all(b"once more\n").unwrap();
     expect(&console, "once more");
 
+    // Whoever opened the console last gets what is said, as long as it is open.
+    let mut later = self::console();
+    later.write_all(b"to the later\n").unwrap();
+    // Its terminal says it, and then the first program.
+    expect(&later, "to the later\r\nto the later");
+    let mut nothing = [PollFd::new(&console, PollFlags::IN)];
+    assert_eq!(poll(&mut nothing, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0));
+    drop(later);
+    console.write_all(b"to the first\n").unwrap();
+    assert!(!expect(&console, "to the first").contains("later"));
+
     assert_eq!(apply(&[("/instances/web", &[Op::CpuAdd(&[6])])]), "applied");
     assert_eq!(apply(&[("/instances/web", &[Op::CpuRemove(&[2])])]), "failed");
     assert!(fs::read_to_string("/proc/iomem").unwrap().contains(" : mk-instance-1-web-region-0\n"));
@@ -200,6 +211,12 @@ fn hang() {
         assert_eq!(overlay.join().unwrap(), "failed");
     });
     console.write_all(b"are you there\n").unwrap();
+    // What it was asked meanwhile it does when it goes on: it halts.
+    control(&["thaw", "web"]);
+    until("the halt that was asked for before", || read("instances/web/status") == "loaded");
+    assert_eq!(processes(), 0);
+    let _console = boot();
+    control(&["freeze", "web"]);
     sys::reboot(sys::FORCE_HALT, 1).unwrap();
     assert_eq!(read("instances/web/status"), "loaded");
     assert_eq!(processes(), 0);
