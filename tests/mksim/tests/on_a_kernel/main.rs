@@ -21,16 +21,20 @@ fn on_the_stand_in(name: &str, options: &[&str]) {
     assert!(status.success(), "{name}: {status}\n{}\n{}", read("dmesg"), read("console.1"));
 }
 
+/// Whether the tests can run here; if not, they are skipped and say so, or fail if they were required.
 fn has_kernel() -> bool {
-    if std::env::var_os("TOMBOLO_UML_KERNEL").is_none() {
-        assert!(
-            std::env::var_os("TOMBOLO_REQUIRE_KERNELS").is_none(),
-            "TOMBOLO_REQUIRE_KERNELS is set and TOMBOLO_UML_KERNEL is not"
-        );
-        eprintln!("skipped: TOMBOLO_UML_KERNEL names no kernel");
-        return false;
-    }
-    true
+    let missing = if std::env::var_os("TOMBOLO_UML_KERNEL").is_none() {
+        "TOMBOLO_UML_KERNEL names no kernel"
+    } else if !rustix::process::geteuid().is_root() {
+        "mounts and filters of system calls need root"
+    } else if !Path::new("/dev/fuse").exists() {
+        "there is no /dev/fuse"
+    } else {
+        return true;
+    };
+    assert!(std::env::var_os("TOMBOLO_REQUIRE_KERNELS").is_none(), "required, but {missing}");
+    eprintln!("skipped: {missing}");
+    false
 }
 
 fn command(name: &str, dir: &Path, options: &[&str]) -> Command {
@@ -77,6 +81,11 @@ fn heap_memory_is_shared_with_a_kernel() {
 #[test]
 fn host_cannot_be_rebooted() {
     on_the_stand_in("tool::host_reboot", &[]);
+}
+
+#[test]
+fn files_answer_as_the_kernels_do() {
+    on_the_stand_in("tool::files", &[]);
 }
 
 #[test]

@@ -271,6 +271,38 @@ fn host_reboot() {
 }
 
 #[test]
+#[ignore = "run by files_answer_as_the_kernels_do"]
+fn files() {
+    create();
+    let root = Path::new(ROOT);
+    assert_eq!(errno(fs::create_dir(root.join("instances/db"))), Some(Errno::PERM));
+    assert_eq!(errno(fs::remove_dir(root.join("instances/web"))), Some(Errno::PERM));
+    assert_eq!(errno(File::open(root.join("overlays/new")).map(drop)), Some(Errno::ACCESS));
+    let status = File::options().write(true).open(root.join("instances/web/status"));
+    assert_eq!(errno(status.map(drop)), Some(Errno::ACCESS));
+
+    // What is longer than a page is cut, and the rest is at the wrong offset.
+    let long = overlay(None, &[("/instances/web", &[Op::CpuAdd(&[6; 200])])]);
+    let mut new = File::options().write(true).truncate(true).open(root.join("overlays/new")).unwrap();
+    assert_eq!(new.write(&long).unwrap(), 4096);
+    assert_eq!(errno(new.write(&long[4096..]).map(drop)), Some(Errno::INVAL));
+    assert_eq!(read("overlays/tx_3/status"), "failed");
+    assert_eq!(fs::read(root.join("overlays/tx_3/dtbo")).unwrap(), long[..4096]);
+
+    // Each read makes the file anew, also of one that is open.
+    let mut open = File::open(root.join("instances/web/device_tree")).unwrap();
+    let mut before = Vec::new();
+    open.read_to_end(&mut before).unwrap();
+    assert_eq!(apply(&[("/instances/web", &[Op::CpuAdd(&[6])])]), "applied");
+    let mut after = vec![0; before.len() + 8];
+    assert_eq!(open.read_at(&mut after, 0).unwrap(), after.len());
+
+    fs::remove_dir(root.join("overlays/tx_4")).unwrap();
+    assert!(!root.join("overlays/tx_4").exists());
+    assert!(fs::read_to_string("/proc/mounts").unwrap().contains("STAND-IN"));
+}
+
+#[test]
 #[ignore = "run by reader_of_a_silent_console_can_be_killed"]
 fn reader() {
     create();
