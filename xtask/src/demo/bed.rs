@@ -14,7 +14,7 @@ use nix::sys::signal::SigSet;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
-use super::SpawnerKind;
+use super::{SpawnerKind, standin};
 use crate::command::{self, Lines};
 use crate::process;
 
@@ -160,6 +160,24 @@ impl Bed {
         self.daemon.wait()?;
         self.daemon = start_daemon(&self.dir, &self.programs, self.spawner, self.image.as_deref(), args)?;
         self.wait_for_daemon()
+    }
+
+    /// Ends the kernel of an instance as by an accident: all its processes at once, or where those are none of this host, by a panic.
+    pub(super) fn strike_down(&self, instance: &str, pid: i32) -> Result<()> {
+        if self.spawner == SpawnerKind::Multikernel {
+            return standin::control(&self.programs, "panic", instance);
+        }
+        kill_group(pid);
+        Ok(())
+    }
+
+    /// Has the kernel of an instance hang, or go on.
+    pub(super) fn set_frozen(&self, instance: &str, frozen: bool) -> Result<()> {
+        let verb = if frozen { "freeze" } else { "thaw" };
+        match self.spawner {
+            SpawnerKind::Multikernel => standin::control(&self.programs, verb, instance),
+            _ => self.tombolo(&["debug", verb, instance]).map(drop),
+        }
     }
 
     /// The file behind the disk.
@@ -332,6 +350,9 @@ fn start_daemon(
         .args(["--spawner", spawner.name()])
         .args(["--device", &format!("{DISK}=nvme:{}", disk_in(dir).display())])
         .args(args);
+    if spawner == SpawnerKind::Multikernel {
+        daemon.args(standin::daemon_arguments()?);
+    }
     if let Some(image) = image {
         daemon.arg("--image").arg(image);
     }

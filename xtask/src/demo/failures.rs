@@ -6,8 +6,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::bed::{kill_group, number, text};
-use super::{Stage, must};
+use super::bed::{number, text};
+use super::{SpawnerKind, Stage, must};
 use crate::command::{Line, Lines};
 
 /// Lines of the client that are read to learn by how much its clock differs from ours: it prints one every 10 ms.
@@ -24,22 +24,25 @@ impl Stage<'_> {
         let before = bed.view("db")?;
         let (pid, incarnation) = (number(&before, "pid")? as i32, text(&before, "incarnation")?);
 
-        let (mut client, killed_at) =
-            self.progress.step("SIGKILL to db's kernel in mid-traffic: a typed error", || {
-                let mut client = bed.app_lines("web", &["watch", "db/kv"])?;
-                let offset_ns = clock_offset(&mut client)?;
-                let killed_at = SystemTime::now();
-                // All of the kernel's processes at once, as a kernel dies: its programs are processes of the host, too.
-                kill_group(pid);
-                let failed = client.find("an error", HANG_MAX, |line| event(line, "failed"))?;
-                let noticed_ns = number(&failed, "at_unix_ns")? + offset_ns;
-                let client_ms = (noticed_ns - unix_ns(killed_at)) / 1e6;
-                report.client_notice_ms = Some(round(client_ms));
-                let error = text(&failed, "error")?;
-                let seen = format!("after {client_ms:.1} ms: \"{error}\"");
-                report.client_error = Some(error);
-                Ok((seen, (client, killed_at)))
-            })?;
+        let title = match bed.spawner {
+            SpawnerKind::Multikernel => "a panic of db's kernel in mid-traffic: a typed error",
+            _ => "SIGKILL to db's kernel in mid-traffic: a typed error",
+        };
+        let (mut client, killed_at) = self.progress.step(title, || {
+            let mut client = bed.app_lines("web", &["watch", "db/kv"])?;
+            let offset_ns = clock_offset(&mut client)?;
+            let killed_at = SystemTime::now();
+            // As a kernel dies, all at once: its programs may be processes of the host, too.
+            bed.strike_down("db", pid)?;
+            let failed = client.find("an error", HANG_MAX, |line| event(line, "failed"))?;
+            let noticed_ns = number(&failed, "at_unix_ns")? + offset_ns;
+            let client_ms = (noticed_ns - unix_ns(killed_at)) / 1e6;
+            report.client_notice_ms = Some(round(client_ms));
+            let error = text(&failed, "error")?;
+            let seen = format!("after {client_ms:.1} ms: \"{error}\"");
+            report.client_error = Some(error);
+            Ok((seen, (client, killed_at)))
+        })?;
         self.progress.note(&format!("\"{}\"", report.client_error.as_deref().unwrap_or_default()));
         report.client_notice_how = "from just before kill(2) on the host to the client's error by its own clock, which is mapped to \
                                     the host's by the fastest of 100 lines it printed before (so the delay of that line is included)";
@@ -98,10 +101,10 @@ impl Stage<'_> {
             self.progress.step("freeze web: hung, not dead; thaw: healthy, not restarted", || {
                 let before = bed.view("web")?;
                 let frozen_at = Instant::now();
-                bed.tombolo(&["debug", "freeze", "web"])?;
+                bed.set_frozen("web", true)?;
                 bed.tombolo(&["wait", "web", "--for", "hung", "--timeout", "30s"])?;
                 let hung_ms = frozen_at.elapsed().as_secs_f64() * 1e3;
-                bed.tombolo(&["debug", "thaw", "web"])?;
+                bed.set_frozen("web", false)?;
                 bed.tombolo(&["wait", "web", "--for", "ready", "--timeout", "30s"])?;
                 let after = bed.view("web")?;
                 for key in ["boot_id", "incarnation", "pid", "boots"] {

@@ -9,6 +9,7 @@ mod life;
 mod progress;
 mod recovery;
 mod report;
+mod standin;
 mod traffic;
 
 use std::path::Path;
@@ -32,10 +33,13 @@ pub(crate) struct Args {
     /// End with one JSON object on the last line of stdout; progress goes to stderr
     #[arg(long)]
     pub(crate) json: bool,
-    /// What makes the kernels: uml and qemu make real ones, process does not [default: uml, or process where no kernel can be
-    /// had; for hand-overs qemu, or uml where there is none]
+    /// What makes the kernels: uml, qemu and multikernel make real ones, process does not [default: uml, or process where no kernel
+    /// can be had; for hand-overs qemu, or uml where there is none]
     #[arg(long)]
     pub(crate) spawner: Option<SpawnerKind>,
+    /// With `--spawner multikernel`: on a STAND-IN for Multikernel Linux, which boots User-mode Linux kernels (needs root)
+    #[arg(long)]
+    pub(crate) sim: bool,
     /// What to show
     #[arg(long, value_enum, default_value_t = Story::Basics)]
     pub(crate) story: Story,
@@ -61,6 +65,7 @@ pub(crate) enum Story {
 pub(crate) enum SpawnerKind {
     Uml,
     Qemu,
+    Multikernel,
     Process,
 }
 
@@ -69,6 +74,7 @@ impl SpawnerKind {
         match self {
             Self::Uml => "uml",
             Self::Qemu => "qemu",
+            Self::Multikernel => "multikernel",
             Self::Process => "process",
         }
     }
@@ -80,6 +86,9 @@ impl SpawnerKind {
 
 /// Runs the demo. An error says which step failed, what was seen and where the logs are.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.spawner == Some(SpawnerKind::Multikernel) && !standin::is_here() {
+        return standin::rerun(args);
+    }
     process::adopt_orphans()?;
     let remains = Arc::new(Mutex::new(Remains::default()));
     clean_up_on_signals(&remains)?;
@@ -142,6 +151,9 @@ fn story(args: &Args, remains: &Mutex<Remains>, progress: &mut Progress, report:
     must(args.story == Story::Basics || args.spawner != Some(SpawnerKind::Process), || {
         "memory moves between kernels, and `process` makes none: leave out --spawner process".into()
     })?;
+    must(args.story == Story::Basics || args.spawner != Some(SpawnerKind::Multikernel), || {
+        "on the stand-in kernels have one CPU and the memory that they booted with: leave out --story handover".into()
+    })?;
     let (spawner, kernel) =
         progress.step("find or fetch a kernel", || choose_kernel(args.story, args.spawner))?;
     report.spawner = spawner.name().into();
@@ -149,6 +161,9 @@ fn story(args: &Args, remains: &Mutex<Remains>, progress: &mut Progress, report:
 
     let mut bed = progress.step("start the control plane", || {
         let bed = Bed::start(&programs, spawner, kernel, remains)?;
+        if spawner == SpawnerKind::Multikernel {
+            bed.tombolo(&["multikernel", "pool", "--cpus", "2,4,6", "--memory", "2G"])?;
+        }
         Ok((format!("tombolod, process {}", bed.daemon_pid()), bed))
     })?;
     let mut stage = Stage { bed: &mut bed, progress, report };
@@ -192,6 +207,11 @@ fn choose_kernel(story: Story, wanted: Option<SpawnerKind>) -> Result<(String, K
                 "none wanted: processes of this kernel stand in".into(),
                 (SpawnerKind::Process, None),
             ));
+        }
+        SpawnerKind::Multikernel => {
+            let image = standin::image()?;
+            let seen = format!("{}, on the STAND-IN for Multikernel Linux", image.display());
+            return Ok((seen, (SpawnerKind::Multikernel, None)));
         }
         SpawnerKind::Uml => (String::new(), image::find_or_fetch().map(|path| (SpawnerKind::Uml, path))),
         SpawnerKind::Qemu => match qemu::find_or_fetch() {

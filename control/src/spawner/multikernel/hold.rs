@@ -37,10 +37,10 @@ impl<'a, I: Interface> Hold<'a, I> {
         Self { record, kernel }
     }
 
-    /// Makes the instance in the kernel. On an error nothing of it is left, or the error says what is.
-    pub(super) fn make(&self) -> Result<(), String> {
+    /// Makes the instance in the kernel, under the lock that was held when its CPUs were chosen. On an error nothing of it is left, or the
+    /// error says what is.
+    pub(super) fn make(&self, _lock: &Lock) -> Result<(), String> {
         let Record { name, id, memory_bytes, cpus, .. } = self.record;
-        let _lock = self.lock()?;
         if transaction::exists(&self.kernel, name).map_err(|error| error.to_string())? {
             return Err(format!(
                 "the kernel has an instance `{name}` already, made by another program: choose another name, or end that one"
@@ -159,7 +159,8 @@ impl<'a, I: Interface> Hold<'a, I> {
         removed.map(drop).map_err(|error| format!("could not remove instance `{name}`: {error}"))
     }
 
-    fn lock(&self) -> Result<Lock, String> {
+    /// Keeps other programs, and our own other instances, from changing what the kernel has.
+    pub(super) fn lock(&self) -> Result<Lock, String> {
         let path: &Path = &self.record.settings.lock;
         Lock::take(path).map_err(|error| format!("could not take the lock {}: {error}", path.display()))
     }

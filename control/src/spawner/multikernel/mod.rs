@@ -128,23 +128,13 @@ impl MultikernelSpawner {
             ));
         }
         let id = u16::try_from(spec.agent_config.cid.0).map_err(|error| error.to_string())?;
-        let kernel = Mounted::at(&self.settings.root);
-        let pool = interface::pool(&kernel).map_err(|error| error.to_string())?;
-        let wanted = usize::try_from(spec.cpus_started).unwrap_or(usize::MAX).max(1);
-        if pool.cpus_available.len() < wanted {
-            return Err(format!(
-                "it is to have {wanted} CPUs, and the pool has {} to give; `kerf init` or `tombolo pool` changes that",
-                pool.cpus_available.len()
-            ));
-        }
-        let cpus: Vec<PhysicalCpu> = pool.cpus_available.iter().copied().take(wanted).collect();
         let nonce = tombolo_transport::Incarnation::random().map_err(|error| error.to_string())?;
         Ok(Record {
             settings: self.settings.clone(),
             name,
             id: InstanceId::try_from(id)?,
             memory_bytes: spec.memory_bytes,
-            cpus,
+            cpus: Vec::new(),
             nonce: nonce.to_string(),
             keeper_binary: self.keeper_binary.clone(),
             is_made: false,
@@ -213,13 +203,17 @@ impl Spawner for MultikernelSpawner {
         let line = command_line(spec);
         image.check_command_line(&line).map_err(|error| bad_spec(error.to_string()))?;
         let dir = spec.runtime_dir.clone();
+        let cpus_wanted = usize::try_from(spec.cpus_started).unwrap_or(usize::MAX).max(1);
         tracing::info!(name, kernel = image.release().unwrap_or("of no known version"), "a kernel is loaded");
         let made = tokio::task::spawn_blocking(move || -> Result<(), String> {
             let note = |record: &Record| {
                 record.write(&dir).map_err(|error| format!("could not note what is to be made: {error}"))
             };
+            let lock = Hold::of(&record).lock()?;
+            record.cpus = free_cpus(&record.settings, cpus_wanted)?;
             note(&record)?;
-            Hold::of(&record).make()?;
+            Hold::of(&record).make(&lock)?;
+            drop(lock);
             record.is_made = true;
             note(&record)?;
             // What is loaded is what was looked at, whatever becomes of the file.
@@ -249,6 +243,18 @@ impl Spawner for MultikernelSpawner {
             found => found,
         }
     }
+}
+
+/// So many CPUs of the pool that no instance has.
+fn free_cpus(settings: &Settings, wanted: usize) -> Result<Vec<PhysicalCpu>, String> {
+    let pool = interface::pool_or_none(&Mounted::at(&settings.root)).map_err(|error| error.to_string())?;
+    let free = pool.cpus_available.len();
+    if free < wanted {
+        return Err(format!(
+            "it is to have {wanted} CPUs, and the pool has {free} to give; `tombolo multikernel pool` changes that"
+        ));
+    }
+    Ok(pool.cpus_available.into_iter().take(wanted).collect())
 }
 
 /// A file without a name that holds this.

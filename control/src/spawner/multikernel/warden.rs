@@ -32,8 +32,13 @@ use crate::keeper::{Job, names};
 
 /// How often the kernel's status is read: an end is told this much later at most.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long after its end a kernel's console may still have something to say: nothing tells that it has said all.
+/// The same once its console has said what kernels say that end, and for how long.
+const LOOK_AT_THE_END: Duration = Duration::from_millis(5);
+const AT_THE_END: Duration = Duration::from_secs(5);
+/// How long after its end a kernel's console may still have something to say: nothing tells that it has said all, but that it says
+/// nothing for so long.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+const SILENCE: Duration = Duration::from_millis(30);
 /// Bytes carried at once.
 const CHUNK: usize = 16 * 1024;
 
@@ -95,6 +100,7 @@ impl Warden {
     fn stand(&mut self) -> ExitCode {
         let mut was_forced = false;
         let mut next_look = Instant::now();
+        let mut seen_to_end = None;
         loop {
             self.carry(next_look.saturating_duration_since(Instant::now()));
             if self.was_told_to_end() {
@@ -103,8 +109,12 @@ impl Warden {
                     say(&reason);
                 }
             }
+            if seen_to_end.is_none() && self.tail.ends() {
+                (seen_to_end, next_look) = (Some(Instant::now()), Instant::now());
+            }
             if Instant::now() >= next_look {
-                next_look = Instant::now() + LOOK;
+                let ends = seen_to_end.is_some_and(|seen: Instant| seen.elapsed() < AT_THE_END);
+                next_look = Instant::now() + if ends { LOOK_AT_THE_END } else { LOOK };
                 match Hold::of(&self.record).status() {
                     Ok(Some(InstanceStatus::Active)) => {}
                     Ok(_) => return self.bury(was_forced),
@@ -118,8 +128,12 @@ impl Warden {
     /// The kernel has ended: hears its last words, gives back what it had, and tells how it ended by ending likewise.
     fn bury(&mut self, was_forced: bool) -> ExitCode {
         let until = Instant::now() + LAST_WORDS;
-        while Instant::now() < until {
-            self.carry(until.saturating_duration_since(Instant::now()));
+        let mut heard = (Instant::now(), self.tail.total);
+        while Instant::now() < until.min(heard.0 + SILENCE) {
+            self.carry(SILENCE);
+            if self.tail.total != heard.1 {
+                heard = (Instant::now(), self.tail.total);
+            }
         }
         match Hold::of(&self.record).release() {
             Ok(()) => {
@@ -132,7 +146,7 @@ impl Warden {
         if self.tail.has(PANIC) {
             return ExitCode::from(EXIT_PANICKED);
         }
-        if FAREWELLS.iter().any(|farewell| self.tail.has(farewell)) {
+        if self.tail.ends() {
             return ExitCode::SUCCESS;
         }
         if was_forced {
@@ -272,19 +286,29 @@ impl Line {
 
 /// The last that the console said.
 #[derive(Debug, Default)]
-struct Tail(Vec<u8>);
+struct Tail {
+    bytes: Vec<u8>,
+    /// How many it has said in all.
+    total: u64,
+}
 
 impl Tail {
     const BYTES: usize = 16 * 1024;
 
     fn push(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
-        let excess = self.0.len().saturating_sub(Self::BYTES);
-        self.0.drain(..excess);
+        self.total += bytes.len() as u64;
+        self.bytes.extend_from_slice(bytes);
+        let excess = self.bytes.len().saturating_sub(Self::BYTES);
+        self.bytes.drain(..excess);
     }
 
     fn has(&self, text: &[u8]) -> bool {
-        self.0.windows(text.len()).any(|window| window == text)
+        self.bytes.windows(text.len()).any(|window| window == text)
+    }
+
+    /// Whether it has said what kernels say that end.
+    fn ends(&self) -> bool {
+        self.has(PANIC) || FAREWELLS.iter().any(|farewell| self.has(farewell))
     }
 }
 
