@@ -9,6 +9,7 @@ use crate::listener::{Listener, MessageListener};
 use crate::memory::MemoryEndpoint;
 use crate::messages::Messages;
 use crate::options::{AttachOptions, ConnectOptions, ListenOptions};
+use crate::paced::PacedEndpoint;
 use crate::shm::{self, Way};
 use crate::sockets::SocketEndpoint;
 use crate::stream::Stream;
@@ -85,6 +86,11 @@ impl Endpoint {
     /// An attachment to a kernel that is only a table in this process. See [`memory`](crate::memory).
     pub fn memory(endpoint: MemoryEndpoint) -> Self {
         Self(Backend::Socket(SocketEndpoint::Memory(endpoint)))
+    }
+
+    /// Links to other kernels over one socket each. See [`paced`](crate::paced).
+    pub fn paced(endpoint: PacedEndpoint) -> Self {
+        Self(Backend::Socket(SocketEndpoint::Paced(endpoint)))
     }
 
     /// The CID of this kernel.

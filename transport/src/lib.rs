@@ -50,6 +50,7 @@ pub mod mem;
 pub mod memory;
 pub mod messages;
 pub mod options;
+pub mod paced;
 pub mod pool;
 mod ports;
 pub mod rhythm;

@@ -7,6 +7,7 @@ use crate::hybrid::{GuestListener, GuestSide, HostListener, HostSide};
 use crate::memory::{MemoryEndpoint, MemoryListener};
 use crate::messages::Messages;
 use crate::options::{ConnectOptions, ListenOptions};
+use crate::paced::{PacedEndpoint, PacedListener};
 use crate::stream::Stream;
 use crate::vsock::{VsockEndpoint, VsockListener};
 
@@ -16,6 +17,7 @@ pub(crate) enum SocketEndpoint {
     HybridHost(HostSide),
     HybridGuest(GuestSide),
     Memory(MemoryEndpoint),
+    Paced(PacedEndpoint),
 }
 
 #[derive(Debug)]
@@ -30,6 +32,7 @@ enum ListenerKind {
     HybridHost(HostListener),
     HybridGuest(GuestListener),
     Memory(MemoryListener),
+    Paced(PacedListener),
 }
 
 /// A connection as its backend made it.
@@ -46,6 +49,7 @@ impl SocketEndpoint {
             Self::HybridHost(host) => host.local_cid(),
             Self::HybridGuest(guest) => guest.local_cid(),
             Self::Memory(memory) => memory.local_cid(),
+            Self::Paced(paced) => paced.local_cid(),
         }
     }
 
@@ -70,6 +74,7 @@ impl SocketEndpoint {
             Self::HybridHost(host) => ListenerKind::HybridHost(host.listen(port, backlog)?),
             Self::HybridGuest(guest) => ListenerKind::HybridGuest(guest.listen(port, backlog)?),
             Self::Memory(memory) => ListenerKind::Memory(memory.listen(port, backlog)?),
+            Self::Paced(paced) => ListenerKind::Paced(paced.listen(port, backlog)?),
         };
         Ok(SocketListener { kind, message_bytes_max: options.sizes.message_bytes_max })
     }
@@ -86,6 +91,7 @@ impl SocketEndpoint {
             Self::HybridHost(host) => connected!(host.connect(addr, options.timeout).await?),
             Self::HybridGuest(guest) => connected!(guest.connect(addr, options.timeout).await?),
             Self::Memory(memory) => connected!(memory.connect(addr)?),
+            Self::Paced(paced) => connected!(paced.connect(addr, options.timeout).await?),
         })
     }
 }
@@ -107,6 +113,7 @@ impl SocketListener {
             ListenerKind::HybridHost(listener) => listener.local_addr(),
             ListenerKind::HybridGuest(listener) => listener.local_addr(),
             ListenerKind::Memory(listener) => listener.local_addr(),
+            ListenerKind::Paced(listener) => listener.local_addr(),
         }
     }
 
@@ -122,6 +129,7 @@ impl SocketListener {
             ListenerKind::HybridHost(listener) => connected!(listener.accept().await?),
             ListenerKind::HybridGuest(listener) => connected!(listener.accept().await?),
             ListenerKind::Memory(listener) => connected!(listener.accept().await?),
+            ListenerKind::Paced(listener) => connected!(listener.accept().await?),
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The conformance suite on every backend that this machine has. AF_VSOCK runs inside a kernel that has
 //! vsock_loopback, through the binary `tombolo-conformance`.
 
-use tombolo_transport::conformance::backends::{Between, Hybrid, Memory, Shm, ShmKernels};
+use tombolo_transport::conformance::backends::{Between, Hybrid, Memory, Paced, Shm, ShmKernels};
 use tombolo_transport::conformance::{
     self, Backend, Direction, Failure, Limits, Outcome, Pair, Party, RemoteParty,
 };
@@ -35,6 +35,26 @@ async fn hybrid_conforms() {
 async fn hybrid_conforms_on_one_thread() {
     let dir = tempfile::tempdir().unwrap();
     conforms(Hybrid::in_dir(dir.path())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn paced_conforms() {
+    conforms(Paced::over_sound_sockets()).await;
+}
+
+#[tokio::test]
+async fn paced_conforms_on_one_thread() {
+    conforms(Paced::over_sound_sockets()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn paced_conforms_over_faulty_sockets() {
+    conforms(Paced::over_faulty_sockets()).await;
+}
+
+#[tokio::test]
+async fn paced_conforms_over_faulty_sockets_on_one_thread() {
+    conforms(Paced::over_faulty_sockets()).await;
 }
 
 async fn shm_conforms(kernels: ShmKernels) {

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
+use super::faults::{Faults, FaultySocket};
 use super::{Backend, Direction, Failure, Limits, Pair, RemoteParty};
-use crate::addr::Cid;
+use crate::addr::{Addr, Cid, Port};
 use crate::broker::{
     Broker, BrokerConfig, BrokerHandle, KernelMatch, Policy, PolicyAction, PolicyRule, PortMatch,
 };
@@ -12,8 +14,9 @@ use crate::endpoint::Endpoint;
 use crate::hybrid::HybridConfig;
 use crate::incarnation::Incarnation;
 use crate::memory::MemoryFabric;
+use crate::paced::{PacedConfig, PacedEndpoint, VsockDial};
 use crate::pool::{Geometry, Member, Pool, PoolSource};
-use crate::vsock::VsockConfig;
+use crate::vsock::{VsockConfig, VsockEndpoint};
 
 /// [`memory`](crate::memory).
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +76,106 @@ impl Backend for VsockLoopback {
     fn limits(&self) -> Limits {
         // The kernel's listening socket answers from a worker: a caller or two may slip in.
         Limits { backlog_slack: 2, ..Limits::default() }
+    }
+}
+
+/// [`paced`](crate::paced): a child and its parent, whose link is a Unix socket pair, as good as Unix sockets are or as bad as a socket
+/// can be.
+#[derive(Debug)]
+pub struct Paced {
+    faults: Option<Faults>,
+    pairs: AtomicU32,
+}
+
+impl Paced {
+    /// Over sockets that do what they should.
+    pub fn over_sound_sockets() -> Self {
+        Self { faults: None, pairs: AtomicU32::new(0) }
+    }
+
+    /// Over sockets that break, lose bytes, and are full without saying when they are no more, all of it often.
+    pub fn over_faulty_sockets() -> Self {
+        Self { faults: Some(Faults::default()), pairs: AtomicU32::new(0) }
+    }
+}
+
+impl Backend for Paced {
+    async fn pair(&self) -> Result<Pair, Failure> {
+        let pair = self.pairs.fetch_add(1, Ordering::Relaxed);
+        // What is lost at the end of a conversation is noticed by what is said next.
+        let config = PacedConfig {
+            keepalive: Duration::from_millis(100),
+            silence: Duration::from_secs(2),
+            redial_max: Duration::from_millis(50),
+            ..PacedConfig::default()
+        };
+        let parent = PacedEndpoint::new(Cid(0), config)?;
+        let child = PacedEndpoint::new(Cid(3), config)?;
+        let acceptor = parent.expect(Cid(3))?;
+        let faults = self.faults;
+        let mut seed = u64::from(pair) << 32;
+        child.dial(Cid(0), move || {
+            let sockets = tokio::net::UnixStream::pair();
+            let acceptor = acceptor.clone();
+            seed += 2;
+            async move {
+                let (near, far) = sockets?;
+                acceptor.replace(FaultySocket::new(far, faults, seed));
+                Ok(FaultySocket::new(near, faults, seed + 1))
+            }
+        })?;
+        Ok(Pair {
+            caller: Endpoint::paced(parent).into(),
+            callee: Endpoint::paced(child).into(),
+            keep: Box::new(()),
+        })
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { backlog_slack: 0, ..Limits::default() }
+    }
+}
+
+/// [`paced`](crate::paced) over AF_VSOCK within one kernel that has the module `vsock_loopback`: the child dials the parent by
+/// [`Cid::LOCAL`].
+#[derive(Debug)]
+pub struct PacedVsockLoopback {
+    pairs: AtomicU32,
+}
+
+impl PacedVsockLoopback {
+    /// Takes one port after another from 7000 on.
+    pub fn new() -> Self {
+        Self { pairs: AtomicU32::new(0) }
+    }
+}
+
+impl Default for PacedVsockLoopback {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Backend for PacedVsockLoopback {
+    async fn pair(&self) -> Result<Pair, Failure> {
+        let port = Port(7000 + self.pairs.fetch_add(1, Ordering::Relaxed));
+        let vsock =
+            VsockEndpoint::new(VsockConfig { local_cid: Some(Cid::LOCAL), ..VsockConfig::default() })?;
+        // Every socket of a loopback comes from that CID, so that is the child's.
+        let parent = PacedEndpoint::new(Cid(0), PacedConfig::default())?;
+        parent.serve(vsock.listen(port, 16)?);
+        parent.expect(Cid::LOCAL)?;
+        let child = PacedEndpoint::new(Cid::LOCAL, PacedConfig::default())?;
+        child.dial(Cid(0), VsockDial::new(vsock, Addr::new(Cid::LOCAL, port)))?;
+        Ok(Pair {
+            caller: Endpoint::paced(parent).into(),
+            callee: Endpoint::paced(child).into(),
+            keep: Box::new(()),
+        })
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { backlog_slack: 0, ..Limits::default() }
     }
 }
 

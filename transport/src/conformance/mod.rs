@@ -11,6 +11,7 @@
 pub mod backends;
 mod connecting;
 mod crowds;
+mod faults;
 mod messages;
 mod party;
 mod peer;

@@ -49,6 +49,11 @@ impl VsockStream {
         Self { io, local, peer, pacing, has_shut_down: false }
     }
 
+    /// The stream as the kernel has it: a full ring of Multikernel's is an error, ENOSPC, for the caller to ride out.
+    pub(crate) fn without_pacing(self) -> Self {
+        Self { pacing: None, ..self }
+    }
+
     /// The other side.
     pub fn peer_addr(&self) -> Addr {
         self.peer

@@ -1,0 +1,189 @@
+//! What frames of the peer do.
+
+use super::frame::{FLAG_ASK, Frame, Hello, Kind, NoFrame, Refusal};
+use super::outbox::{WINDOW_BYTES, WINDOW_FRAMES};
+use super::stream::{Life, Stream};
+use super::streams::{Found, STREAMS_MAX};
+use super::{Event, Fault, Link, Nanos, Socket};
+use crate::addr::Port;
+use crate::error::ResetCause;
+use crate::incarnation::Incarnation;
+
+type Handled = Result<(), Fault>;
+
+impl From<NoFrame> for Fault {
+    fn from(none: NoFrame) -> Self {
+        match none {
+            NoFrame::Incomplete => Self::Socket("a frame ended early".into()),
+            NoFrame::Damaged(what) => Self::Socket(what.into()),
+            NoFrame::Foreign(what) => Self::Violation(what),
+        }
+    }
+}
+
+impl Link {
+    pub(super) fn on_frame(&mut self, frame: &Frame<'_>, now: Nanos) -> Handled {
+        match (self.socket, frame.header.kind) {
+            // A fault of an earlier frame of the same bytes ends them.
+            (Socket::None, _) => Ok(()),
+            (Socket::Greeting { .. }, Kind::Hello) => self.on_hello(frame, now),
+            (Socket::Greeting { .. }, kind) => {
+                Err(Fault::Socket(format!("a frame of kind {kind:?} came before any HELLO")))
+            }
+            (Socket::Up, Kind::Hello) => Err(Fault::Violation("a second HELLO on one socket".into())),
+            (Socket::Up, _) => self.on_session_frame(frame, now),
+        }
+    }
+
+    fn on_hello(&mut self, frame: &Frame<'_>, now: Nanos) -> Handled {
+        let hello = Hello::decode(frame.payload)?;
+        let theirs = frame.header.incarnation;
+        if hello.role == self.role {
+            return Err(Fault::Violation(format!("both ends say that they are the {:?}", self.role)));
+        }
+        if theirs == Incarnation::NONE || frame.header.seq != 0 {
+            return Err(Fault::Violation("a HELLO without a life, or with a number".into()));
+        }
+        let resumed = self.peer == Some(theirs);
+        if self.peer.is_some() && !resumed {
+            self.end_session(&ResetCause::PeerKernelDied, true);
+        }
+        // A peer that knows another life of ours, or none, has nothing of this one.
+        let has = if hello.knows == self.life { frame.header.ack } else { 0 };
+        self.outbox.resume(has)?;
+        self.peer = Some(theirs);
+        self.socket = Socket::Up;
+        self.clocks.heard = now;
+        self.clocks.progressed = now;
+        self.ups += 1;
+        self.events.push_back(Event::Up { resumed });
+        Ok(())
+    }
+
+    fn on_session_frame(&mut self, frame: &Frame<'_>, now: Nanos) -> Handled {
+        let header = &frame.header;
+        if Some(header.incarnation) != self.peer {
+            return Err(Fault::Violation("a frame of another life than its HELLO".into()));
+        }
+        let is_numbered = header.kind != Kind::Ack;
+        let expected = self.received + u64::from(is_numbered);
+        if header.seq > expected {
+            let lost = header.seq - expected;
+            return Err(Fault::Socket(format!("{lost} frames got lost on the way")));
+        }
+        if header.seq < expected {
+            let seq = header.seq;
+            return Err(Fault::Violation(format!("frame {seq} came again, where {expected} was due")));
+        }
+        if self.outbox.acknowledge(header.ack)? {
+            self.clocks.progressed = now;
+        }
+        self.clocks.heard = now;
+        if is_numbered {
+            self.received += 1;
+            self.on_stream_frame(frame)?;
+            self.owe_ack(frame.payload.len(), now);
+        } else if header.flags == FLAG_ASK {
+            self.acks.by = Some(now);
+        }
+        Ok(())
+    }
+
+    fn owe_ack(&mut self, bytes: usize, now: Nanos) {
+        self.acks.frames += 1;
+        self.acks.bytes += bytes;
+        let many = self.acks.frames >= WINDOW_FRAMES / 4 || self.acks.bytes >= WINDOW_BYTES / 4;
+        let by = if many { now } else { now + self.pace.ack_delay };
+        self.acks.by = Some(self.acks.by.map_or(by, |earlier| earlier.min(by)));
+    }
+
+    fn on_stream_frame(&mut self, frame: &Frame<'_>) -> Handled {
+        let wire = frame.header.stream;
+        if frame.header.kind == Kind::Open {
+            return self.on_open(wire, frame);
+        }
+        let id = match self.streams.find(wire)? {
+            Found::Here(id) => id,
+            // Sent before the peer heard that the stream is closed.
+            Found::Gone => return Ok(()),
+        };
+        let Some(stream) = self.streams.get_mut(id) else { return Ok(()) };
+        match frame.header.kind {
+            Kind::Accept => {
+                expect(stream, &Life::Awaiting, "accepted")?;
+                stream.life = Life::Open;
+                self.streams.tell_readable(id, &mut self.events);
+            }
+            Kind::Refuse => {
+                let [reason] = frame.fields()?;
+                if stream.life == Life::Aborting {
+                    // The caller has given up meanwhile, and so need not say so.
+                    self.streams.remove(id);
+                    return Ok(());
+                }
+                expect(stream, &Life::Awaiting, "refused")?;
+                stream.life = Life::Refused(Refusal::of(reason)?);
+                self.streams.tell_readable(id, &mut self.events);
+            }
+            Kind::Data => {
+                if stream.on_data(frame.payload)? {
+                    self.streams.tell_readable(id, &mut self.events);
+                } else {
+                    self.streams.schedule(id);
+                }
+            }
+            Kind::Credit => {
+                stream.on_credit(u64::from_le_bytes(frame.fields()?))?;
+                self.streams.schedule(id);
+            }
+            Kind::End => {
+                stream.on_end()?;
+                self.streams.tell_readable(id, &mut self.events);
+            }
+            Kind::Close => {
+                let is_held = stream.on_close(u64::from_le_bytes(frame.fields()?))?;
+                self.streams.tell_both(id, &mut self.events);
+                if !is_held {
+                    self.streams.remove(id);
+                }
+            }
+            Kind::Reset => {
+                let is_held = stream.fail(&ResetCause::PeerClosed);
+                self.streams.tell_both(id, &mut self.events);
+                if !is_held {
+                    self.streams.remove(id);
+                }
+            }
+            Kind::Hello | Kind::Ack | Kind::Open => {}
+        }
+        Ok(())
+    }
+
+    fn on_open(&mut self, wire: u64, frame: &Frame<'_>) -> Handled {
+        let ports: [u8; 8] = frame.fields()?;
+        let [a, b, c, d, e, f, g, h] = ports;
+        let (from, to) = (Port(u32::from_le_bytes([a, b, c, d])), Port(u32::from_le_bytes([e, f, g, h])));
+        let counts = self.streams.counts_of_peer();
+        if counts.known_to_peer >= STREAMS_MAX {
+            return Err(Fault::Violation(format!("it opened more than {STREAMS_MAX} streams")));
+        }
+        let has_room = counts.here < STREAMS_MAX;
+        let life = if has_room { Life::Called } else { Life::Rejecting(Refusal::TooManyStreams) };
+        let id = self.streams.insert_of_peer(wire, Stream::new(life))?;
+        if has_room {
+            self.events.push_back(Event::Called { stream: id, from, to });
+        } else {
+            self.streams.schedule(id);
+        }
+        Ok(())
+    }
+}
+
+fn expect(stream: &Stream, life: &Life, what: &str) -> Handled {
+    // A call that was given up is answered all the same.
+    if stream.life == *life || stream.life == Life::Aborting {
+        Ok(())
+    } else {
+        Err(Fault::Violation(format!("it {what} a stream that was not waiting for that")))
+    }
+}

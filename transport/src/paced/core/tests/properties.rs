@@ -1,0 +1,204 @@
+//! Any interleaving of calls, writes, reads, faults and time, against queues of bytes.
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::super::{StreamError, StreamId};
+use super::world::{MS, World};
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Call { end: usize },
+    Write { end: usize, stream: usize, len: usize },
+    Read { end: usize, stream: usize, len: usize },
+    Finish { end: usize, stream: usize },
+    Transmit { end: usize, bytes: usize },
+    Carry { end: usize, bytes: usize },
+    Refuse { end: usize, jitter: u64 },
+    Lose { end: usize, bytes: usize },
+    Cut,
+    Connect,
+    Pass { nanos: u64 },
+    Restart { end: usize },
+}
+
+/// One direction of one stream: what was written and has not been read.
+#[derive(Debug)]
+struct Flow {
+    writer: (usize, StreamId),
+    reader: (usize, StreamId),
+    under_way: VecDeque<u8>,
+    finished: bool,
+    writer_is_gone: bool,
+    /// An error was told to the reader: what it has not read it knows to be lost.
+    reset: bool,
+}
+
+struct Run {
+    world: World,
+    flows: Vec<Flow>,
+    next_byte: u8,
+    may_reset: bool,
+}
+
+fn step(with_restarts: bool) -> impl Strategy<Value = Step> {
+    let end = 0..2usize;
+    let stream = 0..6usize;
+    prop_oneof![
+        2 => end.clone().prop_map(|end| Step::Call { end }),
+        8 => (end.clone(), stream.clone(), 0..40_000usize)
+            .prop_map(|(end, stream, len)| Step::Write { end, stream, len }),
+        8 => (end.clone(), stream.clone(), 1..40_000usize)
+            .prop_map(|(end, stream, len)| Step::Read { end, stream, len }),
+        1 => (end.clone(), stream).prop_map(|(end, stream)| Step::Finish { end, stream }),
+        10 => (end.clone(), 1..20_000usize).prop_map(|(end, bytes)| Step::Transmit { end, bytes }),
+        10 => (end.clone(), 1..20_000usize).prop_map(|(end, bytes)| Step::Carry { end, bytes }),
+        2 => (end.clone(), any::<u64>()).prop_map(|(end, jitter)| Step::Refuse { end, jitter }),
+        1 => (end.clone(), 1..5000usize).prop_map(|(end, bytes)| Step::Lose { end, bytes }),
+        1 => Just(Step::Cut),
+        3 => Just(Step::Connect),
+        4 => (0..50 * MS).prop_map(|nanos| Step::Pass { nanos }),
+        1 => end.prop_map(move |end| if with_restarts { Step::Restart { end } } else { Step::Cut }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_is_written_arrives_whole_once_in_order(steps in prop::collection::vec(step(false), 1..400)) {
+        let mut run = Run::new(false);
+        steps.into_iter().for_each(|step| run.step(step));
+        run.finish();
+    }
+
+    #[test]
+    fn whatever_a_restart_swallows_is_told(steps in prop::collection::vec(step(true), 1..400)) {
+        let mut run = Run::new(true);
+        steps.into_iter().for_each(|step| run.step(step));
+        run.finish();
+    }
+}
+
+impl Run {
+    fn new(may_reset: bool) -> Self {
+        Self { world: World::new(), flows: Vec::new(), next_byte: 0, may_reset }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Call { end } => self.call(end),
+            Step::Write { end, stream, len } => self.write(end, stream, len),
+            Step::Read { end, stream, len } => self.read(end, stream, len),
+            Step::Finish { end, stream } => {
+                if let Some(at) = self.nth(stream, |flow| flow.writer.0 == end && !flow.writer_is_gone) {
+                    let flow = &mut self.flows[at];
+                    if self.world.ends[end].finish(flow.writer.1).is_ok() {
+                        flow.finished = true;
+                    }
+                }
+            }
+            Step::Transmit { end, bytes } => self.world.transmit(end, bytes),
+            Step::Carry { end, bytes } => self.world.carry(end, bytes),
+            Step::Refuse { end, jitter } => self.world.refuse(end, jitter),
+            Step::Lose { end, bytes } => self.world.lose(end, bytes),
+            Step::Cut => self.world.cut(),
+            Step::Connect => self.world.connect(),
+            Step::Pass { nanos } => self.world.pass(nanos),
+            Step::Restart { end } => {
+                self.world.restart(end);
+                // Whoever read or wrote there is gone.
+                self.flows.retain(|flow| flow.reader.0 != end);
+                self.flows.iter_mut().for_each(|flow| flow.writer_is_gone = true);
+            }
+        }
+    }
+
+    fn call(&mut self, end: usize) {
+        if self.flows.len() >= 12 {
+            return;
+        }
+        let (caller, callee) = self.world.streams(end);
+        let there = (1 - end, callee);
+        for (writer, reader) in [((end, caller), there), (there, (end, caller))] {
+            let under_way = VecDeque::new();
+            self.flows.push(Flow {
+                writer,
+                reader,
+                under_way,
+                finished: false,
+                writer_is_gone: false,
+                reset: false,
+            });
+        }
+    }
+
+    fn write(&mut self, end: usize, stream: usize, len: usize) {
+        let Some(at) = self.nth(stream, |flow| flow.writer.0 == end && !flow.writer_is_gone) else { return };
+        let bytes: Vec<u8> = (0..len).map(|at| self.next_byte.wrapping_add((at * 7) as u8)).collect();
+        self.next_byte = self.next_byte.wrapping_add(len as u8);
+        let flow = &mut self.flows[at];
+        match self.world.ends[end].write(flow.writer.1, &bytes) {
+            Ok(taken) => {
+                assert!(!flow.finished || len == 0);
+                flow.under_way.extend(&bytes[..taken.unwrap_or(0)]);
+            }
+            Err(StreamError::Shutdown) => assert!(flow.finished || self.may_reset),
+            Err(other) => assert!(self.may_reset, "{other:?}"),
+        }
+    }
+
+    fn read(&mut self, end: usize, stream: usize, len: usize) {
+        let Some(at) = self.nth(stream, |flow| flow.reader.0 == end) else { return };
+        self.read_flow(at, len);
+    }
+
+    fn read_flow(&mut self, at: usize, len: usize) -> bool {
+        let flow = &mut self.flows[at];
+        let mut into = vec![0; len];
+        match self.world.ends[flow.reader.0].read(flow.reader.1, &mut into) {
+            Ok(Some(0)) => {
+                assert!(flow.finished && flow.under_way.is_empty(), "an end before the end");
+                false
+            }
+            Ok(Some(read)) => {
+                assert!(!flow.reset, "bytes after an error");
+                let expected: Vec<u8> = flow.under_way.drain(..read).collect();
+                assert!(into[..read] == expected, "bytes that were not written, or not then");
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                assert!(self.may_reset, "{error:?}");
+                flow.reset = true;
+                false
+            }
+        }
+    }
+
+    /// Heals the channel: everything must arrive, or the reader must have been told.
+    fn finish(mut self) {
+        for _ in 0..200 {
+            self.world.settle(20_000 * MS);
+            let mut moved = false;
+            for at in 0..self.flows.len() {
+                while self.read_flow(at, 50_000) {
+                    moved = true;
+                }
+            }
+            if !moved {
+                break;
+            }
+        }
+        for flow in &self.flows {
+            let left = flow.under_way.len();
+            assert!(left == 0 || flow.reset, "{left} bytes are neither read nor said to be lost: {flow:?}");
+        }
+        assert!(self.may_reset || self.world.ended == [0, 0]);
+    }
+
+    fn nth(&self, nth: usize, of: impl Fn(&Flow) -> bool) -> Option<usize> {
+        (0..self.flows.len()).filter(|at| of(&self.flows[*at])).nth(nth)
+    }
+}

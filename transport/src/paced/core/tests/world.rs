@@ -1,0 +1,214 @@
+//! Two ends of a link and the channel between them.
+
+use std::collections::VecDeque;
+
+use super::super::outbox::{WINDOW_BYTES, WINDOW_FRAMES};
+use super::super::{Event, Link, Nanos, Pace, Refusal, Role, StreamError, StreamId};
+use crate::addr::Port;
+use crate::incarnation::Incarnation;
+
+pub(super) const MS: Nanos = 1_000_000;
+/// Where the callee of a [`World`] listens; every other port refuses.
+pub(super) const LISTENING: Port = Port(7);
+
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) now: Nanos,
+    pub(super) ends: [Link; 2],
+    /// Bytes under way: from each end to the other.
+    wires: [VecDeque<u8>; 2],
+    pub(super) called: [Vec<StreamId>; 2],
+    /// Events that are of interest to tests, in order.
+    pub(super) closed_sockets: Vec<String>,
+    pub(super) ended: [usize; 2],
+    is_connected: bool,
+    lives: u8,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        let mut world = Self {
+            now: 1000 * MS,
+            ends: [link(Role::Dialler, 1), link(Role::Acceptor, 2)],
+            wires: Default::default(),
+            called: Default::default(),
+            closed_sockets: Vec::new(),
+            ended: [0; 2],
+            is_connected: false,
+            lives: 2,
+        };
+        world.connect();
+        world
+    }
+
+    /// A socket, if there is none.
+    pub(super) fn connect(&mut self) {
+        if !self.is_connected {
+            self.is_connected = true;
+            self.wires.iter_mut().for_each(VecDeque::clear);
+            self.ends.iter_mut().for_each(|end| end.socket_opened(self.now));
+        }
+    }
+
+    /// The socket breaks, and what is under way is lost.
+    pub(super) fn cut(&mut self) {
+        if self.is_connected {
+            self.is_connected = false;
+            self.wires.iter_mut().for_each(VecDeque::clear);
+            self.ends.iter_mut().for_each(Link::socket_lost);
+        }
+    }
+
+    /// The program that holds an end dies, and another takes its place.
+    pub(super) fn restart(&mut self, end: usize) {
+        self.cut();
+        self.lives += 1;
+        self.ends[end] = link(if end == 0 { Role::Dialler } else { Role::Acceptor }, self.lives);
+        self.called[end].clear();
+    }
+
+    /// Lets `end` write up to `bytes` bytes into the channel.
+    pub(super) fn transmit(&mut self, end: usize, mut bytes: usize) {
+        while bytes > 0 && self.is_connected {
+            let Some(rest) = self.ends[end].poll_transmit(self.now) else { break };
+            let taken = rest.len().min(bytes);
+            self.wires[end].extend(&rest[..taken]);
+            bytes -= taken;
+            self.ends[end].transmitted(taken, self.now);
+            self.check(end);
+        }
+    }
+
+    /// The ring of the other end is full for one write of `end`.
+    pub(super) fn refuse(&mut self, end: usize, jitter: u64) {
+        let now = self.now;
+        if self.is_connected && self.ends[end].poll_transmit(now).is_some() {
+            self.ends[end].refused(now, jitter);
+        }
+    }
+
+    /// Up to `bytes` bytes that `end` wrote arrive.
+    pub(super) fn carry(&mut self, end: usize, bytes: usize) {
+        let wire = &mut self.wires[end];
+        let arriving: Vec<u8> = wire.drain(..bytes.min(wire.len())).collect();
+        if !arriving.is_empty() {
+            self.ends[1 - end].feed(&arriving, self.now);
+            self.look(1 - end);
+        }
+    }
+
+    /// Up to `bytes` of the bytes that `end` wrote vanish.
+    pub(super) fn lose(&mut self, end: usize, bytes: usize) {
+        let wire = &mut self.wires[end];
+        wire.drain(..bytes.min(wire.len()));
+    }
+
+    /// Takes what `end` wrote out of the channel.
+    pub(super) fn take_wire(&mut self, end: usize) -> Vec<u8> {
+        self.wires[end].drain(..).collect()
+    }
+
+    /// Time passes.
+    pub(super) fn pass(&mut self, nanos: Nanos) {
+        self.now += nanos;
+        for end in [0, 1] {
+            self.ends[end].handle_timeout(self.now);
+            self.look(end);
+        }
+    }
+
+    /// Reconnects and lets everything go its way until neither end has anything to do, for at most `nanos`.
+    pub(super) fn settle(&mut self, nanos: Nanos) {
+        let until = self.now + nanos;
+        while self.now < until {
+            self.connect();
+            let mut has_moved = false;
+            for end in [0, 1] {
+                self.transmit(end, usize::MAX);
+                has_moved |= !self.wires[end].is_empty();
+                self.carry(end, usize::MAX);
+            }
+            if has_moved {
+                continue;
+            }
+            let is_quiet = |end: usize| {
+                self.ends[end].is_up() && self.ends[end].outbox.is_empty() && self.ends[end].acks.by.is_none()
+            };
+            if is_quiet(0) && is_quiet(1) {
+                return;
+            }
+            let next = self.ends.iter().filter_map(Link::next_timeout).min();
+            let next = next.unwrap_or(until).clamp(self.now + MS / 10, until.max(self.now + MS / 10));
+            self.pass(next - self.now);
+        }
+    }
+
+    /// Calls from `end`; both ends of the stream.
+    pub(super) fn streams(&mut self, end: usize) -> (StreamId, StreamId) {
+        let caller = self.ends[end].open(Port(1000), LISTENING).unwrap();
+        assert_eq!(self.ends[end].poll_answer(caller), None);
+        self.settle(20_000 * MS);
+        assert_eq!(self.ends[end].poll_answer(caller), Some(Ok(())));
+        (caller, self.called[1 - end].pop().unwrap())
+    }
+
+    /// Writes all of `bytes`, settling whenever there is no room.
+    pub(super) fn write_all(&mut self, end: usize, stream: StreamId, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match self.ends[end].write(stream, rest).unwrap() {
+                Some(taken) => rest = &rest[taken..],
+                None => self.settle(20_000 * MS),
+            }
+        }
+    }
+
+    /// Reads what has arrived: the bytes, and what came after them.
+    pub(super) fn read(
+        &mut self,
+        end: usize,
+        stream: StreamId,
+    ) -> (Vec<u8>, Result<Option<usize>, StreamError>) {
+        let mut bytes = Vec::new();
+        let mut chunk = [0; 5000];
+        loop {
+            match self.ends[end].read(stream, &mut chunk) {
+                Ok(Some(read)) if read > 0 => bytes.extend_from_slice(&chunk[..read]),
+                other => return (bytes, other),
+            }
+        }
+    }
+
+    fn look(&mut self, end: usize) {
+        while let Some(event) = self.ends[end].poll_event() {
+            match event {
+                Event::Called { stream, to, .. } if to == LISTENING => {
+                    self.called[end].push(stream);
+                    self.ends[end].accept(stream);
+                }
+                Event::Called { stream, .. } => self.ends[end].refuse(stream, Refusal::NobodyListens),
+                Event::CloseSocket(why) => {
+                    self.closed_sockets.push(why);
+                    self.cut();
+                }
+                Event::Ended(_) => self.ended[end] += 1,
+                Event::Readable(_) | Event::Writable(_) | Event::Up { .. } => {}
+            }
+        }
+    }
+
+    fn check(&self, end: usize) {
+        let outbox = &self.ends[end].outbox;
+        assert!(outbox.bytes_under_way() <= WINDOW_BYTES);
+        assert!(outbox.frames_under_way() <= WINDOW_FRAMES);
+    }
+}
+
+pub(super) fn link(role: Role, life: u8) -> Link {
+    Link::new(role, Pace::default(), Incarnation([life; 16]))
+}
+
+/// Bytes that tell their place.
+pub(super) fn pattern(from: usize, len: usize) -> Vec<u8> {
+    (from..from + len).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}
