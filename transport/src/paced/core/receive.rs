@@ -83,7 +83,10 @@ impl Link {
             self.received += 1;
             self.on_stream_frame(frame)?;
             self.owe_ack(frame.payload.len(), now);
-        } else if header.flags == FLAG_ASK {
+            return Ok(());
+        }
+        let [] = frame.fields()?;
+        if header.flags == FLAG_ASK {
             self.acks.by = Some(now);
         }
         Ok(())
@@ -110,20 +113,22 @@ impl Link {
         let Some(stream) = self.streams.get_mut(id) else { return Ok(()) };
         match frame.header.kind {
             Kind::Accept => {
-                expect(stream, &Life::Awaiting, "accepted")?;
-                stream.life = Life::Open;
-                self.streams.tell_readable(id, &mut self.events);
+                let [] = frame.fields()?;
+                if expect_awaiting(stream, "accepted")? {
+                    stream.life = Life::Open;
+                    self.streams.tell_readable(id, &mut self.events);
+                }
             }
             Kind::Refuse => {
                 let [reason] = frame.fields()?;
-                if stream.life == Life::Aborting {
-                    // The caller has given up meanwhile, and so need not say so.
+                let refusal = Refusal::of(reason)?;
+                if expect_awaiting(stream, "refused")? {
+                    stream.life = Life::Refused(refusal);
+                    self.streams.tell_readable(id, &mut self.events);
+                } else {
+                    // There is nothing left to take back.
                     self.streams.remove(id);
-                    return Ok(());
                 }
-                expect(stream, &Life::Awaiting, "refused")?;
-                stream.life = Life::Refused(Refusal::of(reason)?);
-                self.streams.tell_readable(id, &mut self.events);
             }
             Kind::Data => {
                 if stream.on_data(frame.payload)? {
@@ -137,6 +142,7 @@ impl Link {
                 self.streams.schedule(id);
             }
             Kind::End => {
+                let [] = frame.fields()?;
                 stream.on_end()?;
                 self.streams.tell_readable(id, &mut self.events);
             }
@@ -148,6 +154,7 @@ impl Link {
                 }
             }
             Kind::Reset => {
+                let [] = frame.fields()?;
                 let is_held = stream.fail(&ResetCause::PeerClosed);
                 self.streams.tell_both(id, &mut self.events);
                 if !is_held {
@@ -179,11 +186,11 @@ impl Link {
     }
 }
 
-fn expect(stream: &Stream, life: &Life, what: &str) -> Handled {
-    // A call that was given up is answered all the same.
-    if stream.life == *life || stream.life == Life::Aborting {
-        Ok(())
-    } else {
-        Err(Fault::Violation(format!("it {what} a stream that was not waiting for that")))
+/// Whether somebody waits for the answer that came: a call that was given up meanwhile is answered all the same.
+fn expect_awaiting(stream: &Stream, what: &str) -> Result<bool, Fault> {
+    match stream.life {
+        Life::Awaiting => Ok(true),
+        Life::Aborting => Ok(false),
+        _ => Err(Fault::Violation(format!("it {what} a stream that was not waiting for that"))),
     }
 }

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::super::{StreamError, StreamId};
-use super::world::{MS, World};
+use super::world::{LISTENING, MS, World};
+use crate::addr::Port;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -21,6 +22,9 @@ enum Step {
     Connect,
     Pass { nanos: u64 },
     Restart { end: usize },
+    Close { end: usize, stream: usize },
+    /// A call that is given up when so much of it has gone and so much of the answer has come.
+    GiveUp { end: usize, went: usize, came: usize },
 }
 
 /// One direction of one stream: what was written and has not been read.
@@ -31,8 +35,24 @@ struct Flow {
     under_way: VecDeque<u8>,
     finished: bool,
     writer_is_gone: bool,
+    /// The writer has closed the stream: it ends, or is reset if the writer left something unread.
+    is_closed: bool,
     /// An error was told to the reader: what it has not read it knows to be lost.
     reset: bool,
+}
+
+impl Flow {
+    fn new(writer: (usize, StreamId), reader: (usize, StreamId)) -> Self {
+        Self {
+            writer,
+            reader,
+            under_way: VecDeque::new(),
+            finished: false,
+            writer_is_gone: false,
+            is_closed: false,
+            reset: false,
+        }
+    }
 }
 
 struct Run {
@@ -58,6 +78,9 @@ fn step(with_restarts: bool) -> impl Strategy<Value = Step> {
         1 => (end.clone(), 1..5000usize).prop_map(|(end, bytes)| Step::Lose { end, bytes }),
         1 => Just(Step::Cut),
         3 => Just(Step::Connect),
+        1 => (end.clone(), 0..6usize).prop_map(|(end, stream)| Step::Close { end, stream }),
+        1 => (end.clone(), 0..100usize, 0..100usize)
+            .prop_map(|(end, went, came)| Step::GiveUp { end, went, came }),
         4 => (0..50 * MS).prop_map(|nanos| Step::Pass { nanos }),
         1 => end.prop_map(move |end| if with_restarts { Step::Restart { end } } else { Step::Cut }),
     ]
@@ -99,6 +122,15 @@ impl Run {
                     }
                 }
             }
+            Step::Close { end, stream } => self.close(end, stream),
+            Step::GiveUp { end, went, came } => {
+                let Ok(call) = self.world.ends[end].open(Port(1), LISTENING) else { return };
+                self.world.transmit(end, went);
+                self.world.carry(end, usize::MAX);
+                self.world.transmit(1 - end, came);
+                self.world.carry(1 - end, usize::MAX);
+                self.world.ends[end].close(call);
+            }
             Step::Transmit { end, bytes } => self.world.transmit(end, bytes),
             Step::Carry { end, bytes } => self.world.carry(end, bytes),
             Step::Refuse { end, jitter } => self.world.refuse(end, jitter),
@@ -122,15 +154,18 @@ impl Run {
         let (caller, callee) = self.world.streams(end);
         let there = (1 - end, callee);
         for (writer, reader) in [((end, caller), there), (there, (end, caller))] {
-            let under_way = VecDeque::new();
-            self.flows.push(Flow {
-                writer,
-                reader,
-                under_way,
-                finished: false,
-                writer_is_gone: false,
-                reset: false,
-            });
+            self.flows.push(Flow::new(writer, reader));
+        }
+    }
+
+    fn close(&mut self, end: usize, stream: usize) {
+        let Some(at) = self.nth(stream, |flow| flow.writer.0 == end && !flow.writer_is_gone) else { return };
+        let closed = self.flows[at].writer;
+        self.world.ends[end].close(closed.1);
+        self.flows.retain(|flow| flow.reader != closed);
+        for flow in self.flows.iter_mut().filter(|flow| flow.writer == closed) {
+            flow.writer_is_gone = true;
+            flow.is_closed = true;
         }
     }
 
@@ -139,13 +174,17 @@ impl Run {
         let bytes: Vec<u8> = (0..len).map(|at| self.next_byte.wrapping_add((at * 7) as u8)).collect();
         self.next_byte = self.next_byte.wrapping_add(len as u8);
         let flow = &mut self.flows[at];
+        let writer = flow.writer;
         match self.world.ends[end].write(flow.writer.1, &bytes) {
             Ok(taken) => {
                 assert!(!flow.finished || len == 0);
                 flow.under_way.extend(&bytes[..taken.unwrap_or(0)]);
             }
             Err(StreamError::Shutdown) => assert!(flow.finished || self.may_reset),
-            Err(other) => assert!(self.may_reset, "{other:?}"),
+            Err(other) => {
+                let is_read = self.flows.iter().any(|flow| flow.writer == writer);
+                assert!(self.may_reset || !is_read || self.is_closed_by_peer(writer), "{other:?}");
+            }
         }
     }
 
@@ -159,7 +198,8 @@ impl Run {
         let mut into = vec![0; len];
         match self.world.ends[flow.reader.0].read(flow.reader.1, &mut into) {
             Ok(Some(0)) => {
-                assert!(flow.finished && flow.under_way.is_empty(), "an end before the end");
+                let has_ended = flow.finished || flow.is_closed;
+                assert!(has_ended && flow.under_way.is_empty(), "an end before the end");
                 false
             }
             Ok(Some(read)) => {
@@ -170,7 +210,7 @@ impl Run {
             }
             Ok(None) => false,
             Err(error) => {
-                assert!(self.may_reset, "{error:?}");
+                assert!(self.may_reset || flow.is_closed, "{error:?}");
                 flow.reset = true;
                 false
             }
@@ -196,6 +236,25 @@ impl Run {
             assert!(left == 0 || flow.reset, "{left} bytes are neither read nor said to be lost: {flow:?}");
         }
         assert!(self.may_reset || self.world.ended == [0, 0]);
+        self.leave_nothing();
+    }
+
+    fn leave_nothing(&mut self) {
+        self.world.settle(20_000 * MS);
+        for flow in &self.flows {
+            self.world.ends[flow.reader.0].close(flow.reader.1);
+            if !flow.writer_is_gone {
+                self.world.ends[flow.writer.0].close(flow.writer.1);
+            }
+        }
+        self.world.close_called();
+        self.world.settle(20_000 * MS);
+        assert!(self.world.ends.iter().all(|end| end.is_drained()), "closed streams are not forgotten");
+    }
+
+    /// Whether the other direction of the stream of `writer` was closed, and so this one may fail.
+    fn is_closed_by_peer(&self, writer: (usize, StreamId)) -> bool {
+        self.flows.iter().any(|flow| flow.reader == writer && flow.is_closed)
     }
 
     fn nth(&self, nth: usize, of: impl Fn(&Flow) -> bool) -> Option<usize> {

@@ -194,10 +194,15 @@ fn idle_link_stays_up_by_keepalives() {
 #[test]
 fn call_given_up_leaves_nothing_behind() {
     let mut world = World::new();
-    for went in [0, usize::MAX] {
+    for (went, answer_comes) in [(0, false), (usize::MAX, false), (usize::MAX, true)] {
         let call = world.ends[0].open(Port(1), LISTENING).unwrap();
         world.transmit(0, went);
+        world.carry(0, usize::MAX);
+        world.transmit(1, usize::MAX);
         world.ends[0].close(call);
+        if answer_comes {
+            world.carry(1, usize::MAX);
+        }
         world.settle(LONG);
     }
     for callee in std::mem::take(&mut world.called[1]) {

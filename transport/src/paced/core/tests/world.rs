@@ -152,6 +152,15 @@ impl World {
         (caller, self.called[1 - end].pop().unwrap())
     }
 
+    /// Closes, at both ends, every stream that nobody took.
+    pub(super) fn close_called(&mut self) {
+        for end in [0, 1] {
+            for stream in std::mem::take(&mut self.called[end]) {
+                self.ends[end].close(stream);
+            }
+        }
+    }
+
     /// Writes all of `bytes`, settling whenever there is no room.
     pub(super) fn write_all(&mut self, end: usize, stream: StreamId, bytes: &[u8]) {
         let mut rest = bytes;
