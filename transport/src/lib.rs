@@ -28,6 +28,9 @@
 //! Whatever carries it: nobody listening is [`Error::Refused`], a peer that died is [`Error::Reset`] and never silence, a full peer makes senders
 //! wait, each direction ends by itself, no future loses data when it is dropped. One suite (the feature `conformance`) holds every backend to it.
 //!
+//! # One poor socket
+//! Where two kernels have nothing but a socket without flow control that may lose bytes, a [`paced`] link makes of it a carrier like the others.
+//!
 //! # Shared memory
 //! Kernels that share a [`pool`] talk at the speed of memory. Each runs one [`Broker`], which makes connections; the data then
 //! flow from process to process through [`ring`]s. Every byte has one writer, and nothing a peer writes is believed unchecked: see

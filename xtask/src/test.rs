@@ -191,14 +191,14 @@ pub(crate) fn tests_on_kernels(kernel: &Path, programs: &Path, has_qemu: bool) -
     cargo
 }
 
-/// Boots a kernel whose only program is the conformance suite, on AF_VSOCK over its loopback.
+/// Boots a kernel whose only program is the conformance suite, on AF_VSOCK over its loopback and on a paced link over that.
 fn vsock_in_a_kernel(kernel: &Path, programs: &Path) -> Result<()> {
     let mut boot = Command::new(programs.join("tombolo-boot"));
     boot.arg("--image").arg(kernel).arg("--init").arg(programs.join("tombolo-conformance"));
     for module in VSOCK_MODULES {
         boot.args(["--module", module]);
     }
-    passes(&mut boot, 1)
+    passes(&mut boot, 2)
 }
 
 /// Shared memory between two real kernels, and between one of them and this one.

@@ -95,7 +95,7 @@ pub(super) async fn keep_dialling<D: Dial>(
                 }
             }
             Ok(Err(error)) => {
-                tracing::debug!(peer = %shared.peer, %error, "dialling for a paced link failed")
+                tracing::debug!(peer = %shared.peer, %error, "dialling for a paced link failed");
             }
             Err(_) => tracing::debug!(peer = %shared.peer, "dialling for a paced link took too long"),
         }
@@ -111,7 +111,7 @@ pub(super) async fn keep_accepting(endpoint: WeakHub, listener: VsockListener) {
                 match endpoint.acceptor(cid) {
                     Some(acceptor) => acceptor.replace(socket.without_pacing()),
                     None => {
-                        tracing::debug!(%cid, "a socket for a paced link of a kernel that is not expected")
+                        tracing::debug!(%cid, "a socket for a paced link of a kernel that is not expected");
                     }
                 }
             }

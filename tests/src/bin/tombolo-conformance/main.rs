@@ -2,7 +2,7 @@
 //! code 0 if some passed and none failed.
 //!
 //! As PID 1 it is the whole user space of a kernel that exists for this run: it prepares the kernel, does what the words on
-//! its command line say (by default the suite on AF_VSOCK over its loopback), and powers the kernel off.
+//! its command line say (by default the suite on AF_VSOCK over its loopback, and on a paced link over that), and powers the kernel off.
 
 mod device;
 mod init;
@@ -15,14 +15,17 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tombolo_transport::conformance::backends::{Between, Hybrid, Memory, Shm, ShmKernels, VsockLoopback};
+use tombolo_transport::conformance::backends::{
+    Between, Hybrid, Memory, Paced, PacedVsockLoopback, Shm, ShmKernels, VsockLoopback,
+};
 use tombolo_transport::conformance::{self, Backend, Counts, RemoteParty};
 use tombolo_transport::vsock::VsockConfig;
 use tombolo_transport::{Cid, Endpoint};
 
 const USAGE: &str = "\
 usage: tombolo-conformance WORDS [--filter BEHAVIOUR]
-  here BACKEND            both sides in this process: memory, hybrid, shm or vsock-loopback
+  here BACKEND            both sides in this process: memory, hybrid, shm, paced, paced-faulty, vsock-loopback or
+                          paced-vsock-loopback
   kernels [qemu]          shared memory between two real kernels, and between one and this one (boots them: user-mode ones,
                           or those of emulated machines)
   device PROGRAM [qemu]   hybrid here against AF_VSOCK in a real kernel (boots it: a user-mode one, or that of an emulated
@@ -62,7 +65,11 @@ fn run(mut words: Vec<String>, is_init: bool) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         match words[..] {
-            [] if is_init => suite(VsockLoopback, &filter).await,
+            [] if is_init => {
+                // Both, whatever comes of the first.
+                let vsock = suite(VsockLoopback, &filter).await;
+                suite(PacedVsockLoopback::new(), &filter).await.and(vsock)
+            }
             ["here", backend] => here(backend, &filter).await,
             ["kernels"] => kernels::run("uml", &filter).await,
             ["kernels", "qemu"] => kernels::run("qemu", &filter).await,
@@ -93,7 +100,10 @@ async fn here(backend: &str, filter: &str) -> Result<()> {
             }
             Ok(())
         }
+        "paced" => suite(Paced::over_sound_sockets(), filter).await,
+        "paced-faulty" => suite(Paced::over_faulty_sockets(), filter).await,
         "vsock-loopback" => suite(VsockLoopback, filter).await,
+        "paced-vsock-loopback" => suite(PacedVsockLoopback::new(), filter).await,
         other => bail!("no backend is called `{other}`\n{USAGE}"),
     }
 }

@@ -124,8 +124,11 @@ proptest! {
     }
 }
 
+/// A numbered frame: its kind, stream and payload.
+type Numbered<'a> = (Kind, u64, &'a [u8]);
+
 /// Frames of the peer to an end that is up; what it made of them.
-fn reason(frames: &[(Kind, u64, &[u8])]) -> String {
+fn reason(frames: &[Numbered<'_>]) -> String {
     let mut end = up();
     let mut bytes = Vec::new();
     for (seq, (kind, stream, payload)) in (1..).zip(frames) {
@@ -145,8 +148,8 @@ fn reason(frames: &[(Kind, u64, &[u8])]) -> String {
 #[test]
 fn violations_end_the_link_with_a_reason() {
     let ports: &[u8] = &[1, 0, 0, 0, 7, 0, 0, 0];
-    let open: (Kind, u64, &[u8]) = (Kind::Open, 1, ports);
-    let cases: &[(&[(Kind, u64, &[u8])], &str)] = &[
+    let open: Numbered<'_> = (Kind::Open, 1, ports);
+    let cases: &[(&[Numbered<'_>], &str)] = &[
         (&[(Kind::Data, 1, b"x")], "nobody opened"),
         (&[(Kind::Open, 2, ports)], "opened stream 2"),
         (&[open, open], "opened stream 1 after 1"),
@@ -170,7 +173,7 @@ fn violations_end_the_link_with_a_reason() {
 fn flood_beyond_the_window_of_a_stream_ends_the_link() {
     let ports: &[u8] = &[1, 0, 0, 0, 7, 0, 0, 0];
     let chunk = [1; 3000];
-    let mut frames: Vec<(Kind, u64, &[u8])> = vec![(Kind::Open, 1, ports)];
+    let mut frames: Vec<Numbered<'_>> = vec![(Kind::Open, 1, ports)];
     frames.extend((0..30).map(|_| (Kind::Data, 1, &chunk[..])));
     assert!(reason(&frames).contains("was granted 65536"));
 }

@@ -10,21 +10,57 @@ use crate::addr::Port;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Call { end: usize },
-    Write { end: usize, stream: usize, len: usize },
-    Read { end: usize, stream: usize, len: usize },
-    Finish { end: usize, stream: usize },
-    Transmit { end: usize, bytes: usize },
-    Carry { end: usize, bytes: usize },
-    Refuse { end: usize, jitter: u64 },
-    Lose { end: usize, bytes: usize },
+    Call {
+        end: usize,
+    },
+    Write {
+        end: usize,
+        stream: usize,
+        len: usize,
+    },
+    Read {
+        end: usize,
+        stream: usize,
+        len: usize,
+    },
+    Finish {
+        end: usize,
+        stream: usize,
+    },
+    Transmit {
+        end: usize,
+        bytes: usize,
+    },
+    Carry {
+        end: usize,
+        bytes: usize,
+    },
+    Refuse {
+        end: usize,
+        jitter: u64,
+    },
+    Lose {
+        end: usize,
+        bytes: usize,
+    },
     Cut,
     Connect,
-    Pass { nanos: u64 },
-    Restart { end: usize },
-    Close { end: usize, stream: usize },
+    Pass {
+        nanos: u64,
+    },
+    Restart {
+        end: usize,
+    },
+    Close {
+        end: usize,
+        stream: usize,
+    },
     /// A call that is given up when so much of it has gone and so much of the answer has come.
-    GiveUp { end: usize, went: usize, came: usize },
+    GiveUp {
+        end: usize,
+        went: usize,
+        came: usize,
+    },
 }
 
 /// One direction of one stream: what was written and has not been read.
