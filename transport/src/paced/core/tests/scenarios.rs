@@ -1,6 +1,6 @@
 //! One behaviour each.
 
-use super::super::{Event, Refusal, StreamError};
+use super::super::{Event, Pace, Refusal, StreamError};
 use super::world::{LISTENING, MS, World, pattern};
 use crate::addr::Port;
 use crate::error::ResetCause;
@@ -104,7 +104,9 @@ fn loss_of_the_last_frame_is_noticed_though_nothing_follows() {
     world.ends[0].write(caller, b"last words").unwrap();
     world.transmit(0, usize::MAX);
     world.lose(0, usize::MAX);
+    let before = world.now;
     world.settle(LONG);
+    assert!(world.now - before < Pace::default().keepalive, "noticed by the next keepalive only");
     assert_eq!(world.read(1, callee), (b"last words".to_vec(), Ok(None)));
     assert_eq!(world.closed_sockets, ["1 frames got lost on the way"]);
 }
@@ -158,6 +160,7 @@ fn silent_peer_is_an_error_to_everybody_at_the_deadline() {
     let mut world = World::new();
     let (caller, callee) = world.streams(0);
     let waiting = world.ends[0].open(Port(1), LISTENING).unwrap();
+    world.frozen = Some(1);
     for _ in 0..11 {
         // Sockets can be made, as to a kernel that hangs, but nothing comes.
         world.connect();
@@ -165,10 +168,11 @@ fn silent_peer_is_an_error_to_everybody_at_the_deadline() {
         world.lose(0, usize::MAX);
         world.pass(1000 * MS);
     }
+    world.frozen = None;
     let reset = StreamError::Reset(ResetCause::PeerKernelDied);
     assert_eq!(world.ends[0].read(caller, &mut [0; 4]), Err(reset.clone()));
     assert_eq!(world.ends[0].poll_answer(waiting), Some(Err(reset.clone())));
-    // The peer, who may have been frozen only, learns it too.
+    // The peer, who was frozen only, learns it too: before its own clock tells it, it hears of another life.
     world.settle(LONG);
     assert_eq!(world.ends[1].read(callee, &mut [0; 4]), Err(reset));
     world.streams(1);

@@ -21,6 +21,8 @@ pub(super) struct World {
     /// Events that are of interest to tests, in order.
     pub(super) closed_sockets: Vec<String>,
     pub(super) ended: [usize; 2],
+    /// An end whose program does not run.
+    pub(super) frozen: Option<usize>,
     is_connected: bool,
     lives: u8,
 }
@@ -34,6 +36,7 @@ impl World {
             called: Default::default(),
             closed_sockets: Vec::new(),
             ended: [0; 2],
+            frozen: None,
             is_connected: false,
             lives: 2,
         };
@@ -112,8 +115,10 @@ impl World {
     pub(super) fn pass(&mut self, nanos: Nanos) {
         self.now += nanos;
         for end in [0, 1] {
-            self.ends[end].handle_timeout(self.now);
-            self.look(end);
+            if self.frozen != Some(end) {
+                self.ends[end].handle_timeout(self.now);
+                self.look(end);
+            }
         }
     }
 
@@ -129,6 +134,8 @@ impl World {
                 self.carry(end, usize::MAX);
             }
             if has_moved {
+                // A little: a conversation that never ends is cut short.
+                self.now += MS / 100;
                 continue;
             }
             let is_quiet = |end: usize| {
