@@ -14,7 +14,7 @@ use crate::endpoint::Endpoint;
 use crate::hybrid::HybridConfig;
 use crate::incarnation::Incarnation;
 use crate::memory::MemoryFabric;
-use crate::paced::{PacedConfig, PacedEndpoint, VsockDial};
+use crate::paced::{PacedConfig, PacedEndpoint, SocketsFrom, VsockDial};
 use crate::pool::{Geometry, Member, Pool, PoolSource};
 use crate::vsock::{VsockConfig, VsockEndpoint};
 
@@ -137,7 +137,7 @@ impl Backend for Paced {
 }
 
 /// [`paced`](crate::paced) over AF_VSOCK within one kernel that has the module `vsock_loopback`: the child dials the parent by
-/// [`Cid::LOCAL`].
+/// [`Cid::LOCAL`]. Needs CAP_NET_BIND_SERVICE.
 #[derive(Debug)]
 pub struct PacedVsockLoopback {
     pairs: AtomicU32,
@@ -163,7 +163,7 @@ impl Backend for PacedVsockLoopback {
             VsockEndpoint::new(VsockConfig { local_cid: Some(Cid::LOCAL), ..VsockConfig::default() })?;
         // Every socket of a loopback comes from that CID, so that is the child's.
         let parent = PacedEndpoint::new(Cid(0), PacedConfig::default())?;
-        parent.serve(vsock.listen(port, 16)?);
+        parent.serve(vsock.listen(port, 16)?, SocketsFrom::PrivilegedPorts);
         parent.expect(Cid::LOCAL)?;
         let child = PacedEndpoint::new(Cid::LOCAL, PacedConfig::default())?;
         child.dial(Cid(0), VsockDial::new(vsock, Addr::new(Cid::LOCAL, port)))?;

@@ -13,7 +13,7 @@ use super::config::PacedConfig;
 use super::core::{Link, Role};
 use super::driver::Driver;
 use super::shared::{Shared, User};
-use super::sockets::{Dial, keep_accepting, keep_dialling};
+use super::sockets::{Dial, SocketsFrom, keep_accepting, keep_dialling};
 use super::stream::PacedStream;
 use crate::addr::{Addr, Cid, Port};
 use crate::error::{Error, ResetCause, Result};
@@ -100,9 +100,9 @@ impl PacedEndpoint {
 
     /// Takes the sockets that arrive at `listener` for the links to the kernels they come from; those of kernels that are not
     /// [expected](PacedEndpoint::expect) are closed. Ends with the last clone of this endpoint. Must be called on a Tokio runtime.
-    pub fn serve(&self, listener: VsockListener) {
+    pub fn serve(&self, listener: VsockListener, from: SocketsFrom) {
         let server =
-            tokio::spawn(keep_accepting(WeakHub(Arc::downgrade(&self.hub)), listener)).abort_handle();
+            tokio::spawn(keep_accepting(WeakHub(Arc::downgrade(&self.hub)), listener, from)).abort_handle();
         self.hub.servers.lock().unwrap_or_else(PoisonError::into_inner).push(server);
     }
 

@@ -31,20 +31,20 @@
 //! let vsock =
 //!     VsockEndpoint::new(VsockConfig { transport: VsockTransport::Multikernel, ..VsockConfig::default() })?;
 //! let paced = PacedEndpoint::new(vsock.local_cid(), PacedConfig::default())?;
-//! paced.dial(Cid(0), VsockDial::new(vsock, Addr::new(Cid(0), Port(1024))))?;
+//! paced.dial(Cid(0), VsockDial::new(vsock, Addr::new(Cid(0), Port(700))))?;
 //! Ok(Endpoint::paced(paced))
 //! # }
 //! ```
 //! The parent says which children it expects, and takes their sockets:
 //! ```no_run
-//! # use tombolo_transport::paced::{PacedConfig, PacedEndpoint};
+//! # use tombolo_transport::paced::{PacedConfig, PacedEndpoint, SocketsFrom};
 //! # use tombolo_transport::vsock::{VsockConfig, VsockEndpoint, VsockTransport};
 //! # use tombolo_transport::{Cid, Endpoint, Port};
 //! # fn parent() -> tombolo_transport::Result<Endpoint> {
 //! let vsock =
 //!     VsockEndpoint::new(VsockConfig { transport: VsockTransport::Multikernel, ..VsockConfig::default() })?;
 //! let paced = PacedEndpoint::new(Cid(0), PacedConfig::default())?;
-//! paced.serve(vsock.listen(Port(1024), 64)?);
+//! paced.serve(vsock.listen(Port(700), 64)?, SocketsFrom::PrivilegedPorts);
 //! let _child = paced.expect(Cid(3))?;
 //! Ok(Endpoint::paced(paced))
 //! # }
@@ -60,7 +60,7 @@ mod stream;
 
 pub use self::config::PacedConfig;
 pub use self::endpoint::{PacedAcceptor, PacedEndpoint, PacedListener};
-pub use self::sockets::{Dial, VsockDial};
+pub use self::sockets::{Dial, SocketsFrom, VsockDial};
 pub use self::stream::PacedStream;
 
 #[cfg(doc)]

@@ -38,6 +38,16 @@ where
     }
 }
 
+/// Which sockets of a child [`PacedEndpoint::serve`](super::PacedEndpoint::serve) takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketsFrom {
+    /// Those of its privileged programs, whose ports are below 1024. The child's kernel vouches for that, so that no other program in it
+    /// can take the place of its link.
+    PrivilegedPorts,
+    /// Those of every program in it: any of them can end all streams of the link by taking its place.
+    AnyPort,
+}
+
 /// Dials a port over AF_VSOCK.
 #[derive(Clone, Debug)]
 pub struct VsockDial {
@@ -46,7 +56,8 @@ pub struct VsockDial {
 }
 
 impl VsockDial {
-    /// Dials `addr`, where the parent [serves](super::PacedEndpoint::serve).
+    /// Dials `addr`, where the parent [serves](super::PacedEndpoint::serve); from a port below 1024 if this program may have one
+    /// (CAP_NET_BIND_SERVICE).
     pub fn new(vsock: VsockEndpoint, addr: Addr) -> Self {
         Self { vsock, addr }
     }
@@ -57,7 +68,7 @@ impl Dial for VsockDial {
 
     async fn dial(&mut self) -> io::Result<VsockStream> {
         // The link has its own pacing, and has to know of each refusal.
-        Ok(self.vsock.connect(self.addr, ATTEMPT_MIN).await?.without_pacing())
+        Ok(self.vsock.connect_privileged(self.addr, ATTEMPT_MIN).await?.without_pacing())
     }
 }
 
@@ -103,11 +114,15 @@ pub(super) async fn keep_dialling<D: Dial>(
 }
 
 /// Takes the sockets of all children that are expected.
-pub(super) async fn keep_accepting(endpoint: WeakHub, listener: VsockListener) {
+pub(super) async fn keep_accepting(endpoint: WeakHub, listener: VsockListener, from: SocketsFrom) {
     loop {
         match listener.accept().await {
             Ok(socket) => {
-                let cid = socket.peer_addr().cid;
+                let Addr { cid, port } = socket.peer_addr();
+                if from == SocketsFrom::PrivilegedPorts && !port.is_privileged() {
+                    tracing::warn!(%cid, %port, "a socket for a paced link of a program without privilege is closed");
+                    continue;
+                }
                 match endpoint.acceptor(cid) {
                     Some(acceptor) => acceptor.replace(socket.without_pacing()),
                     None => {

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_vsock::VsockStream;
 
 use super::VsockTransport;
-use crate::addr::Addr;
+use crate::addr::{Addr, Cid, Port};
 use crate::error::{Error, Result};
 
 /// `SO_VM_SOCKETS_TRANSPORT` of Multikernel Linux.
@@ -51,6 +51,20 @@ pub(super) fn open(transport: VsockTransport) -> io::Result<OwnedFd> {
         Transport.set(&fd, &TRANSPORT_MULTIKERNEL)?;
     }
     Ok(fd)
+}
+
+/// Binds `socket` to a port that only privileged programs may have, if this is one: whoever accepts it can see that no other program
+/// of this kernel made it. As rresvport(3), from the highest down.
+pub(super) fn bind_privileged(socket: &OwnedFd) -> io::Result<()> {
+    for port in (512..1024).rev().map(Port) {
+        match nix::sys::socket::bind(socket.as_raw_fd(), &super::sockaddr(Addr::new(Cid::ANY, port))) {
+            Err(nix::Error::EADDRINUSE) => {}
+            // Then it is a port like any other.
+            Ok(()) | Err(nix::Error::EACCES | nix::Error::EPERM) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Connects `socket` to `addr`.

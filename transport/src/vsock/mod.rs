@@ -88,6 +88,18 @@ impl VsockEndpoint {
     /// Dropping the future closes the socket.
     pub async fn connect(&self, addr: Addr, deadline: Duration) -> Result<VsockStream> {
         let socket = self.socket(&format!("connecting to {addr}"))?;
+        self.connect_socket(socket, addr, deadline).await
+    }
+
+    /// As [`VsockEndpoint::connect`], from a port below 1024 if this program may have one.
+    pub(crate) async fn connect_privileged(&self, addr: Addr, deadline: Duration) -> Result<VsockStream> {
+        let attempt = format!("connecting to {addr} from a privileged port");
+        let socket = self.socket(&attempt)?;
+        connect::bind_privileged(&socket).map_err(|source| Error::io(attempt, source))?;
+        self.connect_socket(socket, addr, deadline).await
+    }
+
+    async fn connect_socket(&self, socket: OwnedFd, addr: Addr, deadline: Duration) -> Result<VsockStream> {
         let io = connect::connect(socket, addr, deadline).await?;
         let from = io.local_addr().map_err(|source| Error::io(format!("connecting to {addr}"), source))?;
         let local = Addr::new(self.cid_or_own(from.cid()), Port(from.port()));
