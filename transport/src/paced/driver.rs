@@ -165,8 +165,12 @@ impl Driver {
                     .wake
                     .extend(state.waiters.get_mut(&stream).and_then(|waiters| waiters.write.take()));
             }
-            Event::CloseSocket(why) => {
-                tracing::debug!(%peer, why, "socket of a paced link is closed");
+            Event::CloseSocket { why, is_violation } => {
+                if is_violation {
+                    tracing::warn!(%peer, why, "socket of a paced link is closed");
+                } else {
+                    tracing::debug!(%peer, why, "socket of a paced link is closed");
+                }
                 afterwards.closes_socket = true;
             }
             Event::Up { resumed } => tracing::debug!(%peer, resumed, "paced link is up"),

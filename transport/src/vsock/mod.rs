@@ -10,6 +10,8 @@
 //! - a dead peer is silent: whoever needs to notice sends keepalives;
 //! - nothing limits the sender but that ring, and bytes can vanish when the receiver has no memory: frames above carry
 //!   their own checks.
+//!
+//! A [`paced`](crate::paced) link over one such socket has none of these defects.
 
 mod connect;
 mod stream;

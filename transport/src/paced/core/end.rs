@@ -61,7 +61,8 @@ impl Link {
         let why = format!("the peer broke the protocol: {what}");
         self.end_session(&ResetCause::PeerMisbehaved(what), false);
         self.begin_another_life();
-        self.drop_socket(why);
+        self.socket_lost();
+        self.events.push_back(Event::CloseSocket { why, is_violation: true });
     }
 
     /// Fails every stream; calls that have not gone yet may be kept for the next session.

@@ -118,7 +118,11 @@ pub(crate) enum Event {
     /// Whoever waits for room should look again.
     Writable(StreamId),
     /// This socket is of no more use: close it, and get another. [`Link::socket_lost`] need not be called.
-    CloseSocket(String),
+    CloseSocket {
+        why: String,
+        /// The peer broke the protocol, or speaks another version of it: people should know.
+        is_violation: bool,
+    },
     /// The peer is there: a new session, or the one that was.
     Up { resumed: bool },
     /// The session ended; its streams have failed.
@@ -218,6 +222,6 @@ impl Link {
 
     fn drop_socket(&mut self, why: String) {
         self.socket_lost();
-        self.events.push_back(Event::CloseSocket(why));
+        self.events.push_back(Event::CloseSocket { why, is_violation: false });
     }
 }

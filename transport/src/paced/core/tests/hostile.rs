@@ -137,7 +137,10 @@ fn reason(frames: &[Numbered<'_>]) -> String {
         while let Some(event) = end.poll_event() {
             match event {
                 Event::Called { stream, .. } => end.accept(stream),
-                Event::CloseSocket(why) => return why,
+                Event::CloseSocket { why, is_violation } => {
+                    assert!(is_violation);
+                    return why;
+                }
                 _ => {}
             }
         }

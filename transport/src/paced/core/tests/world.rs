@@ -203,7 +203,7 @@ impl World {
                     self.ends[end].accept(stream);
                 }
                 Event::Called { stream, .. } => self.ends[end].refuse(stream, Refusal::NobodyListens),
-                Event::CloseSocket(why) => {
+                Event::CloseSocket { why, .. } => {
                     self.closed_sockets.push(why);
                     self.cut();
                 }
