@@ -30,7 +30,8 @@ impl Link {
             (Socket::Greeting { .. }, kind) => {
                 Err(Fault::Socket(format!("a frame of kind {kind:?} came before any HELLO")))
             }
-            (Socket::Up, Kind::Hello) => Err(Fault::Violation("a second HELLO on one socket".into())),
+            // Over a line whose end cannot be seen, as of a terminal, the peer has opened it again.
+            (Socket::Up, Kind::Hello) => Err(Fault::Socket("the peer begins anew on it".into())),
             (Socket::Up, _) => self.on_session_frame(frame, now),
         }
     }

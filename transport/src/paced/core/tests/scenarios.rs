@@ -82,6 +82,21 @@ fn socket_that_breaks_is_resumed_where_it_was() {
 }
 
 #[test]
+fn line_that_one_end_opens_again_unseen_is_resumed() {
+    let mut world = World::new();
+    let (caller, callee) = world.streams(0);
+    world.ends[0].write(caller, b"before").unwrap();
+    world.transmit(0, 30);
+    world.lose(0, usize::MAX);
+    let now = world.now;
+    world.ends[0].socket_lost();
+    world.ends[0].socket_opened(now);
+    world.settle(LONG);
+    assert_eq!(world.closed_sockets, ["the peer begins anew on it"]);
+    assert_eq!((world.read(1, callee).0, world.ended), (b"before".to_vec(), [0, 0]));
+}
+
+#[test]
 fn lost_bytes_are_noticed_and_sent_again() {
     for at in [0, 1, 47, 48, 500, 4027] {
         let mut world = World::new();
