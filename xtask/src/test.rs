@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 
+use crate::demo::stand_in;
 use crate::{build, command, device, image, process, qemu};
 
 /// Options of the tests.
@@ -69,7 +70,10 @@ fn check_all(args: &Args) -> Result<()> {
     checks.check("end-to-end tests on real kernels", || {
         end_to_end(&kernel, &programs, has_qemu, device.as_deref())
     });
-    checks.check("the demo on real kernels", || demo(&programs));
+    checks.check("the demo on real kernels", || demo(&programs, "uml"));
+    if checks.find("a stand-in for Multikernel Linux", stand_in::can_run).is_some() {
+        checks.check("the demo on the stand-in for Multikernel Linux", || demo(&programs, "multikernel"));
+    }
     checks.check("the demo of hand-overs on user-mode kernels", || demo_of_handovers(&programs, "uml"));
     if has_qemu {
         checks.check("the demo of hand-overs on emulated machines", || demo_of_handovers(&programs, "qemu"));
@@ -188,6 +192,9 @@ pub(crate) fn tests_on_kernels(kernel: &Path, programs: &Path, has_qemu: bool) -
     if has_qemu {
         cargo.env("TOMBOLO_REQUIRE_QEMU", "1");
     }
+    if stand_in::can_run().is_ok() {
+        cargo.env("TOMBOLO_REQUIRE_STANDIN", "1");
+    }
     cargo
 }
 
@@ -249,6 +256,7 @@ fn passes(suite: &mut Command, times: usize) -> Result<()> {
 fn tell(programs: &Path, story: &str, spawner: &str) -> Result<(serde_json::Value, bool)> {
     let mut demo = Command::new(std::env::current_exe()?);
     demo.args(["demo", "--json", "--spawner", spawner, "--story", story, "--programs"]).arg(programs);
+    demo.args((spawner == "multikernel").then_some("--sim"));
     let output = command::run_for(&mut demo, DEMO_MAX)?;
     print!("{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout);
@@ -276,8 +284,8 @@ fn demo_of_handovers(programs: &Path, spawner: &str) -> Result<()> {
 }
 
 /// Runs the demo as a user would, and checks what it reports.
-fn demo(programs: &Path) -> Result<()> {
-    let (report, ended_well) = tell(programs, "basics", "uml")?;
+fn demo(programs: &Path, spawner: &str) -> Result<()> {
+    let (report, ended_well) = tell(programs, "basics", spawner)?;
     let mut wrong = Vec::new();
     let mut must = |what: &str, holds: bool| {
         if !holds {
@@ -286,7 +294,7 @@ fn demo(programs: &Path) -> Result<()> {
     };
     let at_most = |key: &str, limit: f64| report[key].as_f64().is_some_and(|value| value <= limit);
     must("ok", ended_well);
-    must("spawner", report["spawner"] == "uml");
+    must("spawner", report["spawner"] == spawner);
     must("distinct_boot_ids", report["distinct_boot_ids"] == 3);
     must("leftovers", report["leftovers"] == 0);
     must("restarted", report["restarted"] == true);

@@ -26,7 +26,7 @@ pub(super) fn items(settings: &Settings) -> Vec<Finding> {
             &fs::read_to_string("/proc/sys/kernel/kexec_load_disabled").unwrap_or_default(),
             &fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default(),
         ),
-        console(settings.console.as_deref()),
+        console(settings.console_device()),
         shared_memory(Path::new("/dev/dma_heap/multikernel"), &filesystems),
         devices(fs::read_dir("/sys/kernel/iommu_groups").is_ok_and(|mut groups| groups.next().is_some())),
     ];
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn ordinary_machine_is_told_everything_that_it_lacks_at_once() {
         let settings =
-            Settings { root: "/nowhere".into(), console: Some("/nowhere/tty".into()), ..Settings::default() };
+            Settings { root: "/nowhere".into(), console: "/nowhere/tty".into(), ..Settings::default() };
         let items = items(&settings);
         let of = |subject: &str| items.iter().find(|item| item.subject == subject).unwrap();
         for subject in ["multikernel pool", "multikernel console"] {

@@ -207,7 +207,7 @@ impl Kernel {
         match self.kind() {
             SpawnerKind::Uml => uml::answers(self.runtime_dir(), self.pid(), deadline).await,
             SpawnerKind::Qemu => qemu::answers(self.runtime_dir(), deadline).await,
-            SpawnerKind::Multikernel => None,
+            SpawnerKind::Multikernel => multikernel::answers(self.runtime_dir(), deadline).await,
             // Its kernel is this host's: that one answers, as we run.
             SpawnerKind::Process => None,
         }

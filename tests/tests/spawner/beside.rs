@@ -67,7 +67,7 @@ pub(super) async fn nobody_can_stop_a_kernel_and_let_it_run_on<S: Spawner>(bed: 
 
 pub(super) async fn end_of_a_kernel_without_a_console_is_explained_by_nothing(bed: Bed<MultikernelSpawner>) {
     let mut settings = bed.spawner.settings().clone();
-    settings.console = None;
+    settings.console = "".into();
     let spawner = MultikernelSpawner::new(KEEPER, settings);
     let kernel = spawner.spawn(&bed.spec).await.unwrap();
     until("an answer on the doorbell", || async { (try_ring(&kernel, 1).await == Some(2)).then_some(()) })

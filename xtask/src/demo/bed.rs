@@ -14,7 +14,7 @@ use nix::sys::signal::SigSet;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
-use super::{SpawnerKind, standin};
+use super::{SpawnerKind, stand_in};
 use crate::command::{self, Lines};
 use crate::process;
 
@@ -165,7 +165,7 @@ impl Bed {
     /// Ends the kernel of an instance as by an accident: all its processes at once, or where those are none of this host, by a panic.
     pub(super) fn strike_down(&self, instance: &str, pid: i32) -> Result<()> {
         if self.spawner == SpawnerKind::Multikernel {
-            return standin::control(&self.programs, "panic", instance);
+            return stand_in::control(&self.programs, "panic", instance);
         }
         kill_group(pid);
         Ok(())
@@ -175,7 +175,7 @@ impl Bed {
     pub(super) fn set_frozen(&self, instance: &str, frozen: bool) -> Result<()> {
         let verb = if frozen { "freeze" } else { "thaw" };
         match self.spawner {
-            SpawnerKind::Multikernel => standin::control(&self.programs, verb, instance),
+            SpawnerKind::Multikernel => stand_in::control(&self.programs, verb, instance),
             _ => self.tombolo(&["debug", verb, instance]).map(drop),
         }
     }
@@ -351,7 +351,7 @@ fn start_daemon(
         .args(["--device", &format!("{DISK}=nvme:{}", disk_in(dir).display())])
         .args(args);
     if spawner == SpawnerKind::Multikernel {
-        daemon.args(standin::daemon_arguments()?);
+        daemon.args(stand_in::daemon_arguments()?);
     }
     if let Some(image) = image {
         daemon.arg("--image").arg(image);

@@ -9,7 +9,7 @@ mod life;
 mod progress;
 mod recovery;
 mod report;
-mod standin;
+pub(crate) mod stand_in;
 mod traffic;
 
 use std::path::Path;
@@ -86,8 +86,8 @@ impl SpawnerKind {
 
 /// Runs the demo. An error says which step failed, what was seen and where the logs are.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if args.spawner == Some(SpawnerKind::Multikernel) && !standin::is_here() {
-        return standin::rerun(args);
+    if args.spawner == Some(SpawnerKind::Multikernel) && !stand_in::is_here() {
+        return stand_in::rerun(args);
     }
     process::adopt_orphans()?;
     let remains = Arc::new(Mutex::new(Remains::default()));
@@ -209,7 +209,7 @@ fn choose_kernel(story: Story, wanted: Option<SpawnerKind>) -> Result<(String, K
             ));
         }
         SpawnerKind::Multikernel => {
-            let image = standin::image()?;
+            let image = stand_in::image()?;
             let seen = format!("{}, on the STAND-IN for Multikernel Linux", image.display());
             return Ok((seen, (SpawnerKind::Multikernel, None)));
         }

@@ -20,7 +20,7 @@ use crate::core::{EventKind, State};
 use crate::daemon::shared::Credential;
 use crate::keeper::{Exit, ExitHow};
 use crate::spawner::{FileContent, InitrdFile, Kernel, KernelSpec, PoolFile, SpawnError};
-use crate::store::LastEnd;
+use crate::store::{Batch, LastEnd};
 use crate::time::unix_ns;
 
 /// How long a keeper may take to answer. It is a small process of this host that does nothing else.
@@ -242,7 +242,13 @@ impl Instance {
         tracing::warn!(instance = %self.record.name, pid, "its keeper died, and another stands for it");
         self.record.pid = Some(pid);
         self.attend(kernel).await;
-        self.shared.note(Some(&self.record.name), EventKind::Adopted { pid }).await;
+        let (name, boot) = (&self.record.name, incarnation.to_string());
+        let batch =
+            Batch::new().put_instance(&self.record).event(Some(name), Some(boot), EventKind::Adopted { pid });
+        if let Err(error) = self.shared.store.commit(batch).await {
+            tracing::error!(instance = %self.record.name, %error, "could not record who stands for it");
+        }
+        self.publish();
     }
 
     fn admit_agent(&self) {

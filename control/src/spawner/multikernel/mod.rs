@@ -13,6 +13,7 @@
 //!
 //! Other programs (kerf) work on the same kernel. What they made is shown and never touched; changes are made under their lock ([`lock`]).
 
+mod alive;
 mod books;
 mod calls;
 mod hold;
@@ -36,6 +37,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
+pub(crate) use self::alive::answers;
 pub(crate) use self::books::books;
 pub(crate) use self::look::{InterfaceState, interface_state, lock_left_behind};
 pub(crate) use self::pool::change_pool;

@@ -14,9 +14,9 @@ use crate::spawner::PoolFile;
 pub struct Settings {
     /// The kernel's file system. Default `/sys/fs/multikernel`.
     pub root: PathBuf,
-    /// The device through which consoles of kernels are read and written; none: they are not recorded, and `kerf console` has them.
+    /// The device through which consoles of kernels are read and written; empty: they are not recorded, and `kerf console` has them.
     /// Default `/dev/mktty`.
-    pub console: Option<PathBuf>,
+    pub console: PathBuf,
     /// The lock that kerf takes around changes. Default `/var/run/kerf.lock`.
     pub lock: PathBuf,
     /// The kernel to boot where an instance names none.
@@ -52,7 +52,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             root: interface::ROOT.into(),
-            console: Some("/dev/mktty".into()),
+            console: "/dev/mktty".into(),
             lock: lock::PATH.into(),
             image: None,
             pool: None,
@@ -71,6 +71,11 @@ impl Settings {
             .map_err(|error| format!("could not read the settings {}: {error}", path.display()))?;
         toml::from_str(&text)
             .map_err(|error| format!("the settings {} are not valid: {error}", path.display()))
+    }
+
+    /// The device of consoles, where they are recorded.
+    pub(crate) fn console_device(&self) -> Option<&Path> {
+        Some(self.console.as_path()).filter(|path| !path.as_os_str().is_empty())
     }
 
     /// What the agent inside is told of the pool.
@@ -100,7 +105,7 @@ mod tests {
         "#;
         let settings: Settings = toml::from_str(text).unwrap();
         assert_eq!(settings.root, Path::new("/sys/fs/multikernel"));
-        assert_eq!(settings.console.as_deref(), Some(Path::new("/dev/mktty")));
+        assert_eq!(settings.console_device(), Some(Path::new("/dev/mktty")));
         assert_eq!(settings.pool, Some(GuestPool::Path("/mnt/shared/pool".into())));
         assert!(toml::from_str::<Settings>("rot = \"/x\"").is_err(), "a misspelt setting is refused");
     }

@@ -314,7 +314,7 @@ impl Tail {
 
 /// A console that cannot be had costs the kernel its log, not its life.
 fn open_console(record: &Record) -> Option<File> {
-    let path = record.settings.console.as_deref()?;
+    let path = record.settings.console_device()?;
     let open = || -> io::Result<File> {
         let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
         let mut file = OpenOptions::new().read(true).write(true).custom_flags(nonblocking).open(path)?;

@@ -16,6 +16,13 @@ const IMAGE: &str = "vmlinux";
 const POOL: &str = "pool";
 const SETTINGS: &str = "multikernel.toml";
 
+/// Whether the stand-in can run on this machine; the error says what it lacks.
+pub(crate) fn can_run() -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "the stand-in mounts a file system: it needs root");
+    ensure!(Path::new("/dev/fuse").exists(), "there is no /dev/fuse: modprobe fuse");
+    Ok(())
+}
+
 /// Whether this process runs under the stand-in.
 pub(super) fn is_here() -> bool {
     std::env::var_os(FOLDER).is_some()
@@ -28,7 +35,7 @@ pub(super) fn rerun(args: &Args) -> Result<()> {
         "kernels beside this one need Multikernel Linux, which the demo does not take over: show it on a stand-in with --sim"
     );
     ensure!(!args.keep, "the stand-in ends with the demo, and so do its kernels: leave out --keep");
-    ensure!(rustix::process::geteuid().is_root(), "the stand-in mounts a file system: run the demo as root");
+    can_run()?;
     let programs = match &args.programs {
         Some(dir) => dir.canonicalize().with_context(|| format!("no folder {}", dir.display()))?,
         None => build::static_programs()?,
