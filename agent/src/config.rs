@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use tombolo_transport::broker::Policy;
-use tombolo_transport::{Cid, Incarnation, Member};
+use tombolo_transport::{Cid, Incarnation, Member, Port};
 
 use crate::pci::PciId;
 
@@ -112,6 +112,8 @@ pub enum Doorbell {
     Path(PathBuf),
     /// A descriptor inherited from whoever started the agent.
     Fd(i32),
+    /// A port of the parent kernel on Multikernel Linux's vsock, which the agent dials, and again after a loss.
+    Vsock(Port),
 }
 
 /// Why a configuration cannot be used.

@@ -25,6 +25,7 @@ use crate::blackbox::BlackBox;
 use crate::children::{Children, Scope};
 use crate::config::{AgentConfig, Doorbell, PoolConfig};
 use crate::cpus::CpuWatch;
+use crate::doorbell;
 use crate::entrypoint::EntrypointHandle;
 use crate::exec::{ExecEngine, ExecService, Launcher};
 use crate::files::FilesService;
@@ -263,6 +264,9 @@ impl Fabric {
                 Some(open_line(path).with_context(|| format!("opening the doorbell {}", path.display()))?)
             }
             (Some(Doorbell::Fd(_)), fd) => fd,
+            (Some(Doorbell::Vsock(port)), _) => {
+                Some(doorbell::of_parent(*port).context("making the doorbell")?)
+            }
             (None, _) => None,
         };
         match line {

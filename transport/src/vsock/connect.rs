@@ -69,25 +69,39 @@ pub(super) fn bind_privileged(socket: &OwnedFd) -> io::Result<()> {
 
 /// Connects `socket` to `addr`.
 pub(super) async fn connect(socket: OwnedFd, addr: Addr, deadline: Duration) -> Result<VsockStream> {
+    try_connect(socket, addr, deadline).await.map_err(|source| explain(addr, deadline, source))
+}
+
+/// The same, with the kernel's own word for what went wrong.
+pub(super) async fn try_connect(socket: OwnedFd, addr: Addr, deadline: Duration) -> io::Result<VsockStream> {
     // The kernel gives up after 2 s by itself: let the caller's deadline decide. Refused only by kernels without it.
     let kernel_deadline = deadline.saturating_add(Duration::from_secs(1)).min(Duration::from_secs(3600));
     let _ = ConnectTimeout.set(&socket, &TimeVal::milliseconds(kernel_deadline.as_millis() as i64));
-    let failed = |source: io::Error| explain(addr, deadline, source);
     match nix::sys::socket::connect(socket.as_raw_fd(), &super::sockaddr(addr)) {
         Err(nix::Error::EINPROGRESS) => {
             #[expect(
                 deprecated,
                 reason = "an OwnedFd stays open and in place, which is all that its successor asks"
             )]
-            let waiting = AsyncFd::new(socket).map_err(failed)?;
-            timeout(deadline, finished(&waiting))
-                .await
-                .map_err(|_| Error::TimedOut { addr, deadline_ms: deadline.as_millis() as u64 })?
-                .map_err(failed)?;
-            wrap(waiting.into_inner()).map_err(failed)
+            let waiting = AsyncFd::new(socket)?;
+            let silent = |_| io::Error::from_raw_os_error(libc::ETIMEDOUT);
+            timeout(deadline, finished(&waiting)).await.map_err(silent)??;
+            wrap(waiting.into_inner())
         }
-        Ok(()) => wrap(socket).map_err(failed),
-        Err(error) => Err(failed(error.into())),
+        Ok(()) => wrap(socket),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether a kernel says anything to a call, by what came of one: it took it, or refused it itself. An error if nothing was asked of it.
+pub(super) fn answered(outcome: io::Result<VsockStream>) -> io::Result<bool> {
+    match outcome {
+        Ok(_) => Ok(true),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ECONNRESET | libc::ECONNREFUSED) => Ok(true),
+            Some(libc::ETIMEDOUT) => Ok(false),
+            _ => Err(error),
+        },
     }
 }
 
@@ -118,5 +132,20 @@ fn explain(addr: Addr, deadline: Duration, source: io::Error) -> Error {
         }
         Some(libc::ETIMEDOUT) => Error::TimedOut { addr, deadline_ms: deadline.as_millis() as u64 },
         _ => Error::io(format!("connecting to {addr}"), source),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusal_is_an_answer_silence_is_none_and_what_leads_nowhere_was_never_asked() {
+        let outcome = |errno| answered(Err(io::Error::from_raw_os_error(errno)));
+        assert!(outcome(libc::ECONNRESET).unwrap() && outcome(libc::ECONNREFUSED).unwrap());
+        assert!(!outcome(libc::ETIMEDOUT).unwrap());
+        for nowhere in [libc::ENODEV, libc::ENETUNREACH, libc::EADDRNOTAVAIL, libc::EMFILE] {
+            assert!(outcome(nowhere).is_err(), "{nowhere}");
+        }
     }
 }

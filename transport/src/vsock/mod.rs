@@ -93,6 +93,20 @@ impl VsockEndpoint {
         self.connect_socket(socket, addr, deadline).await
     }
 
+    /// Whether the kernel of `addr` answers a call within `deadline`, be it by refusing it: its own doing, whatever its user space does. Ask at a
+    /// port where nobody listens. Must be called on a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it could not be asked: this kernel has no such transport, or none that leads there.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the socket.
+    pub async fn answers(&self, addr: Addr, deadline: Duration) -> Result<bool> {
+        let attempt = format!("asking whether the kernel of {addr} answers");
+        let outcome = connect::try_connect(self.socket(&attempt)?, addr, deadline).await;
+        connect::answered(outcome).map_err(|source| Error::io(attempt, source))
+    }
+
     /// As [`VsockEndpoint::connect`], from a port below 1024 if this program may have one.
     pub(crate) async fn connect_privileged(&self, addr: Addr, deadline: Duration) -> Result<VsockStream> {
         let attempt = format!("connecting to {addr} from a privileged port");
@@ -113,6 +127,18 @@ impl VsockEndpoint {
     /// # Errors
     /// [`Error::AddrInUse`]; [`Error::Denied`] for a port below 1024 without CAP_NET_BIND_SERVICE.
     pub fn listen(&self, port: Port, backlog: u32) -> Result<VsockListener> {
+        let listener = TokioListener::from(self.bind(port, backlog)?);
+        let bound = listener.local_addr();
+        let bound = bound.map_err(|source| Error::io(format!("listening on port {port}"), source))?;
+        let local = Addr::new(self.local_cid, Port(bound.port()));
+        Ok(VsockListener { listener, transport: self.transport, local })
+    }
+
+    /// The same as a listening, non-blocking socket, for programs without a runtime.
+    ///
+    /// # Errors
+    /// As [`VsockEndpoint::listen`].
+    pub fn bind(&self, port: Port, backlog: u32) -> Result<OwnedFd> {
         let wanted = Addr::new(self.local_cid, port);
         let attempt = format!("listening on {wanted}");
         let failed = |source: nix::Error| match source {
@@ -129,10 +155,7 @@ impl VsockEndpoint {
         // Linux lets one caller more wait than listen(2) was told.
         let backlog = Backlog::new(backlog.clamp(1, 4096) as i32 - 1).unwrap_or(Backlog::MAXCONN);
         nix::sys::socket::listen(&socket, backlog).map_err(failed)?;
-        let listener = TokioListener::from(socket);
-        let bound = listener.local_addr().map_err(|source| Error::io(attempt, source))?;
-        let local = Addr::new(self.local_cid, Port(bound.port()));
-        Ok(VsockListener { listener, transport: self.transport, local })
+        Ok(socket)
     }
 
     fn socket(&self, attempt: &str) -> Result<OwnedFd> {

@@ -20,6 +20,7 @@ mod hold;
 mod ids;
 mod image;
 mod interface;
+mod line;
 mod lock;
 mod look;
 mod overlay;
@@ -183,7 +184,7 @@ impl Spawner for MultikernelSpawner {
         let mut config = spec.agent_config.clone();
         config.pool =
             spec.pool.as_ref().map(|pool| self.settings.pool_inside(pool)).transpose().map_err(bad_spec)?;
-        config.doorbell = self.settings.doorbell_inside();
+        config.doorbell = self.settings.doorbell_inside(&record);
         let initrd_bytes = initrd::write(spec, config, &[]).await?;
         initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;
         let path = spec.runtime_dir.join(initrd::NAME);

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tombolo_agent::config::{Doorbell, PoolConfig};
 
-use super::{interface, lock};
+use super::record::Record;
+use super::{interface, line, lock};
 use crate::spawner::PoolFile;
 
 /// Settings of the `multikernel` spawner, as a TOML file says them. All have defaults, which are right for a machine that runs that kernel.
@@ -45,6 +46,11 @@ pub enum Wake {
         inside: PathBuf,
         /// The socket here; `{id}` becomes the number of the instance.
         socket: String,
+    },
+    /// This kernel's vsock to those beside it: each kernel dials a port here, this one and its number.
+    Vsock {
+        /// The first port.
+        port: u32,
     },
 }
 
@@ -87,8 +93,11 @@ impl Settings {
     }
 
     /// What the agent inside is told of its doorbell.
-    pub(super) fn doorbell_inside(&self) -> Option<Doorbell> {
-        self.doorbell.as_ref().map(|Wake::Line { inside, .. }| Doorbell::Path(inside.clone()))
+    pub(super) fn doorbell_inside(&self, record: &Record) -> Option<Doorbell> {
+        Some(match self.doorbell.as_ref()? {
+            Wake::Line { inside, .. } => Doorbell::Path(inside.clone()),
+            Wake::Vsock { port } => Doorbell::Vsock(line::vsock_port(*port, record)),
+        })
     }
 }
 
@@ -107,6 +116,8 @@ mod tests {
         assert_eq!(settings.root, Path::new("/sys/fs/multikernel"));
         assert_eq!(settings.console_device(), Some(Path::new("/dev/mktty")));
         assert_eq!(settings.pool, Some(GuestPool::Path("/mnt/shared/pool".into())));
+        let vsock: Settings = toml::from_str("doorbell = { vsock = { port = 30000 } }").unwrap();
+        assert_eq!(vsock.doorbell, Some(Wake::Vsock { port: 30_000 }));
         assert!(toml::from_str::<Settings>("rot = \"/x\"").is_err(), "a misspelt setting is refused");
     }
 }

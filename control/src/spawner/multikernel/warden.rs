@@ -14,7 +14,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -26,8 +26,8 @@ use rustix::process::{Signal, getpid, kill_process};
 
 use super::hold::Hold;
 use super::interface::InstanceStatus;
+use super::line::Line;
 use super::record::Record;
-use super::settings::Wake;
 use crate::keeper::{Job, names};
 
 /// How often the kernel's status is read: an end is told this much later at most.
@@ -68,9 +68,9 @@ pub fn run(_args: impl IntoIterator<Item = OsString>) -> ExitCode {
 struct Warden {
     record: Record,
     signals: SignalFd,
-    /// The keeper's end of the console is our stdio.
+    /// The kernel's end of the console; the keeper's is our stdio.
     console: Option<File>,
-    /// Bytes from people that wait for the kernel to read them.
+    /// The keeper's end of the doorbell, and the kernel's.
     doorbell: Option<UnixStream>,
     line: Line,
     tail: Tail,
@@ -229,58 +229,6 @@ impl Warden {
             told = true;
         }
         told
-    }
-}
-
-/// The kernel's end of the doorbell.
-#[derive(Debug, Default)]
-struct Line {
-    listener: Option<UnixListener>,
-    socket: Option<UnixStream>,
-}
-
-impl Line {
-    fn open(record: &Record) -> io::Result<Self> {
-        let Some(Wake::Line { socket, .. }) = &record.settings.doorbell else { return Ok(Self::default()) };
-        let path = socket.replace("{id}", &record.id.to_string());
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&path)?;
-        listener.set_nonblocking(true)?;
-        Ok(Self { listener: Some(listener), socket: None })
-    }
-
-    fn sockets(&self) -> impl Iterator<Item = std::os::fd::BorrowedFd<'_>> {
-        let listener = self.listener.as_ref().map(|listener| listener.as_fd());
-        listener.into_iter().chain(self.socket.as_ref().map(|socket| socket.as_fd()))
-    }
-
-    /// Whoever dials last has the line: an earlier one is gone, or will be.
-    fn accept(&mut self) {
-        while let Some(Ok((socket, _))) = self.listener.as_ref().map(UnixListener::accept) {
-            self.socket = socket.set_nonblocking(true).is_ok().then_some(socket);
-        }
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        if let Some(socket) = &mut self.socket {
-            let _ = socket.write(bytes);
-        }
-    }
-
-    fn read(&mut self, buffer: &mut [u8]) -> Option<usize> {
-        match self.socket.as_mut()?.read(buffer) {
-            Ok(n) if n > 0 => Some(n),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                None
-            }
-            _ => {
-                self.socket = None;
-                None
-            }
-        }
     }
 }
 
