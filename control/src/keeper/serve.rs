@@ -196,9 +196,9 @@ impl Keeper {
             }
             self.write_console();
             if let Some(status) = self.read_signals() {
-                if self.record.kind == SpawnerKind::Multikernel && multikernel::is_active(Path::new(".")) {
+                if self.record.kind == SpawnerKind::Multikernel && multikernel::may_run(Path::new(".")) {
                     // Whoever killed the warden did not end the kernel. Another keeper will stand for it.
-                    return Err(io::Error::other("the warden is gone, and its kernel runs"));
+                    return Err(io::Error::other("the warden is gone, and its kernel runs, or may"));
                 }
                 return self.finish(status);
             }

@@ -176,7 +176,7 @@ impl Kernel {
         if self.kind() != SpawnerKind::Multikernel || self.status().await.is_ok() {
             return Ok(None);
         }
-        match multikernel::is_active(dir) {
+        match multikernel::may_run(dir) {
             true => multikernel::stand_again(dir).await.map(Some),
             false => Ok(None),
         }
@@ -310,8 +310,10 @@ impl Kernel {
             if let Some(exit) = read_json::<Exit>(&inner.runtime_dir, names::EXIT) {
                 return Ok(exit);
             }
-            if multikernel::is_active(&inner.runtime_dir) {
-                return Err(std::io::Error::other("the kernel runs, and nobody stands for it any more"));
+            if multikernel::may_run(&inner.runtime_dir) {
+                return Err(std::io::Error::other(
+                    "the kernel runs, or may, and nobody stands for it any more",
+                ));
             }
             // A keeper that was just killed still holds its kernel for an instant.
             kill_group_of(pid, inner.record.start_ticks, Instant::now() + KILL_MAX)?;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::hold::is_ours;
 use super::interface::{self, Interface, Mounted};
 use super::record::Record;
 use super::{MARK, Settings};
@@ -35,10 +36,12 @@ pub(crate) fn books(settings: &Settings, folders: &[PathBuf]) -> Result<KernelBo
 /// One that cannot be read in part is shown in part: it is another program's, perhaps, of another version.
 fn instance(kernel: &impl Interface, ours: &[Record], name: String) -> KernelInstance {
     let blob = kernel.read(&format!("instances/{name}/device_tree"));
-    let tree = blob.ok().and_then(|blob| super::tree::InstanceTree::parse(&blob).ok());
+    let tree = blob.ok().and_then(|blob| super::tree::InstanceTree::parse(&blob, &name).ok());
     let id = tree.as_ref().map(|tree| tree.id);
     KernelInstance {
-        is_ours: ours.iter().any(|record| record.name.as_str() == name && Some(record.id) == id),
+        is_ours: ours
+            .iter()
+            .any(|record| record.name.as_str() == name && is_ours(kernel, record) == Ok(true)),
         id: id.map(|id| u32::from(id.0)),
         status: line(kernel, &format!("instances/{name}/status")),
         cpus: tree.iter().flat_map(|tree| &tree.cpus).map(|cpu| cpu.0).collect(),

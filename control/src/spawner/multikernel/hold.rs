@@ -1,47 +1,49 @@
 //! An instance of the kernel that is ours, step by step: made, loaded, started, ended, given back. Each step reads back what came of it.
 
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::MARK;
 use super::calls::Command;
+use super::clock::{BUSY_MAX, look_until, unless_busy};
 use super::ids::PhysicalCpu;
-use super::interface::{self, InstanceStatus, Interface, Mounted};
+use super::interface::{self, InstanceStatus, Interface};
 use super::lock::Lock;
 use super::overlay::{Intent, NewInstance};
+use super::provenance::{self, Maker};
 use super::record::Record;
 use super::transaction::{self, ApplyError};
 
 /// How long an instance that was told to end may take to be seen ended, before it is told again.
 const END_MAX: Duration = Duration::from_secs(3);
 /// How often it is told.
-const END_TRIES: u32 = 3;
+pub(super) const END_TRIES: u32 = 3;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A step on one instance; every error is one sentence for people.
 #[derive(Debug)]
-pub(super) struct Hold<'a, I = Mounted> {
+pub(super) struct Hold<'a, I> {
+    kernel: &'a I,
     record: &'a Record,
-    kernel: I,
-}
-
-impl<'a> Hold<'a> {
-    pub(super) fn of(record: &'a Record) -> Self {
-        Self::on(Mounted::at(&record.settings.root), record)
-    }
 }
 
 impl<'a, I: Interface> Hold<'a, I> {
-    pub(super) fn on(kernel: I, record: &'a Record) -> Self {
-        Self { record, kernel }
+    pub(super) fn on(kernel: &'a I, record: &'a Record) -> Self {
+        Self { kernel, record }
     }
 
-    /// Makes the instance in the kernel, under the lock that was held when its CPUs were chosen. On an error nothing of it is left, or the
-    /// error says what is.
-    pub(super) fn make(&self, _lock: &Lock) -> Result<(), String> {
+    /// Makes the instance in the kernel. On an error nothing of it is left, or the error says what is.
+    #[cfg(test)]
+    pub(super) fn make(&self) -> Result<(), String> {
+        self.make_under(&self.lock()?)
+    }
+
+    /// The same under the lock that was held when its CPUs were chosen.
+    pub(super) fn make_under(&self, _lock: &Lock) -> Result<(), String> {
         let Record { name, id, memory_bytes, cpus, .. } = self.record;
-        if transaction::exists(&self.kernel, name).map_err(|error| error.to_string())? {
+        if interface::instance(self.kernel, name).map_err(|error| error.to_string())?.is_some() {
             return Err(format!(
                 "the kernel has an instance `{name}` already, made by another program: choose another name, or end that one"
             ));
@@ -50,20 +52,55 @@ impl<'a, I: Interface> Hold<'a, I> {
             NewInstance { name: name.clone(), id: *id, memory_bytes: *memory_bytes, cpus: cpus.clone() };
         let attempt =
             format!("make instance `{name}` (number {id}, {} MiB, {})", memory_bytes >> 20, listed(cpus));
-        match transaction::apply(&self.kernel, &Intent::Create(new), &self.nonce("create")) {
+        match transaction::apply(self.kernel, &Intent::Create(new), &mark(self.record, "create")) {
             Ok(applied) => {
                 tracing::debug!(instance = %name, transaction = applied.transaction, "made in the kernel");
                 Ok(())
             }
             Err(error @ (ApplyError::Failed { .. } | ApplyError::Unknown(_))) => {
-                let left = match self.remove() {
-                    Ok(()) => "nothing of it is left".to_owned(),
-                    Err(reason) => format!("what there is of it could not be given back: {reason}"),
-                };
-                Err(format!("could not {attempt}: {error}; {left}"))
+                let left = self.give_back();
+                Err(format!("could not {attempt}: {error}; {left}; {}", self.shortage()))
             }
             Err(error) => Err(format!("could not {attempt}: {error}")),
         }
+    }
+
+    /// Removes what came of an attempt to make it. Says what is left of it.
+    fn give_back(&self) -> String {
+        let outcome = match self.ours() {
+            Ok(None) => match self.status() {
+                Ok(None) => return "nothing of it is there".into(),
+                Ok(Some(_)) => {
+                    return "the instance of that name is another program's, and is left as it is".into();
+                }
+                Err(reason) => Err(reason),
+            },
+            Ok(Some(_)) => self.remove(),
+            Err(reason) => Err(reason),
+        };
+        match outcome {
+            Ok(()) => "nothing of it is left".into(),
+            Err(reason) => format!("what there is of it could not be given back: {reason}"),
+        }
+    }
+
+    /// What an instance could have had: the usual reason for which none is made, and the kernel names none.
+    fn shortage(&self) -> String {
+        let Ok(pool) = interface::pool_or_none(self.kernel) else { return "the pool cannot be read".into() };
+        let names = interface::instances(self.kernel).unwrap_or_default();
+        let other = |name: &String| interface::instance(self.kernel, &name.parse().ok()?).ok().flatten();
+        let others: Vec<_> = names.iter().filter_map(|name| Some((name, other(name)?))).collect();
+        let used = others.iter().fold(0_u64, |sum, (_, tree)| sum.saturating_add(tree.memory_bytes));
+        let number = others.iter().find(|(_, tree)| tree.id == self.record.id);
+        let number = number.map_or_else(String::new, |(name, _)| {
+            format!("its number {} is that of instance `{name}`; ", self.record.id)
+        });
+        format!(
+            "{number}the pool has {} MiB, of which instances have {}, and gives memory in one piece only; it has {} CPUs to give",
+            pool.memory_bytes() >> 20,
+            used >> 20,
+            pool.cpus_available.len()
+        )
     }
 
     /// Puts a kernel into it.
@@ -73,9 +110,15 @@ impl<'a, I: Interface> Hold<'a, I> {
         initrd: BorrowedFd<'_>,
         command_line: &str,
     ) -> Result<(), String> {
-        let name = &self.record.name;
-        let loaded = self.kernel.load(self.record.id, image, initrd, command_line);
-        loaded.map_err(|error| {
+        let (name, id) = (&self.record.name, self.record.id);
+        match self.ours()? {
+            Some(InstanceStatus::Ready) => {}
+            other => return Err(format!("instance `{name}` is to be loaded, and is {}", named(other))),
+        }
+        let load = || self.kernel.load(id, image, initrd, command_line);
+        // One that is loaded is busy as well, and waiting does not help.
+        let is_empty = || self.status() == Ok(Some(InstanceStatus::Ready));
+        unless_busy(self.kernel, BUSY_MAX, load, is_empty).map_err(|error| {
             format!("could not load a kernel into instance `{name}`: {}", load_reason(&error))
         })?;
         match self.status()? {
@@ -84,12 +127,22 @@ impl<'a, I: Interface> Hold<'a, I> {
         }
     }
 
-    /// Starts what is loaded.
+    /// Starts what is loaded, unless it runs.
     pub(super) fn boot(&self) -> Result<(), String> {
-        let name = &self.record.name;
-        self.kernel
-            .reboot(Command::Boot, self.record.id)
-            .map_err(|error| format!("could not start instance `{name}`: {}", boot_reason(&error)))
+        let (name, id) = (&self.record.name, self.record.id);
+        match self.ours()? {
+            Some(InstanceStatus::Active) => return Ok(()),
+            Some(InstanceStatus::Loaded) => {}
+            other => return Err(format!("instance `{name}` is to be started, and is {}", named(other))),
+        }
+        let boot = || self.kernel.reboot(Command::Boot, id);
+        let is_loaded = || self.status() == Ok(Some(InstanceStatus::Loaded));
+        match unless_busy(self.kernel, BUSY_MAX, boot, is_loaded) {
+            Ok(()) => Ok(()),
+            // Whatever the call said, or whoever was faster.
+            Err(_) if self.status() == Ok(Some(InstanceStatus::Active)) => Ok(()),
+            Err(error) => Err(format!("could not start instance `{name}`: {}", boot_reason(&error))),
+        }
     }
 
     /// Takes its CPUs from it, whatever it does, and again if it does not end. `told`: what is done, for people.
@@ -97,22 +150,41 @@ impl<'a, I: Interface> Hold<'a, I> {
         let name = &self.record.name;
         let mut last = "it stays active".to_owned();
         for _ in 0..END_TRIES {
-            if self.status()? != Some(InstanceStatus::Active) {
-                return Ok(());
+            match self.ours()? {
+                Some(InstanceStatus::Active) => {}
+                // It may run for all that anybody knows; the kernel says EINVAL of one that does not.
+                Some(InstanceStatus::Failed) => {
+                    told("force");
+                    return self.force().or_else(|error| match error.raw_os_error() {
+                        Some(libc::EINVAL) => Ok(()),
+                        _ => Err(format!("could not end instance `{name}`, which failed: {error}")),
+                    });
+                }
+                _ => return Ok(()),
             }
             told("force");
-            if let Err(error) = self.kernel.reboot(Command::ForceHalt, self.record.id) {
-                last = format!("the kernel refuses ({error})");
-            }
-            let until = Instant::now() + END_MAX;
-            while Instant::now() < until {
-                if self.status()? != Some(InstanceStatus::Active) {
-                    return Ok(());
+            match self.force() {
+                Ok(()) => {}
+                // As long as it could have taken to end.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    last = format!("the kernel is busy with another instance ({error})");
+                    continue;
                 }
-                std::thread::sleep(LOOK_AGAIN);
+                Err(error) => last = format!("the kernel refuses ({error})"),
+            }
+            let has_ended = || -> Result<Option<()>, String> {
+                Ok((self.status()? != Some(InstanceStatus::Active)).then_some(()))
+            };
+            if look_until(self.kernel, END_MAX, LOOK_AGAIN, has_ended)?.is_some() {
+                return Ok(());
             }
         }
         Err(format!("instance `{name}` does not end, told {END_TRIES} times: {last}"))
+    }
+
+    fn force(&self) -> io::Result<()> {
+        let force = || self.kernel.reboot(Command::ForceHalt, self.record.id);
+        unless_busy(self.kernel, END_MAX, force, || true)
     }
 
     /// Gives back all that it has. Refuses one that runs.
@@ -120,42 +192,54 @@ impl<'a, I: Interface> Hold<'a, I> {
         let name = &self.record.name;
         // Looked at under the lock: kerf starts and ends kernels without it, but not ours.
         let _lock = self.lock()?;
-        match self.status()? {
+        match self.ours()? {
             None => return Ok(()),
-            Some(_) if !self.is_ours()? => return Ok(()),
             Some(InstanceStatus::Active) => {
                 return Err(format!("instance `{name}` runs: end it first"));
             }
-            // The kernel itself would unload one that runs.
-            Some(InstanceStatus::Loaded | InstanceStatus::Failed) => {
-                if let Err(error) = self.kernel.unload(self.record.id)
-                    && error.raw_os_error() != Some(libc::EINVAL)
-                {
-                    return Err(format!("could not unload instance `{name}`: {error}"));
-                }
+            Some(InstanceStatus::Loaded) => self.unload()?,
+            Some(InstanceStatus::Failed) => {
+                self.end(|_| ())?;
+                self.unload()?;
             }
             Some(InstanceStatus::Ready | InstanceStatus::Empty) => {}
         }
         self.remove()
     }
 
-    /// How it is; `None`: there is none of that name.
-    pub(super) fn status(&self) -> Result<Option<InstanceStatus>, String> {
-        interface::status(&self.kernel, &self.record.name).map_err(|error| error.to_string())
+    fn unload(&self) -> Result<(), String> {
+        let name = &self.record.name;
+        // The kernel itself would unload one that runs, so it is looked at before each try.
+        let unload = || match self.status() {
+            Ok(Some(InstanceStatus::Active)) => Err(io::Error::other("it runs")),
+            Ok(_) => self.kernel.unload(self.record.id),
+            Err(reason) => Err(io::Error::other(reason)),
+        };
+        let outcome = unless_busy(self.kernel, BUSY_MAX, unload, || true);
+        match (outcome, self.status()?) {
+            (_, None | Some(InstanceStatus::Ready | InstanceStatus::Empty)) => Ok(()),
+            (Err(error), _) => Err(format!("could not unload instance `{name}`: {error}")),
+            (Ok(()), other) => Err(format!("the image left instance `{name}`, but it is {}", named(other))),
+        }
     }
 
-    /// Whether what has its name is what we made, or may have.
-    fn is_ours(&self) -> Result<bool, String> {
-        let tree = interface::instance(&self.kernel, &self.record.name).map_err(|error| error.to_string())?;
-        Ok(tree.is_some_and(|tree| tree.id == self.record.id))
+    /// How what has its name is, whoever made it; `None`: there is none of that name.
+    pub(super) fn status(&self) -> Result<Option<InstanceStatus>, String> {
+        interface::status(self.kernel, &self.record.name).map_err(|error| error.to_string())
+    }
+
+    /// How it is; `None`: it is gone, whatever has its name now.
+    pub(super) fn ours(&self) -> Result<Option<InstanceStatus>, String> {
+        match self.status()? {
+            Some(status) => Ok(is_ours(self.kernel, self.record)?.then_some(status)),
+            None => Ok(None),
+        }
     }
 
     fn remove(&self) -> Result<(), String> {
         let name = &self.record.name;
-        if !transaction::exists(&self.kernel, name).map_err(|error| error.to_string())? {
-            return Ok(());
-        }
-        let removed = transaction::apply(&self.kernel, &Intent::Remove(name.clone()), &self.nonce("remove"));
+        let removed =
+            transaction::apply(self.kernel, &Intent::Remove(name.clone()), &mark(self.record, "remove"));
         removed.map(drop).map_err(|error| format!("could not remove instance `{name}`: {error}"))
     }
 
@@ -164,15 +248,32 @@ impl<'a, I: Interface> Hold<'a, I> {
         let path: &Path = &self.record.settings.lock;
         Lock::take(path).map_err(|error| format!("could not take the lock {}: {error}", path.display()))
     }
+}
 
-    fn nonce(&self, what: &str) -> String {
-        format!("{MARK}:{}:{what}", self.record.nonce)
+/// Whether what has the name and the number of an instance of ours is what we made.
+pub(super) fn is_ours(kernel: &impl Interface, record: &Record) -> Result<bool, String> {
+    let name = &record.name;
+    let tree = interface::instance(kernel, name).map_err(|error| error.to_string())?;
+    if tree.is_none_or(|tree| tree.id != record.id) {
+        return Ok(false);
+    }
+    match provenance::maker(kernel, name, &mark(record, "create")).map_err(|error| error.to_string())? {
+        Maker::Us => Ok(true),
+        Maker::Another => Ok(false),
+        Maker::Unknown(why) => Err(format!(
+            "it cannot be told whether instance `{name}` is ours, so that nothing is done to it: {why}"
+        )),
     }
 }
 
-/// What a transaction of ours carries.
-pub(super) fn nonce_of(what: &str) -> std::io::Result<String> {
-    let nonce = tombolo_transport::Incarnation::random().map_err(std::io::Error::other)?;
+/// What the transactions of an instance of ours carry.
+fn mark(record: &Record, what: &str) -> String {
+    format!("{MARK}:{}:{what}", record.nonce)
+}
+
+/// What a transaction of ours carries that is no instance's.
+pub(super) fn nonce_of(what: &str) -> io::Result<String> {
+    let nonce = tombolo_transport::Incarnation::random().map_err(io::Error::other)?;
     Ok(format!("{MARK}:{nonce}:{what}"))
 }
 
@@ -185,7 +286,7 @@ fn named(status: Option<InstanceStatus>) -> String {
     status.map_or_else(|| "gone".into(), |status| format!("{status:?}").to_lowercase())
 }
 
-fn load_reason(error: &std::io::Error) -> String {
+fn load_reason(error: &io::Error) -> String {
     let hint = match error.raw_os_error() {
         Some(libc::EPERM) => "it needs CAP_SYS_BOOT, kernel.kexec_load_disabled = 0, and no lockdown",
         Some(libc::EBUSY) => "the kernel is busy with another instance, or this one has an image already",
@@ -200,7 +301,7 @@ fn load_reason(error: &std::io::Error) -> String {
     format!("{error}: {hint}")
 }
 
-fn boot_reason(error: &std::io::Error) -> String {
+fn boot_reason(error: &io::Error) -> String {
     let hint = match error.raw_os_error() {
         Some(libc::EPERM) => "it needs CAP_SYS_BOOT",
         Some(libc::EBUSY) => "its CPUs are not parked, or the kernel is busy with another instance",

@@ -5,8 +5,10 @@ use std::io::{self, Read as _};
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::calls::{self, Command};
+use super::clock::Clock;
 use super::ids::{InstanceId, InstanceName};
 use super::tree::{InstanceTree, PoolTree, TreeError};
 
@@ -16,8 +18,9 @@ pub(crate) const ROOT: &str = "/sys/fs/multikernel";
 /// Longest file that is read from there, in bytes: the limit that the kernel sets itself for trees, and some.
 const READ_BYTES_MAX: u64 = 2 << 20;
 
-/// The kernel's interface, or a model of it.
-pub(super) trait Interface {
+/// The kernel's interface, or a model of it, and the time that passes there. A transaction is never taken back (`rmdir`): the kernel would undo
+/// also what never ran.
+pub(super) trait Interface: Clock {
     /// The content of a file, by its path relative to the root.
     fn read(&self, path: &str) -> io::Result<Vec<u8>>;
     /// The names in a folder.
@@ -56,6 +59,16 @@ impl Mounted {
     /// Whether it is there: the folder exists on every kernel that has the file system, even before it is mounted.
     pub(super) fn is_mounted(&self) -> bool {
         self.root.join("overlays/new").exists()
+    }
+}
+
+impl Clock for Mounted {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn pause(&self, time: Duration) {
+        std::thread::sleep(time);
     }
 }
 
@@ -130,6 +143,11 @@ pub(super) enum AskError {
     /// A tree makes no sense.
     #[error("{path} cannot be understood: {source}")]
     Tree { path: String, source: TreeError },
+    /// It is in no folder of the kernel's, or in none that can be seen: nothing follows from that.
+    #[error(
+        "{path} is not there, and yet it should be: another file system may lie over the kernel's, or it was made just now"
+    )]
+    Contradiction { path: String },
     /// A status that no kernel known here has.
     #[error("{path} says `{found}`, which is no status known here")]
     Status { path: String, found: String },
@@ -146,8 +164,10 @@ pub(super) fn pool(interface: &impl Interface) -> Result<PoolTree, AskError> {
 /// What the pool has, which is nothing where none was made yet.
 pub(super) fn pool_or_none(interface: &impl Interface) -> Result<PoolTree, AskError> {
     match pool(interface) {
-        // Before there is one the kernel has no tree to give.
-        Err(AskError::Read { source, .. }) if is_no_pool(&source) => Ok(PoolTree::default()),
+        // Before there is one the kernel has no tree to give; nor has a file system that was unmounted.
+        Err(AskError::Read { source, .. }) if is_no_pool(&source) => {
+            instances(interface).map(|_| PoolTree::default())
+        }
         Err(AskError::Tree { .. }) if interface.read("device_tree").is_ok_and(|blob| blob.is_empty()) => {
             Ok(PoolTree::default())
         }
@@ -170,13 +190,28 @@ pub(super) fn instance(
     interface: &impl Interface,
     name: &InstanceName,
 ) -> Result<Option<InstanceTree>, AskError> {
-    let path = format!("instances/{name}/device_tree");
-    let blob = match interface.read(&path) {
-        Ok(blob) => blob,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(AskError::Read { path, source }),
-    };
-    InstanceTree::parse(&blob).map(Some).map_err(|source| AskError::Tree { path, source })
+    let Some((path, blob)) = of_instance(interface, name, "device_tree")? else { return Ok(None) };
+    InstanceTree::parse(&blob, name.as_str()).map(Some).map_err(|source| AskError::Tree { path, source })
+}
+
+/// A file of an instance, with its path; `None` if there is none of that name, which is what the kernel says and not only what it does not.
+fn of_instance(
+    interface: &impl Interface,
+    name: &InstanceName,
+    file: &str,
+) -> Result<Option<(String, Vec<u8>)>, AskError> {
+    let path = format!("instances/{name}/{file}");
+    match interface.read(&path) {
+        Ok(content) => Ok(Some((path, content))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // A file system that was unmounted has no such file either, and the kernel runs.
+            match instances(interface)?.iter().any(|other| other == name.as_str()) {
+                true => Err(AskError::Contradiction { path }),
+                false => Ok(None),
+            }
+        }
+        Err(source) => Err(AskError::Read { path, source }),
+    }
 }
 
 /// How an instance is; `None` if there is none of that name.
@@ -184,12 +219,7 @@ pub(super) fn status(
     interface: &impl Interface,
     name: &InstanceName,
 ) -> Result<Option<InstanceStatus>, AskError> {
-    let path = format!("instances/{name}/status");
-    let text = match interface.read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(AskError::Read { path, source }),
-    };
+    let Some((path, text)) = of_instance(interface, name, "status")? else { return Ok(None) };
     match text.trim_ascii() {
         b"ready" => Ok(Some(InstanceStatus::Ready)),
         b"loaded" => Ok(Some(InstanceStatus::Loaded)),

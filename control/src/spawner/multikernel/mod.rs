@@ -16,6 +16,9 @@
 mod alive;
 mod books;
 mod calls;
+mod clock;
+mod ending;
+mod folder;
 mod hold;
 mod ids;
 mod image;
@@ -25,11 +28,15 @@ mod lock;
 mod look;
 mod overlay;
 mod pool;
+mod provenance;
 mod record;
 mod settings;
 mod transaction;
 mod tree;
 pub(crate) mod warden;
+
+#[cfg(test)]
+mod model_tests;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -44,10 +51,9 @@ pub(crate) use self::look::{InterfaceState, interface_state, lock_left_behind};
 pub(crate) use self::pool::change_pool;
 pub use self::settings::Settings;
 
-use self::hold::Hold;
 use self::ids::{InstanceId, InstanceName, PhysicalCpu};
 use self::image::{Arch, ImageError, KernelImage, Limits};
-use self::interface::{InstanceStatus, Mounted};
+use self::interface::Mounted;
 use self::record::Record;
 use super::launch::Claim;
 use super::{Availability, Kernel, KernelSpec, SpawnError, Spawner, SpawnerKind, initrd};
@@ -137,6 +143,7 @@ impl MultikernelSpawner {
             name,
             id: InstanceId::try_from(id)?,
             memory_bytes: spec.memory_bytes,
+            cpus_wanted: spec.cpus_started.max(1),
             cpus: Vec::new(),
             nonce: nonce.to_string(),
             keeper_binary: self.keeper_binary.clone(),
@@ -206,23 +213,13 @@ impl Spawner for MultikernelSpawner {
         let line = command_line(spec);
         image.check_command_line(&line).map_err(|error| bad_spec(error.to_string()))?;
         let dir = spec.runtime_dir.clone();
-        let cpus_wanted = usize::try_from(spec.cpus_started).unwrap_or(usize::MAX).max(1);
         tracing::info!(name, kernel = image.release().unwrap_or("of no known version"), "a kernel is loaded");
-        let made = tokio::task::spawn_blocking(move || -> Result<(), String> {
-            let note = |record: &Record| {
-                record.write(&dir).map_err(|error| format!("could not note what is to be made: {error}"))
-            };
-            let lock = Hold::of(&record).lock()?;
-            record.cpus = free_cpus(&record.settings, cpus_wanted)?;
-            note(&record)?;
-            Hold::of(&record).make(&lock)?;
-            drop(lock);
-            record.is_made = true;
-            note(&record)?;
+        let made = tokio::task::spawn_blocking(move || {
             // What is loaded is what was looked at, whatever becomes of the file.
             let image = anonymous(&image.bytes)
                 .map_err(|error| format!("could not set the kernel aside: {error}"))?;
-            Hold::of(&record).load(image.as_fd(), initrd.as_fd(), &line)
+            let kernel = Mounted::at(&record.settings.root);
+            folder::make(&kernel, &dir, &mut record, (image.as_fd(), initrd.as_fd()), &line)
         });
         let made = made.await.unwrap_or_else(|panicked| Err(panicked.to_string()));
         let launched = match made {
@@ -240,24 +237,12 @@ impl Spawner for MultikernelSpawner {
     async fn adopt(&self, runtime_dir: &Path) -> Result<Kernel, SpawnError> {
         match super::adopt(SpawnerKind::Multikernel, runtime_dir).await {
             // Its keeper died, and the process that stood for it: the kernel is neither's.
-            Ok(kernel) if is_active(runtime_dir) && kernel.status().await.is_err() => {
+            Ok(kernel) if may_run(runtime_dir) && kernel.status().await.is_err() => {
                 stand_again(runtime_dir).await
             }
             found => found,
         }
     }
-}
-
-/// So many CPUs of the pool that no instance has.
-fn free_cpus(settings: &Settings, wanted: usize) -> Result<Vec<PhysicalCpu>, String> {
-    let pool = interface::pool_or_none(&Mounted::at(&settings.root)).map_err(|error| error.to_string())?;
-    let free = pool.cpus_available.len();
-    if free < wanted {
-        return Err(format!(
-            "it is to have {wanted} CPUs, and the pool has {free} to give; `tombolo multikernel pool` changes that"
-        ));
-    }
-    Ok(pool.cpus_available.into_iter().take(wanted).collect())
 }
 
 /// A file without a name that holds this.
@@ -286,26 +271,33 @@ fn command_line(spec: &KernelSpec) -> String {
 /// Gives back what was made in the kernel for the instance of `runtime_dir`, if anything was. Refuses one that runs.
 pub(super) async fn release(runtime_dir: &Path) -> Result<(), String> {
     let dir = runtime_dir.to_owned();
-    let released = tokio::task::spawn_blocking(move || {
-        let record = Record::read(&dir).map_err(|error| format!("could not read what was made: {error}"))?;
-        let Some(record) = record else { return Ok(()) };
-        Hold::of(&record).release()?;
-        Record::remove(&dir).map_err(|error| format!("could not forget what was made: {error}"))
+    let released = tokio::task::spawn_blocking(move || match kernel_of(&dir)? {
+        Some(kernel) => folder::release(&kernel, &dir),
+        None => Ok(()),
     });
     released.await.unwrap_or_else(|panicked| Err(panicked.to_string()))
 }
 
 /// Ends the kernel of `runtime_dir` from here, whoever stands for it.
 pub(super) fn end(runtime_dir: &Path) -> Result<(), String> {
-    let record =
-        Record::read(runtime_dir).map_err(|error| format!("could not read what was made: {error}"))?;
-    record.map_or(Ok(()), |record| Hold::of(&record).end(|_| ()))
+    kernel_of(runtime_dir)?.map_or(Ok(()), |kernel| folder::end(&kernel, runtime_dir))
 }
 
-/// Whether the kernel of `runtime_dir` was started and has told of no end.
-pub(crate) fn is_active(runtime_dir: &Path) -> bool {
-    let record = Record::read(runtime_dir).ok().flatten();
-    record.is_some_and(|record| Hold::of(&record).status() == Ok(Some(InstanceStatus::Active)))
+/// Whether the kernel of `runtime_dir` was started and has told of no end. As long as that cannot be found out, it may run.
+pub(crate) fn may_run(runtime_dir: &Path) -> bool {
+    match kernel_of(runtime_dir) {
+        Ok(kernel) => kernel.is_some_and(|kernel| folder::may_run(&kernel, runtime_dir)),
+        Err(reason) => {
+            tracing::warn!(dir = %runtime_dir.display(), reason, "it is not known whether a kernel runs");
+            true
+        }
+    }
+}
+
+/// The kernel's interface through which something was made for `runtime_dir`, if anything was.
+fn kernel_of(runtime_dir: &Path) -> Result<Option<Mounted>, String> {
+    let record = folder::read(runtime_dir)?;
+    Ok(record.map(|record| Mounted::at(&record.settings.root)))
 }
 
 fn text(path: &Path) -> Result<String, String> {

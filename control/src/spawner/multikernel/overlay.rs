@@ -12,7 +12,7 @@ use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 pub(super) const BYTES_MAX: usize = 4096;
 
 /// The root property that carries our nonce, and comes back in `tx_N/resources`.
-const NONCE: &str = "mk,resources";
+pub(super) const NONCE: &str = "mk,resources";
 
 /// What is wanted of the kernel, in one transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -132,7 +132,7 @@ pub(crate) fn change_pool(settings: &Settings, wish: PoolWish, dry_run: bool) ->
     change_on(&Mounted::at(&settings.root), settings, &wish, dry_run)
 }
 
-fn change_on(
+pub(super) fn change_on(
     kernel: &impl Interface,
     settings: &Settings,
     wish: &Wish,

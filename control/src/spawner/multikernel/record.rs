@@ -21,6 +21,9 @@ pub(crate) struct Record {
     pub(super) name: InstanceName,
     pub(super) id: InstanceId,
     pub(super) memory_bytes: u64,
+    /// How many CPUs it is to have.
+    pub(super) cpus_wanted: u32,
+    /// Which: chosen when it is made.
     pub(super) cpus: Vec<PhysicalCpu>,
     /// What its transactions carry, besides a number.
     pub(super) nonce: String,

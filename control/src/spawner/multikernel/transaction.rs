@@ -5,9 +5,9 @@
 //! change is read back, which alone counts.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::ids::InstanceName;
+use super::clock::look_until;
 use super::interface::{self, AskError, Interface};
 use super::overlay::{Change, Intent, TooLong};
 use super::tree::PoolTree;
@@ -15,6 +15,9 @@ use super::tree::PoolTree;
 /// How long a transaction may stay pending once its overlay was taken: the kernel applies it within the write.
 const PENDING_MAX: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long after a change that did nothing it is tried again: the kernel may have been busy with another instance, and does not say so.
+const TRY_AGAIN: [Duration; 3] =
+    [Duration::from_millis(200), Duration::from_millis(800), Duration::from_millis(2000)];
 
 /// A change that is in effect.
 #[derive(Debug)]
@@ -39,8 +42,19 @@ pub(super) enum ApplyError {
     #[error("the kernel took the overlay, but what came of it is not known: {0}")]
     Unknown(String),
     /// It was taken and did not do what it was to do, or not all of it. What is in effect is in `report`.
-    #[error("{transaction} of the kernel is `{status}`: {report}; its reason is in the kernel's log (dmesg)")]
-    Failed { transaction: String, status: String, report: Report },
+    #[error("{transaction} of the kernel is `{status}`: {report}; {reason}")]
+    Failed { transaction: String, status: String, report: Report, reason: String },
+}
+
+impl ApplyError {
+    /// Whether the kernel did nothing, for a reason that may pass.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::NotTaken(error) => error.raw_os_error() == Some(libc::EBUSY),
+            Self::Failed { status, report, .. } => status == "failed" && report.done.is_empty(),
+            Self::TooLong(_) | Self::Before(_) | Self::Unknown(_) => false,
+        }
+    }
 }
 
 /// Which units of an intent are as wanted, and which are not.
@@ -67,12 +81,28 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// Has the kernel do it. The caller holds the lock that keeps other programs from changing anything meanwhile.
+/// Has the kernel do it, and again if nothing came of it. The caller holds the lock that keeps other programs from changing anything meanwhile.
 pub(super) fn apply(interface: &impl Interface, intent: &Intent, nonce: &str) -> Result<Applied, ApplyError> {
+    // Memory that came late would come twice.
+    let again = if matches!(intent, Intent::PoolMemoryAdd { .. }) { &[][..] } else { &TRY_AGAIN };
+    for time in again {
+        match attempt(interface, intent, nonce) {
+            Err(error) if error.may_pass() => {
+                tracing::debug!(%error, "the kernel did nothing, and is asked again");
+                interface.pause(*time);
+            }
+            outcome => return outcome,
+        }
+    }
+    attempt(interface, intent, nonce)
+}
+
+fn attempt(interface: &impl Interface, intent: &Intent, nonce: &str) -> Result<Applied, ApplyError> {
     let overlay = intent.overlay(nonce)?;
     let before = transactions(interface).map_err(ApplyError::Before)?;
     let pool_before = interface::pool_or_none(interface).map_err(ApplyError::Before)?;
-    interface.write_once("overlays/new", &overlay).map_err(ApplyError::NotTaken)?;
+    // Whatever the write answers: a success may have done nothing, and a failure half of it.
+    let written = interface.write_once("overlays/new", &overlay);
     let unknown = |error: AskError| ApplyError::Unknown(error.to_string());
     let mine = transactions(interface)
         .map_err(unknown)?
@@ -80,16 +110,33 @@ pub(super) fn apply(interface: &impl Interface, intent: &Intent, nonce: &str) ->
         .filter(|transaction| !before.contains(transaction))
         .find(|transaction| is_of(interface, transaction, &overlay, nonce));
     let Some(transaction) = mine else {
-        let lost = "no transaction carries its mark: look at overlays/ and at the kernel's log (dmesg)";
-        return Err(ApplyError::Unknown(lost.into()));
+        return Err(match written {
+            Err(error) if error.kind() != io::ErrorKind::WriteZero => ApplyError::NotTaken(error),
+            outcome => {
+                let answer =
+                    outcome.err().map_or_else(|| "it took all of it".into(), |error| error.to_string());
+                ApplyError::Unknown(format!(
+                    "no transaction carries its mark, and {answer}: look at overlays/ and at the kernel's log (dmesg)"
+                ))
+            }
+        });
     };
     let status = settled_status(interface, &transaction).map_err(unknown)?;
     let report = report(interface, intent, &pool_before).map_err(unknown)?;
     // A success that the tree does not confirm is none; a failure that it belies is one all the same: something is as nobody wanted it.
-    if status == "applied" && report.undone.is_empty() {
-        return Ok(Applied { transaction });
+    match status.as_str() {
+        "applied" if report.undone.is_empty() => Ok(Applied { transaction }),
+        "pending" => Err(ApplyError::Unknown(format!(
+            "{transaction} is pending still after {PENDING_MAX:?}, and may take effect yet; so far, {report}"
+        ))),
+        _ => {
+            let reason = match written {
+                Ok(()) => "its reason is in the kernel's log (dmesg)".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            Err(ApplyError::Failed { transaction, status, report, reason })
+        }
     }
-    Err(ApplyError::Failed { transaction, status, report })
 }
 
 fn transactions(interface: &impl Interface) -> Result<Vec<String>, AskError> {
@@ -111,15 +158,12 @@ fn is_of(interface: &impl Interface, transaction: &str, overlay: &[u8], nonce: &
 
 fn settled_status(interface: &impl Interface, transaction: &str) -> Result<String, AskError> {
     let path = format!("overlays/{transaction}/status");
-    let until = Instant::now() + PENDING_MAX;
-    loop {
+    let status = look_until(interface, PENDING_MAX, LOOK_AGAIN, || {
         let text = interface.read(&path).map_err(|source| AskError::Read { path: path.clone(), source })?;
         let status = String::from_utf8_lossy(text.trim_ascii()).into_owned();
-        if status != "pending" || Instant::now() >= until {
-            return Ok(status);
-        }
-        std::thread::sleep(LOOK_AGAIN);
-    }
+        Ok((status != "pending").then_some(status))
+    })?;
+    Ok(status.unwrap_or_else(|| "pending".into()))
 }
 
 /// What of the intent is in effect, by what the kernel has now. `before`: what the pool had.
@@ -165,9 +209,4 @@ fn report(interface: &impl Interface, intent: &Intent, before: &PoolTree) -> Res
         }
     }
     Ok(report)
-}
-
-/// Whether an instance of that name is there, made by whomever.
-pub(super) fn exists(interface: &impl Interface, name: &InstanceName) -> Result<bool, AskError> {
-    interface::instance(interface, name).map(|tree| tree.is_some())
 }

@@ -84,9 +84,16 @@ impl PoolTree {
 }
 
 impl InstanceTree {
-    pub(super) fn parse(blob: &[u8]) -> Result<Self, TreeError> {
+    /// Reads the tree of the instance of this name.
+    pub(super) fn parse(blob: &[u8], name: &str) -> Result<Self, TreeError> {
         let fdt = parse(blob)?;
         let root = fdt.root();
+        if let Some(model) = root.property("model")
+            && model.value() != [name.as_bytes(), b"\0"].concat()
+        {
+            let found = String::from_utf8_lossy(model.value()).trim_end_matches('\0').to_owned();
+            return Err(TreeError::Shape { what: "model", found, expected: "the name of the instance" });
+        }
         let id = narrow(&root, "id", "id")?.ok_or(TreeError::Lacks("id"))?;
         let bad_id =
             |reason| TreeError::Shape { what: "id", found: reason, expected: "the number of an instance" };

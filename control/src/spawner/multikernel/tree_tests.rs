@@ -67,17 +67,30 @@ fn kernel_without_a_pool_has_nothing_to_give() {
 
 #[test]
 fn instance_is_read_and_what_it_lacks_is_named() {
-    let tree = InstanceTree::parse(&instance(7, vec![property("memory-bytes", &[1 << 30])])).unwrap();
+    let tree = InstanceTree::parse(&instance(7, vec![property("memory-bytes", &[1 << 30])]), "web").unwrap();
     assert_eq!((tree.id.0, tree.memory_bytes), (7, 1 << 30));
     assert_eq!(tree.cpus, [4, 6].map(PhysicalCpu));
 
-    let lacks = InstanceTree::parse(&instance(7, vec![])).unwrap_err();
+    let lacks = InstanceTree::parse(&instance(7, vec![]), "web").unwrap_err();
     assert_eq!(lacks, TreeError::Lacks("resources/memory-bytes"));
     let narrow = DeviceTreeProperty::new_unchecked("memory-bytes", 1_u32);
-    let shape = InstanceTree::parse(&instance(7, vec![narrow])).unwrap_err().to_string();
+    let shape = InstanceTree::parse(&instance(7, vec![narrow]), "web").unwrap_err().to_string();
     assert!(shape.contains("4 bytes long"), "{shape}");
-    let stranger = InstanceTree::parse(&instance(4000, vec![property("memory-bytes", &[1])])).unwrap_err();
+    let stranger =
+        InstanceTree::parse(&instance(4000, vec![property("memory-bytes", &[1])]), "web").unwrap_err();
     assert!(stranger.to_string().contains("4000"), "{stranger}");
+}
+
+#[test]
+fn tree_of_another_instance_is_not_taken_for_its_own() {
+    let memory = node("resources", vec![property("memory-bytes", &[1 << 30])], vec![]);
+    let of = |name: &str| {
+        let id = DeviceTreeProperty::new_unchecked("id", 7_u32);
+        blob(vec![DeviceTreeProperty::new_unchecked("model", name), id], vec![memory.clone()])
+    };
+    assert_eq!(InstanceTree::parse(&of("web"), "web").unwrap().id.0, 7);
+    let error = InstanceTree::parse(&of("db"), "web").unwrap_err().to_string();
+    assert!(error.contains("`model` is db"), "{error}");
 }
 
 #[test]
@@ -91,7 +104,7 @@ fn tree_nested_deeper_than_any_stack_is_read_or_refused() {
     blob.extend([0; 16]);
     blob.extend(structure);
     let _ = PoolTree::parse(&blob);
-    let _ = InstanceTree::parse(&blob);
+    let _ = InstanceTree::parse(&blob, "web");
 }
 
 proptest! {
@@ -107,13 +120,13 @@ proptest! {
             }
             blob.truncate(blob.len().saturating_sub(cut % 600));
             let _ = PoolTree::parse(&blob);
-            let _ = InstanceTree::parse(&blob);
+            let _ = InstanceTree::parse(&blob, "web");
         }
     }
 
     #[test]
     fn any_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
         let _ = PoolTree::parse(&bytes);
-        let _ = InstanceTree::parse(&bytes);
+        let _ = InstanceTree::parse(&bytes, "web");
     }
 }

@@ -24,8 +24,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, kill_process};
 
+use super::ending::{Ending, Tail, ending};
 use super::hold::Hold;
-use super::interface::InstanceStatus;
+use super::interface::{InstanceStatus, Mounted};
 use super::line::Line;
 use super::record::Record;
 use crate::keeper::{Job, names};
@@ -42,10 +43,6 @@ const SILENCE: Duration = Duration::from_millis(30);
 /// Bytes carried at once.
 const CHUNK: usize = 16 * 1024;
 
-/// What the console of a kernel that ended in good order says last, whichever way it ended.
-const FAREWELLS: [&[u8]; 3] = [b"reboot: Power down", b"reboot: System halted", b"reboot: Restarting system"];
-/// What every panic says.
-const PANIC: &[u8] = b"Kernel panic - not syncing";
 /// How the warden exits.
 const EXIT_PANICKED: u8 = 1;
 /// As a shell does for a program that it could not execute.
@@ -66,6 +63,7 @@ pub fn run(_args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 struct Warden {
+    kernel: Mounted,
     record: Record,
     signals: SignalFd,
     /// The kernel's end of the console; the keeper's is our stdio.
@@ -90,22 +88,25 @@ impl Warden {
             Line::open(&record).map_err(|error| format!("could not open the kernel's line: {error}"))?;
         // Before it starts: what it says first is heard by nobody who comes later.
         let console = open_console(&record);
-        let hold = Hold::of(&record);
-        if hold.status()? != Some(InstanceStatus::Active) {
-            hold.boot()?;
-        }
-        Ok(Self { console, signals, doorbell: Some(doorbell), line, tail: Tail::default(), record })
+        let kernel = Mounted::at(&record.settings.root);
+        Hold::on(&kernel, &record).boot()?;
+        Ok(Self { kernel, console, signals, doorbell: Some(doorbell), line, tail: Tail::default(), record })
+    }
+
+    fn hold(&self) -> Hold<'_, Mounted> {
+        Hold::on(&self.kernel, &self.record)
     }
 
     fn stand(&mut self) -> ExitCode {
         let mut was_forced = false;
+        let mut unseen = None;
         let mut next_look = Instant::now();
         let mut seen_to_end = None;
         loop {
             self.carry(next_look.saturating_duration_since(Instant::now()));
             if self.was_told_to_end() {
                 was_forced = true;
-                if let Err(reason) = Hold::of(&self.record).end(|step| say(&format!("{step} halt"))) {
+                if let Err(reason) = self.hold().end(|step| say(&format!("{step} halt"))) {
                     say(&reason);
                 }
             }
@@ -115,11 +116,15 @@ impl Warden {
             if Instant::now() >= next_look {
                 let ends = seen_to_end.is_some_and(|seen: Instant| seen.elapsed() < AT_THE_END);
                 next_look = Instant::now() + if ends { LOOK_AT_THE_END } else { LOOK };
-                match Hold::of(&self.record).status() {
-                    Ok(Some(InstanceStatus::Active)) => {}
+                match self.hold().status() {
+                    Ok(Some(InstanceStatus::Active)) => unseen = None,
                     Ok(_) => return self.bury(was_forced),
-                    // It may run: as long as nobody knows, it does.
-                    Err(reason) => say(&reason),
+                    // It may run: as long as nobody knows, it does. Said once, not at every look.
+                    Err(reason) if unseen.as_ref() == Some(&reason) => {}
+                    Err(reason) => {
+                        say(&reason);
+                        unseen = Some(reason);
+                    }
                 }
             }
         }
@@ -135,7 +140,7 @@ impl Warden {
                 heard = (Instant::now(), self.tail.total);
             }
         }
-        match Hold::of(&self.record).release() {
+        match self.hold().release() {
             Ok(()) => {
                 if let Err(error) = Record::remove(Path::new(".")) {
                     say(&format!("what was made is given back, but noted still: {error}"));
@@ -143,14 +148,13 @@ impl Warden {
             }
             Err(reason) => say(&format!("what the kernel had is not given back: {reason}")),
         }
-        if self.tail.has(PANIC) {
-            return ExitCode::from(EXIT_PANICKED);
-        }
-        if self.tail.ends() {
-            return ExitCode::SUCCESS;
-        }
-        if was_forced {
-            let _ = kill_process(getpid(), Signal::KILL);
+        match ending(&self.tail, was_forced) {
+            Ending::Panicked => return ExitCode::from(EXIT_PANICKED),
+            Ending::InOrder => return ExitCode::SUCCESS,
+            Ending::Forced => {
+                let _ = kill_process(getpid(), Signal::KILL);
+            }
+            Ending::Unexplained => {}
         }
         ExitCode::from(Job::EXIT_UNEXPLAINED)
     }
@@ -229,34 +233,6 @@ impl Warden {
             told = true;
         }
         told
-    }
-}
-
-/// The last that the console said.
-#[derive(Debug, Default)]
-struct Tail {
-    bytes: Vec<u8>,
-    /// How many it has said in all.
-    total: u64,
-}
-
-impl Tail {
-    const BYTES: usize = 16 * 1024;
-
-    fn push(&mut self, bytes: &[u8]) {
-        self.total += bytes.len() as u64;
-        self.bytes.extend_from_slice(bytes);
-        let excess = self.bytes.len().saturating_sub(Self::BYTES);
-        self.bytes.drain(..excess);
-    }
-
-    fn has(&self, text: &[u8]) -> bool {
-        self.bytes.windows(text.len()).any(|window| window == text)
-    }
-
-    /// Whether it has said what kernels say that end.
-    fn ends(&self) -> bool {
-        self.has(PANIC) || FAREWELLS.iter().any(|farewell| self.has(farewell))
     }
 }
 

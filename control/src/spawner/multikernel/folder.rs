@@ -1,0 +1,79 @@
+//! What the runtime folder of an instance says was made for it, and what is done about that: after whatever its maker died of.
+
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use super::hold::Hold;
+use super::ids::PhysicalCpu;
+use super::interface::{self, InstanceStatus, Interface};
+use super::record::Record;
+
+/// Makes in the kernel what `record` says, and loads it. What is to be made is noted in `dir` first, so that [`release`] gives back whatever
+/// came of it.
+pub(super) fn make(
+    kernel: &impl Interface,
+    dir: &Path,
+    record: &mut Record,
+    (image, initrd): (BorrowedFd<'_>, BorrowedFd<'_>),
+    command_line: &str,
+) -> Result<(), String> {
+    let note = |record: &Record| {
+        record.write(dir).map_err(|error| format!("could not note what is to be made: {error}"))
+    };
+    let lock = Hold::on(kernel, record).lock()?;
+    if record.cpus.is_empty() {
+        record.cpus = free_cpus(kernel, record.cpus_wanted)?;
+    }
+    note(record)?;
+    Hold::on(kernel, record).make_under(&lock)?;
+    drop(lock);
+    record.is_made = true;
+    note(record)?;
+    Hold::on(kernel, record).load(image, initrd, command_line)
+}
+
+/// So many CPUs of the pool that no instance has. Whoever holds the lock can be sure of them.
+fn free_cpus(kernel: &impl Interface, wanted: u32) -> Result<Vec<PhysicalCpu>, String> {
+    let pool = interface::pool_or_none(kernel).map_err(|error| error.to_string())?;
+    let (free, wanted) = (pool.cpus_available.len(), usize::try_from(wanted).unwrap_or(usize::MAX));
+    if free < wanted {
+        return Err(format!(
+            "it is to have {wanted} CPUs, and the pool has {free} to give; `tombolo multikernel pool` changes that"
+        ));
+    }
+    Ok(pool.cpus_available.into_iter().take(wanted).collect())
+}
+
+/// Gives back what was made, if anything was, and forgets it. Refuses a kernel that runs.
+pub(super) fn release(kernel: &impl Interface, dir: &Path) -> Result<(), String> {
+    let Some(record) = read(dir)? else { return Ok(()) };
+    Hold::on(kernel, &record).release()?;
+    Record::remove(dir).map_err(|error| format!("could not forget what was made: {error}"))
+}
+
+/// Ends the kernel, whoever stands for it.
+pub(super) fn end(kernel: &impl Interface, dir: &Path) -> Result<(), String> {
+    read(dir)?.map_or(Ok(()), |record| Hold::on(kernel, &record).end(|_| ()))
+}
+
+/// Whether the kernel was started and has told of no end. As long as that cannot be found out, it may run.
+pub(super) fn may_run(kernel: &impl Interface, dir: &Path) -> bool {
+    match read(dir) {
+        Ok(None) => false,
+        Ok(Some(record)) => match Hold::on(kernel, &record).ours() {
+            Ok(status) => status == Some(InstanceStatus::Active),
+            Err(reason) => {
+                tracing::warn!(instance = %record.name, reason, "it is not known whether a kernel runs");
+                true
+            }
+        },
+        Err(reason) => {
+            tracing::warn!(dir = %dir.display(), reason, "it is not known whether a kernel runs");
+            true
+        }
+    }
+}
+
+pub(super) fn read(dir: &Path) -> Result<Option<Record>, String> {
+    Record::read(dir).map_err(|error| format!("could not read what was made: {error}"))
+}

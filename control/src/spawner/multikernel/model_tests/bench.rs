@@ -1,0 +1,117 @@
+//! A model with a pool, and a place for locks and records.
+
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use tombolo_mksim::model::{Quirk, State};
+
+use super::world::{MIB, Model};
+use crate::spawner::multikernel::hold::Hold;
+use crate::spawner::multikernel::ids::PhysicalCpu;
+use crate::spawner::multikernel::record::Record;
+use crate::spawner::multikernel::{Settings, folder};
+
+pub(super) struct Bench {
+    pub(super) model: Model,
+    dir: TempDir,
+    nothing: File,
+}
+
+impl Bench {
+    /// A pool, and nothing in it.
+    pub(super) fn new() -> Self {
+        Self::on(Model::with_pool())
+    }
+
+    pub(super) fn on(model: Model) -> Self {
+        // In memory where that is to be had: every record is synced.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        Self { model, dir, nothing: File::open("/dev/null").unwrap() }
+    }
+
+    pub(super) fn with_quirk(quirk: Quirk, on: bool) -> Self {
+        let bench = Self::new();
+        bench.model.world().machine.set_quirk(quirk, on);
+        bench
+    }
+
+    pub(super) fn settings(&self) -> Settings {
+        Settings { lock: self.lock(), console: "".into(), ..Settings::default() }
+    }
+
+    pub(super) fn lock(&self) -> PathBuf {
+        self.dir.path().join("lock")
+    }
+
+    /// The runtime folder of an instance.
+    pub(super) fn folder(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// An instance of ours, of 128 MiB.
+    pub(super) fn record(&self, name: &str, id: u16, cpus: &[u32]) -> Record {
+        Record {
+            settings: self.settings(),
+            name: name.parse().unwrap(),
+            id: id.try_into().unwrap(),
+            memory_bytes: 128 * MIB,
+            cpus_wanted: 1,
+            cpus: cpus.iter().copied().map(PhysicalCpu).collect(),
+            nonce: tombolo_transport::Incarnation::random().unwrap().to_string(),
+            keeper_binary: "/none".into(),
+            is_made: false,
+        }
+    }
+
+    pub(super) fn hold<'a>(&'a self, record: &'a Record) -> Hold<'a, Model> {
+        Hold::on(&self.model, record)
+    }
+
+    /// Makes it and loads it, noted in its folder.
+    pub(super) fn make(&self, record: &mut Record) -> Result<(), String> {
+        let folder = self.folder(record.name.as_str());
+        folder::make(&self.model, &folder, record, (self.nothing.as_fd(), self.nothing.as_fd()), "quiet")
+    }
+
+    /// `web`, number 1, with CPUs 2 and 4: made and loaded.
+    pub(super) fn loaded(&self) -> Record {
+        let mut record = self.record("web", 1, &[2, 4]);
+        self.make(&mut record).unwrap();
+        record
+    }
+
+    /// The same, running.
+    pub(super) fn running(&self) -> Record {
+        let record = self.loaded();
+        self.hold(&record).boot().unwrap();
+        assert_eq!(self.state("web"), Some(State::Active));
+        record
+    }
+
+    pub(super) fn load(&self, record: &Record) -> Result<(), String> {
+        self.hold(record).load(self.nothing.as_fd(), self.nothing.as_fd(), "quiet")
+    }
+
+    pub(super) fn release(&self, name: &str) -> Result<(), String> {
+        folder::release(&self.model, &self.folder(name))
+    }
+
+    pub(super) fn state(&self, name: &str) -> Option<State> {
+        self.model.world().state(name)
+    }
+
+    pub(super) fn is_recorded(&self, name: &str) -> bool {
+        let record: &Path = &self.folder(name);
+        Record::read(record).unwrap().is_some()
+    }
+
+    /// What was done that should not have been.
+    pub(super) fn check(&self) {
+        let world = self.model.world();
+        assert!(world.violations.is_empty(), "{:?}", world.violations);
+    }
+}

@@ -1,0 +1,172 @@
+//! Who made the instance that has a name now: us, or another program.
+//!
+//! Name and number do not tell: another program may have removed ours and made its own with both. The kernel keeps every overlay that was
+//! written, with its bytes, until whoever wrote it takes it back; so the last one that took effect and made an instance of that name made the
+//! one that is there. Ours carry a mark. Memory and CPUs are no evidence: other programs may change them, and ours too.
+
+use dtoolkit::fdt::Fdt;
+use dtoolkit::{Node as _, Property as _};
+
+use super::ids::InstanceName;
+use super::interface::{AskError, Interface};
+use super::overlay::NONCE;
+
+/// Whose an instance is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Maker {
+    /// We made it.
+    Us,
+    /// Somebody else did.
+    Another,
+    /// The kernel's transactions do not tell; this says which.
+    Unknown(String),
+}
+
+/// What one transaction has to do with an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Entry {
+    transaction: u64,
+    /// As the kernel says it: `applied`, `failed`, ...
+    status: String,
+    is_ours: bool,
+    makes: bool,
+    removes: bool,
+    /// Whether it could have taken effect in part.
+    has_parts: bool,
+}
+
+/// Who made the instance of this name, which is there. `mark`: what our transaction that made it carries.
+pub(super) fn maker(interface: &impl Interface, name: &InstanceName, mark: &str) -> Result<Maker, AskError> {
+    let path = "overlays".to_owned();
+    let names = interface.list(&path).map_err(|source| AskError::Read { path, source })?;
+    let mut numbers: Vec<u64> =
+        names.iter().filter_map(|name| name.strip_prefix("tx_")?.parse().ok()).collect();
+    numbers.sort_unstable();
+    let mut entries = Vec::new();
+    for transaction in numbers {
+        let read = |file: &str| {
+            let path = format!("overlays/tx_{transaction}/{file}");
+            match interface.read(&path) {
+                Ok(content) => Ok(Some(content)),
+                // Whoever wrote it took it back meanwhile.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(source) => Err(AskError::Read { path, source }),
+            }
+        };
+        let (Some(blob), Some(status)) = (read("dtbo")?, read("status")?) else { continue };
+        let status = String::from_utf8_lossy(status.trim_ascii()).into_owned();
+        entries.push(Entry { transaction, status, ..entry(&blob, name, mark) });
+    }
+    Ok(judge(entries))
+}
+
+fn judge(entries: impl IntoIterator<Item = Entry>) -> Maker {
+    let mut made_by_us = None;
+    let mut doubt = None;
+    // One that failed and left an instance all the same, of which no other transaction knows.
+    let mut tried_by_us = false;
+    for entry in entries.into_iter().filter(|entry| entry.makes || entry.removes) {
+        match entry.status.as_str() {
+            // One that removes and makes has made it in the end, or the instance would not be there.
+            "applied" => {
+                made_by_us = entry.makes.then_some(entry.is_ours);
+                (doubt, tried_by_us) = (None, false);
+            }
+            "failed" if entry.has_parts => doubt = Some(entry),
+            "failed" => tried_by_us |= entry.makes && entry.is_ours,
+            _ => doubt = Some(entry),
+        }
+    }
+    match (doubt, made_by_us) {
+        (Some(entry), _) => Maker::Unknown(format!(
+            "transaction tx_{} is `{}`, and may have removed it or made it",
+            entry.transaction, entry.status
+        )),
+        (None, Some(true)) => Maker::Us,
+        (None, None) if tried_by_us => Maker::Us,
+        (None, _) => Maker::Another,
+    }
+}
+
+/// What an overlay has to do with an instance, as far as its bytes tell.
+fn entry(blob: &[u8], name: &InstanceName, mark: &str) -> Entry {
+    let Ok(fdt) = Fdt::new(blob) else {
+        // The kernel should not have been able to read it either. If it names ours, that is not to be relied on.
+        let has = |text: &[u8]| blob.windows(text.len()).any(|window| window == text);
+        let is_named = has(&[name.as_str().as_bytes(), b"\0"].concat());
+        let (makes, removes) = (has(b"instance-create") && is_named, has(b"instance-remove") && is_named);
+        return Entry { makes, removes, has_parts: true, ..Entry::default() };
+    };
+    let text = |value: &[u8]| value.strip_suffix(b"\0").map(<[u8]>::to_vec);
+    let says = |wanted: &str, value: &[u8]| text(value).as_deref() == Some(wanted.as_bytes());
+    let root = fdt.root();
+    let mut entry = Entry {
+        is_ours: root.property(NONCE).is_some_and(|property| says(mark, property.value())),
+        ..Entry::default()
+    };
+    let mut operations = 0;
+    for fragment in root.children().filter(|node| node.name().starts_with("fragment@")) {
+        let Some(overlay) = fragment.child("__overlay__") else { continue };
+        for operation in overlay.children() {
+            operations += 1;
+            let is_of_it = operation
+                .property("instance-name")
+                .is_some_and(|property| says(name.as_str(), property.value()));
+            entry.makes |= is_of_it && operation.name() == "instance-create";
+            entry.removes |= is_of_it && operation.name() == "instance-remove";
+        }
+    }
+    entry.has_parts = operations > 1;
+    entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(transaction: u64, status: &str) -> Entry {
+        Entry { transaction, status: status.into(), ..Entry::default() }
+    }
+
+    fn made(transaction: u64, status: &str, is_ours: bool) -> Entry {
+        Entry { makes: true, is_ours, ..told(transaction, status) }
+    }
+
+    fn removed(transaction: u64, status: &str) -> Entry {
+        Entry { removes: true, ..told(transaction, status) }
+    }
+
+    #[test]
+    fn the_last_that_made_it_and_took_effect_made_it() {
+        let ours = made(2, "applied", true);
+        assert_eq!(judge([ours.clone()]), Maker::Us);
+        assert_eq!(judge([ours.clone(), removed(3, "applied")]), Maker::Another);
+        assert_eq!(judge([ours.clone(), removed(3, "applied"), made(4, "applied", false)]), Maker::Another);
+        assert_eq!(
+            judge([ours.clone(), made(4, "applied", false)]),
+            Maker::Another,
+            "its removal was taken back"
+        );
+        assert_eq!(
+            judge([made(2, "applied", false), removed(3, "applied"), made(4, "applied", true)]),
+            Maker::Us
+        );
+        assert_eq!(judge([]), Maker::Another, "ours was taken back, with all that it had made");
+    }
+
+    #[test]
+    fn what_failed_changes_nothing_unless_it_had_parts() {
+        let ours = made(2, "applied", true);
+        assert_eq!(judge([ours.clone(), removed(3, "failed"), made(4, "failed", false)]), Maker::Us);
+        assert_eq!(
+            judge([made(2, "applied", false), made(3, "failed", true)]),
+            Maker::Another,
+            "the name was taken"
+        );
+        assert_eq!(judge([made(3, "failed", true)]), Maker::Us, "it is there, and nobody else made it");
+        let parts = Entry { has_parts: true, ..removed(3, "failed") };
+        assert!(matches!(judge([ours.clone(), parts.clone()]), Maker::Unknown(why) if why.contains("tx_3")));
+        assert_eq!(judge([ours.clone(), parts, made(4, "applied", false)]), Maker::Another);
+        assert!(matches!(judge([ours, removed(3, "pending")]), Maker::Unknown(_)));
+    }
+}
