@@ -10,6 +10,7 @@ use dtoolkit::{Node as _, Property as _};
 use super::ids::InstanceName;
 use super::interface::{AskError, Interface};
 use super::overlay::NONCE;
+use super::transaction::transactions;
 
 /// Whose an instance is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,27 +38,38 @@ struct Entry {
 
 /// Who made the instance of this name, which is there. `mark`: what our transaction that made it carries.
 pub(super) fn maker(interface: &impl Interface, name: &InstanceName, mark: &str) -> Result<Maker, AskError> {
-    let path = "overlays".to_owned();
-    let names = interface.list(&path).map_err(|source| AskError::Read { path, source })?;
     let mut numbers: Vec<u64> =
-        names.iter().filter_map(|name| name.strip_prefix("tx_")?.parse().ok()).collect();
+        transactions(interface)?.iter().filter_map(|name| name.strip_prefix("tx_")?.parse().ok()).collect();
     numbers.sort_unstable();
     let mut entries = Vec::new();
     for transaction in numbers {
-        let read = |file: &str| {
-            let path = format!("overlays/tx_{transaction}/{file}");
-            match interface.read(&path) {
-                Ok(content) => Ok(Some(content)),
-                // Whoever wrote it took it back meanwhile.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-                Err(source) => Err(AskError::Read { path, source }),
-            }
-        };
-        let (Some(blob), Some(status)) = (read("dtbo")?, read("status")?) else { continue };
+        let Some(blob) = of_transaction(interface, transaction, "dtbo")? else { continue };
+        let Some(status) = of_transaction(interface, transaction, "status")? else { continue };
         let status = String::from_utf8_lossy(status.trim_ascii()).into_owned();
         entries.push(Entry { transaction, status, ..entry(&blob, name, mark) });
     }
     Ok(judge(entries))
+}
+
+/// A file of a transaction; `None` if whoever wrote it took it back meanwhile.
+fn of_transaction(
+    interface: &impl Interface,
+    transaction: u64,
+    file: &str,
+) -> Result<Option<Vec<u8>>, AskError> {
+    let name = format!("tx_{transaction}");
+    let path = format!("overlays/{name}/{file}");
+    match interface.read(&path) {
+        Ok(content) => Ok(Some(content)),
+        // A file system that was unmounted has no such file either.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            match transactions(interface)?.contains(&name) {
+                true => Err(AskError::Contradiction { path }),
+                false => Ok(None),
+            }
+        }
+        Err(source) => Err(AskError::Read { path, source }),
+    }
 }
 
 fn judge(entries: impl IntoIterator<Item = Entry>) -> Maker {

@@ -38,8 +38,8 @@ pub(super) enum ApplyError {
     /// Something else could not be read, before anything was asked of the kernel.
     #[error("{0}; nothing was asked of the kernel")]
     Before(#[source] AskError),
-    /// The overlay was taken, and what came of it could not be found out.
-    #[error("the kernel took the overlay, but what came of it is not known: {0}")]
+    /// The overlay was written, and what came of it could not be found out.
+    #[error("what came of the overlay is not known: {0}")]
     Unknown(String),
     /// It was taken and did not do what it was to do, or not all of it. What is in effect is in `report`.
     #[error("{transaction} of the kernel is `{status}`: {report}; {reason}")]
@@ -105,7 +105,10 @@ fn attempt(interface: &impl Interface, intent: &Intent, nonce: &str) -> Result<A
     let written = interface.write_once("overlays/new", &overlay);
     let unknown = |error: AskError| ApplyError::Unknown(error.to_string());
     let mine = transactions(interface)
-        .map_err(unknown)?
+        .map_err(|error| match &written {
+            Ok(()) => unknown(error),
+            Err(answer) => ApplyError::Unknown(format!("{answer}; {error}")),
+        })?
         .into_iter()
         .filter(|transaction| !before.contains(transaction))
         .find(|transaction| is_of(interface, transaction, &overlay, nonce));
@@ -139,7 +142,8 @@ fn attempt(interface: &impl Interface, intent: &Intent, nonce: &str) -> Result<A
     }
 }
 
-fn transactions(interface: &impl Interface) -> Result<Vec<String>, AskError> {
+/// The names of all transactions, whoever wrote them.
+pub(super) fn transactions(interface: &impl Interface) -> Result<Vec<String>, AskError> {
     let path = "overlays".to_owned();
     let mut names = interface.list(&path).map_err(|source| AskError::Read { path, source })?;
     names.retain(|name| name.starts_with("tx_"));

@@ -140,6 +140,29 @@ fn file_system_that_is_unmounted_during_a_change_is_no_success() {
 }
 
 #[test]
+fn file_system_that_is_unmounted_at_any_call_proves_nothing() {
+    for runs in [true, false] {
+        for at in 0.. {
+            let bench = Bench::new();
+            let record = if runs { bench.running() } else { bench.loaded() };
+            {
+                let mut world = bench.model.world();
+                let calls = world.calls;
+                world.deeds.insert(calls + at, Box::new(|world| world.faults.is_unmounted = true));
+            }
+            let done = if runs { bench.hold(&record).end(|_| ()) } else { bench.release("web") };
+            let was_unmounted = bench.model.world().faults.is_unmounted;
+            assert_ne!(done.is_ok(), was_unmounted, "at call {at}: {done:?}");
+            assert!(bench.is_recorded("web") || done.is_ok());
+            if !was_unmounted {
+                assert!(at > 3, "there are calls");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
 fn torn_tree_of_an_instance_proves_nothing() {
     let bench = Bench::new();
     let record = bench.running();
