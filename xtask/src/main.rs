@@ -8,6 +8,7 @@ mod command;
 mod demo;
 mod device;
 mod image;
+mod kerf;
 mod process;
 mod qemu;
 mod test;
@@ -37,6 +38,8 @@ enum Task {
     FetchKernel,
     /// Get QEMU and the kernel that the `qemu` spawner boots, into the user's cache folder, without root
     FetchQemu,
+    /// Get kerf, the tool of Multikernel Linux that tests run beside, into the user's cache folder, without root
+    FetchKerf,
     /// Build every program as a static binary, and say where they are
     Build,
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Task::FetchKernel => image::find_or_fetch().map(|path| println!("{}", path.display())),
         Task::FetchQemu => qemu::find_or_fetch()
             .map(|found| println!("{}\n{}", found.program.display(), found.kernel.display())),
+        Task::FetchKerf => kerf::find_or_fetch().map(|folder| println!("{}", folder.display())),
         Task::Build => build::static_programs().map(|dir| println!("{}", dir.display())),
     };
     match result {

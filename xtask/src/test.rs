@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 
 use crate::demo::stand_in;
-use crate::{build, command, device, image, process, qemu};
+use crate::{build, command, device, image, kerf, process, qemu};
 
 /// Options of the tests.
 #[derive(Clone, Debug, Parser)]
@@ -67,11 +67,22 @@ fn check_all(args: &Args) -> Result<()> {
         });
     }
     let has_qemu = checks.find("find or fetch QEMU", qemu::find_or_fetch).is_some();
+    let has_stand_in = checks.find("look for what the stand-in needs", stand_in::can_run).is_some();
+    let kerf = if has_stand_in { checks.find("find or fetch kerf", kerf::find_or_fetch) } else { None };
+    if has_stand_in {
+        checks.check("the stand-in for Multikernel Linux", || stand_in_on_kernels(&kernel));
+    }
     checks.check("end-to-end tests on real kernels", || {
-        end_to_end(&kernel, &programs, has_qemu, device.as_deref())
+        let mut tests = tests_on_kernels(&kernel, &programs, has_qemu);
+        tests.envs(device.as_ref().map(|device| ("TOMBOLO_TEST_VSOCK_DEVICE", device)));
+        tests.envs(has_stand_in.then_some(("TOMBOLO_REQUIRE_STANDIN", "1")));
+        if let Some(kerf) = &kerf {
+            tests.env("TOMBOLO_TEST_KERF", kerf).env("TOMBOLO_REQUIRE_KERF", "1");
+        }
+        succeed(&mut tests)
     });
     checks.check("the demo on real kernels", || demo(&programs, "uml"));
-    if checks.find("a stand-in for Multikernel Linux", stand_in::can_run).is_some() {
+    if has_stand_in {
         checks.check("the demo on the stand-in for Multikernel Linux", || demo(&programs, "multikernel"));
     }
     checks.check("the demo of hand-overs on user-mode kernels", || demo_of_handovers(&programs, "uml"));
@@ -175,10 +186,11 @@ fn model_checking() -> Result<()> {
     succeed(cargo.env("LOOM_MAX_PREEMPTIONS", "3"))
 }
 
-fn end_to_end(kernel: &Path, programs: &Path, has_qemu: bool, device: Option<&Path>) -> Result<()> {
-    let mut tests = tests_on_kernels(kernel, programs, has_qemu);
-    tests.envs(device.map(|device| ("TOMBOLO_TEST_VSOCK_DEVICE", device)));
-    succeed(&mut tests)
+/// The test double itself, with kernels: what runs on it later shows nothing where it is wrong.
+fn stand_in_on_kernels(kernel: &Path) -> Result<()> {
+    let mut tests = build::cargo();
+    tests.args(["test", "--package", "tombolo-mksim", "--no-fail-fast"]);
+    succeed(tests.env("TOMBOLO_UML_KERNEL", kernel).env("TOMBOLO_REQUIRE_KERNELS", "1"))
 }
 
 /// Tests that boot real kernels: none of them may be skipped for want of one.
@@ -191,9 +203,6 @@ pub(crate) fn tests_on_kernels(kernel: &Path, programs: &Path, has_qemu: bool) -
         .env("TOMBOLO_REQUIRE_KERNELS", "1");
     if has_qemu {
         cargo.env("TOMBOLO_REQUIRE_QEMU", "1");
-    }
-    if stand_in::can_run().is_ok() {
-        cargo.env("TOMBOLO_REQUIRE_STANDIN", "1");
     }
     cargo
 }
