@@ -70,6 +70,14 @@ impl Drivers {
         self.multikernel.settings()
     }
 
+    /// The first number from `least` on that a new instance can have: where kernels run beside this one, other programs give numbers as well.
+    pub(crate) async fn number_from(&self, kind: SpawnerKind, least: u32) -> u32 {
+        match kind {
+            SpawnerKind::Multikernel => self.multikernel.number_from(least).await,
+            SpawnerKind::Uml | SpawnerKind::Qemu | SpawnerKind::Process => least,
+        }
+    }
+
     pub(crate) async fn availability(&self, kind: SpawnerKind) -> Availability {
         match kind {
             SpawnerKind::Uml => self.uml.availability().await,

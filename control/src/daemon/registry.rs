@@ -94,7 +94,9 @@ impl Registry {
                 reason: "an instance of this name exists".into(),
             });
         }
-        let cid = self.shared.store.next_cid()?;
+        let drivers = &self.shared.drivers;
+        let kind = drivers.choose(&spec).await;
+        let cid = drivers.number_from(kind, self.shared.store.next_cid()?).await;
         let member = self.free_member(&name)?;
         let record = InstanceRecord::new(name.clone(), Cid(cid), member, spec, unix_ns());
         let mut batch =

@@ -33,6 +33,13 @@ pub(crate) fn books(settings: &Settings, folders: &[PathBuf]) -> Result<KernelBo
     })
 }
 
+/// The numbers of all instances that can be read.
+pub(super) fn numbers(settings: &Settings) -> Vec<u32> {
+    let kernel = Mounted::at(&settings.root);
+    let names = interface::instances(&kernel).unwrap_or_default();
+    names.into_iter().filter_map(|name| instance(&kernel, &[], name).id).collect()
+}
+
 /// One that cannot be read in part is shown in part: it is another program's, perhaps, of another version.
 fn instance(kernel: &impl Interface, ours: &[Record], name: String) -> KernelInstance {
     let blob = kernel.read(&format!("instances/{name}/device_tree"));

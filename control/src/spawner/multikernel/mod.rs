@@ -92,6 +92,13 @@ impl MultikernelSpawner {
         changed.await.unwrap_or_else(|panicked| Err(panicked.to_string()))
     }
 
+    /// The first number from `least` on that no instance of the kernel has. Another program may still take it before it is used.
+    pub(crate) async fn number_from(&self, least: u32) -> u32 {
+        let settings = self.settings.clone();
+        let taken = tokio::task::spawn_blocking(move || books::numbers(&settings)).await.unwrap_or_default();
+        (least..).find(|number| !taken.contains(number)).unwrap_or(least)
+    }
+
     /// Those settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
