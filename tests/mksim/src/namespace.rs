@@ -40,7 +40,15 @@ pub(crate) fn lay_out(files: &Path) -> anyhow::Result<()> {
     for (name, place) in places {
         bind(&files.join(name), Path::new(place))?;
     }
-    Ok(())
+    name_file_system(&files.with_file_name("filesystems"))
+}
+
+/// Has the list of file systems that the kernel knows name one more. `copy`: where the list is kept.
+fn name_file_system(copy: &Path) -> anyhow::Result<()> {
+    let place = Path::new("/proc/filesystems");
+    let listed = fs::read_to_string(place).context("read /proc/filesystems")?;
+    fs::write(copy, listed + "nodev\tmultikernel\n").with_context(|| format!("write {}", copy.display()))?;
+    bind(copy, place)
 }
 
 /// Covers a folder by a tmpfs that has all it had.
