@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::attached::Attached;
 use crate::prerequisites;
+use crate::standin::StandIn;
 use crate::wait::LONG;
 
 /// A daemon and its folders. Dropping it kills every process it has made and removes its files.
@@ -34,7 +35,7 @@ pub struct Said {
 }
 
 impl Said {
-    fn from(output: &Output) -> Self {
+    pub(crate) fn from(output: &Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Self {
             code: output.status.code().unwrap_or(-1),
@@ -59,11 +60,25 @@ impl Bed {
             prerequisites::qemu()?;
         }
         let programs = match spawner {
-            "uml" | "qemu" => prerequisites::static_program("tombolod")?.parent()?.to_owned(),
+            "uml" | "qemu" | "multikernel" => prerequisites::static_program("tombolod")?.parent()?.to_owned(),
             _ => prerequisites::programs()?,
         };
         let dir = tempfile::Builder::new().prefix("tombolo-e2e-").tempdir().ok()?;
         Some(Self { programs, spawner, daemon_args: Vec::new(), dir, daemon: None })
+    }
+
+    /// The same for kernels beside this one, in a process that runs under the stand-in for Multikernel Linux.
+    ///
+    /// # Panics
+    /// When the stand-in's folder cannot be written.
+    pub fn prepare_beside(stand_in: &StandIn) -> Option<Self> {
+        stand_in.cover_host();
+        let mut bed = Self::prepare("multikernel")?;
+        let settings = bed.dir().join("multikernel.toml");
+        fs::write(&settings, stand_in.settings_text_with_lock_of_kerf()).unwrap();
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        bed.add_daemon_args(["--pool", &text(&stand_in.pool()), "--multikernel", &text(&settings)]);
+        Some(bed)
     }
 
     /// The same with a daemon that answers.
@@ -93,6 +108,10 @@ impl Bed {
         let mut daemon = Command::new(self.programs.join("tombolod"));
         daemon.arg("--state-dir").arg(self.state_dir()).arg("--runtime-dir").arg(self.dir().join("run"));
         daemon.args(["--spawner", self.spawner]).args(&self.daemon_args).stdin(Stdio::null());
+        if self.spawner == "multikernel" {
+            // It is what the `uml` spawner boots; here the settings name what is booted.
+            daemon.env_remove("TOMBOLO_UML_KERNEL");
+        }
         daemon
     }
 

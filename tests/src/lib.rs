@@ -2,6 +2,7 @@
 
 pub mod attached;
 pub mod bed;
+pub mod kerf;
 pub mod kv;
 pub mod prerequisites;
 pub mod standin;

@@ -16,6 +16,10 @@ pub const REQUIRE: &str = "TOMBOLO_REQUIRE_KERNELS";
 pub const REQUIRE_QEMU: &str = "TOMBOLO_REQUIRE_QEMU";
 /// Environment variable: the program vhost-device-vsock, which then must be there; without it, one on `$PATH`.
 pub const VSOCK_DEVICE: &str = "TOMBOLO_TEST_VSOCK_DEVICE";
+/// Environment variable: set to make a missing kerf a failure.
+pub const REQUIRE_KERF: &str = "TOMBOLO_REQUIRE_KERF";
+/// Environment variable: the folder that `cargo xtask fetch-kerf` keeps kerf in.
+pub const KERF: &str = "TOMBOLO_TEST_KERF";
 /// Environment variable: the folder of the statically linked programs.
 pub const STATIC_BIN: &str = "TOMBOLO_STATIC_BIN";
 
@@ -82,6 +86,16 @@ pub fn stand_in() -> Option<()> {
         (false, _) => skipped("TOMBOLO_REQUIRE_STANDIN", "the stand-in for Multikernel Linux needs root"),
         (true, false) => skipped("TOMBOLO_REQUIRE_STANDIN", "there is no /dev/fuse: modprobe fuse"),
     }
+}
+
+/// The folder of kerf.
+///
+/// # Panics
+/// When it is missing and [`REQUIRE_KERF`] is set.
+pub fn kerf() -> Option<PathBuf> {
+    let folder = std::env::var_os(KERF).map(PathBuf::from).filter(|folder| folder.join("bin/kerf").is_file());
+    let what = format!("{KERF} names no folder of kerf: run `cargo xtask test`, which fetches it");
+    folder.or_else(|| skipped(REQUIRE_KERF, &what))
 }
 
 /// Whether there is QEMU and a kernel for it.

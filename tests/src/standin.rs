@@ -81,11 +81,64 @@ impl StandIn {
 
     /// The same as the text of a file.
     pub fn settings_text(&self) -> String {
+        format!("lock = \"{}/kerf.lock\"\n{}", self.dir.display(), self.settings_text_with_lock_of_kerf())
+    }
+
+    /// The same for those who share the lock of kerf, which is to be in a folder of their own: see [`Self::cover_host`].
+    pub fn settings_text_with_lock_of_kerf(&self) -> String {
         let dir = self.dir.display();
         format!(
-            "image = \"{dir}/{IMAGE}\"\nlock = \"{dir}/kerf.lock\"\npool = {{ path = \"/dev/mmapper\" }}\n\
+            "image = \"{dir}/{IMAGE}\"\npool = {{ path = \"/dev/mmapper\" }}\n\
              doorbell = {{ line = {{ inside = \"/dev/ttyS0\", socket = \"{dir}/link.{{id}}\" }} }}\n"
         )
+    }
+
+    /// Covers the folders of the host in which kerf keeps its lock and what it notes, for this process and all that it starts: neither meets
+    /// anybody outside of the stand-in.
+    ///
+    /// # Panics
+    /// When they cannot be covered.
+    pub fn cover_host(&self) {
+        for folder in ["/run", "/var/lib"] {
+            let flags = rustix::mount::MountFlags::NOSUID;
+            rustix::mount::mount("tombolo-tests", folder, "tmpfs", flags, None).unwrap();
+        }
+    }
+
+    /// The kernel that can be loaded here.
+    pub fn image(&self) -> PathBuf {
+        self.dir.join(IMAGE)
+    }
+
+    /// The instances that its kernel has, whoever made them.
+    ///
+    /// # Panics
+    /// When it does not tell.
+    pub fn instances(&self) -> Vec<String> {
+        let entries = std::fs::read_dir("/sys/fs/multikernel/instances").unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names.into_iter().map(|name| name.to_string_lossy().into_owned()).collect()
+    }
+
+    /// Its transactions, each with its status and with the mark of who made it, the oldest first.
+    ///
+    /// # Panics
+    /// When it does not tell.
+    pub fn transactions(&self) -> Vec<(String, String, String)> {
+        let overlays = Path::new("/sys/fs/multikernel/overlays");
+        let read = |name: &str, file| {
+            let text = std::fs::read_to_string(overlays.join(name).join(file)).unwrap_or_default();
+            text.trim_matches(|c: char| c.is_whitespace() || c == '\0').to_owned()
+        };
+        let entries = std::fs::read_dir(overlays).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = entries.map(|name| name.to_string_lossy().into_owned()).collect();
+        names.retain(|name| name.starts_with("tx_"));
+        names.sort_by_key(|name| name["tx_".len()..].parse::<u64>().unwrap());
+        names
+            .into_iter()
+            .map(|name| (name.clone(), read(&name, "status"), read(&name, "resources")))
+            .collect()
     }
 
     /// Has it do something: `freeze NAME`, `quirk on NAME` and the like.

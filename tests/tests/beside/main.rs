@@ -1,0 +1,92 @@
+//! Kernels beside this one, as their users meet them: the daemon's `multikernel` spawner on the **stand-in** for Multikernel Linux.
+//!
+//! Each test has a stand-in of its own, under which this program runs again. [`life`] is the life of one kernel, whoever dies;
+//! [`with_kerf`] is living together with another program that changes the same kernel's books.
+
+use tombolo_tests::bed::Bed;
+use tombolo_tests::prerequisites;
+use tombolo_tests::standin::{self, StandIn};
+
+mod life;
+mod with_kerf;
+
+/// Memory of a kernel here, in MiB.
+const MEMORY: &str = "96";
+
+/// A daemon on a stand-in, which runs outside of it as well.
+struct Beside {
+    bed: Bed,
+    stand_in: StandIn,
+}
+
+impl Beside {
+    /// With a daemon that answers, and nothing set aside.
+    fn start() -> Option<Self> {
+        let stand_in = standin::here()?;
+        let mut bed = Bed::prepare_beside(&stand_in)?;
+        bed.start_daemon();
+        Some(Self { bed, stand_in })
+    }
+
+    /// The same with a pool that Tombolo has made.
+    fn with_pool() -> Option<Self> {
+        let beside = Self::start()?;
+        beside.bed.must(&["multikernel", "pool", "--cpus", "2,4,6", "--memory", "1G"]);
+        Some(beside)
+    }
+
+    /// Boots a kernel `web` that has the demo's application.
+    fn boot(&self, options: &[&str]) {
+        let app = prerequisites::static_program("tombolo-demo-kv").expect("the programs are built");
+        let file = format!("{}:/bin/app", app.display());
+        let up = ["up", "web", "--memory", MEMORY, "--file", &file];
+        self.bed.must(&[&up, options].concat());
+    }
+
+    /// What the kernel of `web` has as its own.
+    fn boot_id(&self) -> String {
+        let said = self.bed.must(&["exec", "web", "--", "/bin/app", "where-am-i"]);
+        said.json()["boot_id"].as_str().unwrap().to_owned()
+    }
+
+    /// Ends the daemon and all its kernels. Nothing may be left, nor in the kernel's books except `theirs`.
+    fn nothing_is_left_but(self, theirs: &[&str]) {
+        self.bed.nothing_is_left();
+        assert_eq!(self.stand_in.instances(), theirs);
+        assert!(!std::path::Path::new("/run/kerf.lock").exists(), "the lock is left");
+    }
+}
+
+/// Tests that run under a stand-in of their own.
+macro_rules! on_the_stand_in {
+    ($($module:ident: $($test:ident),* $(,)?;)*) => {
+        $($(
+            #[test]
+            fn $test() {
+                if standin::here().is_none() {
+                    return standin::rerun(stringify!($test), &[]);
+                }
+                $module::$test();
+            }
+        )*)*
+    };
+}
+
+on_the_stand_in!(
+    life:
+        kernel_lives_and_ends_in_good_order,
+        panic_is_told_apart_and_restarted,
+        hang_is_seen_and_ended_by_force,
+        next_daemon_adopts_the_kernel_of_one_that_was_killed,
+        another_keeper_stands_for_the_kernel_of_one_that_was_killed,
+        doctor_finds_nothing_wrong;
+    with_kerf:
+        kerf_makes_the_pool_and_shows_what_tombolo_starts_in_it,
+        instances_of_kerf_are_shown_and_never_touched,
+        kernel_that_kerf_runs_is_left_running,
+        number_that_kerf_has_given_to_another_instance_is_left_to_it,
+        kerf_changes_its_own_while_ours_runs,
+        kernel_that_kerf_ends_is_seen_ended,
+        both_write_at_once_and_no_transaction_is_confused,
+        lock_that_a_killed_kerf_left_is_waited_for_and_removed_when_it_is_old;
+);
