@@ -86,6 +86,7 @@ on_the_stand_in!(
         kernel_that_kerf_runs_is_left_running,
         number_that_kerf_has_given_to_another_instance_is_left_to_it,
         kerf_changes_its_own_while_ours_runs,
+        what_kerf_gives_to_ours_is_given_back_with_it,
         kernel_that_kerf_ends_is_seen_ended,
         both_write_at_once_and_no_transaction_is_confused,
         lock_that_a_killed_kerf_left_is_waited_for_and_removed_when_it_is_old;

@@ -187,6 +187,21 @@ pub(super) fn kerf_changes_its_own_while_ours_runs() {
     beside.nothing_is_left_but(&[]);
 }
 
+pub(super) fn what_kerf_gives_to_ours_is_given_back_with_it() {
+    let Some((beside, kerf)) = with_pool() else { return };
+    beside.boot(&["--restart", "never"]);
+    assert_eq!(shown(&beside, "web")["cpus"], json!([2]));
+    kerf.must(&["update", "web", "--cpus=2,4", "--memory=224MB"]);
+    let web = shown(&beside, "web");
+    assert_eq!((&web["cpus"], &web["memory_bytes"]), (&json!([2, 4]), &json!(224 << 20)), "{web}");
+    assert_eq!(web["is_ours"], json!(true), "{web}");
+    beside.bed.must(&["ping", "web"]);
+    beside.bed.must(&["stop", "web"]);
+    // Had anything of it stayed with the instance, the pool could not go.
+    beside.bed.must(&["multikernel", "pool", "--cpus", "none", "--memory", "0"]);
+    beside.nothing_is_left_but(&[]);
+}
+
 pub(super) fn kernel_that_kerf_ends_is_seen_ended() {
     let Some((beside, kerf)) = with_pool() else { return };
     beside.boot(&["--restart", "on-failure"]);
