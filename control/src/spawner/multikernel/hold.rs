@@ -193,7 +193,7 @@ impl<'a, I: Interface> Hold<'a, I> {
         // Looked at under the lock: kerf starts and ends kernels without it, but not ours.
         let _lock = self.lock()?;
         match self.ours()? {
-            None => return Ok(()),
+            None => return self.must_not_come(),
             Some(InstanceStatus::Active) => {
                 return Err(format!("instance `{name}` runs: end it first"));
             }
@@ -205,6 +205,18 @@ impl<'a, I: Interface> Hold<'a, I> {
             Some(InstanceStatus::Ready | InstanceStatus::Empty) => {}
         }
         self.remove()
+    }
+
+    /// What is not there may be made yet: the kernel was asked, and has not said what came of it.
+    fn must_not_come(&self) -> Result<(), String> {
+        let name = &self.record.name;
+        let pending = provenance::pending(self.kernel, name, &mark(self.record, "create"));
+        match pending.map_err(|error| error.to_string())? {
+            Some(number) => {
+                Err(format!("instance `{name}` is not there, and may come yet: tx_{number} is pending"))
+            }
+            None => Ok(()),
+        }
     }
 
     fn unload(&self) -> Result<(), String> {

@@ -38,17 +38,41 @@ struct Entry {
 
 /// Who made the instance of this name, which is there. `mark`: what our transaction that made it carries.
 pub(super) fn maker(interface: &impl Interface, name: &InstanceName, mark: &str) -> Result<Maker, AskError> {
-    let mut numbers: Vec<u64> =
-        transactions(interface)?.iter().filter_map(|name| name.strip_prefix("tx_")?.parse().ok()).collect();
-    numbers.sort_unstable();
     let mut entries = Vec::new();
-    for transaction in numbers {
+    for transaction in numbers(interface)? {
         let Some(blob) = of_transaction(interface, transaction, "dtbo")? else { continue };
         let Some(status) = of_transaction(interface, transaction, "status")? else { continue };
         let status = String::from_utf8_lossy(status.trim_ascii()).into_owned();
         entries.push(Entry { transaction, status, ..entry(&blob, name, mark) });
     }
     Ok(judge(entries))
+}
+
+/// The transaction of ours with this mark that has not come to an end, if there is one: what it makes may come yet.
+pub(super) fn pending(
+    interface: &impl Interface,
+    name: &InstanceName,
+    mark: &str,
+) -> Result<Option<u64>, AskError> {
+    for transaction in numbers(interface)? {
+        let status = of_transaction(interface, transaction, "status")?;
+        if status.is_some_and(|status| status.trim_ascii() == b"pending")
+            && let Some(blob) = of_transaction(interface, transaction, "dtbo")?
+            && entry(&blob, name, mark).is_ours
+        {
+            return Ok(Some(transaction));
+        }
+    }
+    Ok(None)
+}
+
+/// The numbers of all transactions, in the order in which the kernel took them.
+fn numbers(interface: &impl Interface) -> Result<Vec<u64>, AskError> {
+    let names = transactions(interface)?;
+    let mut numbers: Vec<u64> =
+        names.iter().filter_map(|name| name.strip_prefix("tx_")?.parse().ok()).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 /// A file of a transaction; `None` if whoever wrote it took it back meanwhile.

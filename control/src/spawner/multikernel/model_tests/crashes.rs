@@ -227,8 +227,8 @@ impl Daemon {
 
     /// What the daemon does when it starts: kernels that run are kept, and everything else is given back.
     fn start_again(&self) {
-        for name in 0..NAMES.len() {
-            if !folder::may_run(&self.bench.model, &self.bench.folder(NAMES[name])) {
+        for (name, text) in NAMES.iter().enumerate() {
+            if !folder::may_run(&self.bench.model, &self.bench.folder(text)) {
                 self.release(name);
             }
         }

@@ -30,6 +30,8 @@ pub(super) enum Happening {
     Hangs { name: usize, hangs: bool },
     /// The file system is unmounted until the step is over.
     Unmounted,
+    /// No transaction is over until the step is.
+    Pending,
     /// Trees that are read are cut off here until the step is over.
     Torn(usize),
     /// Another program ends ours, removes it, and makes its own of that name and number.
@@ -54,6 +56,7 @@ pub(super) fn any_time() -> impl Strategy<Value = Happening> {
         (name2, any::<bool>()).prop_map(|(name, panics)| Happening::Ends { name, panics }),
         (name3, any::<bool>()).prop_map(|(name, hangs)| Happening::Hangs { name, hangs }),
         Just(Happening::Unmounted),
+        Just(Happening::Pending),
         (0..400_usize).prop_map(Happening::Torn),
     ]
 }
@@ -111,6 +114,7 @@ impl Happening {
                 world.machine.thawed(number(name), now_ns);
             }
             Self::Unmounted => world.faults.is_unmounted = true,
+            Self::Pending => world.faults.is_pending = true,
             Self::Torn(bytes) => world.faults.tear = Some(("device_tree", bytes)),
             Self::Replaces { name, runs } => {
                 let id = number(name);

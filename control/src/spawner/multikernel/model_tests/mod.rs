@@ -8,3 +8,26 @@ mod lock;
 mod owners;
 mod traps;
 mod world;
+
+/// Every test that the table of traps names is there.
+#[test]
+fn documented_traps_are_replayed() {
+    let document = include_str!("../../../../../docs/multikernel-traps.md");
+    let sources = [
+        ("model_tests::traps", include_str!("traps.rs")),
+        ("model_tests::owners", include_str!("owners.rs")),
+        ("model_tests::endings", include_str!("endings.rs")),
+        ("model_tests::lock", include_str!("lock.rs")),
+        ("model_tests::crashes", include_str!("crashes.rs")),
+        ("ending::tests", include_str!("../ending.rs")),
+    ];
+    let names = document.split('`').filter_map(|word| word.rsplit_once("::"));
+    let mut found = 0;
+    for (module, name) in names.filter(|(module, _)| module.contains("tests")) {
+        let source = sources.iter().find(|(of, _)| *of == module).map(|(_, source)| *source);
+        let source = source.unwrap_or_else(|| panic!("there is no module {module}"));
+        assert!(source.contains(&format!("fn {name}(")), "there is no test {module}::{name}");
+        found += 1;
+    }
+    assert!(found > 30, "{found} are named");
+}

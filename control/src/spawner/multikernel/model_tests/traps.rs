@@ -192,3 +192,22 @@ fn fragmented_pool_is_told_with_what_there_is() {
     );
     assert!(error.contains("nothing of it is there"), "{error}");
 }
+
+#[test]
+fn transaction_that_stays_pending_is_not_forgotten() {
+    // Whether what it makes is there already or not.
+    for memory_bytes in [128 * MIB, 2 * POOL_BYTES] {
+        let bench = Bench::new();
+        bench.model.world().faults.is_pending = true;
+        let mut record = bench.record("web", 1, &[2]);
+        record.memory_bytes = memory_bytes;
+        let error = bench.make(&mut record).unwrap_err();
+        assert!(error.contains("is pending still after 2s, and may take effect yet"), "{error}");
+        assert!(bench.release("web").unwrap_err().contains("is `pending`") || bench.state("web").is_none());
+        assert!(bench.release("web").is_err() && bench.is_recorded("web"));
+
+        bench.model.world().faults.is_pending = false;
+        bench.release("web").unwrap();
+        assert_eq!((bench.state("web"), bench.is_recorded("web")), (None, false));
+    }
+}

@@ -48,6 +48,8 @@ pub(super) struct Faults {
     pub(super) clip_bytes: Option<usize>,
     /// In what is written to `overlays/new` these bytes become those: an operation that the kernel does not know.
     pub(super) rename: Option<(&'static [u8], &'static [u8])>,
+    /// All transactions say that they are pending.
+    pub(super) is_pending: bool,
     /// Files whose path ends so are this long at most.
     pub(super) tear: Option<(&'static str, usize)>,
     /// Reading files whose path ends so gives the content of others.
@@ -261,6 +263,9 @@ impl Interface for Model {
         self.call(|world| {
             if world.faults.is_unmounted {
                 return Err(error(Errno::NOENT));
+            }
+            if world.faults.is_pending && path.starts_with("overlays/") && path.ends_with("/status") {
+                return Ok(b"pending\n".to_vec());
             }
             let other = match world.faults.swap {
                 Some((end, other)) if path.ends_with(end) => other,
