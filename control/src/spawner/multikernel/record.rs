@@ -1,6 +1,6 @@
 //! What was made in the kernel for one of our instances: written before it is made, removed when it is gone.
 //!
-//! It is how an instance of ours is told from one that another program made, even if both have the same name.
+//! Its nonce is how an instance of ours is told from one that another program made, even if both have the same name and number.
 
 use std::io;
 use std::path::{Path, PathBuf};
