@@ -6,6 +6,7 @@ use std::path::Path;
 use super::hold::Hold;
 use super::ids::PhysicalCpu;
 use super::interface::{self, InstanceStatus, Interface};
+use super::lock;
 use super::record::Record;
 
 /// Makes in the kernel what `record` says, and loads it. What is to be made is noted in `dir` first, so that [`release`] gives back whatever
@@ -47,7 +48,7 @@ fn free_cpus(kernel: &impl Interface, wanted: u32) -> Result<Vec<PhysicalCpu>, S
 /// Gives back what was made, if anything was, and forgets it. Refuses a kernel that runs.
 pub(super) fn release(kernel: &impl Interface, dir: &Path) -> Result<(), String> {
     let Some(record) = read(dir)? else { return Ok(()) };
-    Hold::on(kernel, &record).release()?;
+    Hold::on(kernel, &record).release(lock::WAIT_MAX)?;
     Record::remove(dir).map_err(|error| format!("could not forget what was made: {error}"))
 }
 

@@ -10,7 +10,7 @@ use super::calls::Command;
 use super::clock::{BUSY_MAX, look_until, unless_busy};
 use super::ids::PhysicalCpu;
 use super::interface::{self, InstanceStatus, Interface};
-use super::lock::Lock;
+use super::lock::{self, Lock};
 use super::overlay::{Intent, NewInstance};
 use super::provenance::{self, Maker};
 use super::record::Record;
@@ -187,11 +187,11 @@ impl<'a, I: Interface> Hold<'a, I> {
         unless_busy(self.kernel, END_MAX, force, || true)
     }
 
-    /// Gives back all that it has. Refuses one that runs.
-    pub(super) fn release(&self) -> Result<(), String> {
+    /// Gives back all that it has, waiting for so long while another program changes something. Refuses one that runs.
+    pub(super) fn release(&self, wait: Duration) -> Result<(), String> {
         let name = &self.record.name;
         // Looked at under the lock: kerf starts and ends kernels without it, but not ours.
-        let _lock = self.lock()?;
+        let _lock = self.lock_within(wait)?;
         match self.ours()? {
             None => return self.must_not_come(),
             Some(InstanceStatus::Active) => {
@@ -257,8 +257,12 @@ impl<'a, I: Interface> Hold<'a, I> {
 
     /// Keeps other programs, and our own other instances, from changing what the kernel has.
     pub(super) fn lock(&self) -> Result<Lock, String> {
+        self.lock_within(lock::WAIT_MAX)
+    }
+
+    fn lock_within(&self, wait: Duration) -> Result<Lock, String> {
         let path: &Path = &self.record.settings.lock;
-        Lock::take(path).map_err(|error| format!("could not take the lock {}: {error}", path.display()))
+        Lock::take(path, wait).map_err(|error| format!("could not take the lock {}: {error}", path.display()))
     }
 }
 

@@ -9,11 +9,13 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::fs::{FlockOperation, flock};
+
 /// Where kerf has it.
 pub(crate) const PATH: &str = "/var/run/kerf.lock";
 
-/// How long we wait for it: another program's change may wait 30 s for a kernel that hangs.
-const WAIT_MAX: Duration = Duration::from_secs(45);
+/// How long to wait for it: another program's change may wait 30 s for a kernel that hangs.
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(45);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Nothing that is done under it takes as long: kerf's longest took 30 s, and one that hangs is bounded by the kernel.
 const STALE_AFTER: Duration = Duration::from_secs(15 * 60);
@@ -28,9 +30,9 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Takes it, waiting as long as another holds it.
-    pub(super) fn take(path: &Path) -> io::Result<Self> {
-        let until = Instant::now() + WAIT_MAX;
+    /// Takes it, waiting for so long while another holds it.
+    pub(super) fn take(path: &Path, wait: Duration) -> io::Result<Self> {
+        let until = Instant::now() + wait;
         loop {
             match File::options().write(true).create_new(true).mode(0o644).open(path) {
                 Ok(mut file) => {
@@ -41,11 +43,10 @@ impl Lock {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 Err(_) => {}
             }
-            if let Some(reason) = stale(path) {
-                tracing::warn!(path = %path.display(), reason, "a lock was left behind and is removed");
-                fs::remove_file(path).or_else(absent_is_fine)?;
+            if stale(path).is_some() {
+                remove_stale(path)?;
             } else if Instant::now() >= until {
-                let reason = format!("another program has held {} for {WAIT_MAX:?}", path.display());
+                let reason = format!("another program has held {} for {wait:?}", path.display());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
             } else {
                 std::thread::sleep(LOOK_AGAIN);
@@ -60,6 +61,16 @@ impl Drop for Lock {
             tracing::warn!(path = %self.path.display(), %error, "the lock could not be removed: kerf will wait for it in vain");
         }
     }
+}
+
+/// Removes a lock that was left behind. Nobody but us removes locks of others; so that two of us do not, the second removing what the first has
+/// taken since, that is done with the folder locked.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let folder = File::open(path.parent().unwrap_or_else(|| Path::new("/")))?;
+    flock(&folder, FlockOperation::LockExclusive)?;
+    let Some(reason) = stale(path) else { return Ok(()) };
+    tracing::warn!(path = %path.display(), reason, "a lock was left behind and is removed");
+    fs::remove_file(path).or_else(absent_is_fine)
 }
 
 fn absent_is_fine(error: io::Error) -> io::Result<()> {
@@ -99,7 +110,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         fs::write(&path, "tombolo 1 7\n").unwrap(); // process 1 did not start at tick 7
-        let lock = Lock::take(&path).unwrap();
+        let lock = Lock::take(&path, WAIT_MAX).unwrap();
         assert!(fs::read_to_string(&path).unwrap().contains(&std::process::id().to_string()));
         drop(lock);
         assert!(!path.exists());
@@ -121,13 +132,25 @@ mod tests {
     fn a_lock_that_is_held_is_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        let held = Lock::take(&path).unwrap();
+        let held = Lock::take(&path, WAIT_MAX).unwrap();
         assert_eq!(stale(&path), None, "its holder runs");
         let waiting = std::thread::spawn({
             let path = path.clone();
-            move || Lock::take(&path).map(drop)
+            move || Lock::take(&path, WAIT_MAX).map(drop)
         });
         drop(held);
         waiting.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn who_found_a_lock_left_behind_does_not_remove_what_another_took_since() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        fs::write(&path, "tombolo 1 7\n").unwrap();
+        assert!(stale(&path).is_some(), "both find it so");
+        let first = Lock::take(&path, WAIT_MAX).unwrap();
+        remove_stale(&path).unwrap();
+        assert!(path.exists(), "the second removed the lock of the first");
+        drop(first);
     }
 }

@@ -7,7 +7,7 @@ use super::Settings;
 use super::hold::nonce_of;
 use super::ids::PhysicalCpu;
 use super::interface::{self, Interface, Mounted};
-use super::lock::Lock;
+use super::lock::{self, Lock};
 use super::overlay::{Change, Intent, baseline};
 use super::transaction;
 use super::tree::{Chunk, PoolTree};
@@ -140,7 +140,7 @@ pub(super) fn change_on(
 ) -> Result<Vec<String>, String> {
     let _lock = match dry_run {
         true => None,
-        false => Some(Lock::take(&settings.lock).map_err(|error| {
+        false => Some(Lock::take(&settings.lock, lock::WAIT_MAX).map_err(|error| {
             format!("could not take the lock {}: {error}; nothing was changed", settings.lock.display())
         })?),
     };

@@ -40,6 +40,8 @@ const AT_THE_END: Duration = Duration::from_secs(5);
 /// nothing for so long.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 const SILENCE: Duration = Duration::from_millis(30);
+/// How long another program's change may keep the end of a kernel from being told.
+const RELEASE_WAIT: Duration = Duration::from_millis(300);
 /// Bytes carried at once.
 const CHUNK: usize = 16 * 1024;
 
@@ -140,13 +142,14 @@ impl Warden {
                 heard = (Instant::now(), self.tail.total);
             }
         }
-        match self.hold().release() {
+        match self.hold().release(RELEASE_WAIT) {
             Ok(()) => {
                 if let Err(error) = Record::remove(Path::new(".")) {
                     say(&format!("what was made is given back, but noted still: {error}"));
                 }
             }
-            Err(reason) => say(&format!("what the kernel had is not given back: {reason}")),
+            // Whoever forgets the kernel, or starts the next in its place, does it then, and waits longer.
+            Err(reason) => say(&format!("what the kernel had is not given back yet: {reason}")),
         }
         match ending(&self.tail, was_forced) {
             Ending::Panicked => return ExitCode::from(EXIT_PANICKED),
