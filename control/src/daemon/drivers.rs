@@ -70,10 +70,11 @@ impl Drivers {
         self.multikernel.settings()
     }
 
-    /// The first number from `least` on that a new instance can have: where kernels run beside this one, other programs give numbers as well.
-    pub(crate) async fn number_from(&self, kind: SpawnerKind, least: u32) -> u32 {
+    /// The first number from `least` on that a new instance can have: where kernels run beside this one there are few, and other programs give
+    /// numbers as well. `ours`: those of our instances.
+    pub(crate) async fn number_from(&self, kind: SpawnerKind, least: u32, ours: Vec<u32>) -> u32 {
         match kind {
-            SpawnerKind::Multikernel => self.multikernel.number_from(least).await,
+            SpawnerKind::Multikernel => self.multikernel.number_from(least, ours).await,
             SpawnerKind::Uml | SpawnerKind::Qemu | SpawnerKind::Process => least,
         }
     }

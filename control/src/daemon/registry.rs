@@ -96,11 +96,16 @@ impl Registry {
         }
         let drivers = &self.shared.drivers;
         let kind = drivers.choose(&spec).await;
-        let cid = drivers.number_from(kind, self.shared.store.next_cid()?).await;
+        let next = self.shared.store.next_cid()?;
+        let ours = self.views().iter().map(|view| view.cid).collect();
+        let cid = drivers.number_from(kind, next, ours).await;
         let member = self.free_member(&name)?;
         let record = InstanceRecord::new(name.clone(), Cid(cid), member, spec, unix_ns());
-        let mut batch =
-            Batch::new().put_instance(&record).next_cid(cid + 1).event(Some(&name), None, EventKind::Created);
+        let mut batch = Batch::new().put_instance(&record).next_cid(next.max(cid + 1)).event(
+            Some(&name),
+            None,
+            EventKind::Created,
+        );
         if let Some(key) = &key {
             batch = batch.put_receipt(key, &fingerprint_of(&name, &record.spec));
         }

@@ -13,6 +13,17 @@ const INSTANCE_IDS: std::ops::RangeInclusive<u16> = 1..=511;
 #[serde(try_from = "u16")]
 pub(crate) struct InstanceId(pub(super) u16);
 
+/// The lowest number that we give: what is below means this kernel and its parent elsewhere.
+const FIRST: u32 = 3;
+
+/// The first number from `least` on that is not taken; when they are used up, the first at all. `least` if there is none: it is refused when it is
+/// used.
+pub(super) fn free_number(least: u32, taken: &[u32]) -> u32 {
+    let last = u32::from(*INSTANCE_IDS.end());
+    let mut candidates = (least..=last).chain(FIRST..least.min(last + 1));
+    candidates.find(|number| !taken.contains(number)).unwrap_or(least)
+}
+
 impl TryFrom<u16> for InstanceId {
     type Error = String;
 
@@ -101,6 +112,15 @@ mod tests {
         for good in ["web", "web-1", "a.b", "X_9", "a+b,c"] {
             assert_eq!(good.parse::<InstanceName>().map(|name| name.to_string()), Ok(good.to_owned()));
         }
+    }
+
+    #[test]
+    fn numbers_that_were_given_back_are_given_again_when_the_others_are_used_up() {
+        assert_eq!(free_number(3, &[1, 2]), 3);
+        assert_eq!(free_number(3, &[3, 4]), 5);
+        assert_eq!(free_number(511, &[511, 3]), 4);
+        assert_eq!(free_number(4000, &[3]), 4);
+        assert_eq!(free_number(512, &(3..=511).collect::<Vec<_>>()), 512, "there is none");
     }
 
     #[test]

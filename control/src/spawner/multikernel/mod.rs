@@ -94,11 +94,14 @@ impl MultikernelSpawner {
         changed.await.unwrap_or_else(|panicked| Err(panicked.to_string()))
     }
 
-    /// The first number from `least` on that no instance of the kernel has. Another program may still take it before it is used.
-    pub(crate) async fn number_from(&self, least: u32) -> u32 {
+    /// The first number from `least` on that no instance of the kernel has and none of `ours`; when they are used up, the first that was
+    /// given back. Another program may still take it before it is used.
+    pub(crate) async fn number_from(&self, least: u32, ours: Vec<u32>) -> u32 {
         let settings = self.settings.clone();
-        let taken = tokio::task::spawn_blocking(move || books::numbers(&settings)).await.unwrap_or_default();
-        (least..).find(|number| !taken.contains(number)).unwrap_or(least)
+        let mut taken =
+            tokio::task::spawn_blocking(move || books::numbers(&settings)).await.unwrap_or_default();
+        taken.extend(ours);
+        ids::free_number(least, &taken)
     }
 
     /// Those settings.
