@@ -69,7 +69,7 @@ impl<'a, I: Interface> Hold<'a, I> {
     fn give_back(&self) -> String {
         let outcome = match self.ours() {
             Ok(None) => match self.status() {
-                Ok(None) => return "nothing of it is there".into(),
+                Ok(None) => return "nothing of it is left".into(),
                 Ok(Some(_)) => {
                     return "the instance of that name is another program's, and is left as it is".into();
                 }

@@ -55,7 +55,7 @@ fn lock_that_stays_taken_is_told() {
         begin_halt(&mut world);
     }
     let error = bench.make(&mut bench.record("db", 3, &[1])).unwrap_err();
-    assert!(error.contains("`failed`") && error.contains("nothing of it is there"), "{error}");
+    assert!(error.contains("`failed`") && error.contains("nothing of it is left"), "{error}");
     let error = bench.hold(&record).boot().unwrap_err();
     assert!(error.contains("busy with another instance"), "{error}");
     assert!(bench.release("web").is_err() && bench.is_recorded("web"));

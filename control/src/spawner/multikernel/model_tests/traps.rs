@@ -29,7 +29,7 @@ fn write_that_succeeds_on_a_failed_overlay_is_told_as_a_failure() {
     let mut record = bench.record("web", 1, &[2, 4]);
     record.memory_bytes = 2 * POOL_BYTES;
     let error = bench.make(&mut record).unwrap_err();
-    assert!(error.contains("`failed`") && error.contains("nothing of it is there"), "{error}");
+    assert!(error.contains("`failed`") && error.contains("nothing of it is left"), "{error}");
     assert_eq!(bench.state("web"), None);
 }
 
@@ -91,7 +91,7 @@ fn overlay_that_the_kernel_cut_off_is_not_known_to_have_done_nothing() {
     bench.model.world().faults.clip_bytes = Some(256);
     let error = bench.make(&mut bench.record("web", 1, &[2])).unwrap_err();
     assert!(error.contains("it took 256 of") && error.contains("not known"), "{error}");
-    assert!(error.contains("nothing of it is there"), "{error}");
+    assert!(error.contains("nothing of it is left"), "{error}");
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn fragmented_pool_is_told_with_what_there_is() {
         error.contains("1024 MiB, of which instances have 512, and gives memory in one piece"),
         "{error}"
     );
-    assert!(error.contains("nothing of it is there"), "{error}");
+    assert!(error.contains("nothing of it is left"), "{error}");
 }
 
 #[test]
