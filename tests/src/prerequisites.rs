@@ -5,6 +5,7 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::thread;
 
 use tombolo_control::paths;
@@ -14,6 +15,8 @@ use tombolo_control::spawner::{Availability, QemuSpawner, Spawner, UmlSpawner};
 pub const REQUIRE: &str = "TOMBOLO_REQUIRE_KERNELS";
 /// Environment variable: the same for QEMU, which not every host can have.
 pub const REQUIRE_QEMU: &str = "TOMBOLO_REQUIRE_QEMU";
+/// Environment variable: the same for the stand-in for Multikernel Linux, which needs root.
+pub const REQUIRE_STANDIN: &str = "TOMBOLO_REQUIRE_STANDIN";
 /// Environment variable: the program vhost-device-vsock, which then must be there; without it, one on `$PATH`.
 pub const VSOCK_DEVICE: &str = "TOMBOLO_TEST_VSOCK_DEVICE";
 /// Environment variable: set to make a missing kerf a failure.
@@ -74,18 +77,19 @@ pub fn kernel_path() -> Option<PathBuf> {
     }
 }
 
-/// Whether the stand-in for Multikernel Linux can run here: it mounts a file system and makes namespaces.
+/// The stand-in for Multikernel Linux, where it can run: it mounts a file system and filters system calls.
 ///
 /// # Panics
-/// When it cannot and `TOMBOLO_REQUIRE_STANDIN` is set.
-pub fn stand_in() -> Option<()> {
-    let is_root =
-        std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
-    match (is_root, Path::new("/dev/fuse").exists()) {
-        (true, true) => Some(()),
-        (false, _) => skipped("TOMBOLO_REQUIRE_STANDIN", "the stand-in for Multikernel Linux needs root"),
-        (true, false) => skipped("TOMBOLO_REQUIRE_STANDIN", "there is no /dev/fuse: modprobe fuse"),
-    }
+/// When it cannot and [`REQUIRE_STANDIN`] is set.
+pub fn stand_in() -> Option<PathBuf> {
+    let program = static_program("tombolo-mksim")?;
+    let output = Command::new(&program).args(["run", "--", "true"]).stdin(Stdio::null()).output();
+    let problem = match output {
+        Ok(output) if output.status.success() => return Some(program),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        Err(error) => error.to_string(),
+    };
+    skipped(REQUIRE_STANDIN, &format!("the stand-in for Multikernel Linux does not run here: {problem}"))
 }
 
 /// The folder of kerf.

@@ -38,11 +38,9 @@ pub fn rerun(filter: &str, options: &[&str]) {
     if here().is_some() {
         return;
     }
-    let Some(program) = prerequisites::static_program("tombolo-mksim") else { return };
-    let Some(kernel) = prerequisites::kernel_path() else { return };
-    if prerequisites::stand_in().is_none() {
+    let (Some(program), Some(kernel)) = (prerequisites::stand_in(), prerequisites::kernel_path()) else {
         return;
-    }
+    };
     let dir = TempDir::with_prefix("tombolo-standin-").unwrap();
     let mut make_image = Command::new(&program);
     make_image.arg("image").arg(kernel).arg(dir.path().join(IMAGE));

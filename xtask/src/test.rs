@@ -67,7 +67,8 @@ fn check_all(args: &Args) -> Result<()> {
         });
     }
     let has_qemu = checks.find("find or fetch QEMU", qemu::find_or_fetch).is_some();
-    let has_stand_in = checks.find("look for what the stand-in needs", stand_in::can_run).is_some();
+    let has_stand_in =
+        checks.find("the stand-in runs on this machine", || stand_in::can_run(&programs)).is_some();
     let kerf = if has_stand_in { checks.find("find or fetch kerf", kerf::find_or_fetch) } else { None };
     if has_stand_in {
         checks.check("the stand-in for Multikernel Linux", || stand_in_on_kernels(&kernel));

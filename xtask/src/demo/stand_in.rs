@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Args, Story};
-use crate::{build, image};
+use crate::{build, command, image};
 
 /// Environment variable: the stand-in's folder, in a process that runs under it.
 const FOLDER: &str = "TOMBOLO_DEMO_STANDIN";
@@ -16,8 +16,18 @@ const IMAGE: &str = "vmlinux";
 const POOL: &str = "pool";
 const SETTINGS: &str = "multikernel.toml";
 
-/// Whether the stand-in can run on this machine; the error says what it lacks.
-pub(crate) fn can_run() -> Result<()> {
+/// Whether the stand-in among these programs runs on this machine; the error says what it lacks.
+pub(crate) fn can_run(programs: &Path) -> Result<()> {
+    has_needs()?;
+    // Whoever looks like root may not be allowed to mount, or to filter system calls: a container, say.
+    let mut nothing = Command::new(programs.join("tombolo-mksim"));
+    let output = nothing.args(["run", "--", "true"]).stdin(Stdio::null()).output();
+    let output = output.context("could not run the stand-in")?;
+    ensure!(output.status.success(), "it does not run here: {}", command::last_lines(&output.stderr));
+    Ok(())
+}
+
+fn has_needs() -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "the stand-in mounts a file system: it needs root");
     ensure!(Path::new("/dev/fuse").exists(), "there is no /dev/fuse: modprobe fuse");
     Ok(())
@@ -35,7 +45,7 @@ pub(super) fn rerun(args: &Args) -> Result<()> {
         "kernels beside this one need Multikernel Linux, which the demo does not take over: show it on a stand-in with --sim"
     );
     ensure!(!args.keep, "the stand-in ends with the demo, and so do its kernels: leave out --keep");
-    can_run()?;
+    has_needs()?;
     let programs = match &args.programs {
         Some(dir) => dir.canonicalize().with_context(|| format!("no folder {}", dir.display()))?,
         None => build::static_programs()?,
