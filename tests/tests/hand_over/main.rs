@@ -20,14 +20,14 @@ const STEPS_WITHOUT_HOOKS: u32 = 11;
 /// How much may be free more or less than expected: programs come and go inside.
 const TOLERANCE: u64 = 4 * MIB;
 
-/// `web` with 96 MiB and room for 224, `db` with 192 MiB of which it gives all but 64.
+/// `web` with 96 MiB and room for 224, `db` with 192 MiB of which it gives all but 72.
 fn bed_with_two(files: &[&str]) -> Option<Bed> {
     let app = prerequisites::static_program("tombolo-demo-kv")?;
     let bed = Bed::start("uml")?;
     let file = format!("{}:/bin/app", app.display());
     let common = [&["--restart", "never", "--file", &file][..], files].concat();
     bed.must(&[&["up", "web", "--memory", "96", "--memory-max", "224"][..], &common].concat());
-    bed.must(&[&["up", "db", "--memory", "192", "--memory-min", "64"][..], &common].concat());
+    bed.must(&[&["up", "db", "--memory", "192", "--memory-min", "72"][..], &common].concat());
     Some(bed)
 }
 

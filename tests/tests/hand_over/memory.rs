@@ -36,12 +36,12 @@ fn memory_moves_between_running_kernels_and_both_notice() {
     bed.must(&["move", "--memory", "16M", "--from", "pool", "--to", "host"]);
     assert_eq!(held(&bed, "host"), host + 16);
     bed.must(&["drain", "db"]);
-    assert_eq!([held(&bed, "db"), held(&bed, "pool")], [64, 80], "it is left with its least");
+    assert_eq!([held(&bed, "db"), held(&bed, "pool")], [72, 72], "it is left with its least");
     bed.must(&["drain", "db"]);
     books_add_up(&bed);
 
     bed.must(&["stop", "web", "db"]);
-    eventually("the memory of stopped kernels to be free", || held(&bed, "pool") == 128 + 64 + 80);
+    eventually("the memory of stopped kernels to be free", || held(&bed, "pool") == 128 + 72 + 72);
     bed.must(&["start", "web"]);
     assert_eq!(held(&bed, "web"), 96, "a kernel that was stopped starts as it is specified");
     bed.must(&["rm", "db"]);
