@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     match args.next() {
         // These are processes of their own, without a runtime.
         Some(first) if first == "keeper" => return keeper::run(args),
-        Some(first) if first == "warden" => return tombolo_control::warden(args),
+        Some(first) if first == "warden" => return tombolo_control::warden(),
         _ => {}
     }
     let options = Options::parse();

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use crate::api::beside::PoolWish;
 use crate::core::InstanceSpec;
 use crate::spawner::{
     Availability, Kernel, KernelSpec, MultikernelSettings, MultikernelSpawner, ProcessSpawner, QemuSpawner,
@@ -68,6 +69,15 @@ impl Drivers {
     /// How the kernel's interface is reached, of the spawner `multikernel`.
     pub(crate) fn multikernel_settings(&self) -> &MultikernelSettings {
         self.multikernel.settings()
+    }
+
+    /// Makes what is set aside for kernels beside this one as it is wanted, or only says how.
+    pub(crate) async fn change_multikernel_pool(
+        &self,
+        wish: PoolWish,
+        dry_run: bool,
+    ) -> Result<Vec<String>, String> {
+        self.multikernel.change_pool(wish, dry_run).await
     }
 
     /// The first number from `least` on that a new instance can have: where kernels run beside this one there are few, and other programs give

@@ -196,7 +196,7 @@ impl Keeper {
             }
             self.write_console();
             if let Some(status) = self.read_signals() {
-                if self.record.kind == SpawnerKind::Multikernel && multikernel::may_run(Path::new(".")) {
+                if !self.record.kind.makes_processes() && multikernel::may_run(Path::new(".")) {
                     // Whoever killed the warden did not end the kernel. Another keeper will stand for it.
                     return Err(io::Error::other("the warden is gone, and its kernel runs, or may"));
                 }
@@ -300,7 +300,7 @@ impl Keeper {
 
     /// Kills the kernel's process group. An error means that it ended already, and that SIGCHLD is on its way.
     fn kill(&self) {
-        if self.record.kind == SpawnerKind::Multikernel {
+        if !self.record.kind.makes_processes() {
             // The kernel is not its warden: that one ends it, and then itself.
             let _ = kill_process(self.main, Signal::TERM);
             return;
@@ -426,8 +426,7 @@ impl Keeper {
         };
         let how = match how {
             ExitHow::Code(code)
-                if self.record.kind == SpawnerKind::Multikernel
-                    && code == i32::from(Job::EXIT_UNEXPLAINED) =>
+                if !self.record.kind.makes_processes() && code == i32::from(Job::EXIT_UNEXPLAINED) =>
             {
                 ExitHow::Unexplained
             }

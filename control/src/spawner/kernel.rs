@@ -173,7 +173,7 @@ impl Kernel {
     /// [`SpawnError`] when the other keeper could not be started. The kernel runs on.
     pub async fn stand_again(&self) -> Result<Option<Self>, SpawnError> {
         let dir = self.runtime_dir();
-        if self.kind() != SpawnerKind::Multikernel || self.status().await.is_ok() {
+        if self.kind().makes_processes() || self.status().await.is_ok() {
             return Ok(None);
         }
         match multikernel::may_run(dir) {

@@ -33,6 +33,14 @@ impl SpawnerKind {
         }
     }
 
+    /// Whether what it makes are processes of this host, which end when they are killed. Where they are not, a process stands for each.
+    pub fn makes_processes(self) -> bool {
+        match self {
+            Self::Uml | Self::Qemu | Self::Process => true,
+            Self::Multikernel => false,
+        }
+    }
+
     /// Whether memory can be moved to and from its kernels while they run.
     pub fn can_move_memory(self) -> bool {
         match self {

@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     match args.first() {
         Some(first) if first == "keeper" => return tombolo_control::keeper::run(args.into_iter().skip(1)),
-        Some(first) if first == "warden" => return tombolo_control::warden(args.into_iter().skip(1)),
+        Some(first) if first == "warden" => return tombolo_control::warden(),
         _ => {}
     }
     match run(args.into_iter().filter_map(|arg| arg.into_string().ok())) {

@@ -22,11 +22,8 @@ impl Beside for Session {
         if !dry_run {
             self.require(Role::Admin, attempt)?;
         }
-        let settings = self.shared.drivers.multikernel_settings().clone();
         // It is not called off when the caller leaves: half a change is worse than one that nobody waits for.
-        let changed =
-            tokio::task::spawn_blocking(move || multikernel::change_pool(&settings, wish, dry_run)).await;
-        let changed = changed.unwrap_or_else(|panicked| Err(panicked.to_string()));
+        let changed = self.shared.drivers.change_multikernel_pool(wish, dry_run).await;
         let outcome = changed.map_err(|reason| ControlError::failed(attempt, reason));
         if !dry_run {
             self.audit("pool", None, &outcome).await;

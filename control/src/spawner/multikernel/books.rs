@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use super::hold::is_ours;
-use super::interface::{self, Interface, Mounted};
+use super::interface::{self, AskError, Interface, Mounted};
 use super::record::Record;
+use super::transaction;
+use super::tree::{Chunk, InstanceTree};
 use super::{MARK, Settings};
 use crate::api::beside::{KernelBooks, KernelInstance, KernelTransaction, PoolChunk, PoolCpu};
 
@@ -18,11 +20,8 @@ pub(crate) fn books(settings: &Settings, folders: &[PathBuf]) -> Result<KernelBo
     let pool = interface::pool_or_none(&kernel).map_err(|error| error.to_string())?;
     let cpu =
         |cpu: &super::PhysicalCpu| PoolCpu { physical: cpu.0, is_free: pool.cpus_available.contains(cpu) };
-    let chunk = |chunk: &super::tree::Chunk| PoolChunk {
-        base: chunk.base,
-        bytes: chunk.bytes,
-        numa_node: chunk.numa_node,
-    };
+    let chunk =
+        |chunk: &Chunk| PoolChunk { base: chunk.base, bytes: chunk.bytes, numa_node: chunk.numa_node };
     let mut names = interface::instances(&kernel).map_err(|error| error.to_string())?;
     names.sort();
     Ok(KernelBooks {
@@ -37,13 +36,18 @@ pub(crate) fn books(settings: &Settings, folders: &[PathBuf]) -> Result<KernelBo
 pub(super) fn numbers(settings: &Settings) -> Vec<u32> {
     let kernel = Mounted::at(&settings.root);
     let names = interface::instances(&kernel).unwrap_or_default();
-    names.into_iter().filter_map(|name| instance(&kernel, &[], name).id).collect()
+    names.iter().filter_map(|name| Some(u32::from(tree(&kernel, name)?.id.0))).collect()
+}
+
+/// What an instance has, if that can be read.
+fn tree(kernel: &impl Interface, name: &str) -> Option<InstanceTree> {
+    let blob = kernel.read(&format!("instances/{name}/device_tree")).ok()?;
+    InstanceTree::parse(&blob, name).ok()
 }
 
 /// One that cannot be read in part is shown in part: it is another program's, perhaps, of another version.
 fn instance(kernel: &impl Interface, ours: &[Record], name: String) -> KernelInstance {
-    let blob = kernel.read(&format!("instances/{name}/device_tree"));
-    let tree = blob.ok().and_then(|blob| super::tree::InstanceTree::parse(&blob, &name).ok());
+    let tree = tree(kernel, &name);
     let id = tree.as_ref().map(|tree| tree.id);
     KernelInstance {
         is_ours: ours
@@ -57,9 +61,8 @@ fn instance(kernel: &impl Interface, ours: &[Record], name: String) -> KernelIns
     }
 }
 
-fn transactions(kernel: &impl Interface) -> std::io::Result<Vec<KernelTransaction>> {
-    let mut names = kernel.list("overlays")?;
-    names.retain(|name| name.starts_with("tx_"));
+fn transactions(kernel: &impl Interface) -> Result<Vec<KernelTransaction>, AskError> {
+    let mut names = transaction::transactions(kernel)?;
     names.sort_by_key(|name| name["tx_".len()..].parse::<u64>().unwrap_or(u64::MAX));
     let transaction = |name: String| KernelTransaction {
         status: line(kernel, &format!("overlays/{name}/status")),

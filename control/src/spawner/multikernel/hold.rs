@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::MARK;
 use super::calls::Command;
 use super::clock::{BUSY_MAX, look_until, unless_busy};
-use super::ids::PhysicalCpu;
+use super::ids::listed;
 use super::interface::{self, InstanceStatus, Interface};
 use super::lock::{self, Lock};
 use super::overlay::{Intent, NewInstance};
@@ -291,11 +291,6 @@ fn mark(record: &Record, what: &str) -> String {
 pub(super) fn nonce_of(what: &str) -> io::Result<String> {
     let nonce = tombolo_transport::Incarnation::random().map_err(io::Error::other)?;
     Ok(format!("{MARK}:{nonce}:{what}"))
-}
-
-fn listed(cpus: &[PhysicalCpu]) -> String {
-    let numbers: Vec<String> = cpus.iter().map(ToString::to_string).collect();
-    format!("physical CPUs {}", numbers.join(", "))
 }
 
 fn named(status: Option<InstanceStatus>) -> String {

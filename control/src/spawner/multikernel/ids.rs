@@ -100,6 +100,12 @@ impl fmt::Display for PhysicalCpu {
     }
 }
 
+/// `physical CPUs 4, 6`.
+pub(super) fn listed(cpus: &[PhysicalCpu]) -> String {
+    let numbers: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+    format!("physical CPUs {}", numbers.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

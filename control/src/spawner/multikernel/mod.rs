@@ -50,7 +50,6 @@ use rustix::fs::{MemfdFlags, memfd_create};
 pub(crate) use self::alive::answers;
 pub(crate) use self::books::books;
 pub(crate) use self::look::{InterfaceState, interface_state, lock_left_behind};
-pub(crate) use self::pool::change_pool;
 pub use self::settings::Settings;
 
 use self::ids::{InstanceId, InstanceName, PhysicalCpu};
@@ -90,7 +89,7 @@ impl MultikernelSpawner {
     /// A sentence that says what was attempted, why it failed and what was done before.
     pub async fn change_pool(&self, wish: PoolWish, dry_run: bool) -> Result<Vec<String>, String> {
         let settings = self.settings.clone();
-        let changed = tokio::task::spawn_blocking(move || change_pool(&settings, wish, dry_run));
+        let changed = tokio::task::spawn_blocking(move || pool::change(&settings, wish, dry_run));
         changed.await.unwrap_or_else(|panicked| Err(panicked.to_string()))
     }
 
@@ -122,22 +121,15 @@ impl MultikernelSpawner {
             let path = path.clone();
             move || KernelImage::read(&path, Arch::HOST, &Limits::default())
         };
-        match tokio::task::spawn_blocking(read).await {
-            Ok(Ok(image)) => Ok(image),
+        let reason = match tokio::task::spawn_blocking(read).await {
+            Ok(Ok(image)) => return Ok(image),
             Ok(Err(ImageError::File { action, path, source })) => {
-                Err(SpawnError::File { action, path, source })
+                return Err(SpawnError::File { action, path, source });
             }
-            Ok(Err(error)) => Err(SpawnError::NotAKernel {
-                kind: SpawnerKind::Multikernel,
-                path,
-                reason: error.to_string(),
-            }),
-            Err(panicked) => Err(SpawnError::NotAKernel {
-                kind: SpawnerKind::Multikernel,
-                path,
-                reason: panicked.to_string(),
-            }),
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(panicked) => panicked.to_string(),
+        };
+        Err(SpawnError::NotAKernel { kind: SpawnerKind::Multikernel, path, reason })
     }
 
     /// What is to be made for a kernel. Nothing is made yet.

@@ -5,7 +5,7 @@
 
 use super::Settings;
 use super::hold::nonce_of;
-use super::ids::PhysicalCpu;
+use super::ids::{PhysicalCpu, listed};
 use super::interface::{self, Interface, Mounted};
 use super::lock::{self, Lock};
 use super::overlay::{Change, Intent, baseline};
@@ -31,10 +31,6 @@ pub(super) enum Step {
 
 impl Step {
     fn describe(&self) -> String {
-        let listed = |cpus: &[PhysicalCpu]| {
-            let numbers: Vec<String> = cpus.iter().map(ToString::to_string).collect();
-            format!("physical CPUs {}", numbers.join(", "))
-        };
         match self {
             Self::Baseline { cpus, memory_bytes } => {
                 format!("make a pool of {} and {} MiB", listed(cpus), memory_bytes >> 20)
@@ -126,7 +122,7 @@ fn fitting(chunks: &[Chunk], bytes: u64) -> Result<Vec<Chunk>, String> {
 }
 
 /// Makes the pool as it is wanted, step by step. `dry_run`: only says how. Returns what was done, a line each.
-pub(crate) fn change_pool(settings: &Settings, wish: PoolWish, dry_run: bool) -> Result<Vec<String>, String> {
+pub(super) fn change(settings: &Settings, wish: PoolWish, dry_run: bool) -> Result<Vec<String>, String> {
     let cpus = wish.cpus.map(|cpus| cpus.into_iter().map(PhysicalCpu).collect());
     let wish = Wish { cpus, memory_bytes: wish.memory_bytes };
     change_on(&Mounted::at(&settings.root), settings, &wish, dry_run)

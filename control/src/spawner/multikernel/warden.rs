@@ -9,7 +9,6 @@
 //! - ends it by force when the keeper says so (SIGTERM), and says when that does not help;
 //! - gives back what the kernel had once it has ended.
 
-use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -51,7 +50,7 @@ const EXIT_PANICKED: u8 = 1;
 const EXIT_NOT_STARTED: u8 = 127;
 
 /// The subcommand's body: `tombolod warden`, in a runtime folder.
-pub fn run(_args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn run() -> ExitCode {
     match Warden::start(Path::new(".")) {
         Ok(mut warden) => warden.stand(),
         Err(reason) => {

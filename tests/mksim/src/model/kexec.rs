@@ -30,6 +30,20 @@ pub struct LoadRequest {
     pub flags: u64,
 }
 
+impl LoadRequest {
+    /// Loads a kernel into this instance.
+    pub fn load(id: u32, image: Image, initrd_bytes: Option<u64>, cmdline: impl Into<String>) -> Self {
+        let flags = KEXEC_MULTIKERNEL | u64::from(id) << 5;
+        Self { image: Some(image), initrd_bytes, cmdline: cmdline.into(), flags }
+    }
+
+    /// Unloads what is in this instance.
+    pub fn unload(id: u32) -> Self {
+        let flags = KEXEC_UNLOAD | KEXEC_MULTIKERNEL | u64::from(id) << 5;
+        Self { image: None, initrd_bytes: None, cmdline: String::new(), flags }
+    }
+}
+
 /// A kernel image as far as it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Image {

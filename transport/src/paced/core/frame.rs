@@ -166,20 +166,22 @@ pub(crate) fn frame_len(bytes: &[u8]) -> Result<usize, NoFrame> {
 }
 
 impl Kind {
+    /// All there are.
+    pub(super) const ALL: [Self; 10] = [
+        Self::Hello,
+        Self::Ack,
+        Self::Open,
+        Self::Accept,
+        Self::Refuse,
+        Self::Data,
+        Self::Credit,
+        Self::End,
+        Self::Close,
+        Self::Reset,
+    ];
+
     fn of(byte: u8) -> Result<Self, NoFrame> {
-        const KINDS: [Kind; 10] = [
-            Kind::Hello,
-            Kind::Ack,
-            Kind::Open,
-            Kind::Accept,
-            Kind::Refuse,
-            Kind::Data,
-            Kind::Credit,
-            Kind::End,
-            Kind::Close,
-            Kind::Reset,
-        ];
-        let kind = KINDS.into_iter().find(|kind| *kind as u8 == byte);
+        let kind = Self::ALL.into_iter().find(|kind| *kind as u8 == byte);
         kind.ok_or_else(|| NoFrame::Foreign(format!("a frame of unknown kind {byte}")))
     }
 }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tombolo_mksim::dtb;
 use tombolo_mksim::model::{
-    Effect, Errno, Image, ImageFormat, KEXEC_MULTIKERNEL, KEXEC_UNLOAD, LoadRequest, Machine, MachineConfig,
-    RebootCommand, Reply, State, Ticket,
+    Effect, Errno, Image, ImageFormat, LoadRequest, Machine, MachineConfig, RebootCommand, Reply, State,
+    Ticket,
 };
 
 use crate::spawner::multikernel::calls::Command;
@@ -152,19 +152,12 @@ impl World {
     }
 
     pub(super) fn load(&mut self, id: u32) -> Result<(), Errno> {
-        let request = LoadRequest {
-            image: Some(Image { bytes: 10 * MIB, format: ImageFormat::Elf }),
-            initrd_bytes: Some(MIB),
-            cmdline: "console=mktty0".into(),
-            flags: KEXEC_MULTIKERNEL | u64::from(id) << 5,
-        };
-        self.machine.kexec_file_load(request, self.now_ns)
+        let image = Image { bytes: 10 * MIB, format: ImageFormat::Elf };
+        self.machine.kexec_file_load(LoadRequest::load(id, image, Some(MIB), "console=mktty0"), self.now_ns)
     }
 
     pub(super) fn unload(&mut self, id: u32) -> Result<(), Errno> {
-        let flags = KEXEC_UNLOAD | KEXEC_MULTIKERNEL | u64::from(id) << 5;
-        let request = LoadRequest { image: None, initrd_bytes: None, cmdline: String::new(), flags };
-        self.machine.kexec_file_load(request, self.now_ns)
+        self.machine.kexec_file_load(LoadRequest::unload(id), self.now_ns)
     }
 
     pub(super) fn reboot(&mut self, command: RebootCommand, id: u32) -> Result<u64, Errno> {

@@ -47,18 +47,7 @@ fn drain(end: &mut Link, now: u64) -> Vec<StreamId> {
 }
 
 fn kind() -> impl Strategy<Value = Kind> {
-    prop::sample::select(vec![
-        Kind::Hello,
-        Kind::Ack,
-        Kind::Open,
-        Kind::Accept,
-        Kind::Refuse,
-        Kind::Data,
-        Kind::Credit,
-        Kind::End,
-        Kind::Close,
-        Kind::Reset,
-    ])
+    prop::sample::select(Kind::ALL.to_vec())
 }
 
 proptest! {
