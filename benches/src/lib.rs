@@ -24,5 +24,6 @@ pub mod fabric;
 pub mod floor;
 pub mod lines;
 pub mod pin;
+pub mod probe;
 pub mod report;
 pub mod rings;
