@@ -37,6 +37,7 @@
 //! `docs/pool-format.md` for the bytes, [`ring`] for the protocol, [`mem`] for the only `unsafe` code.
 
 pub mod addr;
+mod bells;
 pub mod broker;
 #[cfg(feature = "conformance")]
 pub mod conformance;

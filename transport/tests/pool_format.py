@@ -31,15 +31,17 @@ def main(path):
 
     # Section 2.
     need(pool[:8] == b"TOMBOLO\0", "magic")
-    need((u32(8), u32(12)) == (1, 128), "version and length")
+    need((u32(8), u32(12)) == (2, 128), "version and length")
     length, members, extent_len, boxes = u64(32), u32(40), u64(64), u32(76)
     extents = 4096 + up(members * 128)
     control = 4096 + up(boxes * 256)
-    heap = control + up(members * 4224)
+    board = control + up(members * 4224)
+    heap = board + PAGE
     need(length == extents + members * extent_len == len(pool), "length of the pool")
     need((u32(44), u64(48), u64(56)) == (128, 4096, extents), "member table and first extent")
     need((u32(72), u32(80), u32(84), u32(88), u32(92)) == (4096, control, 4224, 64, heap), "parts of an extent")
-    need(pool[96:124] == bytes(28), "reserved bytes")
+    need(u32(96) == board, "bell board")
+    need(pool[100:124] == bytes(24), "reserved bytes")
     need(u32(124) == zlib.crc32(pool[:124]), "checksum of the superblock")
     print(f"pool: {members} members, extents of {extent_len}, {boxes} records")
 
@@ -89,6 +91,12 @@ def main(path):
                     offset, nonce, layout = u64(record + 24), u64(record + 32), u32(record + 4)
                     need(offset % PAGE == 0 and extent(writer) + heap <= offset, "offset of a half")
                     half(pool, u64, u32, writer, offset, nonce, layout)
+                    # Section 10.
+                    group = (offset // PAGE * 0x9E3779B1 & 0xFFFFFFFF) >> 24
+                    counted = extent(writer) + board
+                    need(u64(offset + 0x100) <= u64(counted + 2048 + 8 * group), "bells counted in the group of a half")
+                    groups = sum(u64(counted + 2048 + 8 * (group // 16 * 16 + place)) for place in range(16))
+                    need(groups == u64(counted + 8 * (group // 16)), "groups and their summary")
 
 
 def half(pool, u64, u32, member, at, nonce, layout):

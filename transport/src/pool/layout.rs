@@ -1,5 +1,6 @@
 //! Where everything is in a pool. `docs/pool-format.md` says the same in words; change both together.
 
+use crate::bells::BOARD_BYTES;
 use crate::error::{Error, Result};
 use crate::mem::PAGE;
 use crate::pool::{Geometry, Member};
@@ -9,7 +10,7 @@ pub(crate) mod superblock {
     /// `TOMBOLO\0`.
     pub(crate) const MAGIC: [u8; 8] = *b"TOMBOLO\0";
     /// The layout this crate reads and writes. Another is refused.
-    pub(crate) const VERSION: u32 = 1;
+    pub(crate) const VERSION: u32 = 2;
     /// Bytes of the static part, CRC included.
     pub(crate) const LEN: usize = 128;
     /// The CRC-32 (IEEE) of the bytes before it.
@@ -94,6 +95,7 @@ pub(crate) struct Layout {
     /// Within an extent.
     pub(crate) black_box_offset: usize,
     pub(crate) control_offset: usize,
+    pub(crate) board_offset: usize,
     pub(crate) heap_offset: usize,
 }
 
@@ -118,7 +120,8 @@ impl Layout {
         let black_box_offset = status::LEN;
         let control_offset =
             black_box_offset + (black_box_records as usize * black_box::STRIDE).next_multiple_of(PAGE);
-        let heap_offset = control_offset + (members * control::STRIDE).next_multiple_of(PAGE);
+        let board_offset = control_offset + (members * control::STRIDE).next_multiple_of(PAGE);
+        let heap_offset = board_offset + BOARD_BYTES;
         let extent_min = heap_offset as u64 + HEAP_BYTES_MIN;
         if extent_bytes < extent_min
             || extent_bytes > Geometry::EXTENT_BYTES_MAX
@@ -137,6 +140,7 @@ impl Layout {
             extents_offset,
             black_box_offset,
             control_offset,
+            board_offset,
             heap_offset,
         })
     }
@@ -174,6 +178,11 @@ impl Layout {
         self.extent(writer) + self.control_offset + reader.index() * control::STRIDE
     }
 
+    /// Where bells of a member are counted.
+    pub(crate) fn board(&self, member: Member) -> usize {
+        self.extent(member) + self.board_offset
+    }
+
     pub(crate) fn heap_len(&self) -> usize {
         self.extent_len() - self.heap_offset
     }
@@ -204,8 +213,8 @@ mod tests {
         let layout = Layout::of(Geometry::default()).unwrap();
         assert_eq!((layout.rows_offset, layout.extents_offset), (4096, 8192));
         assert_eq!(
-            (layout.black_box_offset, layout.control_offset, layout.heap_offset),
-            (4096, 266_240, 335_872)
+            (layout.black_box_offset, layout.control_offset, layout.board_offset, layout.heap_offset),
+            (4096, 266_240, 335_872, 339_968)
         );
         assert_eq!((control::STRIDE, row::STRIDE, black_box::TEXT_BYTES_MAX), (4224, 128, 224));
     }
@@ -231,7 +240,8 @@ mod tests {
     fn parts_of_an_extent_follow_each_other() {
         let layout = Layout::of(Geometry::default()).unwrap();
         assert!(layout.black_box_offset < layout.control_offset);
-        assert!(layout.control_offset < layout.heap_offset);
+        assert!(layout.control_offset < layout.board_offset && layout.board_offset < layout.heap_offset);
+        assert_eq!(layout.board_offset % PAGE, 0);
         assert_eq!(layout.heap_offset % PAGE, 0);
         let heap = (layout.extent(Member(3)) + layout.heap_offset) as u64;
         assert!(layout.heap_contains(Member(3), heap, layout.heap_len() as u64));

@@ -50,6 +50,7 @@ impl Superblock {
         fields.u32(control::STRIDE as u32);
         fields.u32(control::SLOTS as u32);
         fields.u32(layout.heap_offset as u32);
+        fields.u32(layout.board_offset as u32);
         let crc = crc32fast::hash(&out[..at::CRC]);
         out[at::CRC..].copy_from_slice(&crc.to_le_bytes());
         out
@@ -204,9 +205,9 @@ mod tests {
         let error = Superblock::decode(&sample.encode(), sample.layout.pool_len - 1).unwrap_err();
         assert!(error.contains("truncated"), "{error}");
         let mut other = sample.encode();
-        other[8] = 2;
+        other[8] = 1;
         let error = Superblock::decode(&other, u64::MAX).unwrap_err();
-        assert!(error.contains("version 2"), "{error}");
+        assert!(error.contains("version 1"), "{error}");
         assert!(Superblock::decode(&[0; at::LEN], u64::MAX).is_err());
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::addr::Cid;
+use crate::bells::BOARD_BYTES;
 use crate::error::{Error, Result};
 use crate::incarnation::Incarnation;
 use crate::mem::{Mapping, Memory, MemoryMut, OwnSpan, PeerSpan};
@@ -106,6 +107,17 @@ impl Pool {
             )));
         }
         Ok(Self { mapping, layout, whole, id: pool_id, member, name: name.into() })
+    }
+
+    /// Where a member that there is counts bells.
+    pub(crate) fn board(&self, member: Member) -> PeerSpan {
+        let board = self.whole.sub(self.layout.board(member), BOARD_BYTES);
+        board.expect("a board of the layout lies inside the pool")
+    }
+
+    /// Where our kernel counts bells.
+    pub(crate) fn own_board(&self) -> Result<OwnSpan> {
+        self.writable(self.layout.board(self.member), BOARD_BYTES)
     }
 
     /// How it is cut up.

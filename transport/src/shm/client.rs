@@ -15,13 +15,16 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::addr::{Addr, Cid, Port};
+use crate::bells::Board;
 use crate::broker::protocol::{self, ClientMessage, Failure, Reply, ServerMessage};
 use crate::doorbell;
 use crate::error::{Error, Result};
 use crate::fds;
+use crate::mem::OwnSpan;
 use crate::options::AttachOptions;
 use crate::pool::{Member, Pool};
 use crate::shm::conn::Conn;
+use crate::shm::conns::Conns;
 use crate::shm::{budget, reactor};
 
 /// How long the broker may take to welcome us.
@@ -51,7 +54,9 @@ pub(super) struct Client {
     /// `None` once the broker is lost: nobody would answer.
     pending: Mutex<Option<HashMap<u64, Pending>>>,
     listeners: Mutex<HashMap<Port, mpsc::UnboundedSender<Arrival>>>,
-    conns: Mutex<HashMap<u64, Weak<Conn>>>,
+    conns: Mutex<Conns>,
+    /// Where bells of this kernel are counted.
+    board: Board<OwnSpan>,
     /// Directions that sleep.
     parked_count: AtomicUsize,
     pub(super) first_parked: Arc<Notify>,
@@ -93,6 +98,7 @@ impl Client {
             .map_err(|e| Error::io(attempt, e))?;
         let Welcome { stream, rest, cid, member, pool_len, pool: pool_fd, eventfd, bell, line } = welcome;
         let pool = Pool::map(&pool_fd, pool_len, member, "of the broker")?;
+        let board = Board::new(pool.own_board()?);
         let (read_half, write_half) = stream.into_split();
         let (outgoing, queue) = mpsc::unbounded_channel();
         let client = Arc::new(Self {
@@ -110,6 +116,7 @@ impl Client {
             pending: Mutex::new(Some(HashMap::new())),
             listeners: Mutex::default(),
             conns: Mutex::default(),
+            board,
             parked_count: AtomicUsize::new(0),
             first_parked: Arc::new(Notify::new()),
             found_by_timer: AtomicU64::new(0),
@@ -177,9 +184,15 @@ impl Client {
         }
     }
 
+    /// Rings for a connection: counts its bell, and makes the peer's broker look.
+    pub(super) fn ring_for(&self, own_offset: u64, peer: Member) {
+        self.board.count(own_offset);
+        self.ring(peer);
+    }
+
     /// Rings a member's broker: over the line if we may, else through our broker, which also remembers whom a full line could
     /// not tell. A full pipe means that our broker has bells enough to look for.
-    pub(super) fn ring(&self, member: Member) {
+    fn ring(&self, member: Member) {
         let bell = [doorbell::byte_of(member)];
         if let Some(line) = self.line.as_ref().filter(|_| member != self.member)
             && rustix::io::write(line, &bell).is_ok()
@@ -194,18 +207,24 @@ impl Client {
         self.broker_died.load(Ordering::Relaxed)
     }
 
-    pub(super) fn register(&self, id: u64, conn: &Arc<Conn>) {
-        lock(&self.conns).insert(id, Arc::downgrade(conn));
+    pub(super) fn register(&self, conn: &Arc<Conn>) {
+        lock(&self.conns).insert(&self.pool, conn);
     }
 
-    pub(super) fn forget(&self, id: u64) {
-        lock(&self.conns).remove(&id);
+    pub(super) fn forget(&self, conn: &Conn) {
+        lock(&self.conns).remove(conn);
     }
 
-    /// All connections there are. (They must not be dropped under the lock: dropping one takes it.)
-    pub(super) fn conns(&self) -> Vec<Arc<Conn>> {
-        let conns = lock(&self.conns);
-        conns.values().filter_map(Weak::upgrade).collect()
+    /// Wakes whoever sleeps on a connection for which there may be something; when no bell was heard (`by_timer`) also looks at a part of
+    /// those for which none was counted. `found` is room to work in.
+    pub(super) fn look(&self, by_timer: bool, found: &mut Vec<Arc<Conn>>) {
+        lock(&self.conns).rung(&self.pool, by_timer, found);
+        for conn in found.drain(..).filter(|conn| conn.is_parked()) {
+            if conn.look() && by_timer {
+                self.found_by_timer.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(?conn, "a lost bell was found by the timer");
+            }
+        }
     }
 
     pub(super) fn parked(&self) {
@@ -282,9 +301,9 @@ impl Client {
         // Dropping the senders ends every wait.
         *lock(&self.pending) = None;
         lock(&self.listeners).clear();
-        for conn in self.conns() {
-            conn.broker_died();
-        }
+        let mut all = Vec::new();
+        lock(&self.conns).all(&mut all);
+        all.iter().for_each(|conn| conn.broker_died());
     }
 }
 

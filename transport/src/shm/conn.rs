@@ -23,7 +23,10 @@ pub(super) struct Conn {
     pub(super) kind: ConnKind,
     pub(super) local: Addr,
     pub(super) remote: Addr,
-    peer: Member,
+    pub(super) peer: Member,
+    /// Where our half is in the pool, and where the peer's.
+    own_offset: u64,
+    pub(super) peer_offset: u64,
     pub(super) own: OwnHalf<OwnSpan>,
     pub(super) theirs: PeerHalf<PeerSpan>,
     words: LiveWords,
@@ -132,6 +135,8 @@ impl Conn {
             local: grant.local,
             remote: grant.remote,
             peer: grant.peer,
+            own_offset: grant.own_half.offset,
+            peer_offset: grant.peer_half.offset,
             own,
             theirs,
             words: LiveWords::new(pool, client.member, grant),
@@ -140,7 +145,7 @@ impl Conn {
             reset_on_drop: AtomicBool::new(true),
             bells_seen,
         });
-        client.register(grant.conn, &conn);
+        client.register(&conn);
         Ok(conn)
     }
 
@@ -169,9 +174,9 @@ impl Conn {
         }
     }
 
-    /// Makes the peer look. One system call.
+    /// Makes the peer look, after a bell was counted in our half. One system call.
     pub(super) fn ring(&self) {
-        self.client.ring(self.peer);
+        self.client.ring_for(self.own_offset, self.peer);
     }
 
     #[inline]
@@ -224,7 +229,7 @@ impl Drop for Conn {
         self.own.set_state(if reset { State::CLOSED.or(State::RESET) } else { State::CLOSED });
         self.own.count_bell();
         self.ring();
-        self.client.forget(self.id);
+        self.client.forget(self);
         // From here on both halves may be given to others.
         self.client.send(&ClientMessage::Drop { conn: self.id });
     }

@@ -18,6 +18,7 @@
 mod budget;
 mod client;
 mod conn;
+mod conns;
 mod endpoint;
 mod listener;
 mod messages;

@@ -1,7 +1,6 @@
 //! The one task of an attachment that listens to its bell, and looks around by itself in case a bell was lost.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ pub(super) fn spawn(client: Weak<Client>, eventfd: OwnedFd, recheck: Duration) -
 
 async fn run(client: Weak<Client>, bell: AsyncFd<OwnedFd>, recheck: Duration) {
     let Some(first_parked) = client.upgrade().map(|client| Arc::clone(&client.first_parked)) else { return };
+    let mut found = Vec::new();
     loop {
         let Some(is_anyone_parked) = client.upgrade().map(|client| client.is_anyone_parked()) else { return };
         let by_timer = tokio::select! {
@@ -30,12 +30,7 @@ async fn run(client: Weak<Client>, bell: AsyncFd<OwnedFd>, recheck: Duration) {
             () = first_parked.notified(), if !is_anyone_parked => continue,
         };
         let Some(client) = client.upgrade() else { return };
-        for conn in client.conns().into_iter().filter(|conn| conn.is_parked()) {
-            if conn.look() && by_timer {
-                client.found_by_timer.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(?conn, "a lost bell was found by the timer");
-            }
-        }
+        client.look(by_timer, &mut found);
     }
 }
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::start::back;
-use super::{Event, LineReader, Shell, only_primary};
+use super::{Event, LineReader, Shell, Watch, only_primary};
 use crate::addr::Cid;
-use crate::broker::core::MemberInfo;
+use crate::broker::core::{ClientId, MemberInfo};
 use crate::broker::link::{ControlLink, Taken};
 use crate::doorbell::{Line, Lines, ring_eventfd};
 use crate::error::{Error, Result};
@@ -82,18 +82,27 @@ impl Shell {
         if self.life.links[peer.index()].as_ref().is_some_and(ControlLink::has_pending) {
             self.life.dirty.insert(peer);
         }
-        let mut found = taken != 0;
-        for watch in &mut self.life.watches[peer.index()] {
-            let bells = watch.half.bell_count();
-            if bells != watch.bells {
-                watch.bells = bells;
-                found = true;
-                if let Some(client) = self.life.clients.get(&watch.client) {
-                    ring_eventfd(&client.eventfd);
-                }
-            }
+        let mut rung = Rung::default();
+        if let Some(hearers) = &mut self.life.watches[peer.index()] {
+            hearers.rung(|watch| rung.note(watch));
         }
-        found
+        self.pass_on(rung) || taken != 0
+    }
+
+    /// The same for a part of what a peer may have rung for and not counted.
+    pub(super) fn sweep(&mut self, peer: Member) -> bool {
+        let mut rung = Rung::default();
+        if let Some(hearers) = &mut self.life.watches[peer.index()] {
+            hearers.sweep(|watch| rung.note(watch));
+        }
+        self.pass_on(rung)
+    }
+
+    fn pass_on(&self, Rung(clients): Rung) -> bool {
+        for client in clients.iter().filter_map(|client| self.life.clients.get(client)) {
+            ring_eventfd(&client.eventfd);
+        }
+        !clients.is_empty()
     }
 
     /// At most two rounds of the ring: a peer that writes as fast as we read cannot keep us here. It rings for the rest.
@@ -242,6 +251,20 @@ impl Shell {
         }
         let members = self.pool.geometry().members_max;
         Err(Error::Invalid(format!("this pool has members 0 to {}, not {member}", members - 1)))
+    }
+}
+
+/// The processes that have a bell coming, each once.
+#[derive(Debug, Default)]
+struct Rung(Vec<ClientId>);
+
+impl Rung {
+    fn note(&mut self, watch: &mut Watch) {
+        let bells = watch.half.bell_count();
+        let is_rung = std::mem::replace(&mut watch.bells, bells) != bells;
+        if is_rung && !self.0.contains(&watch.client) {
+            self.0.push(watch.client);
+        }
     }
 }
 

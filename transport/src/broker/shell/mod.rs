@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::addr::{Cid, Port};
+use crate::bells::{Board, Hearers};
 use crate::broker::core::{BrokerCore, ClientId, Output};
 use crate::broker::link::ControlLink;
 use crate::broker::protocol::{self, ClientMessage};
@@ -99,8 +100,10 @@ struct Life {
     /// By member; `None` at our own place.
     links: Vec<Option<ControlLink<OwnSpan, PeerSpan>>>,
     clients: HashMap<ClientId, ClientHandle>,
-    /// By member.
-    watches: Vec<Vec<Watch>>,
+    /// By member; `None` while nobody here has a connection with it.
+    watches: Vec<Option<Hearers<PeerSpan, Watch>>>,
+    /// Which half each connection's bells are counted for, by connection.
+    watched: HashMap<u64, (Member, u64)>,
     /// Peers with records to flush.
     dirty: BTreeSet<Member>,
     /// Parts of the heap that processes of an earlier generation may write.
@@ -119,6 +122,7 @@ pub(crate) struct Shell {
     status: OwnSpan,
     /// Our extent from the control blocks to the end of the heap.
     extent: OwnSpan,
+    board: Board<OwnSpan>,
     extent_offset: u64,
     row_writer: Option<RowWriter>,
     rows: Vec<(u64, Option<MemberRow>)>,
@@ -245,7 +249,7 @@ impl Shell {
         self.refresh_members();
         self.drain();
         for member in self.pool.layout.members() {
-            if self.scan(member) {
+            if self.scan(member) | self.sweep(member) {
                 self.found_by_timer += 1;
             }
         }
@@ -335,9 +339,10 @@ impl Shell {
 
     fn reset_half(&self, half: &HalfRef) {
         if let Some((span, layout)) = self.span(half) {
-            let half = OwnHalf::existing(span, layout);
-            half.set_state(State::RESET.or(State::CLOSED));
-            half.count_bell();
+            let own = OwnHalf::existing(span, layout);
+            own.set_state(State::RESET.or(State::CLOSED));
+            own.count_bell();
+            self.board.count(half.offset);
         }
     }
 
@@ -356,13 +361,18 @@ impl Shell {
             .and_then(|span| PeerHalf::open(span, layout, peer_half.nonce).map_err(|_| ()))
         {
             let bells = half.bell_count();
-            self.life.watches[peer.index()].push(Watch { conn, client, half, bells });
+            let hearers =
+                self.life.watches[peer.index()].get_or_insert_with(|| Hearers::new(self.pool.board(peer)));
+            hearers.insert(peer_half.offset, Watch { conn, client, half, bells });
+            self.life.watched.insert(conn, (peer, peer_half.offset));
         }
     }
 
     fn released(&mut self, client: Option<ClientId>, conn: u64, own: &HalfRef) {
-        for watches in &mut self.life.watches {
-            watches.retain(|watch| watch.conn != conn);
+        if let Some((peer, half)) = self.life.watched.remove(&conn)
+            && let Some(hearers) = &mut self.life.watches[peer.index()]
+        {
+            hearers.remove(half, |watch| watch.conn == conn);
         }
         if let Some(handle) = client.and_then(|client| self.life.clients.get_mut(&client)) {
             handle.halves.remove(&conn);
