@@ -1,8 +1,17 @@
-//! The allocator of an extent's heap: whole pages, first fit, its books kept in private memory.
+//! The allocator of an extent's heap: whole pages, its books kept in private memory.
+//!
+//! Small spans of one owner lie in *blocks* of its own as long as there are blocks, lowest first: what is used again is what is in the caches, and the
+//! record locks on an owner's spans (see [`locks`](super::locks)) are few, since the kernel merges those that touch each other, and walks all there are on a file for
+//! each one it is asked for. Large spans come from the other end of the heap, small ones from anywhere when all blocks are taken.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::mem::PAGE;
+
+/// Bytes of a block: a 32nd of the heap, rounded up to a power of two within these.
+const BLOCK_BYTES: (u64, u64) = (1 << 20, 8 << 20);
+/// A span of more than this part of a block is large.
+const SMALL_PART: u64 = 4;
 
 /// Free spans of a heap, by offset. Offsets are those of the pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,30 +20,99 @@ pub(crate) struct Heap {
     free: BTreeMap<u64, u64>,
     start: u64,
     len: u64,
+    block_len: u64,
+    /// Blocks that have an owner, by their number.
+    blocks: HashMap<u64, Block>,
+    /// The numbers of each owner's blocks.
+    of_owner: HashMap<u64, BTreeSet<u64>>,
+    /// Spans that lie in their owner's block, by offset: the block's number.
+    in_block: HashMap<u64, u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Block {
+    owner: u64,
+    /// Bytes that the owner has of it.
+    used: u64,
 }
 
 impl Heap {
     /// `start` and `len` are whole pages.
     pub(crate) fn new(start: u64, len: u64) -> Self {
-        Self { free: BTreeMap::from([(start, len)]), start, len }
+        let (min, max) = BLOCK_BYTES;
+        let block_len = (len / 32).clamp(min, max).next_power_of_two();
+        Self::with_blocks(start, len, block_len)
     }
 
-    /// `len` bytes, rounded up to pages, at the lowest offset where they fit.
-    pub(crate) fn allocate(&mut self, len: u64) -> Option<u64> {
+    fn with_blocks(start: u64, len: u64, block_len: u64) -> Self {
+        let (blocks, of_owner, in_block) = Default::default();
+        Self { free: BTreeMap::from([(start, len)]), start, len, block_len, blocks, of_owner, in_block }
+    }
+
+    /// `len` bytes, rounded up to pages, for an owner.
+    pub(crate) fn allocate(&mut self, len: u64, owner: u64) -> Option<u64> {
         let len = len.checked_next_multiple_of(PAGE as u64).filter(|len| *len > 0)?;
-        let (offset, span) = self.free.iter().map(|(o, l)| (*o, *l)).find(|(_, span)| *span >= len)?;
-        self.free.remove(&offset);
-        if span > len {
-            self.free.insert(offset + len, span - len);
+        if len > self.block_len / SMALL_PART {
+            let (span, span_len) = self.free.iter().rev().find(|(_, span_len)| **span_len >= len)?;
+            let offset = span + span_len - len;
+            self.withhold(offset, len);
+            return Some(offset);
         }
+        if let Some((offset, block)) = self.find_in_blocks(len, owner).or_else(|| self.find_block()) {
+            self.withhold(offset, len);
+            self.blocks.entry(block).or_insert(Block { owner, used: 0 }).used += len;
+            self.of_owner.entry(owner).or_default().insert(block);
+            self.in_block.insert(offset, block);
+            return Some(offset);
+        }
+        let (&offset, _) = self.free.iter().find(|(_, span_len)| **span_len >= len)?;
+        self.withhold(offset, len);
         Some(offset)
+    }
+
+    /// The lowest place for `len` bytes in a block of this owner, and the block.
+    fn find_in_blocks(&self, len: u64, owner: u64) -> Option<(u64, u64)> {
+        let mut blocks = self.of_owner.get(&owner)?.iter().copied();
+        blocks.find_map(|block| {
+            let used = self.blocks.get(&block).map_or(0, |block| block.used);
+            if self.block_len - used < len {
+                return None;
+            }
+            let (from, to) = self.bounds(block);
+            let before = self.free.range(..from).next_back();
+            let mut spans = before.into_iter().chain(self.free.range(from..to));
+            spans.find_map(|(span, span_len)| {
+                let (start, end) = ((*span).max(from), (span + span_len).min(to));
+                (start + len <= end).then_some((start, block))
+            })
+        })
+    }
+
+    /// Where the lowest block starts that is free as a whole, and its number.
+    fn find_block(&self) -> Option<(u64, u64)> {
+        self.free.iter().find_map(|(span, span_len)| {
+            let block = (span - self.start).div_ceil(self.block_len);
+            let (from, to) = self.bounds(block);
+            (to <= span + span_len).then_some((from, block))
+        })
+    }
+
+    /// Where a block starts and ends.
+    fn bounds(&self, block: u64) -> (u64, u64) {
+        let from = self.start + block * self.block_len;
+        (from, from + self.block_len)
     }
 
     /// Takes a given span out of what is free; whatever of it is not free stays as it is.
     pub(crate) fn withhold(&mut self, offset: u64, len: u64) {
         let end = offset.saturating_add(len);
-        let touched: Vec<_> =
-            self.free.range(..end).map(|(o, l)| (*o, *l)).filter(|(o, l)| o + l > offset).collect();
+        let before = self.free.range(..offset).next_back();
+        let touched: Vec<_> = before
+            .into_iter()
+            .chain(self.free.range(offset..end))
+            .map(|(o, l)| (*o, *l))
+            .filter(|(o, l)| o + l > offset)
+            .collect();
         for (span, span_len) in touched {
             self.free.remove(&span);
             if span < offset {
@@ -51,7 +129,9 @@ impl Heap {
     /// # Panics
     /// If part of it is free already or outside the heap: our own books would be wrong.
     pub(crate) fn release(&mut self, offset: u64, len: u64) {
-        let (mut offset, mut end) = (offset, offset + len.next_multiple_of(PAGE as u64));
+        let len = len.next_multiple_of(PAGE as u64);
+        self.leave_block(offset, len);
+        let (mut offset, mut end) = (offset, offset + len);
         assert!(offset >= self.start && end <= self.start + self.len, "{offset:#x} is not of this heap");
         if let Some((&next, &next_len)) = self.free.range(offset..).next() {
             assert!(next >= end, "{offset:#x} released twice");
@@ -67,6 +147,23 @@ impl Heap {
             }
         }
         self.free.insert(offset, end - offset);
+    }
+
+    fn leave_block(&mut self, offset: u64, len: u64) {
+        let Some(number) = self.in_block.remove(&offset) else { return };
+        let Some(block) = self.blocks.get_mut(&number) else { return };
+        block.used = block.used.saturating_sub(len);
+        if block.used != 0 {
+            return;
+        }
+        let owner = block.owner;
+        self.blocks.remove(&number);
+        if let Some(blocks) = self.of_owner.get_mut(&owner) {
+            blocks.remove(&number);
+            if blocks.is_empty() {
+                self.of_owner.remove(&owner);
+            }
+        }
     }
 
     pub(crate) fn free_bytes(&self) -> u64 {
@@ -85,13 +182,45 @@ mod tests {
     use super::*;
 
     const P: u64 = PAGE as u64;
+    const A: u64 = 1;
+    const B: u64 = 2;
+
+    #[test]
+    fn small_spans_of_one_owner_touch_each_other_however_owners_take_turns() {
+        let mut heap = Heap::with_blocks(P, 64 * P, 16 * P);
+        let empty = heap.clone();
+        let turns: Vec<_> =
+            (0..10).map(|_| [A, B].map(|owner| heap.allocate(2 * P, owner).unwrap())).collect();
+        for owner in [0, 1] {
+            let spans: Vec<_> = turns.iter().map(|turn| turn[owner]).collect();
+            let neighbours = spans.windows(2).filter(|pair| pair[0] + 2 * P == pair[1]).count();
+            assert_eq!(neighbours, 8, "eight to a block, so two runs: {spans:?}");
+        }
+        // What is given back is used again first.
+        heap.release(turns[3][0], 2 * P);
+        assert_eq!(heap.allocate(2 * P, B), Some(turns[9][1] + 2 * P));
+        heap.release(turns[9][1] + 2 * P, 2 * P);
+        assert_eq!(heap.allocate(2 * P, A), Some(turns[3][0]));
+        turns.iter().flatten().for_each(|span| heap.release(*span, 2 * P));
+        assert_eq!(heap, empty, "and nothing is owned any more");
+    }
+
+    #[test]
+    fn large_spans_leave_the_blocks_alone_and_small_ones_take_what_is_left() {
+        let mut heap = Heap::with_blocks(P, 32 * P, 16 * P);
+        assert_eq!(heap.allocate(8 * P, A), Some(25 * P));
+        assert_eq!(heap.allocate(P, A), Some(P));
+        assert_eq!(heap.allocate(P, B), Some(2 * P), "no block is free as a whole");
+        assert_eq!(heap.allocate(22 * P, B), Some(3 * P));
+        assert_eq!(heap.allocate(P, A), None);
+    }
 
     #[test]
     fn what_is_released_can_be_allocated_whole_again() {
         let mut heap = Heap::new(16 * P, 8 * P);
         let empty = heap.clone();
-        let spans: Vec<_> = (0..4).map(|_| heap.allocate(2 * P - 5).unwrap()).collect();
-        assert_eq!(heap.allocate(1), None);
+        let spans: Vec<_> = (0..4).map(|_| heap.allocate(2 * P - 5, A).unwrap()).collect();
+        assert_eq!(heap.allocate(1, A), None);
         for index in [2, 0, 3, 1] {
             heap.release(spans[index], 2 * P - 5);
         }
@@ -104,7 +233,7 @@ mod tests {
         let empty = heap.clone();
         heap.withhold(2 * P, 3 * P);
         assert_eq!(heap.free_bytes(), 5 * P);
-        assert_eq!(heap.allocate(3 * P), Some(5 * P));
+        assert_eq!(heap.allocate(3 * P, A), Some(5 * P));
         heap.release(5 * P, 3 * P);
         heap.release(2 * P, 3 * P);
         assert_eq!(heap, empty);
@@ -114,7 +243,7 @@ mod tests {
     #[should_panic(expected = "released twice")]
     fn releasing_twice_is_noticed() {
         let mut heap = Heap::new(0, 8 * P);
-        let span = heap.allocate(P).unwrap();
+        let span = heap.allocate(P, A).unwrap();
         heap.release(span, P);
         heap.release(span, P);
     }
@@ -123,20 +252,21 @@ mod tests {
     fn absurd_lengths_do_not_fit() {
         let mut heap = Heap::new(0, 8 * P);
         for len in [0, 9 * P, u64::MAX, u64::MAX - P] {
-            assert_eq!(heap.allocate(len), None);
+            assert_eq!(heap.allocate(len, A), None);
         }
     }
 
     proptest! {
         #[test]
         fn spans_never_overlap_and_nothing_is_lost(steps in proptest::collection::vec((0u64..5, 0usize..16), 1..200)) {
-            let mut heap = Heap::new(P, 32 * P);
+            let mut heap = Heap::with_blocks(P, 32 * P, 8 * P);
+            let empty = heap.clone();
             let mut held: Vec<(u64, u64)> = Vec::new();
             for (pages, victim) in steps {
                 if pages == 0 && !held.is_empty() {
                     let (offset, len) = held.swap_remove(victim % held.len());
                     heap.release(offset, len);
-                } else if let Some(offset) = heap.allocate(pages * P) {
+                } else if let Some(offset) = heap.allocate(pages * P, victim as u64 % 3) {
                     for (other, len) in &held {
                         prop_assert!(offset + pages * P <= *other || other + len <= offset);
                     }
@@ -145,6 +275,8 @@ mod tests {
                 let used: u64 = held.iter().map(|(_, len)| len).sum();
                 prop_assert_eq!(heap.free_bytes() + used, 32 * P);
             }
+            held.into_iter().for_each(|(offset, len)| heap.release(offset, len));
+            prop_assert_eq!(heap, empty);
         }
     }
 }

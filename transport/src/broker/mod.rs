@@ -21,6 +21,7 @@
 //!
 //! The decisions are in a state machine without I/O (`core`), the rest is its shell.
 
+mod backed;
 mod config;
 pub(crate) mod core;
 mod handle;

@@ -38,7 +38,7 @@ impl BrokerCore {
             return Err(Failure::Invalid { reason: format!("one cannot connect to port {}", addr.port) });
         }
         let (peer, peer_generation) = self.find_kernel(addr.cid)?;
-        let half = self.allocate_half(peer, layout).map_err(|no_half| match no_half {
+        let half = self.allocate_half(client, peer, layout).map_err(|no_half| match no_half {
             NoHalf::Memory => Failure::NoMemory { cid: self.own_cid(), needed: layout.total_len() as u64 },
             NoHalf::Quota => Failure::Refused { reason: self.quota_reached(peer) },
         })?;
@@ -112,7 +112,7 @@ impl BrokerCore {
             return Err(RefuseCode::BacklogFull);
         }
         let (client, layout, listener_id) = (listener.client, listener.layout, listener.id);
-        let half = self.allocate_half(peer, layout).map_err(|no_half| match no_half {
+        let half = self.allocate_half(client, peer, layout).map_err(|no_half| match no_half {
             NoHalf::Memory => RefuseCode::NoMemory,
             NoHalf::Quota => RefuseCode::Quota,
         })?;
@@ -322,10 +322,15 @@ impl BrokerCore {
         }
     }
 
-    /// A half for a connection with `peer`, which holds it from here on.
-    fn allocate_half(&mut self, peer: Member, layout: HalfLayout) -> Result<HalfRef, NoHalf> {
+    /// A half of one of our processes for a connection with `peer`, which holds it from here on.
+    fn allocate_half(
+        &mut self,
+        client: ClientId,
+        peer: Member,
+        layout: HalfLayout,
+    ) -> Result<HalfRef, NoHalf> {
         let len = layout.total_len() as u64;
-        let offset = self.heap.allocate(len).ok_or(NoHalf::Memory)?;
+        let offset = self.heap.allocate(len, client.0).ok_or(NoHalf::Memory)?;
         let held = self.held[peer.index()].with(len);
         let is_bound = peer != Member::PRIMARY && peer != self.member;
         let refused = if is_bound && !self.quota.allows(held, self.heap.free_bytes()) {

@@ -9,6 +9,8 @@ use tokio::sync::mpsc;
 use super::clients::{self, Door, accept};
 use super::members::check_name;
 use super::{Command, EVENTS_MAX, Event, Life, Shell};
+use crate::bells::Board;
+use crate::broker::backed::Backed;
 use crate::broker::core::{Backing, BrokerCore};
 use crate::broker::link::ControlLink;
 use crate::broker::{BrokerConfig, PeerQuota, Policy, locks};
@@ -49,6 +51,7 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
     let pool_status = pool.writable(extent, status::LEN)?;
     let extent_offset = (extent + layout.control_offset) as u64;
     let own = pool.writable(extent_offset as usize, layout.extent_len() - layout.control_offset)?;
+    let board = pool.own_board()?;
     let pool_path = given_path.unwrap_or_else(|| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())));
     back(&fd, extent as u64, layout.heap_offset as u64)
         .map_err(|e| Error::io(format!("reserving the extent's head in {name}"), e))?;
@@ -61,6 +64,7 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
         member: config.member,
         status: pool_status,
         extent: own,
+        board: Board::new(board),
         extent_offset,
         row_writer,
         rows: vec![(u64::MAX, None); layout.geometry.members_max as usize],
@@ -135,7 +139,11 @@ fn new_life(pool: &Pool, fd: &OwnedFd, extent: &OwnSpan, policy: &Policy, quota:
     let member = pool.member();
     let generation = next_generation(pool)?;
     let backing_fd = fd.try_clone().map_err(|e| Error::io("copying the pool's descriptor", e))?;
-    let backing = Backing(Box::new(move |offset, len| back(&backing_fd, offset, len).is_ok()));
+    let mut backed = Backed::default();
+    let backing = Backing(Box::new(move |offset, len| {
+        let ask = |range: std::ops::Range<u64>| back(&backing_fd, range.start, range.end - range.start);
+        backed.ensure(offset..offset + len, ask).is_ok()
+    }));
     let mut core = BrokerCore::new(member, generation, layout, policy.clone(), quota, backing);
     let heap_start = (layout.extent(member) + layout.heap_offset) as u64;
     let heap = heap_start..heap_start + layout.heap_len() as u64;
@@ -161,7 +169,8 @@ fn new_life(pool: &Pool, fd: &OwnedFd, extent: &OwnSpan, policy: &Policy, quota:
         core,
         links,
         clients: HashMap::new(),
-        watches: layout.members().map(|_| Vec::new()).collect(),
+        watches: layout.members().map(|_| None).collect(),
+        watched: HashMap::new(),
         dirty: BTreeSet::new(),
         withheld,
         quarantined: Vec::new(),
