@@ -1,7 +1,7 @@
 //! What a process and its broker say to each other over the Unix socket: each message is its length (u32, little endian)
 //! and then postcard. The first answer of the broker carries descriptors: the pool, the process's eventfd, the end of the
 //! broker's bell pipe that is written, and for a privileged process of a spawned kernel whose doorbell is a terminal line, that
-//! line opened for writing.
+//! line opened for writing. Later ones carry the eventfds of other processes, which are then rung without the broker.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::pool::Member;
 
 /// Raised with every change of a message. Process and broker must agree: both come from one build as a rule.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 /// The longest message in bytes; a longer one ends the attachment.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 
@@ -69,6 +69,10 @@ pub(crate) enum ServerMessage {
     Done { request: u64, result: Result<Reply, Failure> },
     /// A connection for the listener on `port`.
     Incoming { port: Port, grant: Grant },
+    /// Another process of this kernel, with which there will be connections: its bell comes beside it, as a descriptor.
+    Neighbour { process: u64 },
+    /// That process has gone.
+    NeighbourGone { process: u64 },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +93,8 @@ pub(crate) struct Grant {
     pub(crate) own_half: HalfRef,
     pub(crate) peer_half: HalfRef,
     pub(crate) peer: Member,
+    /// The process at the other end, if it is of this kernel too: a neighbour that was named before.
+    pub(crate) peer_process: Option<u64>,
     pub(crate) own_generation: u64,
     pub(crate) peer_generation: u64,
 }

@@ -1,6 +1,6 @@
 //! A process's attachment to its broker: requests and answers, connections that arrive, and the broker's end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -57,6 +57,8 @@ pub(super) struct Client {
     conns: Mutex<Conns>,
     /// Where bells of this kernel are counted.
     board: Board<OwnSpan>,
+    /// The bells of other processes of this kernel.
+    neighbours: Mutex<HashMap<u64, Arc<OwnedFd>>>,
     /// Directions that sleep.
     parked_count: AtomicUsize,
     pub(super) first_parked: Arc<Notify>,
@@ -117,6 +119,7 @@ impl Client {
             listeners: Mutex::default(),
             conns: Mutex::default(),
             board,
+            neighbours: Mutex::default(),
             parked_count: AtomicUsize::new(0),
             first_parked: Arc::new(Notify::new()),
             found_by_timer: AtomicU64::new(0),
@@ -184,10 +187,19 @@ impl Client {
         }
     }
 
-    /// Rings for a connection: counts its bell, and makes the peer's broker look.
-    pub(super) fn ring_for(&self, own_offset: u64, peer: Member) {
+    /// Rings for the connection with our half at `own_offset`: counts its bell, and makes the peer look, itself if we have its bell, else through
+    /// its broker.
+    pub(super) fn ring_for(&self, own_offset: u64, peer: Member, peer_bell: Option<&OwnedFd>) {
         self.board.count(own_offset);
-        self.ring(peer);
+        match peer_bell {
+            Some(bell) => doorbell::ring_eventfd(bell),
+            None => self.ring(peer),
+        }
+    }
+
+    /// The bell of another process of this kernel, if the broker has passed it.
+    pub(super) fn neighbour(&self, process: u64) -> Option<Arc<OwnedFd>> {
+        lock(&self.neighbours).get(&process).cloned()
     }
 
     /// Rings a member's broker: over the line if we may, else through our broker, which also remembers whom a full line could
@@ -241,7 +253,7 @@ impl Client {
         self.parked_count.load(Ordering::Relaxed) != 0
     }
 
-    fn handle(self: &Arc<Self>, message: ServerMessage) {
+    fn handle(self: &Arc<Self>, message: ServerMessage, passed: &mut VecDeque<OwnedFd>) {
         match message {
             ServerMessage::Done { request, result } => self.handle_answer(request, result),
             ServerMessage::Incoming { port, grant } => {
@@ -252,6 +264,15 @@ impl Client {
                     // If it has just been dropped, dropping the connection resets it.
                     let _ = listener.send(conn);
                 }
+            }
+            ServerMessage::Neighbour { process } => {
+                // Without it (we have no descriptors left) the broker rings for us.
+                if let Some(bell) = passed.pop_front() {
+                    lock(&self.neighbours).insert(process, Arc::new(bell));
+                }
+            }
+            ServerMessage::NeighbourGone { process } => {
+                lock(&self.neighbours).remove(&process);
             }
             ServerMessage::Welcome { .. } | ServerMessage::Rejected { .. } => {}
         }
@@ -363,12 +384,8 @@ async fn welcome(mut stream: UnixStream) -> io::Result<Welcome> {
         if let Some(answer) = protocol::take::<ServerMessage>(&mut data)? {
             break answer;
         }
-        stream.readable().await?;
-        match stream.try_io(Interest::READABLE, || fds::receive(&stream, &mut data, &mut passed)) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+        if receive(&stream, &mut data, &mut passed).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
     };
     match answer {
@@ -390,15 +407,17 @@ async fn welcome(mut stream: UnixStream) -> io::Result<Welcome> {
     }
 }
 
-async fn read(mut stream: OwnedReadHalf, mut buffer: Vec<u8>, client: Weak<Client>) {
+async fn read(stream: OwnedReadHalf, mut buffer: Vec<u8>, client: Weak<Client>) {
+    let mut passed = Vec::new();
+    let mut bells = VecDeque::new();
     loop {
         match protocol::take::<ServerMessage>(&mut buffer) {
             Ok(Some(message)) => match client.upgrade() {
-                Some(client) => client.handle(message),
+                Some(client) => client.handle(message, &mut bells),
                 None => return,
             },
-            Ok(None) => match stream.read_buf(&mut buffer).await {
-                Ok(n) if n > 0 => {}
+            Ok(None) => match receive(stream.as_ref(), &mut buffer, &mut passed).await {
+                Ok(n) if n > 0 => bells.extend(passed.drain(..)),
                 _ => break,
             },
             Err(error) => {
@@ -412,11 +431,28 @@ async fn read(mut stream: OwnedReadHalf, mut buffer: Vec<u8>, client: Weak<Clien
     }
 }
 
+/// Waits for bytes, and the descriptors beside them. 0 bytes: the end.
+async fn receive(stream: &UnixStream, data: &mut Vec<u8>, passed: &mut Vec<OwnedFd>) -> io::Result<usize> {
+    loop {
+        stream.readable().await?;
+        match stream.try_io(Interest::READABLE, || fds::receive(stream, data, passed)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Messages that go out in one write.
+const MESSAGES_AT_ONCE: usize = 64;
+
 async fn write(mut stream: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<Vec<u8>>) {
-    while let Some(bytes) = queue.recv().await {
+    let (mut waiting, mut bytes) = (Vec::new(), Vec::new());
+    while queue.recv_many(&mut waiting, MESSAGES_AT_ONCE).await != 0 {
+        waiting.drain(..).for_each(|message: Vec<u8>| bytes.extend_from_slice(&message));
         if stream.write_all(&bytes).await.is_err() {
             return;
         }
+        bytes.clear();
     }
 }
 

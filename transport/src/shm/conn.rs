@@ -1,6 +1,7 @@
 //! One connection as its process holds it: what both directions, and every loan, keep alive.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
@@ -27,6 +28,8 @@ pub(super) struct Conn {
     /// Where our half is in the pool, and where the peer's.
     own_offset: u64,
     pub(super) peer_offset: u64,
+    /// Of the process at the other end, if it is of this kernel.
+    peer_bell: Option<Arc<OwnedFd>>,
     pub(super) own: OwnHalf<OwnSpan>,
     pub(super) theirs: PeerHalf<PeerSpan>,
     words: LiveWords,
@@ -137,6 +140,7 @@ impl Conn {
             peer: grant.peer,
             own_offset: grant.own_half.offset,
             peer_offset: grant.peer_half.offset,
+            peer_bell: grant.peer_process.and_then(|process| client.neighbour(process)),
             own,
             theirs,
             words: LiveWords::new(pool, client.member, grant),
@@ -176,7 +180,7 @@ impl Conn {
 
     /// Makes the peer look, after a bell was counted in our half. One system call.
     pub(super) fn ring(&self) {
-        self.client.ring_for(self.own_offset, self.peer);
+        self.client.ring_for(self.own_offset, self.peer, self.peer_bell.as_deref());
     }
 
     #[inline]

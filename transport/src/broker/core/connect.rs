@@ -359,12 +359,17 @@ impl BrokerCore {
     }
 
     fn grant(&mut self, id: u64, conn: &Conn, client: ClientId, peer_half: HalfRef) -> Grant {
+        let peer_process = match conn.peer == self.member {
+            true => self.conns.get(&conn.peer_id).and_then(Conn::client),
+            false => None,
+        };
         self.outputs.push_back(Output::Granted {
             client,
             conn: id,
             own: conn.half,
             peer: conn.peer,
             peer_half,
+            peer_process,
         });
         Grant {
             conn: id,
@@ -374,6 +379,7 @@ impl BrokerCore {
             own_half: conn.half,
             peer_half,
             peer: conn.peer,
+            peer_process: peer_process.map(|client| client.0),
             own_generation: self.generation,
             peer_generation: conn.peer_generation,
         }

@@ -47,13 +47,15 @@ pub(crate) enum Output {
     ToPeer(Member, Record),
     /// Make this part of our heap a fresh half.
     InitHalf(HalfRef),
-    /// `client` gets this connection: note that its half is in its hands, and watch the peer's bell count for it.
+    /// `client` gets this connection: note that its half is in its hands, and watch the peer's bell count for it. If the other end is a
+    /// process of ours as well, that one rings it itself: introduce it.
     Granted {
         client: ClientId,
         conn: u64,
         own: HalfRef,
         peer: Member,
         peer_half: HalfRef,
+        peer_process: Option<ClientId>,
     },
     /// The process that held this half is dead: say so in the half.
     ResetHalf(HalfRef),

@@ -1,13 +1,13 @@
 //! The processes of this kernel: hello, messages, and their end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -34,13 +34,22 @@ const OUTGOING_MAX: usize = 8192;
 /// One attached process.
 #[derive(Debug)]
 pub(super) struct ClientHandle {
-    outgoing: mpsc::Sender<Vec<u8>>,
+    outgoing: mpsc::Sender<Outgoing>,
     pub(super) eventfd: OwnedFd,
+    /// The processes it can ring itself.
+    neighbours: HashSet<ClientId>,
     /// A copy of the process's own descriptor of the pool, which its halves are locked on. See [`locks`].
     pub(super) pool: OwnedFd,
     /// What it holds, by connection.
     pub(super) halves: HashMap<u64, HalfRef>,
     reader: JoinHandle<()>,
+}
+
+/// Something for a process to read.
+#[derive(Debug)]
+struct Outgoing {
+    bytes: Vec<u8>,
+    passed: Option<OwnedFd>,
 }
 
 impl Drop for ClientHandle {
@@ -153,10 +162,37 @@ async fn read(mut stream: OwnedReadHalf, client: ClientId, events: mpsc::Sender<
     let _ = events.send(Event::Gone(client)).await;
 }
 
-async fn write(mut stream: OwnedWriteHalf, mut outgoing: mpsc::Receiver<Vec<u8>>) {
-    while let Some(bytes) = outgoing.recv().await {
+/// Answers that go out in one write.
+const ANSWERS_AT_ONCE: usize = 64;
+
+async fn write(mut stream: OwnedWriteHalf, mut queue: mpsc::Receiver<Outgoing>) {
+    let (mut waiting, mut bytes) = (Vec::new(), Vec::new());
+    while queue.recv_many(&mut waiting, ANSWERS_AT_ONCE).await != 0 {
+        for outgoing in waiting.drain(..) {
+            let Some(fd) = outgoing.passed else {
+                bytes.extend_from_slice(&outgoing.bytes);
+                continue;
+            };
+            if stream.write_all(&bytes).await.is_err() || pass(&stream, &outgoing.bytes, fd).await.is_err() {
+                return;
+            }
+            bytes.clear();
+        }
         if stream.write_all(&bytes).await.is_err() {
             return;
+        }
+        bytes.clear();
+    }
+}
+
+/// Writes with a descriptor beside it.
+async fn pass(stream: &OwnedWriteHalf, bytes: &[u8], fd: OwnedFd) -> std::io::Result<()> {
+    let socket: &UnixStream = stream.as_ref();
+    loop {
+        socket.writable().await?;
+        match socket.try_io(Interest::WRITABLE, || fds::send(socket, bytes, &[fd.as_fd()])) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            outcome => return outcome,
         }
     }
 }
@@ -205,7 +241,8 @@ impl Shell {
         let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);
         tokio::spawn(write(write_half, queue));
         let reader = tokio::spawn(read(read_half, client, self.events.clone()));
-        let handle = ClientHandle { outgoing, eventfd, pool, halves: HashMap::new(), reader };
+        let (halves, neighbours) = Default::default();
+        let handle = ClientHandle { outgoing, eventfd, neighbours, pool, halves, reader };
         self.life.clients.insert(client, handle);
         self.life.core.handle_client(client, privileged);
         tracing::debug!(?client, privileged, "a process attached");
@@ -217,9 +254,39 @@ impl Shell {
     }
 
     pub(super) fn tell(&mut self, client: ClientId, message: &ServerMessage) {
+        self.tell_and_pass(client, message, None);
+    }
+
+    /// Gives a process the bell of another, with which it has a connection, unless it has it. Without it, it asks us to ring.
+    pub(super) fn introduce(&mut self, client: ClientId, neighbour: Option<ClientId>) {
+        let Some(neighbour) = neighbour else { return };
+        let Some(bell) = self.life.clients.get(&neighbour).map(|other| other.eventfd.try_clone()) else {
+            return;
+        };
+        let Some(handle) = self.life.clients.get_mut(&client) else { return };
+        if !handle.neighbours.insert(neighbour) {
+            return;
+        }
+        match bell {
+            Ok(bell) => {
+                self.tell_and_pass(client, &ServerMessage::Neighbour { process: neighbour.0 }, Some(bell));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a process cannot be given the bell of another: they ring through the broker");
+            }
+        }
+    }
+
+    /// For those who ring through us.
+    pub(super) fn ring_own_processes(&self) {
+        self.life.clients.values().for_each(|client| doorbell::ring_eventfd(&client.eventfd));
+    }
+
+    fn tell_and_pass(&mut self, client: ClientId, message: &ServerMessage, passed: Option<OwnedFd>) {
         let Some(bytes) = frame(message) else { return };
         let Some(handle) = self.life.clients.get(&client) else { return };
-        if let Err(mpsc::error::TrySendError::Full(_)) = handle.outgoing.try_send(bytes) {
+        if let Err(mpsc::error::TrySendError::Full(_)) = handle.outgoing.try_send(Outgoing { bytes, passed })
+        {
             tracing::warn!(?client, "a process does not read its answers; cut off");
             let events = self.events.clone();
             tokio::spawn(async move { events.send(Event::Gone(client)).await });
@@ -238,6 +305,14 @@ impl Shell {
                 self.life.core.quarantine(half.offset);
                 self.life.quarantined.push(half);
             }
+        }
+        let known_to = self
+            .life
+            .clients
+            .iter_mut()
+            .filter_map(|(id, other)| other.neighbours.remove(&client).then_some(*id));
+        for neighbour in known_to.collect::<Vec<_>>() {
+            self.tell(neighbour, &ServerMessage::NeighbourGone { process: client.0 });
         }
         self.life.core.handle_client_gone(client);
     }

@@ -139,6 +139,8 @@ pub(crate) struct Shell {
     events: mpsc::Sender<Event>,
     next_id: u64,
     found_by_timer: u64,
+    /// Somebody rang for a process of this kernel, and it is not known for which.
+    has_own_bell: bool,
 }
 
 impl Shell {
@@ -274,6 +276,9 @@ impl Shell {
             }
             self.drain_outputs();
         }
+        if std::mem::take(&mut self.has_own_bell) {
+            self.ring_own_processes();
+        }
     }
 
     fn drain_outputs(&mut self) {
@@ -287,8 +292,13 @@ impl Shell {
                     }
                 }
                 Output::InitHalf(half) => self.init_half(&half),
-                Output::Granted { client, conn, own, peer, peer_half } => {
-                    self.granted(client, conn, own, peer, &peer_half);
+                Output::Granted { client, conn, own, peer, peer_half, peer_process } => {
+                    self.granted(client, conn, own);
+                    if peer == self.member {
+                        self.introduce(client, peer_process);
+                    } else {
+                        self.watch(client, conn, peer, &peer_half);
+                    }
                 }
                 Output::ResetHalf(half) => self.reset_half(&half),
                 Output::Wake(client) => self.wake(client),
@@ -304,7 +314,8 @@ impl Shell {
     /// Makes the broker of `target` look at what we have for it.
     fn ring(&mut self, target: Member) {
         if target == self.member {
-            self.scan(target);
+            // Processes ring each other themselves, unless one of them could not be given the other's bell.
+            self.has_own_bell = true;
         } else if self.member == Member::PRIMARY {
             if let Some(line) = self.lines.get(target) {
                 line.ring(self.member);
@@ -346,13 +357,17 @@ impl Shell {
         }
     }
 
-    fn granted(&mut self, client: ClientId, conn: u64, own: HalfRef, peer: Member, peer_half: &HalfRef) {
+    fn granted(&mut self, client: ClientId, conn: u64, own: HalfRef) {
         if let Some(handle) = self.life.clients.get_mut(&client) {
             if let Err(error) = locks::lock(&handle.pool, range(&own)) {
                 tracing::warn!(%error, "a half could not be locked; a restarted broker may hand it out while it is in use");
             }
             handle.halves.insert(conn, own);
         }
+    }
+
+    /// Looks from here on whether a peer in another kernel has rung for this connection.
+    fn watch(&mut self, client: ClientId, conn: u64, peer: Member, peer_half: &HalfRef) {
         let Ok(layout) = HalfLayout::from_word(u64::from(peer_half.layout)) else { return };
         let span = self.pool.whole().sub(peer_half.offset as usize, layout.total_len());
         // If it is not what it should be, the process finds out itself.

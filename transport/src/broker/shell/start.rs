@@ -81,6 +81,7 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
         events: events.clone(),
         next_id: 0,
         found_by_timer: 0,
+        has_own_bell: false,
         pool: pool.clone(),
         pool_fd: fd,
         pool_path,
