@@ -183,6 +183,12 @@ impl Conn {
         self.client.ring_for(self.own_offset, self.peer, self.peer_bell.as_deref());
     }
 
+    /// As if the broker could not have passed us the peer's bell.
+    #[cfg(test)]
+    pub(super) fn ring_without_neighbour(&self) {
+        self.client.ring_for(self.own_offset, self.peer, None);
+    }
+
     #[inline]
     fn check(&self) -> Result<(), ResetCause> {
         if self.client.broker_died() {

@@ -177,7 +177,49 @@ fn layout_of(sizes: &Sizes, kind: ConnKind) -> Result<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
+    use crate::broker::{Broker, BrokerConfig, BrokerHandle};
+    use crate::pool::{Geometry, Member, Pool, PoolSource};
+    use crate::ring::State;
+
+    /// So long that nobody looks around by itself.
+    const NEVER: Duration = Duration::from_secs(3600);
+
+    async fn two_processes(dir: &std::path::Path) -> (BrokerHandle, [ShmEndpoint; 2]) {
+        let (pool, socket) = (dir.join("pool"), dir.join("broker.sock"));
+        Pool::create(&pool, Geometry { members_max: 2, ..Geometry::default() }).unwrap();
+        let (recheck, recheck_with_lines) = (NEVER, NEVER);
+        let config = BrokerConfig::new(PoolSource::path(&pool), Member::PRIMARY);
+        let config = BrokerConfig { socket: Some(socket.clone()), recheck, recheck_with_lines, ..config };
+        let broker = Broker::start(config).await.unwrap();
+        let options = AttachOptions { recheck: NEVER, spin: Duration::ZERO };
+        let attach = || ShmEndpoint::attach(Way::Socket(socket.clone()), options.clone());
+        let processes = [attach().await.unwrap(), attach().await.unwrap()];
+        (broker, processes)
+    }
+
+    #[tokio::test]
+    async fn a_process_without_its_neighbours_bell_rings_through_the_broker() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_broker, [caller, callee]) = two_processes(dir.path()).await;
+        let mut listener = callee.listen(Port(7), ListenOptions::default()).await.unwrap();
+        let addr = Addr::new(caller.local_cid(), Port(7));
+        let conn = caller.dial(addr, ConnKind::Stream, &ConnectOptions::default()).await.unwrap();
+        let (mut accepted, _) = listener.accept_stream().await.unwrap();
+        let sleeper = tokio::spawn(async move { accepted.read_u8().await });
+        while !callee.current().is_anyone_parked() {
+            tokio::task::yield_now().await;
+        }
+        conn.own.set_state(State::SHUT_WR);
+        conn.own.count_bell();
+        conn.ring_without_neighbour();
+        let end = tokio::time::timeout(Duration::from_secs(10), sleeper).await.expect("nobody woke it").unwrap();
+        assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
+    }
 
     #[test]
     fn sizes_are_rounded_up_and_bounded() {
