@@ -217,7 +217,8 @@ mod tests {
         conn.own.set_state(State::SHUT_WR);
         conn.own.count_bell();
         conn.ring_without_neighbour();
-        let end = tokio::time::timeout(Duration::from_secs(10), sleeper).await.expect("nobody woke it").unwrap();
+        let end =
+            tokio::time::timeout(Duration::from_secs(10), sleeper).await.expect("nobody woke it").unwrap();
         assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
     }
 
