@@ -1,17 +1,17 @@
 //! What the machine itself costs. Each function pins two threads to two cores and takes under a second.
 
 use std::hint::black_box;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::sync::Barrier;
-use std::time::Instant;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
+use anyhow::Context;
 use rustix::event::{EventfdFlags, eventfd};
+use tombolo_transport::mem::ticks;
 
 use crate::lines::{Lines, Poll, Side, lines_file};
 use crate::pin;
 use crate::report::Series;
+use crate::rounds::Samples;
 
 /// Round trips in one batch of [`cache_line_round_trip`]: long enough that reading the clock costs nothing.
 const LINE_ROUNDS: u64 = 5_000;
@@ -28,23 +28,28 @@ pub fn cache_line_round_trip(batches: usize) -> anyhow::Result<Series> {
             pin::to_core(far);
             for _ in 0..=batches {
                 for poll in Poll::ALL {
-                    follower.follow(LINE_ROUNDS, poll);
+                    follower.follow(LINE_ROUNDS, poll)?;
                 }
             }
+            anyhow::Ok(())
         });
         let leading = scope.spawn(move || {
             pin::to_core(near);
             let mut batch = || {
-                let [hot, pausing] =
-                    Poll::ALL.map(|poll| timed_ns(LINE_ROUNDS, || leader.lead(LINE_ROUNDS, poll)));
-                hot.min(pausing)
+                let mut best_ns = f64::INFINITY;
+                for poll in Poll::ALL {
+                    let mut result = Ok(());
+                    best_ns = best_ns.min(timed_ns(LINE_ROUNDS, || result = leader.lead(LINE_ROUNDS, poll)));
+                    result?;
+                }
+                anyhow::Ok(best_ns)
             };
-            batch();
+            batch()?;
             (0..batches).map(|_| batch()).collect()
         });
         leading.join()
     });
-    series.map_err(|_| anyhow::anyhow!("the measuring thread panicked"))
+    series.map_err(|_| anyhow::anyhow!("the measuring thread panicked"))?
 }
 
 /// GB/s (10^9 bytes, counted once) of copying `bytes` within one thread's memory; one value for each of `batches`.
@@ -66,86 +71,35 @@ pub fn memcpy_gb_per_s(bytes: usize, batches: usize) -> Series {
     (0..batches).map(|_| batch()).collect()
 }
 
-/// Nanoseconds of `rounds` single round trips of `len` bytes over a Unix socket, both sides blocking in the kernel.
-pub fn unix_socket_round_trips(len: usize, rounds: u64) -> anyhow::Result<Histogram<u64>> {
-    let (mut near, mut far) = UnixStream::pair()?;
-    let echo = move || -> std::io::Result<()> {
-        let mut message = vec![0; len];
-        loop {
-            match far.read_exact(&mut message) {
-                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
-                other => other?,
-            }
-            far.write_all(&message)?;
-        }
-    };
-    let mut message = vec![7; len];
-    round_trips(rounds, echo, move || {
-        near.write_all(&message)?;
-        near.read_exact(&mut message)
-    })
-}
-
-/// Nanoseconds of `rounds` single round trips in which each side sleeps on an eventfd until the other wakes it.
-pub fn eventfd_round_trips(rounds: u64) -> anyhow::Result<Histogram<u64>> {
-    let there = eventfd(0, EventfdFlags::CLOEXEC)?;
-    let back = eventfd(0, EventfdFlags::CLOEXEC)?;
-    let (there_far, back_far) = (there.try_clone()?, back.try_clone()?);
-    let total = rounds + WARM_UP;
-    let echo = move || -> std::io::Result<()> {
-        let mut count = [0; 8];
-        for _ in 0..total {
-            rustix::io::read(&there_far, &mut count)?;
-            rustix::io::write(&back_far, &1_u64.to_ne_bytes())?;
-        }
-        Ok(())
-    };
-    let mut count = [0; 8];
-    round_trips(rounds, echo, move || {
-        rustix::io::write(&there, &1_u64.to_ne_bytes())?;
-        rustix::io::read(&back, &mut count)?;
-        Ok(())
-    })
-}
-
-const WARM_UP: u64 = 200;
-
-fn round_trips(
-    rounds: u64,
-    echo: impl FnOnce() -> std::io::Result<()> + Send,
-    mut round: impl FnMut() -> std::io::Result<()> + Send,
-) -> anyhow::Result<Histogram<u64>> {
-    let mut histogram = Histogram::new(3)?;
-    let (near, far) = pin::two_cores();
-    let start = Barrier::new(2);
+/// Wakes a thread that sleeps on an eventfd, `wakes` times, each after a nap: from just before the write until the sleeper runs.
+pub fn eventfd_wakes(wakes: u64, nap: Duration, samples: &mut Samples) -> anyhow::Result<()> {
+    let wake = eventfd(0, EventfdFlags::CLOEXEC)?;
+    let sleeper_wake = wake.try_clone()?;
+    let (told, runs) = channel();
+    let (_, far) = pin::two_cores();
     std::thread::scope(|scope| {
-        let echoing = scope.spawn(|| {
+        // After an error `told` is gone, and the waker learns of it.
+        scope.spawn(move || {
             pin::to_core(far);
-            start.wait();
-            echo()
-        });
-        let histogram = &mut histogram;
-        let start = &start;
-        let asking = scope.spawn(move || -> anyhow::Result<()> {
-            pin::to_core(near);
-            start.wait();
-            for number in 0..rounds + WARM_UP {
-                let began = Instant::now();
-                round()?;
-                if number >= WARM_UP {
-                    histogram.record(began.elapsed().as_nanos() as u64)?;
+            let mut count = [0; 8];
+            for _ in 0..wakes {
+                if rustix::io::read(&sleeper_wake, &mut count).is_err() || told.send(ticks()).is_err() {
+                    return;
                 }
             }
-            // Dropping `round` closes its socket, which ends the echo.
-            drop(round);
-            Ok(())
         });
-        let panicked = |_| anyhow::anyhow!("a measuring thread panicked");
-        asking.join().map_err(panicked)??;
-        echoing.join().map_err(panicked)??;
-        anyhow::Ok(())
-    })?;
-    Ok(histogram)
+        for number in 0..wakes {
+            std::thread::sleep(nap);
+            let woke_at = ticks();
+            rustix::io::write(&wake, &1_u64.to_ne_bytes())?;
+            let runs_at: u64 = runs.recv().context("the sleeper on an eventfd has failed")?;
+            // The first finds a thread that was just started.
+            if number > 0 {
+                samples.push_ticks(runs_at.saturating_sub(woke_at));
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Nanoseconds that one of `rounds` takes when `work` does them all.
@@ -163,7 +117,8 @@ mod tests {
     fn every_floor_gives_a_positive_number() {
         assert!(cache_line_round_trip(2).unwrap().min() > 0.0);
         assert!(memcpy_gb_per_s(1 << 16, 2).min() > 0.0);
-        assert_eq!(unix_socket_round_trips(56, 50).unwrap().len(), 50);
-        assert_eq!(eventfd_round_trips(50).unwrap().len(), 50);
+        let mut wakes = Samples::default();
+        eventfd_wakes(20, Duration::ZERO, &mut wakes).unwrap();
+        assert_eq!(wakes.len(), 19);
     }
 }

@@ -3,8 +3,12 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use tombolo_transport::mem::{CACHE_LINE, Mapping, Memory, MemoryMut, OwnSpan, PAGE, PeerSpan};
+
+use crate::rounds::Rounds;
 
 /// Which of the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +30,16 @@ pub struct Lines {
 /// Bytes of shared memory that [`Lines`] need.
 pub const LINES_BYTES: usize = 2 * PAGE;
 
+/// In a line: the count of rounds, and a value that goes with it.
+const COUNT: usize = 0;
+const NOTE: usize = 8;
+const WORDS_BYTES: usize = 16;
+
+/// Looks between two looks at the clock.
+const LOOKS_PER_CLOCK: u32 = 1 << 16;
+/// Nobody waits longer for the other line.
+const WAIT_MAX: Duration = Duration::from_secs(20);
+
 impl Lines {
     /// Maps the first [`LINES_BYTES`] bytes of `file`.
     pub fn map(file: impl AsFd, side: Side) -> anyhow::Result<Self> {
@@ -37,34 +51,80 @@ impl Lines {
         mapping.populate(0..LINES_BYTES, false);
         // Not at one offset within their pages: a processor takes such for the same line until it knows better.
         let offset = |page: usize| if page == 0 { 0 } else { 3 * CACHE_LINE };
-        let span = mapping.make_writable(own..own + PAGE)?.sub(offset(own), 8)?;
-        let count = span.load(0, Ordering::Relaxed);
-        Ok(Self { own: span, other: mapping.peer(other + offset(other), 8)?, count })
+        let span = mapping.make_writable(own..own + PAGE)?.sub(offset(own), WORDS_BYTES)?;
+        let count = span.load(COUNT, Ordering::Relaxed);
+        Ok(Self { own: span, other: mapping.peer(other + offset(other), WORDS_BYTES)?, count })
     }
 
     /// `rounds` times: writes its line, waits for the answer.
-    pub fn lead(&mut self, rounds: u64, poll: Poll) {
+    pub fn lead(&mut self, rounds: u64, poll: Poll) -> anyhow::Result<()> {
         for _ in 0..rounds {
-            self.count += 1;
-            self.own.store(0, self.count, Ordering::Release);
-            self.await_other(poll);
+            self.lead_one(poll)?;
         }
+        Ok(())
     }
 
-    /// `rounds` times: waits for the leader's line, answers.
-    pub fn follow(&mut self, rounds: u64, poll: Poll) {
-        for _ in 0..rounds {
-            self.count += 1;
-            self.await_other(poll);
-            self.own.store(0, self.count, Ordering::Release);
+    /// As [`Lines::lead`], each round timed.
+    pub fn lead_timed(&mut self, rounds: &mut Rounds, poll: Poll) -> anyhow::Result<()> {
+        while rounds.another() {
+            self.lead_one(poll)?;
         }
+        Ok(())
     }
 
     #[inline]
-    fn await_other(&self, poll: Poll) {
-        while self.other.load(0, Ordering::Acquire) != self.count {
-            if poll == Poll::Pausing {
-                std::hint::spin_loop();
+    fn lead_one(&mut self, poll: Poll) -> anyhow::Result<()> {
+        self.count += 1;
+        self.own.store(COUNT, self.count, Ordering::Release);
+        self.await_other(poll)
+    }
+
+    /// `rounds` times: waits for the leader's line, answers.
+    pub fn follow(&mut self, rounds: u64, poll: Poll) -> anyhow::Result<()> {
+        for _ in 0..rounds {
+            self.count += 1;
+            self.await_other(poll)?;
+            self.own.store(COUNT, self.count, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// The follower tells a value without being asked.
+    pub fn tell(&mut self, value: u64) {
+        self.count += 1;
+        self.own.store(NOTE, value, Ordering::Relaxed);
+        self.own.store(COUNT, self.count, Ordering::Release);
+    }
+
+    /// The leader waits for what is [told](Lines::tell), asleep between its looks.
+    pub fn await_told(&mut self) -> anyhow::Result<u64> {
+        self.count += 1;
+        // So that both go on from the same count.
+        self.own.store(COUNT, self.count, Ordering::Release);
+        let since = Instant::now();
+        while self.other.load(COUNT, Ordering::Acquire) != self.count {
+            if since.elapsed() > WAIT_MAX {
+                bail!("the other process told nothing for {WAIT_MAX:?}");
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok(self.other.load(NOTE, Ordering::Relaxed))
+    }
+
+    #[inline]
+    fn await_other(&self, poll: Poll) -> anyhow::Result<()> {
+        let mut since = None;
+        loop {
+            for _ in 0..LOOKS_PER_CLOCK {
+                if self.other.load(COUNT, Ordering::Acquire) == self.count {
+                    return Ok(());
+                }
+                if poll == Poll::Pausing {
+                    std::hint::spin_loop();
+                }
+            }
+            if since.get_or_insert_with(Instant::now).elapsed() > WAIT_MAX {
+                bail!("the other process did not answer for {WAIT_MAX:?}");
             }
         }
     }

@@ -67,7 +67,7 @@ pub struct Floors {
     pub lines_ns: [f64; 2],
     /// One thread's copy of that many bytes.
     pub memcpy_ns: f64,
-    /// An eventfd there and back between two threads that sleep; only beside [`Test::Wake`].
+    /// From the write of an eventfd until the thread that sleeps on it runs; only beside [`Test::Wake`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub eventfd_ns: Option<f64>,
 }

@@ -1,0 +1,71 @@
+//! What messages of every way consist of, so that each has every byte written and read by the same means.
+//!
+//! A message is a pattern of which the first eight bytes are its number. Whoever sends copies it to where it leaves from (into a
+//! loan, or as the argument of a send that copies); whoever receives compares every byte with what was due. Both are copies and compares of the C
+//! library: some nanoseconds for 56 bytes, where a loop over bytes would take ten times that.
+
+/// Bytes of a message's number.
+const NUMBER_BYTES: usize = 8;
+
+/// A message, with a number that changes.
+#[derive(Clone, Debug)]
+pub struct Payload(Vec<u8>);
+
+impl Payload {
+    /// One of `bytes`, which must be at least 8.
+    pub fn new(bytes: usize) -> Self {
+        assert!(bytes >= NUMBER_BYTES, "a message of {bytes} bytes has no room for its number");
+        // Not a multiple of any power of two, so that no two lines are alike.
+        Self((0..bytes).map(|at| (at % 251) as u8).collect())
+    }
+
+    /// The message of this number, to be sent.
+    #[inline]
+    pub fn numbered(&mut self, number: u64) -> &[u8] {
+        self.0[..NUMBER_BYTES].copy_from_slice(&number.to_le_bytes());
+        &self.0
+    }
+
+    /// Reads every byte of `received`.
+    ///
+    /// # Errors
+    /// If it is not the message of this number.
+    #[inline]
+    pub fn check(&mut self, received: &[u8], number: u64) -> anyhow::Result<()> {
+        if self.numbered(number) == received { Ok(()) } else { wrong(received, number) }
+    }
+}
+
+/// Of a message whose bytes are not to be touched: the number alone.
+#[inline]
+pub fn number_of(received: &[u8]) -> Option<u64> {
+    received.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+}
+
+#[cold]
+fn wrong(received: &[u8], number: u64) -> anyhow::Result<()> {
+    anyhow::bail!(
+        "what arrived is not message {number}: {} bytes, number {:?}",
+        received.len(),
+        number_of(received)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_wrong_byte_is_found_wherever_it_is() {
+        let mut payload = Payload::new(100);
+        let sent = payload.numbered(7).to_vec();
+        payload.check(&sent, 7).unwrap();
+        payload.check(&sent, 8).unwrap_err();
+        payload.check(&sent[..99], 7).unwrap_err();
+        for at in 0..100 {
+            let mut changed = sent.clone();
+            changed[at] ^= 1;
+            payload.check(&changed, 7).unwrap_err();
+        }
+    }
+}
