@@ -1,12 +1,15 @@
-//! One typed call, served twice: by tombolo-rpc, and by tarpc over a Unix socket with the codec its users take.
+//! The typed calls that every framework is measured with, and tombolo-rpc's service of them.
 
-use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
-use tarpc::server::{BaseChannel, Channel};
-use tarpc::tokio_serde::formats::Bincode;
-use tombolo_rpc::{Ctx, Never, Router, Schema};
+use tombolo_rpc::{Blob, Ctx, Never, Router, Schema};
+
+use crate::payload::number_of;
+
+/// What a [`Record`] holds, in bytes: the `bytes` of probes of calls.
+pub const RECORD_BYTES: usize = 24;
 
 /// What travels both ways: a small record, as a lookup has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
@@ -23,7 +26,8 @@ impl Record {
         Self { count: 41, key: "user:00000000042".into() }
     }
 
-    fn answered(self) -> Self {
+    /// What a server answers.
+    pub fn answered(self) -> Self {
         Self { count: self.count + 1, key: self.key }
     }
 
@@ -38,56 +42,46 @@ impl Record {
 pub trait Touch {
     /// Gives the record back with its count one higher.
     async fn touch(&self, cx: &Ctx, record: Record) -> Result<Record, Never>;
+    /// Takes bytes, gives [`receipt`].
+    async fn take(&self, cx: &Ctx, bytes: Blob) -> Result<u64, Never>;
 }
 
-/// Answers calls, on either framework.
-#[derive(Clone, Copy, Debug)]
-pub struct Toucher;
+/// What a server answers to a call with bytes once it has them in its own memory: their length and the number in the first eight of them.
+pub fn receipt(bytes: &[u8]) -> u64 {
+    number_of(bytes).unwrap_or_default().wrapping_add(bytes.len() as u64)
+}
+
+/// Answers calls, and counts them.
+#[derive(Clone, Debug, Default)]
+pub struct Toucher {
+    served: Arc<AtomicU64>,
+}
+
+impl Toucher {
+    /// How many calls have been answered.
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    fn count(&self) {
+        // Only the server's thread writes it.
+        self.served.store(self.served() + 1, Ordering::Relaxed);
+    }
+
+    /// A router with [`Touch`] on it.
+    pub fn router(&self) -> Router {
+        Router::new().service(TouchServer::new(self.clone()))
+    }
+}
 
 impl Touch for Toucher {
     async fn touch(&self, _: &Ctx, record: Record) -> Result<Record, Never> {
+        self.count();
         Ok(record.answered())
     }
-}
 
-/// A router with [`Touch`] on it.
-pub fn router() -> Router {
-    Router::new().service(TouchServer::new(Toucher))
-}
-
-/// The rival, in a module of its own because it makes the same names.
-pub mod rival {
-    #![allow(missing_docs, reason = "written by tarpc's macro")]
-    use super::Record;
-
-    #[tarpc::service]
-    pub trait Touch {
-        async fn touch(record: Record) -> Record;
+    async fn take(&self, _: &Ctx, bytes: Blob) -> Result<u64, Never> {
+        self.count();
+        Ok(receipt(&bytes))
     }
-
-    impl Touch for super::Toucher {
-        async fn touch(self, _: tarpc::context::Context, record: Record) -> Record {
-            record.answered()
-        }
-    }
-}
-
-use rival::Touch as _;
-
-/// Serves the rival's calls at the Unix socket `path`, for ever.
-pub async fn serve_rival(path: &Path) -> anyhow::Result<()> {
-    let mut arrivals = tarpc::serde_transport::unix::listen(path, Bincode::default).await?;
-    while let Some(transport) = arrivals.next().await {
-        let answering = BaseChannel::with_defaults(transport?).execute(Toucher.serve());
-        tokio::spawn(answering.for_each(|answer| async {
-            tokio::spawn(answer);
-        }));
-    }
-    Ok(())
-}
-
-/// A client of [`serve_rival`].
-pub async fn connect_rival(path: &Path) -> anyhow::Result<rival::TouchClient> {
-    let transport = tarpc::serde_transport::unix::connect(path, Bincode::default).await?;
-    Ok(rival::TouchClient::new(tarpc::client::Config::default(), transport).spawn())
 }

@@ -1,11 +1,15 @@
 //! The whole way of an application: a broker in the leader, both processes attached to it through its socket.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
+use tokio::runtime::Runtime;
 use tombolo_transport::broker::{Broker, BrokerConfig, BrokerHandle};
 use tombolo_transport::pool::{Geometry, Member, Pool, PoolSource};
-use tombolo_transport::{Addr, Endpoint, Messages, Port, TryRecv};
+use tombolo_transport::{Addr, AttachOptions, Endpoint, Port};
+
+use crate::probe::Waiting;
 
 /// Port on which followers listen.
 pub const PORT: Port = Port(5000);
@@ -19,11 +23,22 @@ pub struct Fabric {
 
 impl Fabric {
     /// Starts one. Its broker runs on the current Tokio runtime.
+    ///
+    /// # Errors
+    /// If there is no room for it in `/dev/shm`.
     pub async fn start() -> anyhow::Result<Self> {
+        Self::with(Geometry { members_max: 2, ..Geometry::default() }).await
+    }
+
+    /// As [`Fabric::start`], with a pool of this shape.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn with(geometry: Geometry) -> anyhow::Result<Self> {
         let dir = PathBuf::from(format!("/dev/shm/tombolo-bench-{}", std::process::id()));
         std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
         let pool = dir.join("pool");
-        Pool::create(&pool, Geometry { members_max: 2, ..Geometry::default() })?;
+        Pool::create(&pool, geometry)?;
         let mut config = BrokerConfig::new(PoolSource::path(&pool), Member::PRIMARY);
         config.socket = Some(dir.join("broker.sock"));
         let broker = Broker::start(config).await?;
@@ -53,44 +68,33 @@ impl Drop for Fabric {
 }
 
 /// Attaches through `socket` and gives the address of [`PORT`] there.
-pub async fn attach(socket: &Path) -> anyhow::Result<(Endpoint, Addr)> {
-    let endpoint = Endpoint::attach(socket).await?;
+///
+/// # Errors
+/// If there is no broker.
+pub async fn attach(socket: &Path, waiting: Waiting) -> anyhow::Result<(Endpoint, Addr)> {
+    let spin = match waiting {
+        // Nobody parks: the caller polls.
+        Waiting::Busy => Duration::from_secs(3600),
+        Waiting::Tokio => AttachOptions::default().spin,
+        Waiting::Asleep => Duration::ZERO,
+    };
+    let endpoint = Endpoint::attach_with(socket, AttachOptions { spin, ..AttachOptions::default() }).await?;
     let addr = Addr::new(endpoint.local_cid(), PORT);
     Ok((endpoint, addr))
 }
 
-/// Polls without an answer that end a measurement: about ten seconds.
-const POLLS_MAX: u64 = 1 << 30;
-
-/// `rounds` times sends `message` and waits, polling, for an answer of the same length.
-pub fn lead(messages: &mut Messages, message: &[u8], rounds: u64) -> anyhow::Result<()> {
-    let mut answer = Vec::with_capacity(message.len());
-    for _ in 0..rounds {
-        ensure!(messages.try_send(message)?, "no room for one message");
-        await_message(messages, &mut answer)?;
-    }
-    ensure!(answer == message, "the answer is not what was sent");
-    Ok(())
+/// A Tokio runtime beside what is measured, on a thread of its own: for brokers, and for what readies a process's connections.
+///
+/// # Errors
+/// If there can be no thread.
+pub fn beside() -> anyhow::Result<Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?)
 }
 
-/// `rounds` times waits, polling, for a message and sends it back.
-pub fn follow(messages: &mut Messages, rounds: u64) -> anyhow::Result<()> {
-    let mut message = Vec::new();
-    for _ in 0..rounds {
-        await_message(messages, &mut message)?;
-        ensure!(messages.try_send(&message)?, "no room for one message");
-    }
-    Ok(())
-}
-
-#[inline]
-fn await_message(messages: &mut Messages, message: &mut Vec<u8>) -> anyhow::Result<()> {
-    for _ in 0..POLLS_MAX {
-        match messages.try_recv(message)? {
-            TryRecv::Message => return Ok(()),
-            TryRecv::Empty => {}
-            TryRecv::End => anyhow::bail!("the other side has shut down"),
-        }
-    }
-    anyhow::bail!("no answer from the other side")
+/// A Tokio runtime on the thread that drives it.
+///
+/// # Errors
+/// If there can be none.
+pub fn on_this_thread() -> anyhow::Result<Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }

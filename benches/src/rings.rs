@@ -81,39 +81,3 @@ impl Halves {
         PeerHalf::open(self.other.clone(), self.layout, NONCE).map_err(|cause| anyhow!("{cause}"))
     }
 }
-
-/// `rounds` times sends `message` and waits for an answer of the same length.
-pub fn lead(tx: &mut Tx, rx: &mut Rx, message: &[u8], rounds: u64) -> anyhow::Result<()> {
-    let mut answer = Vec::with_capacity(message.len());
-    for _ in 0..rounds {
-        tx.try_send(message)?;
-        let _nobody_sleeps = tx.flush()?;
-        await_message(rx, &mut answer)?;
-    }
-    anyhow::ensure!(answer == message, "the answer is not what was sent");
-    Ok(())
-}
-
-/// `rounds` times waits for a message and sends it back.
-pub fn follow(tx: &mut Tx, rx: &mut Rx, rounds: u64) -> anyhow::Result<()> {
-    let mut message = Vec::new();
-    for _ in 0..rounds {
-        await_message(rx, &mut message)?;
-        tx.try_send(&message)?;
-        let _nobody_sleeps = tx.flush()?;
-    }
-    Ok(())
-}
-
-#[inline]
-fn await_message(rx: &mut Rx, message: &mut Vec<u8>) -> anyhow::Result<()> {
-    message.clear();
-    loop {
-        match rx.try_recv(message) {
-            Ok(Some(_)) => return Ok(()),
-            Ok(None) => return Err(anyhow!("the other side has shut down")),
-            Err(tombolo_transport::ring::RingError::WouldBlock) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}

@@ -1,0 +1,123 @@
+//! Whatever carries messages and is polled: a connection, or the two rings of one.
+
+use std::task::{Context, Poll, Waker};
+
+use anyhow::bail;
+use tombolo_benches::lines::Side;
+use tombolo_benches::rings::{self, Halves};
+use tombolo_benches::turns::{Following, Leading};
+use tombolo_transport::ring::{HalfLayout, RingError};
+use tombolo_transport::{MessageReceiver, MessageSender, TryRecv};
+
+use crate::fabric_pair::expect;
+
+/// Both directions of something that carries messages.
+pub(crate) trait Pipe {
+    /// Takes a message and makes it visible, or nothing (`false`) while there is no room.
+    fn try_send(&mut self, message: &[u8]) -> anyhow::Result<bool>;
+    /// As [`Pipe::try_send`], but a receiver that sleeps may learn of it only by [`Pipe::flush`].
+    fn try_put(&mut self, message: &[u8]) -> anyhow::Result<bool>;
+    fn flush(&mut self) -> anyhow::Result<()>;
+    /// Whether there was a message, which is now the content of `message`.
+    fn try_recv(&mut self, message: &mut Vec<u8>) -> anyhow::Result<bool>;
+}
+
+/// A connection.
+pub(crate) struct Connection(pub(crate) MessageSender, pub(crate) MessageReceiver);
+
+impl Pipe for Connection {
+    #[inline]
+    fn try_send(&mut self, message: &[u8]) -> anyhow::Result<bool> {
+        Ok(self.0.try_send(message)?)
+    }
+
+    #[inline]
+    fn try_put(&mut self, message: &[u8]) -> anyhow::Result<bool> {
+        match self.0.poll_send(&mut Context::from_waker(Waker::noop()), message) {
+            Poll::Ready(sent) => Ok(sent.map(|()| true)?),
+            Poll::Pending => Ok(false),
+        }
+    }
+
+    #[inline]
+    fn flush(&mut self) -> anyhow::Result<()> {
+        self.0.try_flush()?;
+        Ok(())
+    }
+
+    #[inline]
+    fn try_recv(&mut self, message: &mut Vec<u8>) -> anyhow::Result<bool> {
+        match self.1.try_recv(message)? {
+            TryRecv::Message => Ok(true),
+            TryRecv::Empty => Ok(false),
+            TryRecv::End => bail!("the other side has shut down"),
+        }
+    }
+}
+
+/// Rings, both sides polling, no broker, no doorbell.
+pub(crate) struct Bare(rings::Tx, rings::Rx);
+
+const LAYOUT: HalfLayout = HalfLayout::MESSAGES;
+
+impl Bare {
+    pub(crate) fn lead(leading: &mut Leading) -> anyhow::Result<Self> {
+        let (file, path) = rings::shared_file(rings::halves_bytes(LAYOUT))?;
+        let halves = Halves::make(&file, 0, LAYOUT, Side::Leader)?;
+        leading.order(&format!("halves {}", path.display()))?;
+        let (tx, rx) = halves.messages()?;
+        leading.order("open")?;
+        Ok(Self(tx, rx))
+    }
+
+    pub(crate) fn follow(following: &mut Following) -> anyhow::Result<Self> {
+        let order = expect(following, "halves")?;
+        let file = rings::open_shared(order.words.first().map_or("", String::as_str))?;
+        let halves = Halves::make(&file, 0, LAYOUT, Side::Follower)?;
+        following.ready()?;
+        expect(following, "open")?;
+        let (tx, rx) = halves.messages()?;
+        following.ready()?;
+        Ok(Self(tx, rx))
+    }
+}
+
+impl Pipe for Bare {
+    #[inline]
+    fn try_send(&mut self, message: &[u8]) -> anyhow::Result<bool> {
+        let sent = self.try_put(message)?;
+        self.flush()?;
+        Ok(sent)
+    }
+
+    #[inline]
+    fn try_put(&mut self, message: &[u8]) -> anyhow::Result<bool> {
+        match self.0.try_send(message) {
+            Ok(()) => Ok(true),
+            Err(RingError::WouldBlock) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    #[inline]
+    fn flush(&mut self) -> anyhow::Result<()> {
+        let _nobody_sleeps = self.0.flush()?;
+        Ok(())
+    }
+
+    #[inline]
+    fn try_recv(&mut self, message: &mut Vec<u8>) -> anyhow::Result<bool> {
+        match self.1.try_recv(message) {
+            Ok(Some(_)) => {
+                let _nobody_sleeps = self.1.flush();
+                Ok(true)
+            }
+            Ok(None) => bail!("the other side has shut down"),
+            Err(RingError::WouldBlock) => {
+                let _nobody_sleeps = self.1.flush();
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
