@@ -10,8 +10,8 @@ use tombolo_transport::mem::ticks;
 
 use crate::lines::{Lines, Poll, Side, lines_file};
 use crate::pin;
-use crate::report::Series;
 use crate::rounds::Samples;
+use crate::series::Series;
 
 /// Round trips in one batch of [`cache_line_round_trip`]: long enough that reading the clock costs nothing.
 const LINE_ROUNDS: u64 = 5_000;

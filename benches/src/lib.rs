@@ -21,13 +21,14 @@
 pub mod calls;
 pub mod duo;
 pub mod fabric;
+pub mod figure;
 pub mod floor;
 pub mod lines;
 pub mod payload;
 pub mod pin;
 pub mod probe;
 pub mod program;
-pub mod report;
 pub mod rings;
 pub mod rounds;
+pub mod series;
 pub mod turns;

@@ -19,9 +19,9 @@ use crate::duo::{self, Follower, Leader};
 use crate::floor;
 use crate::lines::{LINES_BYTES, Lines, Poll, Side};
 use crate::probe::{Floors, Probe, Reading, Test};
-use crate::report::Series;
 use crate::rings::{open_shared, shared_file};
 use crate::rounds::{Rounds, Samples};
+use crate::series::Series;
 
 /// Of the two lines, each way of polling: a third of a millisecond.
 const LINE_ROUNDS: u64 = 2_000;

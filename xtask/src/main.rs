@@ -1,8 +1,10 @@
-//! Project tasks: `cargo xtask demo` shows the whole of Tombolo on real kernels, `cargo xtask test` checks it.
+//! Project tasks: `cargo xtask demo` shows the whole of Tombolo on real kernels, `cargo xtask test` checks it,
+//! `cargo xtask bench` measures it.
 //!
 //! This crate uses nothing of the workspace: it builds the programs and runs them as a user would.
 
 mod apt;
+mod bench;
 mod build;
 mod command;
 mod demo;
@@ -34,6 +36,8 @@ enum Task {
     Test(test::Args),
     /// Check what takes too long for every change: long simulations, large models, whoever killed at every step, freezes at random
     Verify(verify::Args),
+    /// Measure Tombolo and its peers side by side, and write the report to target/bench-report
+    Bench(bench::Args),
     /// Get the kernel that the `uml` spawner boots, into the user's cache folder, without root
     FetchKernel,
     /// Get QEMU and the kernel that the `qemu` spawner boots, into the user's cache folder, without root
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Verify(args) => verify::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::FetchKernel => image::find_or_fetch().map(|path| println!("{}", path.display())),
         Task::FetchQemu => qemu::find_or_fetch()
             .map(|found| println!("{}\n{}", found.program.display(), found.kernel.display())),

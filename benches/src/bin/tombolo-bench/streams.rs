@@ -31,12 +31,8 @@ pub(crate) fn lead(leading: &mut Leading) -> anyhow::Result<Reading> {
             }
             stream.flush().await
         };
-        if busy {
-            poll_until_ready(write)??
-        } else {
-            runtime.block_on(write)?
-        }
-        Ok(())
+        let written = if busy { poll_until_ready(write)? } else { runtime.block_on(write) };
+        Ok(written?)
     })
 }
 
