@@ -100,17 +100,29 @@ impl<T, E> Call<T, E> {
             inner.pump_rx(false);
             return take(cx);
         }
-        if let State::Ready(request) = &mut self.state {
-            match inner.open_unary(request) {
-                Ok(call) => {
-                    if let Ok(payload) = &mut request.payload {
-                        scratch::give(std::mem::take(payload));
-                    }
-                    self.state = State::Waiting(call);
+        match &mut self.state {
+            State::Ready(request) => {
+                let (call, is_crowded) = match inner.open_unary(request, cx.waker()) {
+                    Ok(opened) => opened,
+                    Err(failure) => return Poll::Ready(Err(failure)),
+                };
+                if let Ok(payload) = &mut request.payload {
+                    scratch::give(std::mem::take(payload));
                 }
-                Err(failure) => return Poll::Ready(Err(failure)),
+                self.state = State::Waiting(call);
+                if is_crowded {
+                    // Whoever else is about to call or to be answered comes first: the driver then sends and takes for all of them at once.
+                    inner.waker.wake_by_ref();
+                    return Poll::Pending;
+                }
+                inner.pump_tx();
             }
-            inner.pump_tx();
+            State::Waiting(call) => {
+                if let Some(answer) = inner.take_answer(*call, cx.waker()) {
+                    return Poll::Ready(answer);
+                }
+            }
+            State::Stream(_) | State::Done => {}
         }
         let State::Waiting(call) = self.state else {
             return Poll::Ready(Err(Failure::Cancelled { started: true }));

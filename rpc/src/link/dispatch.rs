@@ -31,7 +31,7 @@ impl Inner {
             }
             Event::Failed { call, failure } => core.answered(call, Err(failure), wake),
             Event::Opened { call, method, fingerprint, deadline_ns, metadata, payload } => {
-                let cancel = core.spare.take().unwrap_or_default();
+                let cancel = core.spares.pop().unwrap_or_default();
                 let served = Served { cancel, ..Served::default() };
                 opened.push(ServeRequest {
                     cancel: served.cancel.clone(),

@@ -18,6 +18,12 @@ use crate::service::{Reply, ReplyKind, ServeRequest, Started};
 /// Frames taken in one go before other tasks get their turn.
 const RX_BUDGET: usize = 64;
 
+/// Answers that may wait for each other, to go out in one go.
+const ANSWERS_MAX: usize = 16;
+
+/// Cancellations kept for later calls: those of one go.
+const SPARES_MAX: usize = RX_BUDGET;
+
 /// Looks at a transport that asks to be polled again, before others get their turn: one or two microseconds.
 const LOOKS: u32 = 24;
 
@@ -26,8 +32,8 @@ impl Inner {
     /// driver is then woken to look again once that is done.
     ///
     /// Where the transport asks to be polled again at once, this looks a few times itself, which is cheaper than a
-    /// round through the scheduler and often catches the answer to what was just sent. Returns whether to go on asking: the
-    /// driver does that, which others wake.
+    /// round through the scheduler and often catches the answer to what was just sent; not among several calls under way, where others have
+    /// something to do meanwhile. Returns whether to go on asking: the driver does that, which others wake.
     pub(crate) fn pump_rx(self: &Arc<Self>, driver: bool) -> bool {
         // The driver may have been woken for something that the holder of the lock has just missed.
         self.rx_wanted.store(true, Ordering::Relaxed);
@@ -45,8 +51,14 @@ impl Inner {
         if (again && !driver) || self.rx_wanted.load(Ordering::Relaxed) {
             self.waker.wake_by_ref();
         }
+        let mut answers = 0;
         for request in opened {
-            self.serve(request, driver);
+            answers += usize::from(self.serve(request, driver));
+            // The driver sends what is left.
+            if !driver || answers == ANSWERS_MAX {
+                self.pump_tx();
+                answers = 0;
+            }
         }
         again
     }
@@ -57,6 +69,7 @@ impl Inner {
         let Rx { receiver, frame, wake, hot } = rx;
         let Some(receiver) = receiver else { return false };
         let mut cx = Context::from_waker(&self.rx_ready);
+        let looks_max = if self.core().slots.len() > 1 { 1 } else { LOOKS };
         let (mut taken, mut looks) = (0, 0);
         while taken < RX_BUDGET {
             let found = if taken != 0 && *hot {
@@ -71,7 +84,7 @@ impl Inner {
                     Poll::Pending => {
                         *hot = self.rx_waker.asked.load(Ordering::SeqCst);
                         looks += 1;
-                        if taken != 0 || looks == LOOKS || !*hot {
+                        if taken != 0 || looks == looks_max || !*hot {
                             return false;
                         }
                         std::hint::spin_loop();
@@ -174,16 +187,21 @@ impl Inner {
         lock(&self.rx).receiver = None;
     }
 
-    fn serve(self: &Arc<Self>, request: ServeRequest, inline: bool) {
+    /// Starts a handler. Returns whether it has answered already: the answer is still to be sent.
+    fn serve(self: &Arc<Self>, request: ServeRequest, inline: bool) -> bool {
         let call = request.call;
         let inline = inline && self.config.inline_handlers;
         match self.router.start(self, request, inline) {
-            Started::Done(reply) => self.finish(call, reply),
+            Started::Done(reply) => {
+                self.finish(call, reply);
+                true
+            }
             Started::Running(handler) => {
                 let inner = self.clone();
                 let task = self.runtime.spawn(async move {
                     let reply = handler.await;
                     inner.finish(call, reply);
+                    inner.pump_tx();
                 });
                 let mut core = self.core();
                 match core.slots.get_mut(&call) {
@@ -191,6 +209,7 @@ impl Inner {
                     // Over already: answered, or given up before it began.
                     _ => task.abort(),
                 }
+                false
             }
         }
     }
@@ -200,6 +219,7 @@ impl Inner {
         self.core().streams(call).cloned()
     }
 
+    /// Notes the answer to a call; the next [`Inner::pump_tx`] sends it.
     fn finish(&self, call: u32, reply: Reply) {
         let mut wake = Vec::new();
         {
@@ -210,10 +230,10 @@ impl Inner {
             }
             let cancel = served.cancel;
             // Whatever the handler has started and left behind is told; mostly there is nobody.
-            if cancel.is_fresh() {
-                core.spare = Some(cancel);
-            } else {
+            if !cancel.is_fresh() {
                 cancel.cancel();
+            } else if core.spares.len() < SPARES_MAX {
+                core.spares.push(cancel);
             }
             match reply.0 {
                 ReplyKind::Answer { app_error, payload } if payload.len() <= SMALL_BYTES => {
@@ -228,6 +248,5 @@ impl Inner {
             self.dispatch_queued(&mut core, &mut wake);
         }
         wake.drain(..).for_each(Waker::wake);
-        self.pump_tx();
     }
 }

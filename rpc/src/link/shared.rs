@@ -29,6 +29,9 @@ static NOBODY: LazyLock<Arc<PeerInfo>> = LazyLock::new(|| {
     })
 });
 
+/// Calls under way from which on a new one waits for the driver, which sends several at once.
+const CROWD: usize = 4;
+
 /// How far a link is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LinkState {
@@ -67,8 +70,8 @@ pub(crate) struct Core {
     pub(crate) conn: Connection,
     pub(super) slots: HashMap<u32, Slot, crate::connection::IdHasher>,
     pub(super) pings: Vec<(u64, oneshot::Sender<()>)>,
-    /// From a call that did not need it, for the next.
-    pub(super) spare: Option<Cancel>,
+    /// From calls that did not need them, for the next.
+    pub(super) spares: Vec<Cancel>,
 }
 
 pub(super) struct Tx {
@@ -171,7 +174,7 @@ impl Inner {
             driver: driver.clone(),
         });
         Arc::new(Self {
-            core: Mutex::new(Core { conn, slots: HashMap::default(), pings: Vec::new(), spare: None }),
+            core: Mutex::new(Core { conn, slots: HashMap::default(), pings: Vec::new(), spares: Vec::new() }),
             tx: Mutex::new(Tx { sender: Some(sender), waiting: Vec::new() }),
             rx: Mutex::new(Rx { receiver: Some(receiver), frame: Vec::new(), wake: Vec::new(), hot: false }),
             tx_wanted: AtomicBool::new(false),
@@ -242,12 +245,13 @@ impl Inner {
         self.waker.wake_by_ref();
     }
 
-    /// Sends a unary call. [`Inner::take_answer`] has its answer.
-    pub(super) fn open_unary(&self, request: &Request) -> Result<u32, Failure> {
+    /// Begins a unary call, which wakes `waker` when it is answered: [`Inner::take_answer`] then has the answer. Also returns whether so many
+    /// calls are under way that frames go out and in together sooner than each by itself.
+    pub(super) fn open_unary(&self, request: &Request, waker: &Waker) -> Result<(u32, bool), Failure> {
         let mut core = self.core();
         let call = self.open(&mut core, request)?;
-        core.slots.insert(call, Slot::Unary { waker: None, answer: None });
-        Ok(call)
+        core.slots.insert(call, Slot::Unary { waker: Some(waker.clone()), answer: None });
+        Ok((call, core.slots.len() >= CROWD))
     }
 
     /// Sends a call with streams, unless that has been done.
