@@ -46,6 +46,8 @@ pub mod endpoint;
 pub mod error;
 mod fds;
 pub mod framed;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod hybrid;
 pub mod incarnation;
 pub mod listener;

@@ -161,6 +161,46 @@ fn slot_at(index: u64) -> usize {
     at::SLOTS_OFFSET + index as usize * at::SLOT_STRIDE
 }
 
+/// Our end against a block of any words: it takes no more than a ring holds, and never waits for what cannot come.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_control(data: &[u8]) {
+    use crate::mem::ModelMemory;
+    let mut input = crate::fuzzing::Input::new(data);
+    let (own, theirs): (ModelMemory, ModelMemory) =
+        (ModelMemory::new(at::STRIDE), ModelMemory::new(at::STRIDE));
+    let mut link = ControlLink::new(own, theirs.clone(), 1);
+    let words = [at::FOR_GENERATION, at::OWN_GENERATION, at::CONSUMED];
+    while let Some(choice) = input.next() {
+        match choice % 8 {
+            0 => theirs.store(input.pick(&words), input.lie(), Relaxed),
+            1 => {
+                // Mostly in session, so that there is something to believe.
+                theirs.store(at::FOR_GENERATION, 1, Relaxed);
+                theirs.store(at::OWN_GENERATION, link.peer_generation, Release);
+            }
+            2 | 3 => {
+                let slot = slot_at(input.lie() % at::SLOTS);
+                theirs.write(slot + at::RECORD, &input.array::<RECORD_LEN>());
+                theirs.store(slot + at::STAMP, input.lie(), Release);
+            }
+            4 => {
+                let mut taken = 0;
+                while link.take() != Taken::Nothing {
+                    taken += 1;
+                    assert!(taken <= at::SLOTS, "more records than slots");
+                }
+            }
+            5 => {
+                (0..input.byte()).for_each(|to| link.send(Record::Closed { to: to.into() }));
+                link.flush();
+                assert!(link.sent - link.acknowledged <= at::SLOTS);
+            }
+            6 => link.open(u64::from(choice / 8 % 3)),
+            _ => link.close(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

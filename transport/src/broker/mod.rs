@@ -34,6 +34,11 @@ mod quota;
 pub(crate) mod record;
 mod shell;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::core::fuzz_core;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use link::fuzz_control;
+
 pub use config::BrokerConfig;
 pub use handle::{Broker, BrokerHandle, BrokerStatus, MemberStatus};
 pub use policy::{KernelId, KernelMatch, ParsePolicyError, Policy, PolicyAction, PolicyRule, PortMatch};

@@ -18,7 +18,7 @@
 //! [`Port::ANY`]: crate::Port::ANY
 
 mod guest;
-mod handshake;
+pub(crate) mod handshake;
 mod host;
 mod stream;
 mod unix;

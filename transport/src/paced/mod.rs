@@ -58,6 +58,9 @@ mod shared;
 mod sockets;
 mod stream;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::core::fuzz_link;
+
 pub use self::config::PacedConfig;
 pub use self::endpoint::{PacedAcceptor, PacedEndpoint, PacedListener};
 pub use self::sockets::{Dial, SocketsFrom, VsockDial};

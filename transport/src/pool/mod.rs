@@ -17,5 +17,7 @@ pub use geometry::{Geometry, Member};
 pub use heartbeat::{Heartbeat, HeartbeatReader, HeartbeatWriter, Phase};
 pub use source::PoolSource;
 pub(crate) use superblock::RowContent;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use superblock::Superblock;
 pub use view::{MemberRow, Pool};
 pub(crate) use view::{RowWriter, open as open_source};

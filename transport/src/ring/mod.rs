@@ -43,6 +43,8 @@ mod side;
 
 #[cfg(test)]
 mod bytes_tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]

@@ -16,6 +16,8 @@
 //! its generation is dead). Until then its memory is held, however long that takes: never reclaimed by time.
 
 mod connect;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzz;
 mod listen;
 mod members;
 #[cfg(test)]
@@ -34,6 +36,8 @@ use crate::pool::Member;
 use crate::pool::layout::Layout;
 use crate::ring::HalfLayout;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use fuzz::core as fuzz_core;
 pub(crate) use members::MemberInfo;
 
 /// One attached process.

@@ -19,6 +19,8 @@
 
 mod end;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzz;
 mod inbox;
 mod operations;
 mod outbox;
@@ -33,6 +35,8 @@ mod transmit;
 use std::collections::VecDeque;
 
 pub(crate) use self::frame::{Refusal, Role};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::fuzz::link as fuzz_link;
 use self::inbox::Inbox;
 use self::outbox::Outbox;
 pub(crate) use self::pace::{BackOff, BackOffRange, Nanos, Pace};
