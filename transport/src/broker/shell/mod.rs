@@ -9,7 +9,7 @@ mod start;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
@@ -196,7 +196,9 @@ impl Shell {
             }
             Event::Message(client, message) => {
                 self.refresh_members();
-                self.life.core.handle_client_message(Instant::now(), client, message);
+                // The clock of the alarm, which tests may stop.
+                let now = tokio::time::Instant::now().into_std();
+                self.life.core.handle_client_message(now, client, message);
             }
             Event::Gone(client) => self.lose_client(client),
             Event::Bells(line, bells) => self.handle_line_bells(line, &bells),
