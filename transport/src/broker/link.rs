@@ -139,6 +139,12 @@ impl<M: MemoryMut, P: Memory> ControlLink<M, P> {
         Record::decode(&bytes).map_or(Taken::Nonsense, Taken::Record)
     }
 
+    /// What only we know of the rings.
+    #[cfg(test)]
+    pub(crate) fn digest(&self) -> String {
+        format!("{:?}", (self.peer_generation, self.sent, self.acknowledged, self.taken, &self.pending))
+    }
+
     fn in_session(&self) -> bool {
         // SYNC: control session
         self.peer_generation != 0

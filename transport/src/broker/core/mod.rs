@@ -21,6 +21,8 @@ mod fuzz;
 mod listen;
 mod members;
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
