@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::Parser;
@@ -27,6 +28,15 @@ pub(crate) struct Args {
     /// How many kernels to have running when the daemon is killed, to see how soon the next one has them again; 0: none
     #[arg(long, default_value_t = 62, value_parser = clap::value_parser!(u8).range(0..=63), value_name = "N")]
     recover: u8,
+    /// How many random inputs each fuzz target of the transport gets, from a seed that is new each time and told; 0: none
+    #[arg(long, default_value_t = 200_000, value_name = "N")]
+    cases: u64,
+    /// How many processes and kernels of the transport's tests are killed
+    #[arg(long, default_value_t = 10_000, value_name = "N")]
+    kills: u64,
+    /// Only the transport
+    #[arg(long, conflicts_with_all = ["steps", "seed", "only_freeze", "only_recover"])]
+    only_transport: bool,
     /// Only kill daemons
     #[arg(long, conflicts_with_all = ["steps", "seed", "only_freeze"])]
     only_recover: bool,
@@ -44,6 +54,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn verify(args: &Args) -> Result<()> {
     let mut checks = Checks::default();
+    if args.only_transport {
+        transport(&mut checks, args);
+        return checks.finish();
+    }
     if args.only_freeze || args.only_recover {
         if let Some(programs) = checks.check("build the programs statically", build::static_programs) {
             match args.only_freeze {
@@ -67,6 +81,7 @@ fn verify(args: &Args) -> Result<()> {
     checks.check("hand-overs, model-checked in larger spaces", || {
         succeed(&mut of_handovers(&["--test", "model", "--", "--nocapture", "--include-ignored"]))
     });
+    transport(&mut checks, args);
     let kernel = checks.check("find or fetch a kernel", image::find_or_fetch);
     let programs = checks.check("build the programs statically", build::static_programs);
     let (Some(kernel), Some(programs)) = (kernel, programs) else {
@@ -85,6 +100,41 @@ fn verify(args: &Args) -> Result<()> {
         freeze(&mut checks, &programs, args.freeze);
     }
     checks.finish()
+}
+
+/// What `docs/verification.md` says of the transport, at length.
+fn transport(checks: &mut Checks, args: &Args) {
+    checks.check("connections, model-checked in longer histories", || {
+        succeed(&mut of_transport(&["--lib", "model_tests", "--", "--nocapture", "--include-ignored"]))
+    });
+    checks.check("rings, model-checked with more preemptions (loom)", || {
+        succeed(of_transport(&["--lib", "loom_"]).env("LOOM_MAX_PREEMPTIONS", "3"))
+    });
+    if args.cases > 0 {
+        // Any number will do; the one of a failure is in its message.
+        let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
+        println!("seed {seed}");
+        checks.check("hostile peers, kernels and processes", || {
+            let mut fuzzing = of_transport(&["--lib", "fuzzing"]);
+            fuzzing.env("TOMBOLO_SEED", seed.to_string()).env("TOMBOLO_CASES", args.cases.to_string());
+            succeed(&mut fuzzing)
+        });
+    }
+    checks.check("either side killed at every step", || {
+        let mut kills = of_transport(&["--test", "shm_kills", "--", "--nocapture"]);
+        kills.env("TOMBOLO_KILLS", args.kills.to_string()).env("TOMBOLO_ERROR_WITHIN_MS", "250");
+        succeed(&mut kills)
+    });
+    checks.check("rings on the word-atomic copies", || {
+        let mut rings = of_transport(&["--target-dir", "target/word-atomic", "--lib", "ring::"]);
+        succeed(rings.env("RUSTFLAGS", "--cfg tombolo_word_atomic"))
+    });
+}
+
+fn of_transport(args: &[&str]) -> Command {
+    let mut cargo = build::cargo();
+    cargo.args(["test", "--release", "--package", "tombolo-transport"]).args(args);
+    cargo
 }
 
 fn recover(checks: &mut Checks, programs: &Path, kernels: u8) {

@@ -2,12 +2,12 @@
 //!
 //! On x86-64 they are inline assembly: vector moves for small and middle sizes, `rep movsb` for large ones. To the
 //! compiler an `asm!` block may touch any memory, so it neither assumes that the bytes hold still nor moves the copy across
-//! the atomic that publishes or acquires them. Elsewhere (and under Miri) they are relaxed atomics, byte by byte up to
+//! the atomic that publishes or acquires them. Elsewhere (under Miri, and with `--cfg tombolo_word_atomic`) they are relaxed atomics, byte by byte up to
 //! alignment and then word by word, which is two to three times slower for bulk and defined by the language.
 
 pub(super) use imp::{from_shared, prefetch_write, to_shared};
 
-#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[cfg(all(target_arch = "x86_64", not(any(miri, tombolo_word_atomic))))]
 mod imp {
     use std::arch::asm;
 
@@ -182,7 +182,7 @@ mod imp {
     }
 }
 
-#[cfg(any(not(target_arch = "x86_64"), miri))]
+#[cfg(any(not(target_arch = "x86_64"), miri, tombolo_word_atomic))]
 mod imp {
     use super::atomic;
 
@@ -192,7 +192,7 @@ mod imp {
 }
 
 /// The portable copies. Also built where they are not used, so that the tests compare both.
-#[cfg(any(not(target_arch = "x86_64"), miri, test))]
+#[cfg(any(not(target_arch = "x86_64"), miri, tombolo_word_atomic, test))]
 mod atomic {
     use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 

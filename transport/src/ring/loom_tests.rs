@@ -7,6 +7,7 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
 use super::layout::*;
+use super::loan::LoanBell;
 use super::*;
 use crate::mem::ModelMemory;
 
@@ -58,7 +59,7 @@ fn half(layout: HalfLayout) -> Model {
         words(AT_BYTE_TAIL, 1),
         words(AT_SLOTS_CONSUMED, 2),
         words(AT_DATA_TICKET, 3),
-        words(AT_LOAN_RETURNS, 1),
+        words(AT_LOAN_RETURNS, usize::from(layout.loan_count)),
         words(layout.bytes_at(), layout.byte_capacity() / 8),
         words(layout.loans_at(), usize::from(layout.loan_count)),
     ];
@@ -255,6 +256,55 @@ fn a_loan_is_lent_again_only_after_it_was_read() {
             bell.ring_if(rx.flush());
         }
         sender.join().unwrap();
+    });
+}
+
+/// A message that was lent is dropped wherever the application likes, and the receiver need never be asked again.
+#[test]
+fn loans_returned_by_any_threads_wake_the_sender_that_waits_for_them() {
+    check(|| {
+        let layout = HalfLayout { loan_count: 2, ..MESSAGES };
+        let bell = Arc::new(Bell::default());
+        let ringing = Arc::clone(&bell);
+        let hook: LoanBell = std::sync::Arc::new(move || ringing.ring_if(Wake::Ring));
+        let ((mut tx, _a), (_b, mut rx)) =
+            pair(layout, |own, peer| message_pair(own, peer, (), Some(hook.clone())));
+        let mut lent = Vec::new();
+        for _ in 0..2 {
+            let loan = tx.loan(0).unwrap();
+            tx.send_loan(loan).unwrap();
+            lent.extend(rx.try_recv_loan().unwrap());
+        }
+        let droppers: Vec<_> = lent.into_iter().map(|message| thread::spawn(move || drop(message))).collect();
+        let mut again = Vec::new();
+        while again.len() < 2 {
+            match tx.loan(0) {
+                Ok(loan) => again.push(loan),
+                Err(error) => {
+                    assert_eq!(error, RingError::WouldBlock);
+                    if tx.arm() == Arm::Sleep {
+                        bell.wait();
+                    }
+                }
+            }
+        }
+        droppers.into_iter().for_each(|dropper| dropper.join().unwrap());
+    });
+}
+
+/// A message may be dropped in one thread while its buffer is lent again and received in others: it must not look as if lent twice.
+#[test]
+fn a_loan_that_is_lent_again_at_once_is_not_taken_for_lent_twice() {
+    check(|| {
+        let ((mut tx, _a), (_b, mut rx)) = messages();
+        let loan = tx.loan(0).unwrap();
+        tx.send_loan(loan).unwrap();
+        let first = rx.try_recv_loan().unwrap().unwrap();
+        let dropper = thread::spawn(move || drop(first));
+        let loan = spin(|| tx.loan(0));
+        tx.send_loan(loan).unwrap();
+        assert!(rx.try_recv_loan().unwrap().unwrap().is_loan());
+        dropper.join().unwrap();
     });
 }
 
