@@ -46,6 +46,9 @@ mod generated {
 use generated::touch_client::TouchClient;
 use generated::touch_server::{Touch, TouchServer};
 
+/// Its default is one byte too small for the call with bytes, which would wait for the window to be opened again.
+const WINDOW_BYTES: u32 = 1 << 20;
+
 struct Toucher;
 
 #[tonic::async_trait]
@@ -72,7 +75,12 @@ impl Framework for Tonic {
     async fn serve(path: PathBuf, listening: Sender<()>) -> anyhow::Result<()> {
         let arrivals = UnixListenerStream::new(UnixListener::bind(path)?);
         listening.send(())?;
-        Server::builder().add_service(TouchServer::new(Toucher)).serve_with_incoming(arrivals).await?;
+        Server::builder()
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .add_service(TouchServer::new(Toucher))
+            .serve_with_incoming(arrivals)
+            .await?;
         Ok(())
     }
 

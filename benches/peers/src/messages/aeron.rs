@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use rusteron_client::{
     Aeron, AeronContext, AeronExclusivePublication, AeronImage, AeronSubscription, Handlers, IntoCString,
 };
-use rusteron_media_driver::aeron_threading_mode_enum::AERON_THREADING_MODE_SHARED;
+use rusteron_media_driver::bindings::aeron_threading_mode_enum::AERON_THREADING_MODE_SHARED;
 use rusteron_media_driver::testing::EmbeddedDriver;
 use tombolo_benches::payload::Payload;
 use tombolo_benches::probe::{Probe, Test};

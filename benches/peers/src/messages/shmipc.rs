@@ -1,4 +1,4 @@
-//! shmipc: streams whose bytes are in shared memory, told of over a Unix socket, under Tokio.
+//! shmipc: streams whose bytes are in shared memory, told of by eventfds, under Tokio.
 
 use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -34,12 +34,12 @@ const WINDOW_MAX: u64 = 1024;
 /// Of an acknowledgement.
 const ACK_BYTES: usize = 8;
 
-fn config(bytes: usize, eventfd: bool) -> Config {
+fn config(bytes: usize) -> Config {
     let mut config = Config::new();
     config.mem_map_type = MemMapType::MemMapTypeMemFd;
     config.share_memory_buffer_cap = POOL_BYTES as u32;
     config.buffer_slice_sizes = vec![SizePercentPair { size: (bytes + SLICE_HEAD) as u32, percent: 100 }];
-    if eventfd { config.with_v4_eventfd() } else { config }
+    config.with_v4_eventfd()
 }
 
 fn address(path: &Path) -> anyhow::Result<SocketAddr> {
@@ -162,7 +162,7 @@ fn is_of_loans(probe: &Probe) -> bool {
 }
 
 /// The leader's part.
-pub(crate) fn lead(leading: &mut Leading, at: &Path, eventfd: bool) -> anyhow::Result<Reading> {
+pub(crate) fn lead(leading: &mut Leading, at: &Path) -> anyhow::Result<Reading> {
     let probe = leading.probe().clone();
     let loans = is_of_loans(&probe);
     let path = at.join("socket");
@@ -170,7 +170,7 @@ pub(crate) fn lead(leading: &mut Leading, at: &Path, eventfd: bool) -> anyhow::R
     leading.order(&format!("{MEET} {}", path.display()))?;
     let connecting = async {
         let config =
-            SessionManagerConfig::new().with_config(config(probe.bytes, eventfd)).with_session_num(1);
+            SessionManagerConfig::new().with_config(config(probe.bytes)).with_session_num(1);
         let manager = SessionManager::new(config, DefaultUnixConnect, address(&path)?).await.map_err(said)?;
         let mut link = Messages::new(manager.get_stream().map_err(said)?, probe.bytes);
         link.send(0).await?;
@@ -208,12 +208,12 @@ pub(crate) fn lead(leading: &mut Leading, at: &Path, eventfd: bool) -> anyhow::R
 }
 
 /// The follower's part.
-pub(crate) fn follow(probe: &Probe, following: &mut Following, eventfd: bool) -> anyhow::Result<()> {
+pub(crate) fn follow(probe: &Probe, following: &mut Following) -> anyhow::Result<()> {
     let loans = is_of_loans(probe);
     let order = following.next_order()?.context("no order to meet")?;
     let path = PathBuf::from(order.words.first().context("an order to meet without a place")?);
     let runtime = runtime()?;
-    let (address, config) = (address(&path)?, config(probe.bytes, eventfd));
+    let (address, config) = (address(&path)?, config(probe.bytes));
     let mut listener =
         runtime.block_on(Listener::new(DefaultUnixListen, address, config)).context("listening")?;
     following.ready()?;
