@@ -71,6 +71,11 @@ impl Follower {
         Ok(Self { child, orders, answers })
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Gives an order and waits until the follower is about to carry it out.
     pub fn order(&mut self, order: &str) -> anyhow::Result<()> {
         let orders = self.orders.as_mut().context("the second process has been told to end")?;

@@ -25,28 +25,39 @@ pub(crate) struct Args {
     no_peers: bool,
 }
 
+/// The line that needs the daemon's programs.
+const CONTROL_PLANE: &str = "control-plane";
 /// The peers are a workspace of their own, so that nobody builds them who does not measure.
 const PEERS: &str = "benches/peers";
 
 /// A goal that is missed is in the report, and no error.
 pub(crate) fn run(args: &Args) -> Result<()> {
     succeed(build::cargo().args(["build", "--release", "--package", "tombolo-benches", "--bins"]))?;
-    succeed(build::cargo().args([
-        "build",
-        "--release",
-        "--package",
-        "tombolo-control",
-        "--package",
-        "tombolo-agent",
-        "--bins",
-    ]))?;
+    if args.only.as_deref().is_none_or(|only| CONTROL_PLANE.contains(only)) {
+        let mut daemon = build::cargo();
+        daemon.args([
+            "build",
+            "--release",
+            "--bins",
+            "--package",
+            "tombolo-control",
+            "--package",
+            "tombolo-agent",
+        ]);
+        succeed(&mut daemon)?;
+    }
     let target = build::target_dir()?;
     let mut report = Command::new(target.join("release/bench-report"));
     report.arg("--out").arg(target.join("bench-report"));
     match peers(args) {
-        Ok(program) => report.arg("--peers").arg(program),
-        Err(error) => report.arg("--no-peers").arg(format!("{error:#}")),
-    };
+        Ok(Peers { program, without }) => {
+            report.arg("--peers").arg(program);
+            report.args(without.iter().flat_map(|without| ["--without", without]));
+        }
+        Err(error) => {
+            report.arg("--no-peers").arg(format!("{error:#}"));
+        }
+    }
     if args.quick {
         report.arg("--quick");
     }
@@ -59,22 +70,39 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     succeed(&mut report)
 }
 
-/// Builds the peers; without them the report is the poorer, and says why.
-fn peers(args: &Args) -> Result<PathBuf> {
+/// The program that measures the peers.
+struct Peers {
+    program: PathBuf,
+    /// Who is not in it, and why, as `NAME=REASON`.
+    without: Vec<String>,
+}
+
+/// Builds the peers; without them, or some of them, the report is the poorer, and says why.
+fn peers(args: &Args) -> Result<Peers> {
     ensure!(!args.no_peers, "left out by --no-peers");
     let folder = build::workspace().join(PEERS);
     ensure!(folder.join("Cargo.toml").exists(), "there is no {PEERS}");
-    let mut cargo = build::cargo();
-    // Where cargo puts what it builds is the peers' own affair too.
-    cargo.current_dir(&folder).env_remove("CARGO_TARGET_DIR").args(["build", "--release"]);
-    succeed(&mut cargo).context("building the peers")?;
-    peers_program(&folder)
-}
-
-fn peers_program(folder: &Path) -> Result<PathBuf> {
+    let mut without = Vec::new();
+    let all = cargo_build(&folder, &["--features", AERON]);
+    if let Err(error) = all {
+        eprintln!("The peers do not build with {AERON}: {error:#}. Without it:");
+        without.push(format!("{AERON}=does not build here: {error:#}"));
+        cargo_build(&folder, &[]).context("building the peers")?;
+    }
     let program = folder.join("target/release/tombolo-peers");
     ensure!(program.exists(), "{} was not built", program.display());
-    Ok(program)
+    Ok(Peers { program, without })
+}
+
+/// The one peer that needs more than cargo to build (CMake, headers); a feature of the peers' crate.
+const AERON: &str = "aeron";
+
+fn cargo_build(folder: &Path, features: &[&str]) -> Result<()> {
+    let mut cargo = build::cargo();
+    // Where cargo puts what it builds is the peers' own affair too.
+    succeed(
+        cargo.current_dir(folder).env_remove("CARGO_TARGET_DIR").args(["build", "--release"]).args(features),
+    )
 }
 
 fn succeed(command: &mut Command) -> Result<()> {

@@ -294,13 +294,17 @@ impl Judge<'_> {
 
     fn missing(self, key: Key, way: &str) -> String {
         let probe = crate::text::key(key);
-        self.reason(|what| what.starts_with(&format!("{probe}, {way}")) || (way != OURS && what == "peers"))
+        self.reason(|what| {
+            what.starts_with(&format!("{probe}, {way}")) || (way != OURS && (what == "peers" || what == way))
+        })
     }
 
     fn reason(self, is_about: impl Fn(&str) -> bool) -> String {
         let missing = self.0.missing.iter().find(|missing| is_about(&missing.what));
-        missing
-            .map_or("not measured in this run".into(), |missing| format!("not measured: {}", missing.reason))
+        missing.map_or_else(
+            || "not measured in this run".into(),
+            |missing| format!("not measured: {}", missing.reason),
+        )
     }
 }
 

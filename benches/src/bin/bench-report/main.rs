@@ -37,6 +37,9 @@ struct Args {
     /// Why there is no such program, for the report
     #[arg(long, value_name = "REASON", default_value = "left out")]
     no_peers: String,
+    /// A peer that is not in that program, and why
+    #[arg(long, value_name = "NAME=REASON")]
+    without: Vec<String>,
     /// Where the other programs are [default: beside this one]
     #[arg(long, value_name = "FOLDER")]
     programs: Option<PathBuf>,

@@ -3,9 +3,10 @@
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use tombolo_benches::figure::Figure;
 use tombolo_benches::probe::{Probe, Reading};
 
@@ -50,10 +51,20 @@ impl Program {
     }
 }
 
-/// The figures of a task of the program that measures how cost grows.
-pub(crate) fn figures(command: &mut Command, limit: Duration) -> anyhow::Result<Vec<Figure>> {
-    let output = output(command, limit)?;
-    output.lines().map(|line| serde_json::from_str(line).context("reading a figure")).collect()
+/// The figures of a task of the program that measures how cost grows, and why there are no more of them if it failed.
+pub(crate) fn figures(command: &mut Command, limit: Duration) -> (Vec<Figure>, anyhow::Result<()>) {
+    let (text, ended) = match run(command, limit) {
+        Ok((text, ended)) => (text, ended),
+        Err(error) => return (Vec::new(), Err(error)),
+    };
+    let mut figures = Vec::new();
+    for line in text.lines() {
+        match serde_json::from_str(line).context("reading a figure") {
+            Ok(figure) => figures.push(figure),
+            Err(error) => return (figures, Err(error)),
+        }
+    }
+    (figures, ended)
 }
 
 /// As it is called in JSON.
@@ -63,41 +74,44 @@ fn name(value: impl serde::Serialize) -> anyhow::Result<String> {
 
 /// What a program prints, if it ends well and in time.
 fn output(command: &mut Command, limit: Duration) -> anyhow::Result<String> {
+    let (text, ended) = run(command, limit)?;
+    ended.map(|()| text)
+}
+
+/// What a program prints, and whether it ended well and in time.
+fn run(command: &mut Command, limit: Duration) -> anyhow::Result<(String, anyhow::Result<()>)> {
     let program = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("starting {program}"))?;
-    let [out, err] = [child.stdout.take().map(reader), child.stderr.take().map(reader)];
+    let (out, err) = (child.stdout.take().map(reader), child.stderr.take().map(reader));
     let deadline = Instant::now() + limit;
     let status = loop {
         if let Some(status) = child.try_wait()? {
-            break status;
+            break Some(status);
         }
         if Instant::now() > deadline {
             child.kill()?;
             child.wait()?;
-            bail!("{program} did not end within {limit:?}");
+            break None;
         }
         std::thread::sleep(LOOK);
     };
-    let text = |reader: Option<std::thread::JoinHandle<String>>| {
-        reader.and_then(|reader| reader.join().ok()).unwrap_or_default()
-    };
+    let text =
+        |reader: Option<JoinHandle<String>>| reader.and_then(|reader| reader.join().ok()).unwrap_or_default();
     let (out, err) = (text(out), text(err));
-    if !status.success() {
-        let last: Vec<_> = err.lines().filter(|line| !line.trim().is_empty()).collect();
-        bail!(
-            "{}",
-            if last.is_empty() {
-                status.to_string()
-            } else {
-                last[last.len().saturating_sub(3)..].join(" | ")
-            }
-        );
-    }
-    Ok(out)
+    let ended = match status {
+        None => Err(anyhow!("{program} did not end within {limit:?}")),
+        Some(status) if status.success() => Ok(()),
+        Some(status) => {
+            let last: Vec<_> = err.lines().filter(|line| !line.trim().is_empty()).collect();
+            let last = last[last.len().saturating_sub(3)..].join(" | ");
+            Err(anyhow!("{}", if last.is_empty() { status.to_string() } else { last }))
+        }
+    };
+    Ok((out, ended))
 }
 
-fn reader(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
+fn reader(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
         // An error ends the output early; the exit status tells the rest.
@@ -129,8 +143,16 @@ mod tests {
     }
 
     #[test]
+    fn what_was_told_before_a_task_failed_is_kept() {
+        let figure = r#"{"name":"idle/cpu","value":1,"unit":"%"}"#;
+        let (found, ended) =
+            figures(&mut shell(&format!("echo '{figure}'; echo why >&2; exit 1")), PROBES_MAX);
+        assert_eq!((found.len(), ended.unwrap_err().to_string().as_str()), (1, "why"));
+    }
+
+    #[test]
     fn a_figure_that_is_none_is_refused() {
-        let error = figures(&mut shell("echo nonsense"), PROBES_MAX).unwrap_err();
-        assert!(error.to_string().contains("reading a figure"), "{error}");
+        let (_, ended) = figures(&mut shell("echo nonsense"), PROBES_MAX);
+        assert!(ended.unwrap_err().to_string().contains("reading a figure"));
     }
 }

@@ -60,6 +60,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Results> {
         results.missing.push(Missing { what: "peers".into(), reason: format!("{error:#}") });
         Vec::new()
     });
+    let without = args.without.iter().filter_map(|without| without.split_once('='));
+    let without = without.map(|(name, reason)| Missing { what: name.into(), reason: reason.into() });
+    results.missing.extend(without);
     let mut plan = in_turns(ours, peers);
     while results.rounds < effort.rounds && !plan.is_empty() && watch.elapsed() < effort.time_max {
         round(&mut results, &mut plan, &effort);
@@ -136,9 +139,10 @@ fn scale(results: &mut Results, here: &Path, task: &str, quick: bool, limit: Dur
     if quick {
         command.arg("--quick");
     }
-    match programs::figures(&mut command, limit) {
-        Ok(figures) => results.figures.extend(figures),
-        Err(error) => results.missing.push(Missing { what: task.into(), reason: format!("{error:#}") }),
+    let (figures, ended) = programs::figures(&mut command, limit);
+    results.figures.extend(figures);
+    if let Err(error) = ended {
+        results.missing.push(Missing { what: task.into(), reason: format!("{error:#}") });
     }
     eprint!("\r\x1b[K");
 }
