@@ -20,7 +20,7 @@ use crate::mem::{Memory, MemoryMut};
 /// A large copy is published at least this often, in bytes; in a small ring, each quarter of it (but no less than a line).
 ///
 /// So the reader copies while the writer still writes. Between cores that share no near cache, 16 KiB carry a tenth more than 32 or 64,
-/// and as much as 8 (`stream_throughput` of the benches: 0.57, 0.50, 0.47 and 0.56 of memcpy, medians of a few runs).
+/// and as much as 8 (a stream of 1 MiB writes, `tombolo-bench`: 0.57, 0.50, 0.47 and 0.56 of memcpy, medians of a few runs).
 pub const CHUNK: usize = 16 * 1024;
 
 /// Both directions of a byte stream over a pair of halves; `own` and `peer` must each have a byte ring.

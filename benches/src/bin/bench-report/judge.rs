@@ -250,9 +250,9 @@ impl Judge<'_> {
         Condition::new(what, &ratios, limit, &self.missing(key, OURS))
     }
 
-    /// Ours by a peer's, round by round. The peer is the one whose name begins so.
+    /// Ours by a peer's, round by round.
     pub(crate) fn to_peer(self, what: &str, key: Key, peer: &str, limit: Limit) -> Condition {
-        let way = self.0.peers(key).into_iter().find(|way| way.starts_with(peer));
+        let way = self.0.peers(key).into_iter().find(|way| *way == peer);
         let ratios = way.map(|way| self.0.ratio((key, OURS), (key, way))).unwrap_or_default();
         let missing = match self.0.of(key, OURS).is_empty() {
             true => self.missing(key, OURS),
@@ -295,7 +295,7 @@ impl Judge<'_> {
     fn missing(self, key: Key, way: &str) -> String {
         let probe = crate::text::key(key);
         self.reason(|what| {
-            what.starts_with(&format!("{probe}, {way}")) || (way != OURS && (what == "peers" || what == way))
+            what == format!("{probe}, {way}") || (way != OURS && (what == "peers" || what == way))
         })
     }
 
@@ -369,11 +369,11 @@ pub(crate) mod tests {
         let mut results = nothing();
         results.taken = vec![
             taken(1, SMALL, OURS, 100.0, 100.0),
-            taken(1, SMALL, "aeron 1.0", 200.0, 100.0),
+            taken(1, SMALL, "aeron", 200.0, 100.0),
             taken(2, SMALL, OURS, 300.0, 300.0),
-            taken(2, SMALL, "aeron 1.0", 600.0, 300.0),
+            taken(2, SMALL, "aeron", 600.0, 300.0),
             // Ours is missing in this round.
-            taken(3, SMALL, "aeron 1.0", 1.0, 100.0),
+            taken(3, SMALL, "aeron", 1.0, 100.0),
         ];
         let condition = Judge(&results).to_peer("by Aeron's", SMALL, "aeron", Limit::AtMost(0.6));
         assert_eq!((condition.value, condition.holds), (Some(0.5), Some(true)));

@@ -25,6 +25,10 @@ const CALL_BYTES: Key = key(Test::CallWithBytes, 64 << 10, Waiting::Busy);
 const CALL_BYTES_TOKIO: Key = key(Test::CallWithBytes, 64 << 10, Waiting::Tokio);
 const WAKE: Key = key(Test::Wake, 56, Waiting::Asleep);
 
+/// Peers that goals name, as their program calls them.
+const AERON: &str = "aeron";
+const ICEORYX2: &str = "iceoryx2 copying";
+
 /// Tasks of the program that measures how cost grows; also names of lines.
 pub(crate) const CONNECT: &str = "connect";
 pub(crate) const IDLE: &str = "idle";
@@ -103,8 +107,8 @@ fn messages(results: &Results) -> Vec<Line> {
         )
         .measured(results, ROUND_TRIP_4096, Floor::Lines)
         .demand(vec![
-            judge.to_peer("by Aeron's", ROUND_TRIP_4096, "aeron", Limit::AtMost(0.6)),
-            judge.to_peer("by iceoryx2's", ROUND_TRIP_4096, "iceoryx2", Limit::AtMost(0.45)),
+            judge.to_peer("by Aeron's", ROUND_TRIP_4096, AERON, Limit::AtMost(0.6)),
+            judge.to_peer("by iceoryx2's", ROUND_TRIP_4096, ICEORYX2, Limit::AtMost(0.45)),
         ]),
         Line::new(
             NAMES[2],
@@ -113,8 +117,8 @@ fn messages(results: &Results) -> Vec<Line> {
         )
         .measured(results, ONE_WAY, Floor::Lines)
         .demand(vec![
-            judge.to_peer("singly, by Aeron's", ONE_WAY, "aeron", Limit::AtLeast(1.2)),
-            judge.to_peer("batched, by Aeron's", ONE_WAY_BATCHED, "aeron", Limit::AtLeast(2.0)),
+            judge.to_peer("singly, by Aeron's", ONE_WAY, AERON, Limit::AtLeast(1.2)),
+            judge.to_peer("batched, by Aeron's", ONE_WAY_BATCHED, AERON, Limit::AtLeast(2.0)),
         ]),
         Line::new(
             NAMES[3],
@@ -125,7 +129,7 @@ fn messages(results: &Results) -> Vec<Line> {
         .demand(vec![
             judge.to_floor("64 KiB by M", STREAM_64K, Floor::Memcpy(1), Limit::AtLeast(0.75)),
             judge.to_floor("1 MiB by M", STREAM_1M, Floor::Memcpy(1), Limit::AtLeast(0.75)),
-            judge.to_peer("1 MiB by iceoryx2's", STREAM_1M, "iceoryx2", Limit::AtLeast(1.5)),
+            judge.to_peer("1 MiB by iceoryx2's", STREAM_1M, ICEORYX2, Limit::AtLeast(1.5)),
         ]),
         Line::new(
             NAMES[4],

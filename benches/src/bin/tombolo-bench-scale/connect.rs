@@ -29,11 +29,7 @@ pub(crate) fn measure(quick: bool) -> anyhow::Result<()> {
     let made = connect_for(&pair, time)?;
     let rate = made as f64 / began.elapsed().as_secs_f64();
     let halves = settle(&pair)?;
-    let after = both(&pair)?;
-    let left = |now: Held, then: Held| {
-        now.descriptors.saturating_sub(then.descriptors) + now.maps.saturating_sub(then.maps)
-    };
-    let left = left(after[0], before[0]) + left(after[1], before[1]);
+    let left = settle_held(&pair, before)?;
     let note =
         format!("{made} connections, {CALLERS} callers at a time; the broker runs in the caller's process");
     tell("connect/rate", None, rate, "/s", note)?;
@@ -52,6 +48,21 @@ fn settle(pair: &Pair) -> anyhow::Result<usize> {
         let held = pair.runtime.block_on(pair.fabric.broker().status())?.connections;
         if held == 0 || Instant::now() > deadline {
             return Ok(held);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until both processes hold no more than `before`. Returns how much more they do when that takes too long.
+fn settle_held(pair: &Pair, before: [Held; 2]) -> anyhow::Result<usize> {
+    let deadline = Instant::now() + SETTLED_MAX;
+    let more = |(now, then): (Held, Held)| {
+        now.descriptors.saturating_sub(then.descriptors) + now.maps.saturating_sub(then.maps)
+    };
+    loop {
+        let left = both(pair)?.into_iter().zip(before).map(more).sum();
+        if left == 0 || Instant::now() > deadline {
+            return Ok(left);
         }
         std::thread::sleep(Duration::from_millis(10));
     }

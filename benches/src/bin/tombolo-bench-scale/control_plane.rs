@@ -16,10 +16,9 @@ const DAEMON_MAX: Duration = Duration::from_secs(20);
 const HEALTHY_MAX: Duration = Duration::from_secs(100);
 const LISTINGS: usize = 100;
 
-pub(crate) fn measure(quick: bool) -> anyhow::Result<()> {
+pub(crate) fn measure() -> anyhow::Result<()> {
     // The primary is a member too.
-    let most = KERNELS.min(Geometry::MEMBERS_MAX - 1);
-    let kernels = if quick { most.min(20) } else { most };
+    let kernels = KERNELS.min(Geometry::MEMBERS_MAX - 1);
     let bed = Bed::start(kernels + 1)?;
     let pid = bed.daemon.id();
     let memory_before = private_bytes(pid)?;

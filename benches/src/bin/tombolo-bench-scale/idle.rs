@@ -16,7 +16,7 @@ const COUNTS: [u64; 3] = [100, 1000, 10_000];
 /// Connects under way at a time.
 const AT_A_TIME: u64 = 64;
 /// Until everybody sleeps.
-const PARKED_MAX: Duration = Duration::from_secs(10);
+const PARKED_MAX: Duration = Duration::from_secs(3);
 
 pub(crate) fn measure(quick: bool) -> anyhow::Result<()> {
     let counts = if quick { &COUNTS[2..] } else { &COUNTS[..] };
