@@ -1,6 +1,6 @@
 //! A measurement and its floor, in turns: both ends of one way between two processes, and the two lines between the same two.
 //!
-//! The leader gives an order, waits until the follower is about to carry it out, and measures; a batch takes some milliseconds, so that most are
+//! The leader gives an order, waits until the follower is about to carry it out, and measures; a batch takes a millisecond or two, so that most are
 //! not interrupted by whatever else runs on these cores. Before each batch of the way comes one of the lines.
 //!
 //! ```text
@@ -25,10 +25,10 @@ use crate::series::Series;
 
 /// Of the two lines, each way of polling: a third of a millisecond.
 const LINE_ROUNDS: u64 = 2_000;
-/// How long a batch should take.
-const BATCH: Duration = Duration::from_millis(3);
-/// Of the batch that tells how long a round takes, and of every batch at the least.
-const ROUNDS_MIN: u64 = 32;
+/// How long a batch should take: so short that on a busy machine too some are not interrupted.
+const BATCH: Duration = Duration::from_millis(1);
+/// Of the batch that tells how long a round takes, and of every batch at the least. All batches are multiples of it.
+const ROUNDS_MIN: u64 = 64;
 const ROUNDS_MAX: u64 = 1 << 20;
 /// However little time there is.
 const BATCHES_MIN: usize = 3;
@@ -176,6 +176,10 @@ impl Leading {
             if let Some(order) = order {
                 self.order(&format!("{order} {count}"))?;
             }
+            if order.is_none() {
+                // A server that serves by itself may be asleep by now.
+                work(ROUNDS_MIN, false)?;
+            }
             let began = Instant::now();
             // The first two warm up and tell how many rounds make a batch.
             work(count, batch >= 2)?;
@@ -185,6 +189,7 @@ impl Leading {
             let rate = count as f64 / began.elapsed().as_nanos().max(1) as f64;
             if batch < 2 {
                 count = ((BATCH.as_nanos() as f64 * rate) as u64).clamp(ROUNDS_MIN, ROUNDS_MAX);
+                count = count.next_multiple_of(ROUNDS_MIN);
                 deadline = Some(Instant::now() + self.time);
             } else {
                 rates.push(rate);

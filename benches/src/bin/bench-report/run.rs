@@ -1,5 +1,6 @@
 //! All measurements of a run: rounds in which ours and the peers' take turns, then what is measured once.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -114,7 +115,7 @@ fn round(results: &mut Results, plan: &mut Vec<Planned>, effort: &Effort) {
     results.rounds += 1;
     let number = results.rounds;
     plan.retain(|(program, probe)| {
-        eprint!("\r\x1b[Kround {number}/{}: {}", effort.rounds, text::probe(probe));
+        progress(&format!("round {number}/{}: {}", effort.rounds, text::probe(probe)));
         let watch = Watch::start();
         match program.take(probe, effort.take_ms) {
             Ok(reading) => {
@@ -122,18 +123,26 @@ fn round(results: &mut Results, plan: &mut Vec<Planned>, effort: &Effort) {
                 true
             }
             Err(error) => {
-                eprintln!("\r\x1b[K{}: {error:#}", text::probe(probe));
+                progress("");
+                eprintln!("{}: {error:#}", text::probe(probe));
                 results.missing.push(Missing { what: text::probe(probe), reason: format!("{error:#}") });
                 // It has had its chance.
                 false
             }
         }
     });
-    eprint!("\r\x1b[K");
+    progress("");
+}
+
+/// On a terminal, what is being done now, on one line.
+fn progress(what: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{what}");
+    }
 }
 
 fn scale(results: &mut Results, here: &Path, task: &str, quick: bool, limit: Duration) {
-    eprint!("\r\x1b[K{task}");
+    progress(task);
     let mut command = Command::new(here.join("tombolo-bench-scale"));
     command.arg(task);
     if quick {
@@ -144,7 +153,7 @@ fn scale(results: &mut Results, here: &Path, task: &str, quick: bool, limit: Dur
     if let Err(error) = ended {
         results.missing.push(Missing { what: task.into(), reason: format!("{error:#}") });
     }
-    eprint!("\r\x1b[K");
+    progress("");
 }
 
 #[cfg(test)]

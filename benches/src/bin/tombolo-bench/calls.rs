@@ -14,7 +14,7 @@ use tombolo_rpc::{Blob, BusyClient, BusyServer, Link, LinkConfig, Router};
 use crate::fabric_pair::{Far, Near, expect, next_batch};
 
 const SERVE: &str = "serve";
-/// Calls under way at any time, where there is more than one.
+/// Calls under way at any time, where there is more than one. Batches are multiples of it.
 const IN_FLIGHT: u64 = 64;
 
 pub(crate) fn lead(leading: &mut Leading) -> anyhow::Result<Reading> {
@@ -91,7 +91,7 @@ fn lead_on_runtime(leading: &mut Leading) -> anyhow::Result<Reading> {
     // In tasks of their own, as in a server: what `block_on` itself runs has to wait for up to 61 turns of the tasks.
     if leading.probe().test == Test::CallsInFlight {
         return leading.rates(None, |count| {
-            let task = || runtime.spawn(call(client.clone(), count.div_ceil(IN_FLIGHT)));
+            let task = || runtime.spawn(call(client.clone(), count / IN_FLIGHT));
             let tasks: Vec<_> = (0..IN_FLIGHT).map(|_| task()).collect();
             runtime.block_on(async {
                 for task in tasks {
