@@ -7,9 +7,11 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tombolo_transport::broker::Policy;
+use tombolo_transport::paced::PacedConfig;
 use tombolo_transport::{Cid, Incarnation, Member, Port};
 
 use crate::pci::PciId;
@@ -50,12 +52,15 @@ pub struct AgentConfig {
     /// Address of the primary kernel, which the agent dials. Default 2.
     #[serde(default = "default_primary_cid")]
     pub primary_cid: Cid,
-    /// Shared memory; without it the agent serves only [`AgentConfig::listen`].
+    /// Shared memory. Without it there is [`AgentConfig::paced`], or the agent serves only [`AgentConfig::listen`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolConfig>,
     /// What wakes a sleeping peer and is woken by it; without it the agent finds work by its timer alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub doorbell: Option<Doorbell>,
+    /// What carries everything between this kernel and the primary where they share no memory: a paced link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paced: Option<PacedLine>,
     /// Host name to set when running as the first process of a kernel. Default: unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
@@ -116,6 +121,28 @@ pub enum Doorbell {
     Vsock(Port),
 }
 
+/// The one socket of a [paced link](tombolo_transport::paced) to the primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PacedLine {
+    /// A terminal line, opened raw, and again after a loss.
+    Path(PathBuf),
+    /// A port of the parent kernel on Multikernel Linux's vsock, which the agent dials, and again after a loss.
+    Vsock(Port),
+}
+
+impl PacedLine {
+    /// How long either end of the link waits for what. A socket that died without a word is replaced after two seconds: until then the agent
+    /// does not answer, and its kernel must not be taken for one that hangs.
+    pub fn pace() -> PacedConfig {
+        PacedConfig {
+            keepalive: Duration::from_millis(500),
+            silence: Duration::from_secs(2),
+            ..PacedConfig::default()
+        }
+    }
+}
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -171,6 +198,7 @@ impl AgentConfig {
             primary_cid: default_primary_cid(),
             pool: None,
             doorbell: None,
+            paced: None,
             hostname: None,
             entrypoint: None,
             probes: Vec::new(),
@@ -225,6 +253,9 @@ impl AgentConfig {
         }
         if let Some(pool) = &self.pool {
             pool.validate()?;
+        }
+        if self.pool.is_some() && self.paced.is_some() {
+            return Err(ConfigError::invalid("paced", "a kernel that shares memory needs no paced link"));
         }
         if let Some(Doorbell::Fd(fd @ ..3)) = self.doorbell {
             return Err(ConfigError::invalid(
@@ -400,6 +431,7 @@ mod tests {
     fn what_is_written_is_read_back() {
         let mut config: AgentConfig = serde_json::from_str(CONTRACT).unwrap();
         config.modules = vec!["/lib/vsock.ko".into()];
+        (config.pool, config.paced) = (None, Some(PacedLine::Vsock(Port(700))));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.json");
         std::fs::write(&path, config.to_json()).unwrap();
@@ -415,7 +447,7 @@ mod tests {
     #[test]
     fn values_out_of_range_are_refused_by_name() {
         type Spoil = fn(&mut AgentConfig);
-        let cases: [(&str, Spoil); 10] = [
+        let cases: [(&str, Spoil); 11] = [
             ("name", |c| c.name = "a/b".into()),
             ("name", |c| c.name = "x".repeat(33)),
             ("cid", |c| c.cid = Cid::HOST),
@@ -423,6 +455,10 @@ mod tests {
             ("pool.len", |c| c.pool = Some(PoolConfig { path: "/p".into(), len: 4095 })),
             ("pool.path", |c| c.pool = Some(PoolConfig { path: "p".into(), len: 4096 })),
             ("pool.path", |c| c.pool = Some(PoolConfig { path: "pci:1af4".into(), len: 4096 })),
+            ("paced", |c| {
+                c.pool = Some(PoolConfig { path: "/p".into(), len: 4096 });
+                c.paced = Some(PacedLine::Vsock(Port(700)));
+            }),
             ("heartbeat_ms", |c| c.heartbeat_ms = 0),
             ("doorbell.fd", |c| c.doorbell = Some(Doorbell::Fd(1))),
             ("log_level", |c| c.log_level = "a=b=c".into()),

@@ -11,10 +11,10 @@ use tokio::io::{AsyncRead, AsyncWrite, copy, split};
 use tokio::net::UnixStream;
 use tombolo_transport::paced::{Dial, VsockDial};
 use tombolo_transport::vsock::{VsockConfig, VsockEndpoint, VsockTransport};
-use tombolo_transport::{Addr, Cid, Port};
+use tombolo_transport::{Addr, Port};
 
-/// The parent of a kernel on Multikernel Linux's vsock.
-const PARENT: Cid = Cid(0);
+use crate::paced::PARENT;
+
 /// Pauses between attempts: from, to.
 const REDIAL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// How long one attempt may take.

@@ -26,6 +26,7 @@ pub mod inventory;
 pub mod link;
 pub mod logs;
 mod net;
+mod paced;
 mod pci;
 pub mod pid1;
 pub mod run;

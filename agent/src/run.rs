@@ -1,6 +1,5 @@
 //! One life of the agent, from its configuration to its end.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,6 +34,7 @@ use crate::health::{Health, HealthService, ProbeTools};
 use crate::heartbeat::Heartbeat;
 use crate::link::{Links, LocalSocket, keep_linked};
 use crate::logs::{Log, LogsService, follow_kernel_log};
+use crate::paced::{self, open_terminal};
 use crate::state::Lifecycle;
 use crate::{pci, pid1};
 
@@ -84,7 +84,14 @@ pub async fn run(boot: Boot) -> anyhow::Result<()> {
         Some(pool) => Some(Fabric::join(pool, &config, &black_box, doorbell).await?),
         None => None,
     };
-    let endpoint = fabric.as_ref().map(|fabric| fabric.endpoint.clone());
+    let endpoint = match (&fabric, &config.paced) {
+        (Some(fabric), _) => Some(fabric.endpoint.clone()),
+        (None, Some(line)) => {
+            let paced = paced::of_primary(&config, line).context("making the paced link")?;
+            Some(Endpoint::paced(paced))
+        }
+        (None, None) => None,
+    };
     // Without a kernel or namespace of its own, what the agent has started would outlive its sudden death.
     let tied = mode == AgentMode::Service;
     let launcher = Launcher::new(children.clone(), PathBuf::from("/proc/self/exe"), tied);
@@ -260,9 +267,9 @@ impl Fabric {
         broker_config.policy = config.policy.clone();
         let broker = Broker::start(broker_config).await.context("starting the broker")?;
         let line = match (&config.doorbell, doorbell) {
-            (Some(Doorbell::Path(path)), _) => {
-                Some(open_line(path).with_context(|| format!("opening the doorbell {}", path.display()))?)
-            }
+            (Some(Doorbell::Path(path)), _) => Some(
+                open_terminal(path).with_context(|| format!("opening the doorbell {}", path.display()))?,
+            ),
             (Some(Doorbell::Fd(_)), fd) => fd,
             (Some(Doorbell::Vsock(port)), _) => {
                 Some(doorbell::of_parent(*port).context("making the doorbell")?)
@@ -284,17 +291,6 @@ impl Fabric {
         self.heartbeat.set_phase(Phase::Stopped);
         self.broker.stop().await;
     }
-}
-
-/// Opens a terminal line so that bytes pass unchanged.
-fn open_line(path: &std::path::Path) -> anyhow::Result<OwnedFd> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let flags = rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::NONBLOCK;
-    let line = File::options().read(true).write(true).custom_flags(flags.bits() as i32).open(path)?;
-    let mut settings = rustix::termios::tcgetattr(&line)?;
-    settings.make_raw();
-    rustix::termios::tcsetattr(&line, rustix::termios::OptionalActions::Now, &settings)?;
-    Ok(line.into())
 }
 
 /// What has to end, in order.

@@ -22,11 +22,13 @@ const IMAGE: &str = "vmlinux";
 #[derive(Clone, Debug)]
 pub struct StandIn {
     dir: PathBuf,
+    /// Whether the settings that it makes name a pool.
+    shares_memory: bool,
 }
 
 /// The stand-in that this process runs under; `None` outside of it, where the test has nothing to do.
 pub fn here() -> Option<StandIn> {
-    std::env::var_os(FOLDER).map(|dir| StandIn { dir: dir.into() })
+    std::env::var_os(FOLDER).map(|dir| StandIn { dir: dir.into(), shares_memory: true })
 }
 
 /// Runs the tests of this program whose names contain `filter` under a stand-in, one at a time. Does nothing in a process that is
@@ -57,6 +59,12 @@ pub fn rerun(filter: &str, options: &[&str]) {
 }
 
 impl StandIn {
+    /// The same, with settings by which kernels share no memory with the host.
+    #[must_use]
+    pub fn without_shared_memory(self) -> Self {
+        Self { shares_memory: false, ..self }
+    }
+
     /// Its folder.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -85,10 +93,12 @@ impl StandIn {
     /// The same for those who share the lock of kerf, which is to be in a folder of their own: see [`Self::cover_host`].
     pub fn settings_text_with_lock_of_kerf(&self) -> String {
         let dir = self.dir.display();
-        format!(
-            "image = \"{dir}/{IMAGE}\"\npool = {{ path = \"/dev/mmapper\" }}\n\
-             doorbell = {{ line = {{ inside = \"/dev/ttyS0\", socket = \"{dir}/link.{{id}}\" }} }}\n"
-        )
+        let line = format!("inside = \"/dev/ttyS0\", socket = \"{dir}/link.{{id}}\"");
+        let ways = match self.shares_memory {
+            true => format!("pool = {{ path = \"/dev/mmapper\" }}\ndoorbell = {{ line = {{ {line} }} }}"),
+            false => format!("link = {{ line = {{ {line}, alive = \"{dir}/alive.{{id}}\" }} }}"),
+        };
+        format!("image = \"{dir}/{IMAGE}\"\n{ways}\n")
     }
 
     /// Covers the folders of the host in which kerf keeps its lock and what it notes, for this process and all that it starts: neither meets

@@ -111,6 +111,8 @@ pub struct InstanceView {
     pub layer: Option<Layer>,
     /// Why that is no better, where something is known to be wrong.
     pub health_reason: Option<String>,
+    /// What carries everything between this kernel and it; `None` if it has no kernel.
+    pub link: Option<LinkKind>,
     /// The driver of its kernel; `None` before the first start.
     pub spawner: Option<String>,
     /// The process of its kernel on this host.
@@ -139,6 +141,16 @@ pub struct InstanceView {
     pub last_error: Option<String>,
 }
 
+/// What carries everything between this kernel and another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkKind {
+    /// Memory that both map, with a heartbeat and a black box in it.
+    Shm,
+    /// One socket, on which everything has its turn: neither heartbeat nor black box.
+    Paced,
+}
+
 /// Everything known about an instance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Schema)]
 pub struct InstanceDetail {
@@ -150,6 +162,8 @@ pub struct InstanceDetail {
     pub inventory: Option<Inventory>,
     /// What its agent last said about its health.
     pub report: Option<HealthReport>,
+    /// Whether its end of a [paced](LinkKind::Paced) link is there now; `None` where it has no such link.
+    pub link_is_up: Option<bool>,
     /// How long ago its heartbeat moved, in milliseconds.
     pub last_beat_age_ms: Option<u64>,
     /// What its dead kernel last wrote to its black box, oldest first.

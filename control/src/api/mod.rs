@@ -23,5 +23,5 @@ pub mod role;
 pub mod rules;
 
 pub use error::{ControlError, ExitKind};
-pub use fleet::{Condition, CreateRequest, InstanceDetail, InstanceView, LastWord};
+pub use fleet::{Condition, CreateRequest, InstanceDetail, InstanceView, LastWord, LinkKind};
 pub use role::Role;

@@ -12,7 +12,7 @@ use super::client::Client;
 use super::error::CliError;
 use super::output::{age, bytes, duration, table, text_of, timestamp};
 use super::{Context, Outcome, spec};
-use crate::api::{Condition, CreateRequest, ExitKind, InstanceDetail, InstanceView};
+use crate::api::{Condition, CreateRequest, ExitKind, InstanceDetail, InstanceView, LinkKind};
 use crate::core::health::Verdict;
 use crate::core::{InstanceName, InstanceSpec};
 
@@ -193,6 +193,7 @@ fn describe(detail: &InstanceDetail) -> String {
     add("boot id", view.boot_id.clone());
     add("incarnation", view.incarnation.clone());
     add("generation", (view.generation > 0).then(|| view.generation.to_string()));
+    add("link", link_of(detail));
     add("heartbeat", detail.last_beat_age_ms.map(|ms| format!("{ms} ms ago")));
     add("boots", Some(format!("{} ({} by restart policy)", view.boots, view.restarts)));
     add(
@@ -232,6 +233,17 @@ fn describe(detail: &InstanceDetail) -> String {
         );
     }
     lines.join("\n")
+}
+
+/// What carries everything between here and an instance, and what that means.
+fn link_of(detail: &InstanceDetail) -> Option<String> {
+    Some(match detail.view.link? {
+        LinkKind::Shm => "shm: shared memory".to_owned(),
+        LinkKind::Paced => format!(
+            "paced, {}: everything goes over one socket, at most 32 KiB under way at a time; no shared memory, so no heartbeat and no black box",
+            if detail.link_is_up == Some(true) { "up" } else { "down" }
+        ),
+    })
 }
 
 /// How an instance is, and of what it ails.

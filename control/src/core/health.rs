@@ -7,6 +7,10 @@
 //! | spawner | the kernel exists, or how it ended: certain, for the keeper is its parent |
 //! | kernel probe | the kernel itself answers, whatever its user space does (where the spawner can ask) |
 //!
+//! A kernel that shares no memory has no heartbeat there. Then its agent alone speaks for its user space, over a link that may be broken
+//! for a while: silence counts once it lasts longer than a broken link takes to be mended ([`HealthConfig::mended`]), and condemns only together
+//! with what the kernel itself says.
+//!
 //! No single silence condemns: a kernel counts as hung only when two witnesses say so, the heartbeat and either the kernel itself, which is
 //! asked as soon as the heartbeat arouses suspicion, or the probe. Whether it is the kernel or only its user space is for the kernel
 //! itself to say: where it can be asked, the verdict waits for its answer.
@@ -73,6 +77,9 @@ pub struct HealthConfig {
     pub probe_failures_max: u32,
     /// A tick this much later than planned means that we were not running. Default 200 ms.
     pub own_lag_max: Duration,
+    /// Where there is no heartbeat: how long the agent must be silent for that to count. Default 3 s: two until the link's socket is known to be
+    /// dead, and one for another.
+    pub mended: Duration,
 }
 
 impl Default for HealthConfig {
@@ -83,6 +90,7 @@ impl Default for HealthConfig {
             phi_max: 8.0,
             probe_failures_max: 2,
             own_lag_max: Duration::from_millis(200),
+            mended: Duration::from_secs(3),
         }
     }
 }
@@ -127,6 +135,8 @@ pub struct Monitor {
     /// A CPU of it runs nothing.
     has_stuck_cpu: bool,
     probe_failures: u32,
+    /// Whether it can beat.
+    has_heartbeat: bool,
     kernel: KernelWitness,
     end: Option<End>,
     /// When the next tick was due.
@@ -146,11 +156,17 @@ impl Monitor {
             wellness: Wellness::NotReady,
             has_stuck_cpu: false,
             probe_failures: 0,
+            has_heartbeat: true,
             kernel: KernelWitness::NotAsked,
             end: None,
             tick_due_ns: None,
             excused_until_ns: 0,
         }
+    }
+
+    /// Notes whether there can be a heartbeat: there is none of a kernel that shares no memory.
+    pub fn expects_heartbeat(&mut self, has_heartbeat: bool) {
+        self.has_heartbeat = has_heartbeat;
     }
 
     /// Notes that an earlier daemon knew this kernel to hang: what it would have to say to be believed well, it has yet to say.
@@ -244,6 +260,11 @@ impl Monitor {
         self.beat.map(|(_, at)| at)
     }
 
+    /// When it last showed a sign of life: where there is no heartbeat, by its agent's answer.
+    pub fn last_sign_ns(&self) -> Option<u64> {
+        if self.has_heartbeat { self.last_beat_ns() } else { self.answered_ns }
+    }
+
     /// How suspicious the heartbeat's silence is.
     pub fn suspicion(&self, now_ns: u64) -> f64 {
         match self.beat {
@@ -290,6 +311,12 @@ impl Monitor {
         !self.is_excused(now_ns) && self.probe_failures >= self.config.probe_failures_max
     }
 
+    /// Whether the agent, the only one who speaks for its user space, was not heard for longer than a broken link takes to be mended.
+    fn is_unheard(&self, now_ns: u64) -> bool {
+        let since = self.answered_ns.map_or(0, |answered_ns| now_ns.saturating_sub(answered_ns));
+        self.probe_silent(now_ns) && since >= self.config.mended.as_nanos() as u64
+    }
+
     fn is_excused(&self, now_ns: u64) -> bool {
         now_ns < self.excused_until_ns
     }
@@ -305,6 +332,14 @@ impl Monitor {
         }
         if self.answered_ns.is_none() {
             return Verdict::Booting;
+        }
+        if !self.has_heartbeat && self.is_unheard(now_ns) {
+            return match self.kernel {
+                KernelWitness::Answers => Verdict::UserSpaceDead,
+                KernelWitness::Silent => Verdict::Hung,
+                // One witness alone.
+                KernelWitness::NotAsked | KernelWitness::Mute => Verdict::Degraded,
+            };
         }
         let (beat_silent, probe_silent) = (self.beat_silent(now_ns), self.probe_silent(now_ns));
         // Two witnesses already: one waits for the third only if it has answered since.

@@ -234,3 +234,43 @@ fn a_suspended_host_still_finds_the_kernel_that_did_not_wake() {
     scene.run(5_000);
     assert_eq!(scene.verdict(), Verdict::Hung);
 }
+
+/// One that shares no memory, and is well.
+fn well_without_heartbeat() -> Scene {
+    let mut scene = Scene::well();
+    scene.monitor = Monitor::new(HealthConfig::default());
+    scene.monitor.expects_heartbeat(false);
+    scene.beats = false;
+    scene.run(60_000);
+    assert_eq!((scene.verdict(), scene.asked), (Verdict::Ready, 0));
+    scene
+}
+
+#[test]
+fn kernel_without_heartbeat_whose_agent_and_itself_are_silent_hangs_and_it_heals() {
+    let mut scene = well_without_heartbeat();
+    scene.answers = false;
+    scene.run(2_500);
+    assert_eq!(scene.verdict(), Verdict::Degraded, "its link may be broken, and is mended by then");
+    scene.run(2_000);
+    assert_eq!(scene.verdict(), Verdict::Hung);
+    scene.answers = true;
+    scene.run(1_000);
+    assert_eq!(scene.verdict(), Verdict::Ready);
+}
+
+#[test]
+fn kernel_without_heartbeat_that_answers_itself_has_a_dead_user_space() {
+    let mut scene = well_without_heartbeat();
+    (scene.answers, scene.kernel) = (false, Some(true));
+    scene.run(5_000);
+    assert_eq!(scene.verdict(), Verdict::UserSpaceDead);
+}
+
+#[test]
+fn agent_without_heartbeat_condemns_nobody_by_its_silence_alone() {
+    let mut scene = well_without_heartbeat();
+    (scene.answers, scene.kernel) = (false, None);
+    scene.run(600_000);
+    assert_eq!(scene.verdict(), Verdict::Degraded);
+}

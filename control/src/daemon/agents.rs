@@ -25,14 +25,19 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    /// Listens on the control port; serving begins with [`Door::serve`].
+    /// Closed, until it is [served](Door::serve).
+    pub(crate) fn new(shared: Arc<Shared>) -> Arc<Self> {
+        Arc::new(Self { shared, refusals: Mutex::default() })
+    }
+
+    /// Listens on the control port of the fabric, and on that of the links to kernels that share no memory.
     pub(crate) async fn open(
-        shared: Arc<Shared>,
-        endpoint: &Endpoint,
-    ) -> tombolo_transport::Result<(Arc<Self>, MessageListener)> {
-        let options = ListenOptions { name: Some("control".into()), ..ListenOptions::default() };
-        let listener = endpoint.listen_messages(Port::CONTROL, options).await?;
-        Ok((Arc::new(Self { shared, refusals: Mutex::default() }), listener))
+        fabric: &Endpoint,
+        paced: &Endpoint,
+    ) -> tombolo_transport::Result<[MessageListener; 2]> {
+        let named = ListenOptions { name: Some("control".into()), ..ListenOptions::default() };
+        let fabric = fabric.listen_messages(Port::CONTROL, named).await?;
+        Ok([fabric, paced.listen_messages(Port::CONTROL, ListenOptions::default()).await?])
     }
 
     /// Lets agents in until the listener fails.

@@ -6,7 +6,7 @@
 //!                                ▼                          │    ▼
 //!                              store ◀──── every step ──────┘   pool: heartbeat, black box, fence
 //!                                                           ▲
-//!  agents ──control port (shared memory)──▶ door ───────────┘
+//!  agents ──control port (shared memory, paced link)──▶ door┘
 //! ```
 
 mod agents;
@@ -16,6 +16,7 @@ mod groups;
 mod handover;
 mod instance;
 pub mod options;
+mod paced;
 mod registry;
 mod services;
 mod shared;
@@ -36,6 +37,7 @@ use self::drivers::Drivers;
 use self::handover::Stock;
 use self::instance::Command;
 use self::options::{Options, Places};
+use self::paced::PacedLinks;
 use self::registry::Registry;
 use self::services::ShutdownRequest;
 use self::shared::{Parts, Shared};
@@ -99,6 +101,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (pool, pool_bytes) = open_pool(&places, &options, &records).await?;
     let broker = start_broker(&places, to_broker_policy(&rules), &options).await?;
     let catalogue = options.catalogue()?;
+    let unusable = |error: tombolo_transport::Error| StartError::Pool(chain(&error));
+    let paced = PacedLinks::new().map_err(unusable)?;
     let stock = Stock {
         host_memory_min_mib: options.host_memory_min,
         cpus: options.lent_cpus(),
@@ -122,12 +126,13 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         pool,
         pool_bytes,
         broker,
+        paced,
         rules,
         balance,
     });
-    let unusable = |error: tombolo_transport::Error| StartError::Pool(chain(&error));
     let endpoint = shared.broker.endpoint().await.map_err(unusable)?;
-    let (door, agents) = Door::open(shared.clone(), &endpoint).await.map_err(unusable)?;
+    let door = Door::new(shared.clone());
+    let doors = Door::open(&endpoint, &shared.paced.endpoint()).await.map_err(unusable)?;
     let path = shared.places.control_socket();
     let listener = socket::bind(&path).map_err(StartError::host(format!("bind {}", path.display())))?;
 
@@ -138,7 +143,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     tokio::spawn(opening.serve(shared.clone(), registry.clone(), options.debug_die_after_steps));
     tokio::spawn(balance::run(shared.clone(), registry.clone()));
     let (shutdown, requests) = mpsc::channel(1);
-    let door = tokio::spawn(door.serve(agents));
+    let doors = doors.map(|agents| tokio::spawn(door.clone().serve(agents)));
     let callers = tokio::spawn(socket::serve(listener, shared.clone(), registry.clone(), shutdown));
     tracing::info!(socket = %path.display(), state = %shared.places.state_dir.display(), "ready");
 
@@ -150,7 +155,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let left = registry.views().iter().filter(|view| view.state.may_have_kernel()).count() as u32;
     shared.note(None, EventKind::DaemonStopped { kernels_left_running: left }).await;
     callers.abort();
-    door.abort();
+    doors.iter().for_each(tokio::task::JoinHandle::abort);
     let _ = std::fs::remove_file(&path);
     drop(endpoint);
     shared.broker.clone().stop().await;

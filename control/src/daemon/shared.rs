@@ -14,6 +14,7 @@ use super::drivers::Drivers;
 use super::handover::Ledger;
 use super::instance::Mailbox;
 use super::options::Places;
+use super::paced::PacedLinks;
 use crate::core::policy::{Rule, to_broker_policy};
 use crate::core::{EventKind, InstanceName};
 use crate::spawner::Device;
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     pub(crate) pool_bytes: u64,
     pub(crate) broker: BrokerHandle,
+    /// To the kernels that share no memory with this one.
+    pub(crate) paced: PacedLinks,
     pub(crate) daemon_uid: u32,
     pub(crate) operators_gid: Option<u32>,
     pub(crate) image: Option<PathBuf>,
@@ -62,6 +65,7 @@ pub(crate) struct Parts {
     pub(crate) pool: Pool,
     pub(crate) pool_bytes: u64,
     pub(crate) broker: BrokerHandle,
+    pub(crate) paced: PacedLinks,
     pub(crate) operators_gid: Option<u32>,
     pub(crate) image: Option<PathBuf>,
     pub(crate) catalogue: Arc<[Device]>,
@@ -72,7 +76,7 @@ pub(crate) struct Parts {
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let Parts { places, store, ledger, drivers, pool, pool_bytes, .. } = parts;
-        let Parts { broker, operators_gid, image, catalogue, rules, balance, .. } = parts;
+        let Parts { broker, paced, operators_gid, image, catalogue, rules, balance, .. } = parts;
         Arc::new(Self {
             places,
             store,
@@ -81,6 +85,7 @@ impl Shared {
             pool,
             pool_bytes,
             broker,
+            paced,
             operators_gid,
             image,
             catalogue,

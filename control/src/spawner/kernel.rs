@@ -11,7 +11,8 @@ use rustix::io::Errno;
 use tokio::time::timeout;
 
 use super::keeper_link::{KeeperLink, LinkError};
-use super::{SpawnError, SpawnerKind, multikernel, process, qemu, uml};
+use super::multikernel::{self, HostEnd};
+use super::{SpawnError, SpawnerKind, process, qemu, uml};
 use crate::keeper::{
     Exit, ExitHow, KernelRecord, Request, Status, kill_group_of, names, remove_all, write_atomically,
 };
@@ -32,6 +33,8 @@ pub struct Kernel {
 struct Inner {
     runtime_dir: PathBuf,
     record: KernelRecord,
+    /// Over what everything goes to and from it, where it shares no memory.
+    link: Option<HostEnd>,
 }
 
 /// Whether a kernel runs.
@@ -56,12 +59,21 @@ impl Kernel {
     }
 
     fn new(runtime_dir: &Path, record: KernelRecord) -> Self {
-        Self { inner: Arc::new(Inner { runtime_dir: runtime_dir.to_owned(), record }) }
+        let link = match record.kind {
+            SpawnerKind::Multikernel => multikernel::link_of(runtime_dir),
+            SpawnerKind::Uml | SpawnerKind::Qemu | SpawnerKind::Process => None,
+        };
+        Self { inner: Arc::new(Inner { runtime_dir: runtime_dir.to_owned(), record, link }) }
     }
 
     /// The driver that made it.
     pub fn kind(&self) -> SpawnerKind {
         self.inner.record.kind
+    }
+
+    /// Over what everything goes to and from it; `None` where it shares memory with this kernel.
+    pub(crate) fn link(&self) -> Option<&HostEnd> {
+        self.inner.link.as_ref()
     }
 
     /// The process that is the kernel, on this host. After its end the number may be another's.

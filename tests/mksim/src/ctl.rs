@@ -1,6 +1,6 @@
 //! The control socket, `DIR/ctl.sock`: hangs, panics and quirks at will, and a look at everything.
 //!
-//! One line is a request (`freeze NAME`, `thaw NAME`, `panic NAME`, `quirk on|off NAME`, `show`); the answer is `ok` or
+//! One line is a request (`freeze NAME`, `thaw NAME`, `panic NAME`, `cut NAME`, `lossy on|off NAME`, `quirk on|off NAME`, `show`); the answer is `ok` or
 //! `error` in its first line, then text, until the end of the stream.
 
 use std::fs::File;
@@ -98,6 +98,14 @@ fn act(world: &Arc<World>, line: &str) -> anyhow::Result<String> {
         ["thaw", name] => with_kernel(world, name, |id, kernel| {
             kernel.thaw().context("let the kernel go on")?;
             world.act(|machine, now_ns| machine.thawed(id, now_ns));
+            Ok(())
+        }),
+        ["cut", name] => with_kernel(world, name, |_, kernel| {
+            kernel.cut_link();
+            Ok(())
+        }),
+        ["lossy", switch @ ("on" | "off"), name] => with_kernel(world, name, |_, kernel| {
+            kernel.set_link_lossy(switch == "on");
             Ok(())
         }),
         ["panic", name] => with_kernel(world, name, |_, kernel| {

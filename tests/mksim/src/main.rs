@@ -114,6 +114,19 @@ enum Request {
         /// Instance
         name: String,
     },
+    /// The connection of its line breaks, with what is on its way
+    Cut {
+        /// Instance
+        name: String,
+    },
+    /// Its line loses bytes without a word
+    Lossy {
+        /// on or off
+        #[arg(value_parser = ["on", "off"])]
+        switch: String,
+        /// Instance
+        name: String,
+    },
     /// Switch a trap
     Quirk {
         /// on or off
@@ -181,6 +194,8 @@ fn ctl(args: &CtlArgs) -> anyhow::Result<u8> {
         Request::Freeze { name } => format!("freeze {name}"),
         Request::Thaw { name } => format!("thaw {name}"),
         Request::Panic { name } => format!("panic {name}"),
+        Request::Cut { name } => format!("cut {name}"),
+        Request::Lossy { switch, name } => format!("lossy {switch} {name}"),
         Request::Quirk { switch, name } => format!("quirk {switch} {name}"),
         Request::Show => "show".into(),
     };

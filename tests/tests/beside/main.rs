@@ -1,7 +1,7 @@
 //! Kernels beside this one, as their users meet them: the daemon's `multikernel` spawner on the **stand-in** for Multikernel Linux.
 //!
 //! Each test has a stand-in of its own, under which this program runs again. [`life`] is the life of one kernel, whoever dies;
-//! [`with_kerf`] is living together with another program that changes the same kernel's books.
+//! [`without_pool`] is that of one that shares no memory with the host; [`with_kerf`] is living together with another program that changes the same kernel's books.
 
 use tombolo_tests::bed::Bed;
 use tombolo_tests::prerequisites;
@@ -9,6 +9,7 @@ use tombolo_tests::standin::{self, StandIn};
 
 mod life;
 mod with_kerf;
+mod without_pool;
 
 /// Memory of a kernel here, in MiB.
 const MEMORY: &str = "96";
@@ -22,7 +23,10 @@ struct Beside {
 impl Beside {
     /// With a daemon that answers, and nothing set aside.
     fn start() -> Option<Self> {
-        let stand_in = standin::here()?;
+        Self::start_on(standin::here()?)
+    }
+
+    fn start_on(stand_in: StandIn) -> Option<Self> {
         let mut bed = Bed::prepare_beside(&stand_in)?;
         bed.start_daemon();
         Some(Self { bed, stand_in })
@@ -30,9 +34,17 @@ impl Beside {
 
     /// The same with a pool that Tombolo has made.
     fn with_pool() -> Option<Self> {
-        let beside = Self::start()?;
-        beside.bed.must(&["multikernel", "pool", "--cpus", "2,4,6", "--memory", "1G"]);
-        Some(beside)
+        Self::start().map(Self::set_aside)
+    }
+
+    /// The same where kernels share no memory with the host.
+    fn without_shared_memory() -> Option<Self> {
+        Self::start_on(standin::here()?.without_shared_memory()).map(Self::set_aside)
+    }
+
+    fn set_aside(self) -> Self {
+        self.bed.must(&["multikernel", "pool", "--cpus", "2,4,6", "--memory", "1G"]);
+        self
     }
 
     /// Boots a kernel `web` that has the demo's application.
@@ -81,6 +93,13 @@ on_the_stand_in!(
         next_daemon_adopts_the_kernel_of_one_that_was_killed,
         another_keeper_stands_for_the_kernel_of_one_that_was_killed,
         doctor_finds_nothing_wrong;
+    without_pool needs Some(()) =>
+        kernel_without_shared_memory_is_reached_and_says_over_what,
+        broken_and_lossy_sockets_are_not_noticed_by_what_goes_over_them,
+        next_daemon_reaches_a_kernel_without_shared_memory,
+        panic_without_shared_memory_is_told_apart_and_restarted,
+        hang_without_heartbeat_is_seen_by_two_witnesses_and_ended_by_force,
+        kernel_that_is_frozen_for_a_while_is_taken_up_again;
     with_kerf needs prerequisites::kerf() =>
         kerf_makes_the_pool_and_shows_what_tombolo_starts_in_it,
         instances_of_kerf_are_shown_and_never_touched,

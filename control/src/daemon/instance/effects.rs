@@ -206,6 +206,26 @@ impl Instance {
     /// Takes charge of a kernel that runs: doorbell, agent, end.
     pub(super) async fn attend(&mut self, kernel: Kernel) {
         let Some(incarnation) = self.record.incarnation else { return };
+        match kernel.link() {
+            Some(end) => self.shared.paced.expect(self.record.cid, end),
+            None => self.take_doorbell(&kernel).await,
+        }
+        self.admit_agent();
+        let (mailbox, watched) = (self.mailbox.clone(), kernel.clone());
+        tokio::spawn(async move {
+            let message = match wait_for_the_end(watched).await {
+                Waited::Ended(exit) => Message::Ended { incarnation, exit },
+                Waited::StoodForAgain(kernel) => Message::StoodForAgain { incarnation, kernel },
+            };
+            mailbox.send(message).await;
+        });
+        self.kernel = Some(kernel);
+        self.monitor.expects_heartbeat(self.shares_memory());
+        (self.verdict, self.layer) = (self.monitor.verdict(self.now_ns()), None);
+    }
+
+    /// The line by which it wakes this kernel, and is woken.
+    async fn take_doorbell(&self, kernel: &Kernel) {
         match tokio::time::timeout(KEEPER_MAX, kernel.doorbell()).await {
             Ok(Ok(line)) => {
                 if let Err(error) = self.shared.broker.add_line(Member(self.record.member), line) {
@@ -220,17 +240,6 @@ impl Instance {
                 tracing::warn!(instance = %self.record.name, "its keeper did not hand over the doorbell");
             }
         }
-        self.admit_agent();
-        let (mailbox, watched) = (self.mailbox.clone(), kernel.clone());
-        tokio::spawn(async move {
-            let message = match wait_for_the_end(watched).await {
-                Waited::Ended(exit) => Message::Ended { incarnation, exit },
-                Waited::StoodForAgain(kernel) => Message::StoodForAgain { incarnation, kernel },
-            };
-            mailbox.send(message).await;
-        });
-        self.kernel = Some(kernel);
-        (self.verdict, self.layer) = (self.monitor.verdict(self.now_ns()), None);
     }
 
     /// The keeper of a kernel died, and another is in its place.
@@ -285,7 +294,8 @@ impl Instance {
             self.record.last_error = Some(format!("spawn: {reason}"));
         }
         let last_beat_ns = self.monitor.last_beat_ns();
-        self.confirm = Some(Confirmation::new(now_ns, self.beats(), last_beat_ns));
+        // Where there is no heartbeat, its keeper's is the only word.
+        self.confirm = self.shares_memory().then(|| Confirmation::new(now_ns, self.beats(), last_beat_ns));
         let died = EventKind::Died {
             end,
             expected: self.record.life.state() == State::Draining,
@@ -310,6 +320,7 @@ impl Instance {
     pub(super) async fn fence(&mut self) -> Option<EventKind> {
         self.shared.dismiss_agent(self.record.cid);
         self.link = None;
+        self.shared.paced.remove(self.record.cid);
         let generation = self.shared.generation(self.record.member);
         if generation == 0 {
             return None;
@@ -363,6 +374,7 @@ impl Instance {
         self.link = None;
         self.shared.dismiss_agent(self.record.cid);
         let member = Member(self.record.member);
+        self.shared.paced.remove(self.record.cid);
         self.shared.broker.remove_line(member);
         if let Ok(Err(error)) = tokio::time::timeout(KEEPER_MAX, self.shared.broker.retire(member)).await {
             tracing::debug!(instance = %self.record.name, %error, "its row in the pool was not given back");

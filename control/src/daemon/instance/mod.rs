@@ -365,6 +365,11 @@ impl Instance {
         (Some(heartbeat.incarnation) == self.record.incarnation).then_some(heartbeat.count)
     }
 
+    /// Whether its kernel shares memory with this one, as all do but those of a spawner that was told otherwise.
+    fn shares_memory(&self) -> bool {
+        self.kernel.as_ref().is_none_or(|kernel| kernel.link().is_none())
+    }
+
     fn now_ns(&self) -> u64 {
         monotonic_ns()
     }

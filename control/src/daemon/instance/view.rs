@@ -6,7 +6,7 @@ use tombolo_agent::api::health::HealthClient;
 use super::super::shared::Shared;
 use super::Instance;
 use super::watch::PROBE_MAX;
-use crate::api::{InstanceDetail, InstanceView};
+use crate::api::{InstanceDetail, InstanceView, LinkKind};
 use crate::core::State;
 use crate::core::health::Verdict;
 use crate::core::layer::Layer;
@@ -42,6 +42,7 @@ pub(super) fn view(shared: &Shared, record: &InstanceRecord, verdict: Verdict) -
         health,
         layer: None,
         health_reason: None,
+        link: None,
         spawner: record.spawner.map(|kind| kind.to_string()),
         pid: record.pid.filter(|_| has_kernel),
         incarnation: record.incarnation.filter(|_| has_kernel).map(|incarnation| incarnation.to_string()),
@@ -76,6 +77,7 @@ impl Instance {
         InstanceView {
             layer: self.layer,
             health_reason: reason,
+            link: self.kernel.as_ref().map(|kernel| kernel.link().map_or(LinkKind::Shm, |_| LinkKind::Paced)),
             ..view(&self.shared, &self.record, self.verdict)
         }
     }
@@ -103,6 +105,11 @@ impl Instance {
             spec_json: serde_json::to_string(&self.record.spec).unwrap_or_default(),
             inventory: self.inventory.clone(),
             report: self.report.clone(),
+            link_is_up: self
+                .kernel
+                .as_ref()
+                .and_then(|kernel| kernel.link())
+                .map(|_| self.shared.paced.is_up(self.record.cid)),
             last_beat_age_ms: self
                 .kernel
                 .as_ref()

@@ -146,7 +146,7 @@ impl Instance {
             return;
         }
         let to = self.verdict;
-        let silent_ms = self.monitor.last_beat_ns().map_or(0, |at| now_ns.saturating_sub(at) / 1_000_000);
+        let silent_ms = self.monitor.last_sign_ns().map_or(0, |at| now_ns.saturating_sub(at) / 1_000_000);
         let state = self.record.life.state();
         if to.is_silent() && matches!(state, State::Running | State::Adopted) {
             self.silent_since_ns = Some(now_ns.saturating_sub(silent_ms * 1_000_000));
@@ -200,6 +200,7 @@ impl Instance {
                 now_ns.saturating_sub(at) / 1_000_000,
                 self.monitor.suspicion(now_ns).min(99.0)
             ),
+            None if !self.shares_memory() => "it shares no memory, so has no heartbeat".to_owned(),
             None => "no heartbeat seen".to_owned(),
         };
         let probe = match (&self.link, self.probe.failing) {

@@ -240,6 +240,7 @@ fn absent(name: String) -> InstanceView {
         health: crate::core::health::Verdict::Absent,
         layer: None,
         health_reason: None,
+        link: None,
         spawner: None,
         pid: None,
         incarnation: None,

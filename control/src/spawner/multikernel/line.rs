@@ -34,7 +34,7 @@ enum Listener {
 }
 
 /// This kernel's vsock to those beside it.
-pub(super) fn vsock() -> tombolo_transport::Result<VsockEndpoint> {
+pub(crate) fn vsock() -> tombolo_transport::Result<VsockEndpoint> {
     // What the parent of all kernels is called there.
     let local_cid = Some(Cid(0));
     VsockEndpoint::new(VsockConfig { transport: VsockTransport::Multikernel, local_cid })
@@ -48,7 +48,7 @@ pub(super) fn vsock_port(first: u32, record: &Record) -> Port {
 impl Line {
     /// Waits for callers, as the settings say.
     pub(super) fn open(record: &Record) -> io::Result<Self> {
-        let listener = match &record.settings.doorbell {
+        let listener = match record.settings.wake() {
             None => return Ok(Self::default()),
             Some(Wake::Line { socket, .. }) => {
                 let path = socket.replace("{id}", &record.id.to_string());

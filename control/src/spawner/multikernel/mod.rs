@@ -49,7 +49,9 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 pub(crate) use self::alive::answers;
 pub(crate) use self::books::books;
+pub(crate) use self::line::vsock;
 pub(crate) use self::look::{InterfaceState, interface_state, lock_left_behind};
+pub(crate) use self::settings::HostEnd;
 pub use self::settings::Settings;
 
 use self::ids::{InstanceId, InstanceName, PhysicalCpu};
@@ -193,9 +195,9 @@ impl Spawner for MultikernelSpawner {
         let mut record = self.plan(spec).map_err(bad_spec)?;
 
         let mut config = spec.agent_config.clone();
-        config.pool =
-            spec.pool.as_ref().map(|pool| self.settings.pool_inside(pool)).transpose().map_err(bad_spec)?;
+        config.pool = spec.pool.as_ref().and_then(|pool| self.settings.pool_inside(pool));
         config.doorbell = self.settings.doorbell_inside(&record);
+        config.paced = self.settings.link_inside();
         let initrd_bytes = initrd::write(spec, config, &[]).await?;
         initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;
         let path = spec.runtime_dir.join(initrd::NAME);
@@ -296,6 +298,12 @@ pub(crate) fn may_run(runtime_dir: &Path) -> bool {
             true
         }
     }
+}
+
+/// Over what everything goes to and from the kernel of `runtime_dir`; `None` where it shares memory.
+pub(super) fn link_of(runtime_dir: &Path) -> Option<HostEnd> {
+    let record = Record::read(runtime_dir).ok().flatten()?;
+    record.settings.link_outside(record.id)
 }
 
 /// The kernel's interface through which something was made for `runtime_dir`, if anything was.

@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tombolo_agent::config::{Doorbell, PoolConfig};
+use tombolo_agent::config::{Doorbell, PacedLine, PoolConfig};
+use tombolo_transport::Port;
 
+use super::ids::InstanceId;
 use super::record::Record;
 use super::{interface, line, lock};
 use crate::spawner::PoolFile;
@@ -22,10 +24,12 @@ pub struct Settings {
     pub lock: PathBuf,
     /// The kernel to boot where an instance names none.
     pub image: Option<PathBuf>,
-    /// How a kernel reaches the pool. Without it kernels have no shared memory.
+    /// How a kernel reaches the pool. Without it kernels have no shared memory, and everything goes over [`Settings::link`].
     pub pool: Option<GuestPool>,
     /// What wakes a kernel, and is woken by it. Without it both find work by their timers.
     pub doorbell: Option<Wake>,
+    /// What carries everything to and from a kernel without shared memory. Default: the vsock, port 700.
+    pub link: Way,
 }
 
 /// How a kernel reaches the pool.
@@ -54,6 +58,66 @@ pub enum Wake {
     },
 }
 
+/// What the one socket is that carries everything between host and kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Way {
+    /// This kernel's vsock to those beside it: all dial the same port here.
+    Vsock {
+        /// Below 1024, it is nobody's but a privileged program's while no daemon runs.
+        port: u32,
+    },
+    /// A terminal line inside, which is a Unix socket here that somebody dials.
+    Line {
+        /// The line's device inside.
+        inside: PathBuf,
+        /// The socket here; `{id}` becomes the number of the instance.
+        socket: String,
+        /// Where one can ask here whether the kernel itself lives: a Unix socket that sends a byte as long as it does; `{id}` as above. Without
+        /// it nobody can ask.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        alive: Option<String>,
+    },
+}
+
+/// The port of [`Way::Vsock`]: not that of kerf's agent, 1023.
+const LINK_PORT: u32 = 700;
+
+impl Default for Way {
+    fn default() -> Self {
+        Self::Vsock { port: LINK_PORT }
+    }
+}
+
+/// The host's end of the one socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum HostEnd {
+    /// A port of this kernel's vsock, to which kernels are known by their CIDs.
+    Vsock(Port),
+    /// A socket of one kernel.
+    Unix(PathBuf),
+}
+
+impl Way {
+    fn inside(&self) -> PacedLine {
+        match self {
+            Self::Vsock { port } => PacedLine::Vsock(Port(*port)),
+            Self::Line { inside, .. } => PacedLine::Path(inside.clone()),
+        }
+    }
+
+    fn outside(&self, id: InstanceId) -> HostEnd {
+        match self {
+            Self::Vsock { port } => HostEnd::Vsock(Port(*port)),
+            Self::Line { socket, .. } => HostEnd::Unix(numbered(socket, id)),
+        }
+    }
+}
+
+fn numbered(path: &str, id: InstanceId) -> PathBuf {
+    path.replace("{id}", &id.to_string()).into()
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -63,6 +127,7 @@ impl Default for Settings {
             image: None,
             pool: None,
             doorbell: None,
+            link: Way::default(),
         }
     }
 }
@@ -84,20 +149,43 @@ impl Settings {
         Some(self.console.as_path()).filter(|path| !path.as_os_str().is_empty())
     }
 
-    /// What the agent inside is told of the pool.
-    pub(super) fn pool_inside(&self, pool: &PoolFile) -> Result<PoolConfig, String> {
-        match &self.pool {
-            Some(GuestPool::Path(path)) => Ok(PoolConfig { path: path.clone(), len: pool.len }),
-            None => Err("the settings do not say how a kernel reaches the pool: set `pool`".into()),
-        }
+    /// What the agent inside is told of the pool; `None` where kernels have no shared memory.
+    pub(super) fn pool_inside(&self, pool: &PoolFile) -> Option<PoolConfig> {
+        let GuestPool::Path(path) = self.pool.as_ref()?;
+        Some(PoolConfig { path: path.clone(), len: pool.len })
     }
 
-    /// What the agent inside is told of its doorbell.
+    /// What the agent inside is told of its doorbell, which only a kernel that shares memory has.
     pub(super) fn doorbell_inside(&self, record: &Record) -> Option<Doorbell> {
-        Some(match self.doorbell.as_ref()? {
+        Some(match self.wake()? {
             Wake::Line { inside, .. } => Doorbell::Path(inside.clone()),
             Wake::Vsock { port } => Doorbell::Vsock(line::vsock_port(*port, record)),
         })
+    }
+
+    /// What wakes a kernel that shares memory.
+    pub(super) fn wake(&self) -> Option<&Wake> {
+        self.doorbell.as_ref().filter(|_| self.pool.is_some())
+    }
+
+    /// What the agent inside is told of the one socket that carries everything; `None` where there is shared memory.
+    pub(super) fn link_inside(&self) -> Option<PacedLine> {
+        self.pool.is_none().then(|| self.link.inside())
+    }
+
+    /// The same here.
+    pub(super) fn link_outside(&self, id: InstanceId) -> Option<HostEnd> {
+        self.pool.is_none().then(|| self.link.outside(id))
+    }
+
+    /// Where to ask whether the kernel of that number lives, if it is not its vsock that tells.
+    pub(super) fn alive_socket(&self, id: InstanceId) -> Option<Option<PathBuf>> {
+        match &self.link {
+            Way::Line { alive, .. } if self.pool.is_none() => {
+                Some(alive.as_ref().map(|path| numbered(path, id)))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -118,6 +206,36 @@ mod tests {
         assert_eq!(settings.pool, Some(GuestPool::Path("/mnt/shared/pool".into())));
         let vsock: Settings = toml::from_str("doorbell = { vsock = { port = 30000 } }").unwrap();
         assert_eq!(vsock.doorbell, Some(Wake::Vsock { port: 30_000 }));
+        assert_eq!(vsock.doorbell_inside(&record(&vsock)), None, "bells are of shared memory");
+        assert_eq!(settings.link_inside(), None);
         assert!(toml::from_str::<Settings>("rot = \"/x\"").is_err(), "a misspelt setting is refused");
+    }
+
+    fn record(settings: &Settings) -> Record {
+        Record {
+            settings: settings.clone(),
+            name: "web".parse().unwrap(),
+            id: InstanceId::try_from(4).unwrap(),
+            memory_bytes: 0,
+            cpus_wanted: 1,
+            cpus: Vec::new(),
+            nonce: String::new(),
+            keeper_binary: PathBuf::new(),
+            is_made: false,
+        }
+    }
+
+    #[test]
+    fn kernels_without_a_pool_are_reached_over_one_socket() {
+        let id = InstanceId::try_from(4).unwrap();
+        let default: Settings = toml::from_str("").unwrap();
+        assert_eq!(default.link_inside(), Some(PacedLine::Vsock(Port(700))));
+        assert_eq!(default.link_outside(id), Some(HostEnd::Vsock(Port(700))));
+        assert_eq!(default.alive_socket(id), None, "the vsock tells");
+        let text = r#"link = { line = { inside = "/dev/ttyS0", socket = "/run/x/link.{id}" } }"#;
+        let line: Settings = toml::from_str(text).unwrap();
+        assert_eq!(line.link_inside(), Some(PacedLine::Path("/dev/ttyS0".into())));
+        assert_eq!(line.link_outside(id), Some(HostEnd::Unix("/run/x/link.4".into())));
+        assert_eq!(line.alive_socket(id), Some(None), "nobody can be asked");
     }
 }

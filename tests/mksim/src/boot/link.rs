@@ -1,38 +1,86 @@
 //! The first serial line of a kernel, connected to whoever listens at `DIR/link.<id>`.
 //!
 //! While nobody does, it is dialled every 50 ms, and what the kernel sends waits in its socket. A connection that is lost is
-//! dialled anew; bytes that were on their way then are lost with it.
+//! dialled anew; bytes that were on their way then are lost with it. It can be broken, and lose bytes without a word, as vsock does.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 const RETRY: Duration = Duration::from_millis(50);
+/// Of so many pieces that a lossy line carries one is lost.
+const LOSES_ONE_OF: u32 = 50;
 
-/// Serves `line`, the other end of the kernel's, until the kernel is gone.
-pub(super) fn spawn(dir: &Path, id: u32, line: UnixStream) -> io::Result<()> {
-    let dir = dir.to_owned();
-    std::thread::Builder::new().name(format!("link-{id}")).spawn(move || serve(&dir, id, &line))?;
-    Ok(())
+/// A line, while its kernel runs. Clones are the same line.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Link(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    peer: Mutex<Option<UnixStream>>,
+    is_lossy: AtomicBool,
 }
 
-fn serve(dir: &Path, id: u32, line: &UnixStream) {
-    loop {
-        match dial(dir, id) {
-            Ok(peer) => {
-                if carry(line, &peer).is_ok() {
-                    return;
-                }
-            }
-            Err(_) if is_over(line) => return,
-            Err(_) => {}
+impl Link {
+    /// Serves `line`, the other end of the kernel's, until the kernel is gone.
+    pub(super) fn spawn(dir: &Path, id: u32, line: UnixStream) -> io::Result<Self> {
+        let (dir, link) = (dir.to_owned(), Self::default());
+        let serving = link.clone();
+        std::thread::Builder::new()
+            .name(format!("link-{id}"))
+            .spawn(move || serving.serve(&dir, id, &line))?;
+        Ok(link)
+    }
+
+    /// Ends the connection, if there is one, with whatever is on its way. It is dialled anew.
+    pub(super) fn cut(&self) {
+        if let Some(peer) = &*self.0.peer.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = peer.shutdown(Shutdown::Both);
         }
-        std::thread::sleep(RETRY);
+    }
+
+    /// From now on, whether bytes vanish now and then.
+    pub(super) fn set_lossy(&self, is_lossy: bool) {
+        self.0.is_lossy.store(is_lossy, Ordering::Relaxed);
+    }
+
+    fn serve(&self, dir: &Path, id: u32, line: &UnixStream) {
+        let mut losses = Losses { link: self, carried: 0 };
+        loop {
+            match dial(dir, id) {
+                Ok(peer) => {
+                    *self.0.peer.lock().unwrap_or_else(PoisonError::into_inner) = peer.try_clone().ok();
+                    if carry(line, &peer, &mut losses).is_ok() {
+                        return;
+                    }
+                }
+                Err(_) if is_over(line) => return,
+                Err(_) => {}
+            }
+            std::thread::sleep(RETRY);
+        }
+    }
+}
+
+/// What a lossy line loses.
+struct Losses<'a> {
+    link: &'a Link,
+    carried: u32,
+}
+
+impl Losses<'_> {
+    /// Whether the next piece is lost.
+    fn next(&mut self) -> bool {
+        self.carried = self.carried.wrapping_add(1);
+        self.link.0.is_lossy.load(Ordering::Relaxed) && self.carried.is_multiple_of(LOSES_ONE_OF)
     }
 }
 
@@ -43,7 +91,7 @@ fn dial(dir: &Path, id: u32) -> io::Result<UnixStream> {
 }
 
 /// Carries bytes both ways. `Ok` when the kernel is gone, an error when the peer is.
-fn carry(line: &UnixStream, peer: &UnixStream) -> io::Result<()> {
+fn carry(line: &UnixStream, peer: &UnixStream, losses: &mut Losses<'_>) -> io::Result<()> {
     let mut buffer = [0; 16 << 10];
     loop {
         let mut ends = [PollFd::new(line, PollFlags::IN), PollFd::new(peer, PollFlags::IN)];
@@ -52,12 +100,14 @@ fn carry(line: &UnixStream, peer: &UnixStream) -> io::Result<()> {
         if !of_line.is_empty() {
             match (&*line).read(&mut buffer) {
                 Ok(0) | Err(_) => return Ok(()),
+                Ok(_) if losses.next() => {}
                 Ok(count) => (&*peer).write_all(&buffer[..count])?,
             }
         }
         if !of_peer.is_empty() {
             match (&*peer).read(&mut buffer)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                _ if losses.next() => {}
                 count => {
                     if (&*line).write_all(&buffer[..count]).is_err() {
                         return Ok(());

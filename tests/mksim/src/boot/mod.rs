@@ -8,6 +8,7 @@
 //!
 //! Whatever ends the stand-in ends the guard, by the kernel's parent-death signal, and so the namespace with all in it.
 
+mod alive;
 mod arguments;
 mod link;
 mod mconsole;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
+use self::link::Link;
 use crate::calls::Buffer;
 use crate::world::World;
 
@@ -43,6 +45,7 @@ pub(crate) struct Kernel {
     pub(crate) id: u32,
     folder: PathBuf,
     guard: Pid,
+    link: Link,
     keyboard: Mutex<Option<ChildStdin>>,
     is_over: Mutex<bool>,
     over: Condvar,
@@ -137,6 +140,16 @@ impl Kernel {
         self.signal(Signal::CONT)
     }
 
+    /// Breaks its line's connection.
+    pub(crate) fn cut_link(&self) {
+        self.link.cut();
+    }
+
+    /// Has its line lose bytes, or no more.
+    pub(crate) fn set_link_lossy(&self, is_lossy: bool) {
+        self.link.set_lossy(is_lossy);
+    }
+
     /// Makes it panic, if it listens.
     pub(crate) fn panic(&self) -> io::Result<()> {
         mconsole::send(&self.folder, "sysrq c")
@@ -184,7 +197,7 @@ fn run(
     mut console: File,
     started: &std::sync::mpsc::Sender<anyhow::Result<Arc<Kernel>>>,
 ) {
-    let (mut child, mut output) = match start(world, order, &folder) {
+    let (mut child, mut output, link) = match start(world, order, &folder) {
         Ok(started) => started,
         Err(error) => {
             let _ = started.send(Err(error));
@@ -199,12 +212,16 @@ fn run(
         id: order.id,
         folder,
         guard: Pid::from_child(&child),
+        link,
         keyboard: Mutex::new(keyboard),
         is_over: Mutex::new(false),
         over: Condvar::new(),
         boot_bytes: order.memory_bytes,
         memory_bytes: Mutex::new(order.memory_bytes),
     });
+    if let Err(error) = alive::spawn(&world.dir, order.id, Arc::downgrade(&kernel)) {
+        world.log(&format!("instance {}: nobody can be asked whether it lives: {error}", order.id));
+    }
     let _ = started.send(Ok(Arc::clone(&kernel)));
 
     // The pipe ends when the last of its processes does.
@@ -235,7 +252,7 @@ fn run(
     world.ended(&kernel, panicked);
 }
 
-fn start(world: &Arc<World>, order: &BootOrder, folder: &Path) -> anyhow::Result<(Child, File)> {
+fn start(world: &Arc<World>, order: &BootOrder, folder: &Path) -> anyhow::Result<(Child, File, Link)> {
     let image = folder.join(IMAGE);
     anyhow::ensure!(image.is_file(), "the image is not in place");
     let (link, link_of_kernel) = std::os::unix::net::UnixStream::pair().context("make the link")?;
@@ -266,8 +283,8 @@ fn start(world: &Arc<World>, order: &BootOrder, folder: &Path) -> anyhow::Result
     // The command holds the pipe's writing end.
     drop(command);
     drop(link_of_kernel);
-    link::spawn(&world.dir, order.id, link).context("serve the link")?;
-    Ok((child, File::from(OwnedFd::from(output))))
+    let link = Link::spawn(&world.dir, order.id, link).context("serve the link")?;
+    Ok((child, File::from(OwnedFd::from(output)), link))
 }
 
 /// Where a kernel's memory goes: a place where it may be mapped executable.

@@ -1,0 +1,155 @@
+//! Kernels that share no memory with the host: all that goes to and from them goes over one socket, a poor one.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::Beside;
+
+/// How long a kernel is watched that has no heartbeat: longer than a silent one would be given.
+const WATCHED: Duration = Duration::from_secs(4);
+/// Several times what the link has under way at any time.
+const MANY_BYTES: usize = 300_000;
+
+/// `web` on a machine whose settings name no pool.
+fn boot(options: &[&str]) -> Option<Beside> {
+    let beside = Beside::without_shared_memory()?;
+    beside.boot(options);
+    Some(beside)
+}
+
+/// The link as `tombolo inspect` has it: what it is, and whether it is up.
+fn link(beside: &Beside) -> (Value, Value) {
+    let said = beside.bed.must(&["--json", "inspect", "web"]).json();
+    (said["instance"]["view"]["link"].clone(), said["instance"]["link_is_up"].clone())
+}
+
+fn kinds(beside: &Beside) -> Vec<String> {
+    let kind = |event: &Value| event["type"].as_str().unwrap_or_default().to_owned();
+    beside.bed.events_since(0).iter().map(kind).collect()
+}
+
+fn has(beside: &Beside, wanted: &str) -> bool {
+    kinds(beside).iter().any(|kind| kind == wanted)
+}
+
+fn runs_again(beside: &Beside, before: &Value) -> Value {
+    let again = |view: &Value| view["state"] == "running" && view["boots"] != before["boots"];
+    beside.bed.until("web", "started again", again)
+}
+
+fn path(beside: &Beside, name: &str) -> PathBuf {
+    beside.bed.dir().join(name)
+}
+
+/// Sends many bytes there and has them back.
+fn many_bytes_come_whole(beside: &Beside, meanwhile: impl Fn()) {
+    let (sent, got) = (path(beside, "sent"), path(beside, "got"));
+    let content: Vec<u8> = (0..MANY_BYTES).map(|n| (n * 7 % 251) as u8).collect();
+    fs::write(&sent, &content).unwrap();
+    let copied = beside.bed.attach(&["cp", sent.to_str().unwrap(), "web:/tmp/file"]);
+    meanwhile();
+    let said = copied.finish();
+    assert_eq!(said.code, 0, "{said:?}\n{}", beside.bed.daemon_log());
+    let copied = beside.bed.attach(&["cp", "web:/tmp/file", got.to_str().unwrap()]);
+    meanwhile();
+    let said = copied.finish();
+    assert_eq!(said.code, 0, "{said:?}\n{}", beside.bed.daemon_log());
+    assert!(fs::read(&got).unwrap() == content, "other bytes came back");
+}
+
+pub(super) fn kernel_without_shared_memory_is_reached_and_says_over_what() {
+    let Some(beside) = boot(&["--restart", "never"]) else { return };
+    assert_eq!(link(&beside), ("paced".into(), true.into()));
+    let said = beside.bed.must(&["inspect", "web"]).stdout;
+    let line = said.lines().find(|line| line.trim().starts_with("link")).unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains("paced, up") && line.contains("no heartbeat"), "{said}");
+    let listed = beside.bed.must(&["--json", "ps"]).json();
+    assert_eq!(listed["instances"][0]["link"], "paced", "{listed}");
+
+    beside.bed.must(&["ping", "web"]);
+    assert_eq!(beside.bed.view("web")["boot_id"], beside.boot_id());
+    many_bytes_come_whole(&beside, || ());
+    assert!(!beside.bed.must(&["logs", "web"]).stdout.is_empty());
+
+    // It has no heartbeat, and is none the worse for it.
+    std::thread::sleep(WATCHED);
+    let view = beside.bed.view("web");
+    assert!(view["health"] == "ready" || view["health"] == "live", "{view}");
+    assert!(!has(&beside, "hung"), "{:?}", kinds(&beside));
+
+    beside.bed.must(&["stop", "web"]);
+    assert_eq!(beside.bed.view("web")["last_end"], "powered-off");
+    beside.nothing_is_left_but(&[]);
+}
+
+pub(super) fn broken_and_lossy_sockets_are_not_noticed_by_what_goes_over_them() {
+    let Some(beside) = boot(&["--restart", "never"]) else { return };
+    let boot_id = beside.boot_id();
+    beside.stand_in.control(&["lossy", "on", "web"]);
+    many_bytes_come_whole(&beside, || ());
+    beside.stand_in.control(&["lossy", "off", "web"]);
+    many_bytes_come_whole(&beside, || (0..3).for_each(|_| beside.stand_in.control(&["cut", "web"])));
+    beside.stand_in.control(&["cut", "web"]);
+    beside.bed.must(&["ping", "web"]);
+    assert_eq!(beside.boot_id(), boot_id);
+    for unwanted in ["link-lost", "hung", "user-space-dead"] {
+        assert!(!has(&beside, unwanted), "{:?}\n{}", kinds(&beside), beside.bed.daemon_log());
+    }
+    beside.nothing_is_left_but(&[]);
+}
+
+pub(super) fn next_daemon_reaches_a_kernel_without_shared_memory() {
+    let Some(mut beside) = boot(&[]) else { return };
+    let (boot_id, pid) = (beside.boot_id(), beside.bed.pid("web"));
+    for signal in ["KILL", "TERM"] {
+        beside.bed.end_daemon(signal);
+        beside.bed.start_daemon();
+        beside.bed.must(&["wait", "web", "--for", "running"]);
+        assert_eq!((beside.boot_id(), beside.bed.pid("web")), (boot_id.clone(), pid));
+        assert_eq!(link(&beside), ("paced".into(), true.into()));
+    }
+    beside.bed.must(&["stop", "web"]);
+    assert_eq!(beside.bed.view("web")["last_end"], "powered-off");
+    beside.nothing_is_left_but(&[]);
+}
+
+pub(super) fn panic_without_shared_memory_is_told_apart_and_restarted() {
+    let Some(beside) = boot(&["--restart", "on-failure"]) else { return };
+    let first = beside.bed.view("web");
+    beside.bed.tombolo(&["exec", "web", "--", "/bin/app", "panic"]);
+    let second = runs_again(&beside, &first);
+    assert_eq!(second["last_end"], "panicked", "{second}");
+    beside.bed.must(&["ping", "web"]);
+    beside.nothing_is_left_but(&[]);
+}
+
+pub(super) fn hang_without_heartbeat_is_seen_by_two_witnesses_and_ended_by_force() {
+    let Some(beside) = boot(&["--on-hang", "restart"]) else { return };
+    let first = beside.bed.view("web");
+    beside.stand_in.control(&["freeze", "web"]);
+    let second = runs_again(&beside, &first);
+    assert_ne!(second["boot_id"], first["boot_id"]);
+    for wanted in ["hung", "fencing", "died"] {
+        assert!(has(&beside, wanted), "{wanted}: {:?}", kinds(&beside));
+    }
+    let hung = |event: &Value| event["type"] == "health" && event["to"] == "hung";
+    let events = beside.bed.events_since(0);
+    let why = events.iter().find(|event| hung(event)).unwrap_or_else(|| panic!("{events:?}"));
+    let why = why["why"].as_str().unwrap_or_default();
+    assert!(why.contains("the kernel itself does not answer") && why.contains("shares no memory"), "{why}");
+    beside.nothing_is_left_but(&[]);
+}
+
+pub(super) fn kernel_that_is_frozen_for_a_while_is_taken_up_again() {
+    let Some(beside) = boot(&[]) else { return };
+    let boot_id = beside.boot_id();
+    beside.stand_in.control(&["freeze", "web"]);
+    beside.bed.until("web", "hung", |view| view["state"] == "hung");
+    beside.stand_in.control(&["thaw", "web"]);
+    beside.bed.until("web", "running", |view| view["state"] == "running");
+    assert_eq!(beside.boot_id(), boot_id);
+    beside.nothing_is_left_but(&[]);
+}
