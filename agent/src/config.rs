@@ -141,6 +141,12 @@ impl PacedLine {
             ..PacedConfig::default()
         }
     }
+
+    /// The same over a terminal line: the line discipline holds 4096 bytes (`N_TTY_BUF_SIZE`) and holds the line up before it is full, after
+    /// which the lines of User-mode Linux stay still.
+    pub fn pace_of_terminal() -> PacedConfig {
+        PacedConfig { window_bytes: 3584, ..Self::pace() }
+    }
 }
 
 /// Why a configuration cannot be used.

@@ -27,16 +27,20 @@ pub(crate) const PARENT: Cid = Cid(0);
 /// # Errors
 /// [`tombolo_transport::Error`] when the kernel has no such transport.
 pub(crate) fn of_primary(config: &AgentConfig, line: &PacedLine) -> tombolo_transport::Result<PacedEndpoint> {
-    let paced = PacedEndpoint::new(config.cid, PacedLine::pace())?;
     match line {
         PacedLine::Vsock(port) => {
+            let paced = PacedEndpoint::new(config.cid, PacedLine::pace())?;
             let transport = VsockTransport::Multikernel;
             let vsock = VsockEndpoint::new(VsockConfig { transport, local_cid: Some(config.cid) })?;
             paced.dial(config.primary_cid, VsockDial::new(vsock, Addr::new(PARENT, *port)))?;
+            Ok(paced)
         }
-        PacedLine::Path(path) => paced.dial(config.primary_cid, TerminalDial(path.clone()))?,
+        PacedLine::Path(path) => {
+            let paced = PacedEndpoint::new(config.cid, PacedLine::pace_of_terminal())?;
+            paced.dial(config.primary_cid, TerminalDial::new(path.clone()))?;
+            Ok(paced)
+        }
     }
-    Ok(paced)
 }
 
 /// Opens a terminal line so that bytes pass unchanged, without blocking.
@@ -51,13 +55,26 @@ pub(crate) fn open_terminal(path: &Path) -> io::Result<OwnedFd> {
 
 /// Opens a terminal line whenever the link wants a socket.
 #[derive(Debug)]
-struct TerminalDial(PathBuf);
+struct TerminalDial {
+    path: PathBuf,
+    /// Keeps the line open between two sessions: what arrives at a line that nobody has open may hold it up for good.
+    first: Option<OwnedFd>,
+}
+
+impl TerminalDial {
+    fn new(path: PathBuf) -> Self {
+        Self { path, first: None }
+    }
+}
 
 impl Dial for TerminalDial {
     type Socket = Terminal;
 
     async fn dial(&mut self) -> io::Result<Terminal> {
-        let line = open_terminal(&self.0)?;
+        if self.first.is_none() {
+            self.first = Some(open_terminal(&self.path)?);
+        }
+        let line = open_terminal(&self.path)?;
         // Nobody sees the end of such a line: what is left of the session before is none of this one's.
         tcflush(&line, QueueSelector::IOFlush)?;
         Ok(Terminal(watched(line, Interest::READABLE | Interest::WRITABLE)?))
@@ -130,7 +147,7 @@ mod tests {
         let (mut far, path) = line();
         let earlier = open_terminal(&path).unwrap();
         far.write_all(b"of the session before").unwrap();
-        let mut near = TerminalDial(path).dial().await.unwrap();
+        let mut near = TerminalDial::new(path).dial().await.unwrap();
         drop(earlier);
         let all: Vec<u8> = (0..=255).collect();
         near.write_all(&all).await.unwrap();

@@ -1,5 +1,7 @@
 //! `tombolo.control.Fleet`: the instances.
 
+use std::fmt;
+
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 use tombolo_agent::api::agent::Inventory;
@@ -149,6 +151,15 @@ pub enum LinkKind {
     Shm,
     /// One socket, on which everything has its turn: neither heartbeat nor black box.
     Paced,
+}
+
+impl fmt::Display for LinkKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Shm => "shm",
+            Self::Paced => "paced",
+        })
+    }
 }
 
 /// Everything known about an instance.

@@ -124,7 +124,7 @@ pub(super) async fn list(cx: &Context, args: PsArgs) -> Outcome {
     }
     let mut header = vec!["name", "cid", "state", "health", "up", "boots", "driver", "pid"];
     if args.wide {
-        header.extend(["restarts", "memory", "generation", "incarnation", "kernel", "last end"]);
+        header.extend(["restarts", "memory", "link", "generation", "incarnation", "kernel", "last end"]);
     }
     let mut rows = table(&header);
     for view in &views {
@@ -150,6 +150,7 @@ fn row(view: &InstanceView, wide: bool) -> Vec<String> {
         cells.extend([
             view.restarts.to_string(),
             format!("{} MiB", view.memory_mib),
+            or_dash(view.link.map(|link| link.to_string())),
             view.generation.to_string(),
             or_dash(view.incarnation.clone()),
             or_dash(view.kernel.clone()),

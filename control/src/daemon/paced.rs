@@ -51,7 +51,11 @@ impl PacedLinks {
 
     /// Takes the sockets of this kernel from now on. One that is expected already stays so.
     pub(crate) fn expect(&self, cid: Cid, end: &HostEnd) {
-        let Ok(acceptor) = self.endpoint.expect(cid) else { return };
+        let config = match end {
+            HostEnd::Vsock(_) => PacedLine::pace(),
+            HostEnd::Unix(_) => PacedLine::pace_of_terminal(),
+        };
+        let Ok(acceptor) = self.endpoint.expect_with(cid, config) else { return };
         let mut state = self.lock();
         match end {
             HostEnd::Vsock(port) => {

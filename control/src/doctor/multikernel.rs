@@ -5,9 +5,11 @@
 use std::fs;
 use std::path::Path;
 
+use tombolo_transport::Port;
+
 use super::finding;
 use crate::api::host::{Finding, Level};
-use crate::spawner::multikernel::{InterfaceState, Settings, interface_state, lock_left_behind};
+use crate::spawner::multikernel::{InterfaceState, Settings, interface_state, lock_left_behind, vsock};
 
 /// The page that walks through all of it.
 const GUIDE: &str = "docs/multikernel.md";
@@ -30,6 +32,11 @@ pub(super) fn items(settings: &Settings) -> Vec<Finding> {
         shared_memory(Path::new("/dev/dma_heap/multikernel"), &filesystems),
         devices(fs::read_dir("/sys/kernel/iommu_groups").is_ok_and(|mut groups| groups.next().is_some())),
     ];
+    items.extend(settings.link_port().map(|port| {
+        // Any port: the daemon may have that one.
+        let vsock = vsock().and_then(|vsock| vsock.bind(Port::ANY, 1));
+        link(port, vsock.map(drop).map_err(|error| crate::daemon::chain(&error)))
+    }));
     items.extend(lock_left_behind(settings).map(|reason| {
         finding(
             "multikernel lock",
@@ -158,6 +165,27 @@ fn shared_memory(heap: &Path, filesystems: &str) -> Finding {
     )
 }
 
+/// Where kernels share no memory, all depends on the kernel's vsock.
+fn link(port: Port, vsock: Result<(), String>) -> Finding {
+    let subject = "multikernel link";
+    match vsock {
+        Ok(()) => finding(
+            subject,
+            Level::Ok,
+            format!("the settings name no pool: kernels are reached over this kernel's vsock, port {port}"),
+            "",
+        ),
+        Err(reason) => finding(
+            subject,
+            Level::Warn,
+            format!(
+                "the settings name no pool, and kernels cannot be reached without shared memory: {reason}"
+            ),
+            format!("load the module of CONFIG_MULTIKERNEL_VSOCKETS, or set `pool`, as {GUIDE} says"),
+        ),
+    }
+}
+
 fn devices(has_iommu: bool) -> Finding {
     let subject = "multikernel devices";
     match has_iommu {
@@ -203,6 +231,19 @@ mod tests {
         assert!(calls("CapEff:\t0000000000000000", "0", "").detail.contains("CAP_SYS_BOOT"));
         assert!(calls(root, "1\n", "").detail.contains("kexec_load_disabled"));
         assert!(calls(root, "0", "none [integrity] confidentiality").detail.contains("signed"));
+    }
+
+    #[test]
+    fn kernels_without_shared_memory_need_the_vsock() {
+        assert_eq!(link(Port(700), Ok(())).level, Level::Ok);
+        let missing = link(Port(700), Err("no such device".into()));
+        assert_eq!(missing.level, Level::Warn);
+        assert!(
+            missing.detail.contains("no such device") && missing.remedy.contains("VSOCKETS"),
+            "{missing:?}"
+        );
+        let with_pool: Settings = toml::from_str("pool = { path = \"/p\" }").unwrap();
+        assert_eq!(with_pool.link_port(), None);
     }
 
     #[test]

@@ -99,7 +99,8 @@ on_the_stand_in!(
         next_daemon_reaches_a_kernel_without_shared_memory,
         panic_without_shared_memory_is_told_apart_and_restarted,
         hang_without_heartbeat_is_seen_by_two_witnesses_and_ended_by_force,
-        kernel_that_is_frozen_for_a_while_is_taken_up_again;
+        kernel_that_is_frozen_for_a_while_is_taken_up_again,
+        dead_user_space_without_heartbeat_is_told_from_a_hang;
     with_kerf needs prerequisites::kerf() =>
         kerf_makes_the_pool_and_shows_what_tombolo_starts_in_it,
         instances_of_kerf_are_shown_and_never_touched,

@@ -73,6 +73,11 @@ pub(super) fn kernel_without_shared_memory_is_reached_and_says_over_what() {
     assert_eq!(beside.bed.view("web")["boot_id"], beside.boot_id());
     many_bytes_come_whole(&beside, || ());
     assert!(!beside.bed.must(&["logs", "web"]).stdout.is_empty());
+    // What listens inside is called from there; nobody does. Its ports of the fabric are in memory that it has not.
+    let said = beside.bed.tombolo(&["connect", "web:tcp:9"]);
+    assert!(said.code != 0 && said.stderr.contains("refused"), "{said:?}");
+    let said = beside.bed.tombolo(&["connect", "web:9"]);
+    assert!(said.code != 0 && said.stderr.contains("web:tcp:PORT"), "{said:?}");
 
     // It has no heartbeat, and is none the worse for it.
     std::thread::sleep(WATCHED);
@@ -151,5 +156,17 @@ pub(super) fn kernel_that_is_frozen_for_a_while_is_taken_up_again() {
     beside.stand_in.control(&["thaw", "web"]);
     beside.bed.until("web", "running", |view| view["state"] == "running");
     assert_eq!(beside.boot_id(), boot_id);
+    beside.nothing_is_left_but(&[]);
+}
+
+pub(super) fn dead_user_space_without_heartbeat_is_told_from_a_hang() {
+    let Some(beside) = boot(&[]) else { return };
+    let boot_id = beside.boot_id();
+    let freeze = beside.bed.attach(&["exec", "-d", "web", "--", "/bin/app", "freeze-user-space", "6000"]);
+    beside.bed.until("web", "known to be without user space", |view| view["health"] == "user-space-dead");
+    assert_eq!(freeze.finish().code, 0, "the call outlives the silence");
+    beside.bed.until("web", "running", |view| view["state"] == "running" && view["health"] == "ready");
+    assert_eq!(beside.boot_id(), boot_id);
+    assert!(!has(&beside, "hung"), "{:?}", kinds(&beside));
     beside.nothing_is_left_but(&[]);
 }

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use super::core::{BackOffRange, Pace};
+use super::core::{BackOffRange, Pace, WINDOW_BYTES};
 use crate::error::{Error, Result};
+
+/// Room for two frames with something in them.
+const WINDOW_BYTES_MIN: usize = 1024;
 
 /// The waits of a link. Both ends should have the same: each has to speak more often than the other takes for silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +24,9 @@ pub struct PacedConfig {
     pub redial_first: Duration,
     /// The longest pause before dialling again, and how long one attempt may take. Default 1 s.
     pub redial_max: Duration,
+    /// Sent and not acknowledged at most, in bytes, headers included, all streams together: 1 KiB to 32 KiB, which is the default. Less where
+    /// what the bytes travel through holds less than that.
+    pub window_bytes: usize,
 }
 
 impl Default for PacedConfig {
@@ -31,6 +37,7 @@ impl Default for PacedConfig {
             give_up: Duration::from_secs(10),
             redial_first: Duration::from_millis(10),
             redial_max: Duration::from_secs(1),
+            window_bytes: WINDOW_BYTES,
         }
     }
 }
@@ -44,6 +51,12 @@ impl PacedConfig {
                  or more, the second longer, the third not shorter than the second"
             )));
         }
+        if !(WINDOW_BYTES_MIN..=WINDOW_BYTES).contains(&self.window_bytes) {
+            return Err(Error::Invalid(format!(
+                "a paced link with {} bytes under way cannot work: {WINDOW_BYTES_MIN} to {WINDOW_BYTES} can be",
+                self.window_bytes
+            )));
+        }
         Ok(())
     }
 
@@ -53,6 +66,7 @@ impl PacedConfig {
             keepalive: nanos(self.keepalive),
             silence: nanos(self.silence),
             give_up: nanos(self.give_up),
+            window_bytes: self.window_bytes,
             ask: pace.ask.min(nanos(self.keepalive)),
             ..pace
         }

@@ -83,7 +83,7 @@ impl PacedEndpoint {
     /// # Errors
     /// [`Error::Invalid`] if there is a link to `peer` already.
     pub fn dial(&self, peer: Cid, dial: impl Dial) -> Result<()> {
-        let (shared, seed) = self.add_link(peer, Role::Dialler)?;
+        let (shared, seed) = self.add_link(peer, Role::Dialler, self.hub.config)?;
         tokio::spawn(keep_dialling(shared, dial, self.hub.config, seed));
         Ok(())
     }
@@ -94,7 +94,16 @@ impl PacedEndpoint {
     /// # Errors
     /// [`Error::Invalid`] if there is a link to `peer` already.
     pub fn expect(&self, peer: Cid) -> Result<PacedAcceptor> {
-        let (shared, _) = self.add_link(peer, Role::Acceptor)?;
+        self.expect_with(peer, self.hub.config)
+    }
+
+    /// As [`PacedEndpoint::expect`], for a link that differs from those of this endpoint.
+    ///
+    /// # Errors
+    /// As [`PacedEndpoint::expect`]; [`Error::Invalid`] for a `config` that cannot work.
+    pub fn expect_with(&self, peer: Cid, config: PacedConfig) -> Result<PacedAcceptor> {
+        config.check()?;
+        let (shared, _) = self.add_link(peer, Role::Acceptor, config)?;
         Ok(PacedAcceptor { shared })
     }
 
@@ -158,7 +167,7 @@ impl PacedEndpoint {
         Ok(PacedListener { bound: self.hub.ports.bind(port, backlog)?, _hub: Arc::clone(&self.hub) })
     }
 
-    fn add_link(&self, peer: Cid, role: Role) -> Result<(Arc<Shared>, u64)> {
+    fn add_link(&self, peer: Cid, role: Role, config: PacedConfig) -> Result<(Arc<Shared>, u64)> {
         let life = Incarnation::random()?;
         let mut seed = [0; 8];
         seed.copy_from_slice(&Incarnation::random()?.0[..8]);
@@ -167,7 +176,7 @@ impl PacedEndpoint {
         let Entry::Vacant(place) = links.entry(peer) else {
             return Err(Error::Invalid(format!("there is a paced link to cid {peer} already")));
         };
-        let (user, shared) = Shared::new(self.hub.local, peer, Link::new(role, self.hub.config.pace(), life));
+        let (user, shared) = Shared::new(self.hub.local, peer, Link::new(role, config.pace(), life));
         place.insert(Entrance { user, role });
         tokio::spawn(Driver::new(Arc::clone(&shared), self.hub.ports.clone(), seed));
         Ok((shared, seed))

@@ -173,6 +173,14 @@ impl Settings {
         self.pool.is_none().then(|| self.link.inside())
     }
 
+    /// The port of this kernel's vsock on which all depends; `None` where that is shared memory, or another socket.
+    pub(crate) fn link_port(&self) -> Option<Port> {
+        match &self.link {
+            Way::Vsock { port } if self.pool.is_none() => Some(Port(*port)),
+            _ => None,
+        }
+    }
+
     /// The same here.
     pub(super) fn link_outside(&self, id: InstanceId) -> Option<HostEnd> {
         self.pool.is_none().then(|| self.link.outside(id))

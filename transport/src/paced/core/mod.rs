@@ -39,6 +39,7 @@ pub(crate) use self::frame::{Refusal, Role};
 pub(crate) use self::fuzz::link as fuzz_link;
 use self::inbox::Inbox;
 use self::outbox::Outbox;
+pub(crate) use self::outbox::WINDOW_BYTES;
 pub(crate) use self::pace::{BackOff, BackOffRange, Nanos, Pace};
 pub(crate) use self::stream::StreamError;
 pub(crate) use self::streams::StreamId;
@@ -158,7 +159,7 @@ impl Link {
             peer: None,
             socket: Socket::None,
             inbox: Inbox::default(),
-            outbox: Outbox::default(),
+            outbox: Outbox::new(pace.window_bytes),
             streams: Streams::new(role),
             events: VecDeque::new(),
             received: 0,

@@ -10,8 +10,10 @@ pub(crate) const WINDOW_BYTES: usize = 32 * 1024;
 /// Frames under way at most: each takes one slot of that ring, however short it is.
 pub(crate) const WINDOW_FRAMES: usize = 16;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Outbox {
+    /// Bytes under way at most: [`WINDOW_BYTES`], or less.
+    window_bytes: usize,
     kept: VecDeque<Kept>,
     /// Buffers of frames that were acknowledged, to be filled again.
     spare: Vec<Vec<u8>>,
@@ -31,9 +33,18 @@ pub(crate) struct Kept {
 }
 
 impl Outbox {
+    pub(crate) fn new(window_bytes: usize) -> Self {
+        Self { window_bytes, kept: VecDeque::new(), spare: Vec::new(), bytes: 0, acked: 0, sent: 0 }
+    }
+
+    /// The longest payload with which two frames have room.
+    pub(crate) fn payload_bytes_max(&self) -> usize {
+        (self.window_bytes / 2 - HEADER_BYTES).min(PAYLOAD_BYTES_MAX)
+    }
+
     /// Whether a frame with `payload_len` bytes may be made now.
     pub(crate) fn has_room(&self, payload_len: usize) -> bool {
-        self.kept.len() < WINDOW_FRAMES && self.bytes + HEADER_BYTES + payload_len <= WINDOW_BYTES
+        self.kept.len() < WINDOW_FRAMES && self.bytes + HEADER_BYTES + payload_len <= self.window_bytes
     }
 
     /// Makes the next frame; `fill` writes its payload into an empty buffer.

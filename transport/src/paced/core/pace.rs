@@ -1,5 +1,7 @@
 //! Times: how long to wait for what, and how long to back off.
 
+use super::outbox::WINDOW_BYTES;
+
 /// A point in time, in nanoseconds since some start that the caller chose.
 pub(crate) type Nanos = u64;
 
@@ -20,6 +22,8 @@ pub(crate) struct Pace {
     pub(crate) ack_delay: u64,
     /// Pauses after a write that found the peer's ring full.
     pub(crate) refused: BackOffRange,
+    /// Bytes under way at most.
+    pub(crate) window_bytes: usize,
 }
 
 /// The first pause of a row and the longest, in nanoseconds.
@@ -45,6 +49,7 @@ impl Default for Pace {
             ask: 200 * MS,
             ack_delay: 5 * MS,
             refused: BackOffRange { first: MS / 4, max: 20 * MS },
+            window_bytes: WINDOW_BYTES,
         }
     }
 }

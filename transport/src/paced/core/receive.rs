@@ -1,7 +1,7 @@
 //! What frames of the peer do.
 
 use super::frame::{FLAG_ASK, Frame, Hello, Kind, NoFrame, Refusal};
-use super::outbox::{WINDOW_BYTES, WINDOW_FRAMES};
+use super::outbox::WINDOW_FRAMES;
 use super::stream::{Life, Stream};
 use super::streams::{Found, STREAMS_MAX};
 use super::{Event, Fault, Link, Nanos, Socket};
@@ -96,7 +96,7 @@ impl Link {
     fn owe_ack(&mut self, bytes: usize, now: Nanos) {
         self.acks.frames += 1;
         self.acks.bytes += bytes;
-        let many = self.acks.frames >= WINDOW_FRAMES / 4 || self.acks.bytes >= WINDOW_BYTES / 4;
+        let many = self.acks.frames >= WINDOW_FRAMES / 4 || self.acks.bytes >= self.pace.window_bytes / 4;
         let by = if many { now } else { now + self.pace.ack_delay };
         self.acks.by = Some(self.acks.by.map_or(by, |earlier| earlier.min(by)));
     }

@@ -169,6 +169,7 @@ impl Streams {
         }
         while let Some(id) = self.data.front().copied() {
             let due = self.map.get(&id).and_then(Stream::data_due);
+            let due = due.map(|(kind, len)| (kind, len.min(outbox.payload_bytes_max())));
             if due.is_some_and(|(_, len)| !outbox.has_room(len)) {
                 return;
             }
