@@ -95,7 +95,6 @@ on_the_stand_in!(
         doctor_finds_nothing_wrong;
     without_pool needs Some(()) =>
         kernel_without_shared_memory_is_reached_and_says_over_what,
-        broken_and_lossy_sockets_are_not_noticed_by_what_goes_over_them,
         next_daemon_reaches_a_kernel_without_shared_memory,
         panic_without_shared_memory_is_told_apart_and_restarted,
         hang_without_heartbeat_is_seen_by_two_witnesses_and_ended_by_force,
