@@ -149,7 +149,7 @@ pub(crate) fn follow<L: Link + Meet>(probe: &Probe, following: &mut Following) -
                 link.receive_many(numbers, &mut payload)
             })?,
             SLEEP => {
-                following.wakes(&order, |number| link.receive(|message| payload.check(message, number)))?
+                following.wakes(&order, |number| link.receive(|message| payload.check(message, number)))?;
             }
             LEAVE => break,
             other => bail!("unknown order `{other}`"),

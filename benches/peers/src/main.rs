@@ -35,7 +35,7 @@ impl Means for Peers {
 
     fn follow(&self, probe: &Probe, following: &mut Following) -> anyhow::Result<()> {
         let peer = table::peer(probe).context("no such peer")?;
-        place::watch(following)?;
+        let _place = place::watch(following)?;
         (peer.follow)(probe, following)?;
         // What the peer held is gone, and with it its files.
         following.ready()

@@ -19,15 +19,15 @@ const GIVE_UP: Duration = Duration::from_secs(40);
 /// For a follower whose leader is gone to end by itself.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// A folder of one measurement. Dropping it removes it and all that peers made elsewhere under its name.
+/// A folder of one measurement. Dropping it removes it and all that peers made elsewhere under its name; both processes do, since either may
+/// be the only one left.
 #[derive(Debug)]
 pub(crate) struct Place(PathBuf);
 
 impl Place {
-    /// Makes the leader's place, and has the follower watch over it.
+    /// Has the follower make the place, and watch over it.
     pub(crate) fn make(leading: &mut Leading) -> anyhow::Result<Self> {
         let path = std::env::temp_dir().join(format!("{PREFIX}{}", std::process::id()));
-        std::fs::create_dir(&path).with_context(|| format!("making the folder {}", path.display()))?;
         let place = Self(path);
         leading.order(&format!("{PLACE} {}", place.0.display()))?;
         let sweep = place.0.clone();
@@ -52,11 +52,11 @@ impl Drop for Place {
     }
 }
 
-/// The follower outlives signals to both, so that it can clear up after a leader that was killed.
+/// Makes the folder. The follower outlives signals to both, so that it can clear up after a leader that was killed.
 ///
 /// # Errors
-/// If the leader does not say where.
-pub(crate) fn watch(following: &mut Following) -> anyhow::Result<PathBuf> {
+/// If the leader does not say where, or the folder cannot be made.
+pub(crate) fn watch(following: &mut Following) -> anyhow::Result<Place> {
     // Threads started from here on inherit it.
     SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).thread_block()?;
     let order = following.next_order()?.context("no order where to work")?;
@@ -68,8 +68,10 @@ pub(crate) fn watch(following: &mut Following) -> anyhow::Result<PathBuf> {
         remove(&sweep);
         std::process::exit(1);
     });
+    // Only now: whatever is there is watched over.
+    std::fs::create_dir(&path).with_context(|| format!("making the folder {}", path.display()))?;
     following.ready()?;
-    Ok(path)
+    Ok(Place(path))
 }
 
 /// Returns when nobody holds the other end of this process's standard input any more.

@@ -95,20 +95,8 @@ const PEERS: &[Peer] = &[
         lead: link::lead::<crate::messages::aeron::Ipc>,
         follow: link::follow::<crate::messages::aeron::Ipc>,
     },
-    Peer {
-        way: "shmipc",
-        waiting: Tokio,
-        tests: MESSAGES,
-        lead: shmipc::lead,
-        follow: shmipc::follow,
-    },
-    Peer {
-        way: "shmipc",
-        waiting: Tokio,
-        tests: LOANS,
-        lead: shmipc::lead,
-        follow: shmipc::follow,
-    },
+    Peer { way: "shmipc", waiting: Tokio, tests: MESSAGES, lead: shmipc::lead, follow: shmipc::follow },
+    Peer { way: "shmipc", waiting: Tokio, tests: LOANS, lead: shmipc::lead, follow: shmipc::follow },
     Peer {
         way: "ipc-channel",
         waiting: Busy,

@@ -21,7 +21,16 @@ pub(crate) mod touch_capnp {
         unreachable_pub,
         reason = "written by its compiler"
     )]
-    #![allow(clippy::all, clippy::use_self, unsafe_code, unused, reason = "written by its compiler")]
+    #![allow(
+        clippy::all,
+        clippy::or_fun_call,
+        clippy::semicolon_if_nothing_returned,
+        clippy::unimplemented,
+        clippy::use_self,
+        unsafe_code,
+        unused,
+        reason = "written by its compiler"
+    )]
     include!(concat!(env!("OUT_DIR"), "/touch_capnp.rs"));
 }
 

@@ -39,7 +39,14 @@ mod generated {
         unreachable_pub,
         reason = "written by its compiler"
     )]
-    #![allow(clippy::all, reason = "written by its compiler")]
+    #![allow(
+        clippy::all,
+        clippy::or_fun_call,
+        clippy::semicolon_if_nothing_returned,
+        clippy::unimplemented,
+        clippy::use_self,
+        reason = "written by its compiler"
+    )]
     include!(concat!(env!("OUT_DIR"), "/tombolo.peers.Touch.rs"));
 }
 

@@ -20,10 +20,10 @@ use crate::place;
 const MTU: usize = 65504;
 /// Of a frame.
 const HEAD: usize = 32;
-/// Of each of a publication's three terms: small enough to stay in the second-level caches, and as large as messages of streams
-/// need, which may have an eighth of it.
+/// Of each of a publication's three terms, where time is measured: small enough to stay in the second-level caches.
 const TERM: &str = "1m";
-const TERM_OF_STREAMS: &str = "8m";
+/// Where rates are: the driver lets a sender go half a term ahead, and looks only between its sleeps.
+const TERM_OF_RATES: &str = "16m";
 /// Of a frame that carries several messages.
 const PACKED: usize = 8 << 10;
 /// Frames that one look may hand over.
@@ -58,9 +58,12 @@ impl Ipc {
     ) -> anyhow::Result<Self> {
         let context = AeronContext::new().map_err(said)?;
         context.set_dir(&dir.into_c_string()).map_err(said)?;
+        // Its own handler ends the process, also when the driver stops before the last client does.
+        let tell = |code: i32, message: &str| eprintln!("aeron error {code}: {message}");
+        context.set_error_handler(Some(tell)).map_err(said)?;
         let client = Aeron::new(&context).map_err(said)?;
         client.start().map_err(said)?;
-        let term = if probe.test == Test::Stream { TERM_OF_STREAMS } else { TERM };
+        let term = if probe.test == Test::RoundTrip { TERM } else { TERM_OF_RATES };
         let channel = format!("aeron:ipc?term-length={term}|mtu={MTU}").into_c_string();
         let publication = client
             .async_add_exclusive_publication(&channel, to)
@@ -126,7 +129,7 @@ impl Meet for Ipc {
         let driver = EmbeddedDriver::launch_with(|context| {
             context.set_dir(&dir.as_str().into_c_string())?;
             context.set_threading_mode(AERON_THREADING_MODE_SHARED)?;
-            // It has no part in what is measured, and must not take a core.
+            // Messages do not pass through it, and it must not take a core from either end.
             context.set_shared_idle_strategy(c"sleeping")?;
             Ok(())
         })
@@ -148,9 +151,9 @@ impl Link for Ipc {
     fn send(&mut self, message: &[u8]) -> anyhow::Result<()> {
         loop {
             let sent = if message.len() <= MTU - HEAD {
-                self.publication.try_claim_owned(message.len()).and_then(|mut claim| {
+                self.publication.try_claim_owned(message.len()).map(|mut claim| {
                     claim.data().copy_from_slice(message);
-                    Ok(claim)
+                    claim
                 })
             } else {
                 match self.publication.offer(message) {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use anyhow::{Context, anyhow, bail};
-use crossbeam::channel::TryRecvError;
 use crossbeam::queue::ArrayQueue;
 use tombolo_benches::duo;
 use tombolo_benches::payload::Payload;
@@ -184,10 +183,7 @@ impl<const N: usize> Ring<N> for Channel {
 
     #[inline]
     fn pop(rx: &mut Self::Rx) -> Option<[u8; N]> {
-        match rx.try_recv() {
-            Ok(message) => Some(message),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        rx.try_recv().ok()
     }
 }
 

@@ -145,9 +145,9 @@ impl Messages {
         let step = self.window / 2;
         for received in 0..count {
             if loans {
-                self.receive_loan(first + received).await?
+                self.receive_loan(first + received).await?;
             } else {
-                self.receive(first + received).await?
+                self.receive(first + received).await?;
             }
             if (received + 1) % step == 0 {
                 self.acknowledge().await?;
@@ -169,8 +169,7 @@ pub(crate) fn lead(leading: &mut Leading, at: &Path) -> anyhow::Result<Reading> 
     let runtime = runtime()?;
     leading.order(&format!("{MEET} {}", path.display()))?;
     let connecting = async {
-        let config =
-            SessionManagerConfig::new().with_config(config(probe.bytes)).with_session_num(1);
+        let config = SessionManagerConfig::new().with_config(config(probe.bytes)).with_session_num(1);
         let manager = SessionManager::new(config, DefaultUnixConnect, address(&path)?).await.map_err(said)?;
         let mut link = Messages::new(manager.get_stream().map_err(said)?, probe.bytes);
         link.send(0).await?;
@@ -242,7 +241,7 @@ pub(crate) fn follow(probe: &Probe, following: &mut Following) -> anyhow::Result
                 })
             })?,
             DRAIN => {
-                following.batch(&order, |count| runtime.block_on(link.receive_many(next, count, loans)))?
+                following.batch(&order, |count| runtime.block_on(link.receive_many(next, count, loans)))?;
             }
             LEAVE => break,
             other => bail!("unknown order `{other}`"),
