@@ -20,10 +20,8 @@ use crate::place;
 const MTU: usize = 65504;
 /// Of a frame.
 const HEAD: usize = 32;
-/// Of each of a publication's three terms, where time is measured: small enough to stay in the second-level caches.
-const TERM: &str = "1m";
-/// Where rates are: the driver lets a sender go half a term ahead, and looks only between its sleeps.
-const TERM_OF_RATES: &str = "16m";
+/// Of each of a publication's three terms: the driver lets a sender go half a term ahead, and looks only between its sleeps.
+const TERM: &str = "16m";
 /// Of a frame that carries several messages.
 const PACKED: usize = 8 << 10;
 /// Frames that one look may hand over.
@@ -63,8 +61,7 @@ impl Ipc {
         context.set_error_handler(Some(tell)).map_err(said)?;
         let client = Aeron::new(&context).map_err(said)?;
         client.start().map_err(said)?;
-        let term = if probe.test == Test::RoundTrip { TERM } else { TERM_OF_RATES };
-        let channel = format!("aeron:ipc?term-length={term}|mtu={MTU}").into_c_string();
+        let channel = format!("aeron:ipc?term-length={TERM}|mtu={MTU}").into_c_string();
         let publication = client
             .async_add_exclusive_publication(&channel, to)
             .and_then(|adding| adding.poll_blocking(CONNECT))
