@@ -41,6 +41,10 @@ impl<'a> Input<'a> {
         u64::from_le_bytes(self.array())
     }
 
+    pub(crate) fn one_in(&mut self, n: u8) -> bool {
+        self.byte().is_multiple_of(n)
+    }
+
     /// A number below `n`, which is at most 2^16.
     pub(crate) fn below(&mut self, n: usize) -> usize {
         usize::from(u16::from_le_bytes(self.array())) % n

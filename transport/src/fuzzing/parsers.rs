@@ -74,7 +74,7 @@ fn record(input: &mut Input<'_>) {
 
 /// Both directions of the socket between a process and its broker, in pieces of any size.
 fn attachment(input: &mut Input<'_>) {
-    let is_framed = input.byte() % 2 == 0;
+    let is_framed = input.one_in(2);
     let (mut from_process, mut from_broker) = (Vec::new(), Vec::new());
     while let Some(len) = input.next() {
         let piece = input.bytes(usize::from(len));
@@ -152,8 +152,7 @@ fn handshake(input: &mut Input<'_>) {
 }
 
 fn half_layout(input: &mut Input<'_>) {
-    let word =
-        if input.byte() % 2 == 0 { input.word() } else { u64::from(u32::from_le_bytes(input.array())) };
+    let word = if input.one_in(2) { input.word() } else { u64::from(u32::from_le_bytes(input.array())) };
     if let Ok(layout) = HalfLayout::from_word(word) {
         assert_eq!((layout.to_word(), layout.validate()), (word, Ok(layout)));
         let len = layout.total_len();

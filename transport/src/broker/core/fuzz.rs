@@ -12,7 +12,7 @@ const LAYOUTS: [u32; 6] = [12 << 8, 16 << 8, 6, 0x0706, 0x0c02_0702, 30 << 8];
 
 /// Numbers of connections: the peer's guesses are mostly those that there are.
 fn id(input: &mut Input<'_>) -> u64 {
-    if input.byte() % 8 == 0 { input.lie() } else { u64::from(input.byte() % 24) }
+    if input.one_in(8) { input.lie() } else { u64::from(input.byte() % 24) }
 }
 
 fn half(input: &mut Input<'_>, layout: &Layout, peer: Member) -> HalfRef {
@@ -22,7 +22,7 @@ fn half(input: &mut Input<'_>, layout: &Layout, peer: Member) -> HalfRef {
         1 => heap + input.lie() % 4096,
         _ => heap + 4096 * u64::from(input.byte()),
     };
-    let word = if input.byte() % 8 == 0 { input.lie() as u32 } else { input.pick(&LAYOUTS) };
+    let word = if input.one_in(8) { input.lie() as u32 } else { input.pick(&LAYOUTS) };
     HalfRef { offset, layout: word, nonce: input.lie() }
 }
 
@@ -51,7 +51,7 @@ fn record(input: &mut Input<'_>, layout: &Layout, peer: Member) -> Record {
         },
         5 => Record::Closed { to: id(input) },
         6 => Record::Resolve { from: id(input), name: name(input) },
-        _ => Record::Resolved { to: id(input), port: (input.byte() % 2 == 0).then(|| port(input).0) },
+        _ => Record::Resolved { to: id(input), port: (input.one_in(2)).then(|| port(input).0) },
     }
 }
 
@@ -62,7 +62,7 @@ fn message(input: &mut Input<'_>) -> ClientMessage {
             request,
             addr: Addr::new(Cid(u32::from(input.byte() % 8)), port(input)),
             kind: kind(input),
-            layout: if input.byte() % 8 == 0 { input.lie() as u32 } else { input.pick(&LAYOUTS) },
+            layout: if input.one_in(8) { input.lie() as u32 } else { input.pick(&LAYOUTS) },
             timeout_ms: input.lie(),
         },
         3 => ClientMessage::Cancel { request },
@@ -71,7 +71,7 @@ fn message(input: &mut Input<'_>) -> ClientMessage {
             port: port(input),
             kind: kind(input),
             backlog: input.lie() as u32,
-            name: (input.byte() % 2 == 0).then(|| name(input)),
+            name: (input.one_in(2)).then(|| name(input)),
             layout: input.pick(&LAYOUTS),
         },
         5 => ClientMessage::Unlisten { port: port(input) },
@@ -87,7 +87,7 @@ pub(crate) fn core(data: &[u8]) {
     let geometry = Geometry { members_max: 4, extent_bytes: 2 << 20, black_box_records: 1 };
     let layout = Layout::of(geometry).expect("a valid geometry");
     let backing = Backing(Box::new(|_, _| true));
-    let policy = if input.byte() % 2 == 0 { allow_all() } else { Policy::default() };
+    let policy = if input.one_in(2) { allow_all() } else { Policy::default() };
     let mut core = BrokerCore::new(OWN, 1, layout, policy, PeerQuota::default(), backing);
     let start = Instant::now();
     let mut now = start;
@@ -113,7 +113,7 @@ pub(crate) fn core(data: &[u8]) {
             12 => {
                 let half =
                     core.conns.values().find(|conn| conn.client() == Some(client)).map(|conn| conn.half);
-                if let Some(half) = half.filter(|_| input.byte() % 2 == 0) {
+                if let Some(half) = half.filter(|_| input.one_in(2)) {
                     core.quarantine(half.offset);
                     quarantined.push(half.offset);
                 }

@@ -24,8 +24,8 @@ impl Peer {
         let kind = input.pick(&Kind::ALL);
         let is_numbered = !matches!(kind, Kind::Hello | Kind::Ack);
         self.seq += u64::from(is_numbered);
-        self.acked += u64::from(input.byte() % 16 == 0);
-        let wrong = input.byte() % 16 == 0;
+        self.acked += u64::from(input.one_in(16));
+        let wrong = input.one_in(16);
         let len = match kind {
             Kind::Hello => 28,
             Kind::Open | Kind::Credit | Kind::Close => 8,
@@ -42,9 +42,9 @@ impl Peer {
         }
         let header = Header {
             kind,
-            flags: if input.byte() % 8 == 0 { input.byte() } else { 0 },
-            incarnation: if input.byte() % 32 == 0 { OWN } else { PEER },
-            seq: if kind == Kind::Hello { 0 } else { self.seq + u64::from(input.byte() % 32 == 0) },
+            flags: if input.one_in(8) { input.byte() } else { 0 },
+            incarnation: if input.one_in(32) { OWN } else { PEER },
+            seq: if kind == Kind::Hello { 0 } else { self.seq + u64::from(input.one_in(32)) },
             ack: if wrong { input.lie() } else { self.acked },
             stream: if is_numbered { u64::from(input.byte() % 8) } else { u64::from(wrong) },
         };
