@@ -621,7 +621,7 @@ impl Model for Limits {
     }
 }
 
-/// Every history of at most `depth` actions.
+/// Every history of fewer than `depth` actions: the first state counts.
 fn check(limits: Limits, depth: usize) {
     let checker = limits.checker().threads(2).target_max_depth(depth).spawn_bfs().join();
     println!("{} states, depth {}", checker.unique_state_count(), checker.max_depth());
@@ -644,12 +644,12 @@ fn connections_survive_the_order_of_things() {
 
 #[test]
 #[ignore = "takes minutes: `cargo xtask verify`"]
-fn a_connection_survives_a_death_whatever_the_order() {
-    check(Limits { deaths: 1, connects: 1, cancels: 1 }, usize::MAX);
+fn a_connection_survives_a_death_in_long_histories() {
+    check(Limits { deaths: 1, connects: 1, cancels: 1 }, 9);
 }
 
 #[test]
 #[ignore = "takes minutes: `cargo xtask verify`"]
 fn two_connections_survive_two_deaths_in_long_histories() {
-    check(Limits { deaths: 2, connects: 2, cancels: 1 }, 8);
+    check(Limits { deaths: 2, connects: 2, cancels: 1 }, 7);
 }
