@@ -645,11 +645,11 @@ fn connections_survive_the_order_of_things() {
 #[test]
 #[ignore = "takes minutes: `cargo xtask verify`"]
 fn a_connection_survives_a_death_in_long_histories() {
-    check(Limits { deaths: 1, connects: 1, cancels: 1 }, 9);
+    check(Limits { deaths: 1, connects: 1, cancels: 1 }, 10);
 }
 
 #[test]
 #[ignore = "takes minutes: `cargo xtask verify`"]
 fn two_connections_survive_two_deaths_in_long_histories() {
-    check(Limits { deaths: 2, connects: 2, cancels: 1 }, 7);
+    check(Limits { deaths: 2, connects: 2, cancels: 1 }, 8);
 }
