@@ -70,8 +70,8 @@ impl Condition {
 pub(crate) struct PeerFigure {
     pub(crate) way: String,
     pub(crate) value: f64,
-    /// Ours divided by it.
-    pub(crate) ratio: f64,
+    /// Ours divided by it, if there is one of ours of the same waiting.
+    pub(crate) ratio: Option<f64>,
 }
 
 /// One row of the table of goals.
@@ -213,10 +213,13 @@ impl Floor {
 
 /// The peer with the best figure, and what ours is to it.
 pub(crate) fn best_peer(results: &Results, key: Key) -> Option<PeerFigure> {
-    let figures = results.peers(key).into_iter().map(|way| PeerFigure {
-        way: way.to_owned(),
-        value: results.series(key, way, |reading| Some(reading.value)).median(),
-        ratio: results.ratio((key, OURS), (key, way)).median(),
+    let figures = results.peers(key).into_iter().map(|way| {
+        let ratios = results.ratio((key, OURS), (key, way));
+        PeerFigure {
+            way: way.to_owned(),
+            value: results.series(key, way, |reading| Some(reading.value)).median(),
+            ratio: (!ratios.is_empty()).then(|| ratios.median()),
+        }
     });
     match is_rate(key.test) {
         true => figures.max_by(|a, b| a.value.total_cmp(&b.value)),
@@ -264,12 +267,12 @@ impl Judge<'_> {
     /// Ours by that of each peer: the one that comes closest counts.
     pub(crate) fn ahead_of_every_peer(self, key: Key) -> Condition {
         let limit = if is_rate(key.test) { Limit::MoreThan(1.0) } else { Limit::LessThan(1.0) };
-        let ratio = best_peer(self.0, key).filter(|_| !self.0.of(key, OURS).is_empty());
+        let ratio = best_peer(self.0, key);
         let what = ratio
             .as_ref()
             .map_or_else(|| "ahead of every peer".into(), |peer| format!("by the best peer, {}", peer.way));
-        let series: Series = ratio.map(|peer| peer.ratio).into_iter().collect();
-        Condition::new(what, &series, limit, "no peer was measured")
+        let series: Series = ratio.and_then(|peer| peer.ratio).into_iter().collect();
+        Condition::new(what, &series, limit, "not measured: no peer, or not ours")
     }
 
     /// One of ours by another of ours, round by round.

@@ -109,7 +109,7 @@ fn row(line: &Line) -> Vec<String> {
         format!("{} {} {}", line.floor_of.as_deref().unwrap_or_default(), number(floor), line.unit)
     });
     let peer = line.best_peer.as_ref();
-    let by_peer = peer.filter(|peer| peer.ratio > 0.0).map_or_else(dash, |peer| number(peer.ratio));
+    let by_peer = peer.and_then(|peer| peer.ratio).map_or_else(dash, number);
     vec![
         line.name.clone(),
         measured,
