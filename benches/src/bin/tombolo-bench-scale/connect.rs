@@ -34,7 +34,9 @@ pub(crate) fn measure(quick: bool) -> anyhow::Result<()> {
         format!("{made} connections, {CALLERS} callers at a time; the broker runs in the caller's process");
     tell("connect/rate", None, rate, "/s", note)?;
     tell("connect/halves", made, halves as f64, "halves", None)?;
-    tell("connect/left", made, left as f64, "descriptors and maps", None)
+    tell("connect/left", made, left as f64, "descriptors and maps", None)?;
+    let pieces: usize = both(&pair)?.iter().map(|held| held.pieces).sum();
+    tell("connect/pieces", made, pieces as f64, "pieces of the pool's mapping, both processes", None)
 }
 
 fn both(pair: &Pair) -> anyhow::Result<[Held; 2]> {

@@ -10,15 +10,17 @@ use anyhow::Context;
 pub(crate) struct Held {
     pub(crate) descriptors: usize,
     pub(crate) maps: usize,
+    /// Pieces into which the mapping of the pool is cut by what is writable in it: bounded by its pages, however many connections there were.
+    pub(crate) pieces: usize,
 }
 
 pub(crate) fn held(pid: u32) -> anyhow::Result<Held> {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).context("looking at a process")?.count();
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     // The allocator maps and unmaps memory of its own as it likes.
-    let maps =
-        maps.lines().filter(|line| line.split_whitespace().count() > 5 && !line.ends_with(']')).count();
-    Ok(Held { descriptors, maps })
+    let files = maps.lines().filter(|line| line.split_whitespace().count() > 5 && !line.ends_with(']'));
+    let (pool, other): (Vec<_>, Vec<_>) = files.partition(|line| line.ends_with("/pool"));
+    Ok(Held { descriptors, maps: other.len(), pieces: pool.len() })
 }
 
 /// Memory that is no file's, in bytes.
