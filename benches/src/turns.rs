@@ -26,7 +26,9 @@ use crate::series::Series;
 /// Of the two lines, each way of polling: a third of a millisecond.
 const LINE_ROUNDS: u64 = 2_000;
 /// How long a batch should take: so short that on a busy machine too some are not interrupted.
-const BATCH: Duration = Duration::from_millis(1);
+const BATCH: Duration = Duration::from_millis(2);
+/// Batches that warm up and tell how many rounds make one: the first are too short to tell well.
+const WARM_UPS: usize = 4;
 /// Of the batch that tells how long a round takes, and of every batch at the least. All batches are multiples of it.
 const ROUNDS_MIN: u64 = 64;
 const ROUNDS_MAX: u64 = 1 << 20;
@@ -181,13 +183,12 @@ impl Leading {
                 work(ROUNDS_MIN, false)?;
             }
             let began = Instant::now();
-            // The first two warm up and tell how many rounds make a batch.
-            work(count, batch >= 2)?;
+            work(count, batch >= WARM_UPS)?;
             if order.is_some() {
                 self.lines.lead(1, Poll::Pausing)?;
             }
             let rate = count as f64 / began.elapsed().as_nanos().max(1) as f64;
-            if batch < 2 {
+            if batch < WARM_UPS {
                 count = ((BATCH.as_nanos() as f64 * rate) as u64).clamp(ROUNDS_MIN, ROUNDS_MAX);
                 count = count.next_multiple_of(ROUNDS_MIN);
                 deadline = Some(Instant::now() + self.time);
@@ -195,7 +196,7 @@ impl Leading {
                 rates.push(rate);
             }
             batch += 1;
-            if batch >= 2 + BATCHES_MIN && deadline.is_some_and(|deadline| Instant::now() > deadline) {
+            if batch >= WARM_UPS + BATCHES_MIN && deadline.is_some_and(|deadline| Instant::now() > deadline) {
                 return Ok(rates);
             }
         }
