@@ -131,3 +131,21 @@ impl Outbox {
         news
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_of_the_longest_frames_and_no_more_have_room_in_a_small_window() {
+        let mut outbox = Outbox::new(3584);
+        let len = outbox.payload_bytes_max();
+        for _ in 0..2 {
+            assert!(outbox.has_room(len));
+            outbox.push(Kind::Data, 1, |payload| payload.resize(len, 0));
+        }
+        assert!(!outbox.has_room(0));
+        assert_eq!(outbox.bytes_under_way(), 3584);
+        assert_eq!(Outbox::new(WINDOW_BYTES).payload_bytes_max(), PAYLOAD_BYTES_MAX);
+    }
+}
