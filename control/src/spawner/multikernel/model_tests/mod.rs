@@ -20,6 +20,8 @@ fn documented_traps_are_replayed() {
         ("model_tests::lock", include_str!("lock.rs")),
         ("model_tests::crashes", include_str!("crashes.rs")),
         ("ending::tests", include_str!("../ending.rs")),
+        ("core::health::tests", include_str!("../../../core/health_tests.rs")),
+        ("daemon::paced::tests", include_str!("../../../daemon/paced.rs")),
     ];
     let names = document.split('`').filter_map(|word| word.rsplit_once("::"));
     let mut found = 0;
