@@ -94,6 +94,17 @@ fn reader_of_a_silent_console_can_be_killed() {
 }
 
 #[test]
+fn command_gets_signals_though_the_stand_in_blocks_them() {
+    if !has_kernel() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Command::new(env!("CARGO_BIN_EXE_tombolo-mksim"));
+    run.args(["run", "--dir"]).arg(dir.path()).args(["--", "sh", "-c", "kill -TERM $$; sleep 1"]);
+    assert_eq!(run.status().unwrap().code(), Some(128 + 15));
+}
+
+#[test]
 fn nothing_is_left_of_a_stand_in_that_was_killed() {
     if !has_kernel() {
         return;
