@@ -29,6 +29,8 @@ use crate::wire::metadata::Metadata;
 pub struct Call<T, E> {
     link: Link,
     state: State,
+    /// It was sent, and then others had their turn before it was looked whether it is answered.
+    gave_way: bool,
     _answer: PhantomData<fn() -> Result<T, E>>,
 }
 
@@ -41,11 +43,11 @@ enum State {
 
 impl<T, E> Call<T, E> {
     pub(crate) fn unary(link: Link, request: Request) -> Self {
-        Self { link, state: State::Ready(request), _answer: PhantomData }
+        Self { link, state: State::Ready(request), gave_way: false, _answer: PhantomData }
     }
 
     pub(crate) fn stream(link: Link, streams: Arc<Streams>) -> Self {
-        Self { link, state: State::Stream(streams), _answer: PhantomData }
+        Self { link, state: State::Stream(streams), gave_way: false, _answer: PhantomData }
     }
 
     /// Fails the call if it is not answered within `duration` from when it is sent. Both sides enforce it.
@@ -116,8 +118,16 @@ impl<T, E> Call<T, E> {
                     return Poll::Pending;
                 }
                 inner.pump_tx();
+                if inner.gives_way() {
+                    self.gave_way = true;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
             }
             State::Waiting(call) => {
+                if std::mem::take(&mut self.gave_way) {
+                    inner.has_given_way();
+                }
                 if let Some(answer) = inner.take_answer(*call, cx.waker()) {
                     return Poll::Ready(answer);
                 }

@@ -1,7 +1,7 @@
 //! [`Inner`]: what all handles of a link and its driver share.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Wake, Waker};
 
@@ -32,6 +32,9 @@ static NOBODY: LazyLock<Arc<PeerInfo>> = LazyLock::new(|| {
 /// Calls under way from which on a new one waits for the driver, which sends several at once.
 const CROWD: usize = 4;
 
+/// One in so many calls of a caller that is always alone gives way to other tasks, at a tenth of a microsecond each time.
+const LONE_CALLS_MAX: u32 = 8;
+
 /// How far a link is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LinkState {
@@ -55,6 +58,9 @@ pub(crate) struct Inner {
     /// The link is over.
     pub(super) over: AtomicBool,
     pub(super) driver: Arc<WakeDriver>,
+    /// Calls that were made without a crowd since one gave way to other tasks, and how many it takes until the next does.
+    lone_calls: AtomicU32,
+    calls_to_give_way: AtomicU32,
     /// When the driver's timer will fire, in nanoseconds.
     pub(super) armed_ns: AtomicU64,
     pub(crate) state: watch::Sender<LinkState>,
@@ -184,6 +190,8 @@ impl Inner {
             waker: Waker::from(driver.clone()),
             over: AtomicBool::new(false),
             driver,
+            lone_calls: AtomicU32::new(0),
+            calls_to_give_way: AtomicU32::new(1),
             armed_ns: AtomicU64::new(u64::MAX),
             state: watch::Sender::new(LinkState::Connecting),
             peer: OnceLock::new(),
@@ -299,6 +307,25 @@ impl Inner {
             self.waker.wake_by_ref();
         }
         Ok(call)
+    }
+
+    /// Whether a caller that finds itself alone lets other tasks run before it looks for its answer. One that got all its answers by looking
+    /// would never wait, and those that would call beside it never begin.
+    pub(super) fn gives_way(&self) -> bool {
+        let calls = self.lone_calls.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let gives_way = calls >= self.calls_to_give_way.load(Ordering::Relaxed);
+        if gives_way {
+            self.lone_calls.store(0, Ordering::Relaxed);
+        }
+        gives_way
+    }
+
+    /// A caller has given way: the more often that brought company, the sooner the next does.
+    pub(super) fn has_given_way(&self) {
+        let has_company = self.core().slots.len() > 1;
+        let calls = self.calls_to_give_way.load(Ordering::Relaxed);
+        let calls = if has_company { 1 } else { (calls * 2).min(LONE_CALLS_MAX) };
+        self.calls_to_give_way.store(calls, Ordering::Relaxed);
     }
 
     /// Takes the answer to a unary call of ours, or leaves the waker for when it comes.
