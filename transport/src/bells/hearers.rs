@@ -4,7 +4,7 @@ use super::board::{GROUPS, Seen, group_of};
 use crate::mem::Memory;
 
 /// Of all groups this part is looked at in one [sweep](Hearers::sweep).
-const SWEEPS: usize = 16;
+const SWEEPS: usize = 64;
 
 /// Items that bells of one member are for, each with a half of that member.
 #[derive(Debug)]

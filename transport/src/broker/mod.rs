@@ -21,18 +21,18 @@
 //!
 //! The decisions are in a state machine without I/O (`core`), the rest is its shell.
 
-mod backed;
 mod config;
 pub(crate) mod core;
 mod handle;
 mod heap;
 mod link;
-mod locks;
+pub(crate) mod locks;
 mod policy;
 pub(crate) mod protocol;
 mod quota;
 pub(crate) mod record;
 mod shell;
+mod spans;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::core::fuzz_core;

@@ -182,19 +182,20 @@ mod tests {
     use tokio::io::AsyncReadExt as _;
 
     use super::*;
-    use crate::broker::{Broker, BrokerConfig, BrokerHandle};
+    use crate::broker::{Broker, BrokerConfig, BrokerHandle, locks};
+    use crate::mem::PAGE;
     use crate::pool::{Geometry, Member, Pool, PoolSource};
     use crate::ring::State;
 
     /// So long that nobody looks around by itself.
     const NEVER: Duration = Duration::from_secs(3600);
 
-    async fn two_processes(dir: &std::path::Path) -> (BrokerHandle, [ShmEndpoint; 2]) {
+    async fn two_processes(dir: &std::path::Path, recheck: Duration) -> (BrokerHandle, [ShmEndpoint; 2]) {
         let (pool, socket) = (dir.join("pool"), dir.join("broker.sock"));
         Pool::create(&pool, Geometry { members_max: 2, ..Geometry::default() }).unwrap();
-        let (recheck, recheck_with_lines) = (NEVER, NEVER);
         let config = BrokerConfig::new(PoolSource::path(&pool), Member::PRIMARY);
-        let config = BrokerConfig { socket: Some(socket.clone()), recheck, recheck_with_lines, ..config };
+        let socket_there = Some(socket.clone());
+        let config = BrokerConfig { socket: socket_there, recheck, recheck_with_lines: recheck, ..config };
         let broker = Broker::start(config).await.unwrap();
         let options = AttachOptions { recheck: NEVER, spin: Duration::ZERO };
         let attach = || ShmEndpoint::attach(Way::Socket(socket.clone()), options.clone());
@@ -202,10 +203,52 @@ mod tests {
         (broker, processes)
     }
 
+    /// How many bytes of the pool processes have locked, the broker's own page left out.
+    fn locked_bytes(pool: &std::path::Path) -> u64 {
+        let file = std::fs::File::options().read(true).write(true).open(pool).unwrap();
+        let locked = locks::all_locked(&file, 0..file.metadata().unwrap().len()).unwrap();
+        locked.iter().map(|range| range.end - range.start).sum::<u64>() - PAGE as u64
+    }
+
+    #[tokio::test]
+    async fn halves_stay_locked_until_the_broker_looks_around_or_another_process_gets_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let half = HalfLayout::STREAM.total_len() as u64;
+        for recheck in [NEVER, Duration::from_millis(1)] {
+            let (broker, [caller, callee]) = two_processes(dir.path(), recheck).await;
+            let mut listener = callee.listen(Port(7), ListenOptions::default()).await.unwrap();
+            let addr = Addr::new(caller.local_cid(), Port(7));
+            for _ in 0..3 {
+                let conn = caller.dial(addr, ConnKind::Stream, &ConnectOptions::default()).await.unwrap();
+                let accepted = listener.accept_stream().await.unwrap();
+                assert_eq!(locked_bytes(&dir.path().join("pool")), 2 * half);
+                drop((conn, accepted));
+                while broker.status().await.unwrap().connections != 0 {
+                    tokio::task::yield_now().await;
+                }
+                if recheck == NEVER {
+                    assert_eq!(locked_bytes(&dir.path().join("pool")), 2 * half);
+                    continue;
+                }
+                while locked_bytes(&dir.path().join("pool")) != 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            // The other way round, so that each gets what was the other's.
+            let mut listener = caller.listen(Port(8), ListenOptions::default()).await.unwrap();
+            let addr = Addr::new(caller.local_cid(), Port(8));
+            let conn = callee.dial(addr, ConnKind::Stream, &ConnectOptions::default()).await.unwrap();
+            let _accepted = listener.accept_stream().await.unwrap();
+            assert!(locked_bytes(&dir.path().join("pool")) >= 2 * half);
+            drop(conn);
+            broker.stop().await;
+        }
+    }
+
     #[tokio::test]
     async fn a_process_without_its_neighbours_bell_rings_through_the_broker() {
         let dir = tempfile::tempdir().unwrap();
-        let (_broker, [caller, callee]) = two_processes(dir.path()).await;
+        let (_broker, [caller, callee]) = two_processes(dir.path(), NEVER).await;
         let mut listener = callee.listen(Port(7), ListenOptions::default()).await.unwrap();
         let addr = Addr::new(caller.local_cid(), Port(7));
         let conn = caller.dial(addr, ConnKind::Stream, &ConnectOptions::default()).await.unwrap();

@@ -276,14 +276,14 @@ impl BrokerCore {
     /// Tells the peer that our side is done, and waits for it to be done too unless it is.
     fn close(&mut self, id: u64) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        let (peer, peer_id, waits_at, client, own) =
-            (conn.peer, conn.peer_id, conn.waits_at.take(), conn.client(), conn.half);
+        let (peer, peer_id, waits_at, client) =
+            (conn.peer, conn.peer_id, conn.waits_at.take(), conn.client());
         let peer_is_alive = self.members[peer.index()]
             .as_ref()
             .is_some_and(|member| member.generation == conn.peer_generation);
         conn.state = ConnState::Leaving;
         let done = conn.peer_closed;
-        self.outputs.push_back(Output::Released { client, conn: id, own });
+        self.outputs.push_back(Output::Released { client, conn: id });
         if let Some(listener) = waits_at {
             self.leave_backlog(listener);
         }
@@ -312,7 +312,7 @@ impl BrokerCore {
             self.deadlines.remove(&(deadline, id));
         }
         if conn.client().is_some() {
-            self.outputs.push_back(Output::Released { client: conn.client(), conn: id, own: conn.half });
+            self.outputs.push_back(Output::Released { client: conn.client(), conn: id });
         }
         let (offset, len) = (conn.half.offset, half_len(&conn.half));
         conn.discharge(&mut self.held);

@@ -73,7 +73,6 @@ pub(crate) enum Output {
     Released {
         client: Option<ClientId>,
         conn: u64,
-        own: HalfRef,
     },
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -18,6 +19,7 @@ use crate::broker::core::ClientId;
 use crate::broker::locks;
 use crate::broker::protocol::{self, ClientMessage, ServerMessage};
 use crate::broker::record::HalfRef;
+use crate::broker::spans::Spans;
 use crate::doorbell;
 use crate::error::{Error, Result};
 use crate::fds;
@@ -42,7 +44,58 @@ pub(super) struct ClientHandle {
     pub(super) pool: OwnedFd,
     /// What it holds, by connection.
     pub(super) halves: HashMap<u64, HalfRef>,
+    /// What is locked on that descriptor: its halves, and what was one when it was last looked (see [`ClientHandle::unlock_unused`]).
+    locked: Spans,
+    /// It has given back halves since then.
+    has_unused: bool,
     reader: JoinHandle<()>,
+}
+
+impl ClientHandle {
+    /// The process has this half from here on. A lock of an earlier half of its own is as good as a new one.
+    pub(super) fn hold(&mut self, conn: u64, half: HalfRef) {
+        let range = range(&half);
+        self.halves.insert(conn, half);
+        if self.locked.covers(&range) {
+            return;
+        }
+        match locks::lock(&self.pool, range.clone()) {
+            Ok(true) => self.locked.add(range),
+            Ok(false) => tracing::warn!(?range, "a half is locked by somebody else"),
+            Err(error) => {
+                tracing::warn!(%error, "a half could not be locked; a restarted broker may hand it out while it is in use");
+            }
+        }
+    }
+
+    pub(super) fn has_locked(&self, range: &Range<u64>) -> bool {
+        self.locked.covers(range)
+    }
+
+    /// The process will not write this half again.
+    pub(super) fn let_go(&mut self, conn: u64) {
+        self.has_unused |= self.halves.remove(&conn).is_some();
+    }
+
+    /// Unlocks what of `range` is locked here: another process gets it.
+    pub(super) fn unlock(&mut self, range: &Range<u64>) {
+        for part in self.locked.take(range) {
+            let _ = locks::unlock(&self.pool, part);
+        }
+    }
+
+    /// Unlocks all that is no half of the process any more. Not at once, because the next half is often in the same place.
+    pub(super) fn unlock_unused(&mut self) {
+        if !std::mem::take(&mut self.has_unused) {
+            return;
+        }
+        let used: Spans = self.halves.values().map(range).collect();
+        let mut unused = self.locked.clone();
+        used.clone().take_all().iter().for_each(|range| drop(unused.take(range)));
+        for range in unused.take_all() {
+            self.unlock(&range);
+        }
+    }
 }
 
 /// Something for a process to read.
@@ -241,8 +294,9 @@ impl Shell {
         let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);
         tokio::spawn(write(write_half, queue));
         let reader = tokio::spawn(read(read_half, client, self.events.clone()));
-        let (halves, neighbours) = Default::default();
-        let handle = ClientHandle { outgoing, eventfd, neighbours, pool, halves, reader };
+        let (halves, neighbours, locked) = Default::default();
+        let handle =
+            ClientHandle { outgoing, eventfd, neighbours, pool, halves, locked, has_unused: false, reader };
         self.life.clients.insert(client, handle);
         self.life.core.handle_client(client, privileged);
         tracing::debug!(?client, privileged, "a process attached");
@@ -250,6 +304,7 @@ impl Shell {
     }
 
     pub(super) fn drop_clients(&mut self) {
+        self.life.clients.values_mut().for_each(ClientHandle::unlock_unused);
         self.life.clients.clear();
     }
 
@@ -297,6 +352,8 @@ impl Shell {
     /// still write is kept out of use until it no longer can.
     pub(super) fn lose_client(&mut self, client: ClientId) {
         let Some(mut handle) = self.life.clients.remove(&client) else { return };
+        // Copies of its descriptor, in children of its, keep the locks.
+        handle.unlock_unused();
         let halves = std::mem::take(&mut handle.halves);
         drop(handle);
         tracing::debug!(?client, halves = halves.len(), "a process has gone");

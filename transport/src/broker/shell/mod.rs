@@ -257,6 +257,7 @@ impl Shell {
                 self.found_by_timer += 1;
             }
         }
+        self.life.clients.values_mut().for_each(ClientHandle::unlock_unused);
         self.recover_memory();
         self.lines.retry();
         // A peer's ring that was full may have room by now.
@@ -308,7 +309,7 @@ impl Shell {
                     self.life.dirty.insert(peer);
                     self.ring(peer);
                 }
-                Output::Released { client, conn, own } => self.released(client, conn, &own),
+                Output::Released { client, conn } => self.released(client, conn),
             }
         }
     }
@@ -360,11 +361,12 @@ impl Shell {
     }
 
     fn granted(&mut self, client: ClientId, conn: u64, own: HalfRef) {
+        let range = range(&own);
+        if !self.life.clients.get(&client).is_some_and(|handle| handle.has_locked(&range)) {
+            self.life.clients.values_mut().for_each(|other| other.unlock(&range));
+        }
         if let Some(handle) = self.life.clients.get_mut(&client) {
-            if let Err(error) = locks::lock(&handle.pool, range(&own)) {
-                tracing::warn!(%error, "a half could not be locked; a restarted broker may hand it out while it is in use");
-            }
-            handle.halves.insert(conn, own);
+            handle.hold(conn, own);
         }
     }
 
@@ -385,15 +387,14 @@ impl Shell {
         }
     }
 
-    fn released(&mut self, client: Option<ClientId>, conn: u64, own: &HalfRef) {
+    fn released(&mut self, client: Option<ClientId>, conn: u64) {
         if let Some((peer, half)) = self.life.watched.remove(&conn)
             && let Some(hearers) = &mut self.life.watches[peer.index()]
         {
             hearers.remove(half, |watch| watch.conn == conn);
         }
         if let Some(handle) = client.and_then(|client| self.life.clients.get_mut(&client)) {
-            handle.halves.remove(&conn);
-            let _ = locks::unlock(&handle.pool, range(own));
+            handle.let_go(conn);
         }
     }
 

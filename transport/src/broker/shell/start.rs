@@ -10,9 +10,9 @@ use super::clients::{self, Door, accept};
 use super::members::check_name;
 use super::{Command, EVENTS_MAX, Event, Life, Shell};
 use crate::bells::Board;
-use crate::broker::backed::Backed;
 use crate::broker::core::{Backing, BrokerCore};
 use crate::broker::link::ControlLink;
+use crate::broker::spans::Spans;
 use crate::broker::{BrokerConfig, PeerQuota, Policy, locks};
 use crate::doorbell::{BellPipe, Lines};
 use crate::error::{Error, Result};
@@ -140,10 +140,15 @@ fn new_life(pool: &Pool, fd: &OwnedFd, extent: &OwnSpan, policy: &Policy, quota:
     let member = pool.member();
     let generation = next_generation(pool)?;
     let backing_fd = fd.try_clone().map_err(|e| Error::io("copying the pool's descriptor", e))?;
-    let mut backed = Backed::default();
+    // Nobody takes pages from an extent in use, so what is backed once stays so.
+    let mut backed = Spans::default();
     let backing = Backing(Box::new(move |offset, len| {
-        let ask = |range: std::ops::Range<u64>| back(&backing_fd, range.start, range.end - range.start);
-        backed.ensure(offset..offset + len, ask).is_ok()
+        let range = offset..offset + len;
+        let is_backed = backed.covers(&range) || back(&backing_fd, offset, len).is_ok();
+        if is_backed {
+            backed.add(range);
+        }
+        is_backed
     }));
     let mut core = BrokerCore::new(member, generation, layout, policy.clone(), quota, backing);
     let heap_start = (layout.extent(member) + layout.heap_offset) as u64;
