@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: builds what measures, Tombolo's and the peers', and starts the program that runs all of it and writes the report.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,6 +24,9 @@ pub(crate) struct Args {
     /// Leave the peers out
     #[arg(long)]
     no_peers: bool,
+    /// Put what was found into README.md: the table in short and two plots
+    #[arg(long, conflicts_with_all = ["quick", "only", "no_peers"])]
+    readme: bool,
 }
 
 /// The line that needs the daemon's programs.
@@ -67,7 +71,36 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(only) = &args.only {
         report.args(["--only", only]);
     }
-    succeed(&mut report)
+    succeed(&mut report)?;
+    if args.readme { publish(&target.join("bench-report")) } else { Ok(()) }
+}
+
+/// Where README.md has the table, and what it shows beside it.
+const MARKS: [&str; 2] = ["<!-- cargo xtask bench --readme: from here -->", "<!-- to here -->"];
+const PLOTS: [&str; 2] = ["latency.svg", "throughput.svg"];
+const PLOTS_FOLDER: &str = "docs/bench";
+
+fn publish(report: &Path) -> Result<()> {
+    let workspace = build::workspace();
+    let folder = workspace.join(PLOTS_FOLDER);
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    for plot in PLOTS {
+        fs::copy(report.join(plot), folder.join(plot)).with_context(|| format!("copying the plot {plot}"))?;
+    }
+    let path = workspace.join("README.md");
+    let readme = fs::read_to_string(&path).context("reading README.md")?;
+    let table = fs::read_to_string(report.join("summary.md")).context("reading the report's summary")?;
+    let between = between_marks(&readme).context("README.md has no place for the table")?;
+    let text = format!("{}\n{table}{}", &readme[..between.start], &readme[between.end..]);
+    fs::write(&path, text).context("writing README.md")
+}
+
+/// The bytes from the end of the one mark to the start of the other.
+fn between_marks(text: &str) -> Option<std::ops::Range<usize>> {
+    let [from, to] = MARKS;
+    let start = text.find(from)? + from.len() + "\n".len();
+    let end = start + text.get(start..)?.find(to)?;
+    Some(start..end)
 }
 
 /// The program that measures the peers.
@@ -110,4 +143,20 @@ fn succeed(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("could not run {name}"))?;
     ensure!(status.success(), "{name} ended with {status}; see above");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_has_a_place_for_the_table() {
+        let readme = include_str!("../../README.md");
+        assert!(between_marks(readme).is_some());
+        assert_eq!(between_marks("no marks"), None);
+        assert_eq!(
+            between_marks(&format!("a\n{}\nold{}", MARKS[0], MARKS[1])).map(|range| range.len()),
+            Some(3)
+        );
+    }
 }

@@ -1,5 +1,6 @@
 //! The plots: latency by percentile, throughput by size, cost by number.
 
+use plotters::coord::Shift;
 use plotters::prelude::*;
 use tombolo_benches::probe::{Test, Waiting};
 use tombolo_benches::rounds::PERCENTILES;
@@ -8,6 +9,10 @@ use crate::results::{Key, Results};
 
 const SIZE: (u32, u32) = (900, 520);
 const FONT: (&str, i32) = ("sans-serif", 15);
+/// Beside the plot, so that it hides no curve.
+const LEGEND_WIDTH: u32 = 190;
+const LEGEND_LINE: i32 = 22;
+const OURS_COLOR: RGBColor = RGBColor(0xc0, 0x10, 0x30);
 
 /// A file of the report.
 pub(crate) struct Plot {
@@ -124,8 +129,7 @@ fn throughput(results: &Results) -> Vec<Curve> {
 }
 
 fn scale(results: &Results) -> Vec<Curve> {
-    let names =
-        [("idle/cpu", "parked connections"), ("heartbeats/cpu", "kernels whose heartbeats are looked at")];
+    let names = [("idle/cpu", "parked connections"), ("heartbeats/cpu", "heartbeats of kernels")];
     let curve = |(figure, name): (&str, &str)| {
         let found = results.figures.iter().filter(|found| found.name == figure);
         // A log axis has no zero.
@@ -148,13 +152,15 @@ fn draw(title: &str, curves: &[Curve], x: &Axis, y_title: &str) -> anyhow::Resul
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         root.fill(&WHITE)?;
+        let (plot, beside) = root.split_horizontally(SIZE.0 - LEGEND_WIDTH);
+        legend(&beside, curves)?;
         let points = || curves.iter().flat_map(|curve| &curve.points);
         let (low, high) = bounds(points().map(|point| point.1));
         let (first, last) = match x.log {
             true => bounds(points().map(|point| point.0)),
             false => (-0.2, PERCENTILES.len() as f64 - 0.8),
         };
-        let mut builder = ChartBuilder::on(&root);
+        let mut builder = ChartBuilder::on(&plot);
         builder.caption(title, ("sans-serif", 20)).margin(12).x_label_area_size(44).y_label_area_size(70);
         let y = (low / 1.5..high * 1.5).log_scale();
         if x.log {
@@ -196,23 +202,29 @@ where
         .draw()
         .map_err(|error| anyhow::anyhow!("{error}"))?;
     for (number, curve) in curves.iter().enumerate() {
-        let color = Palette99::pick(number).to_rgba();
-        let wide = if curve.name == crate::results::OURS { 4 } else { 2 };
-        let style = color.stroke_width(wide);
-        let drawn = chart.draw_series(LineSeries::new(curve.points.iter().copied(), style).point_size(3));
-        drawn
-            .map_err(|error| anyhow::anyhow!("{error}"))?
-            .label(curve.name.clone())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+        let line = LineSeries::new(curve.points.iter().copied(), style(number, curve)).point_size(3);
+        chart.draw_series(line).map_err(|error| anyhow::anyhow!("{error}"))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .label_font(FONT)
-        .draw()
-        .map_err(|error| anyhow::anyhow!("{error}"))?;
+    Ok(())
+}
+
+/// Ours and the floors look the same in every plot.
+fn style(number: usize, curve: &Curve) -> ShapeStyle {
+    match curve.name.as_str() {
+        crate::results::OURS => OURS_COLOR.stroke_width(4),
+        floor if floor.starts_with("F:") || floor.starts_with("M:") => BLACK.stroke_width(2),
+        _ => Palette99::pick(number).to_rgba().stroke_width(2),
+    }
+}
+
+fn legend(area: &DrawingArea<SVGBackend<'_>, Shift>, curves: &[Curve]) -> anyhow::Result<()> {
+    for (number, curve) in curves.iter().enumerate() {
+        let y = 60 + number as i32 * LEGEND_LINE;
+        let name = Text::new(curve.name.clone(), (34, y - 8), FONT);
+        let line = PathElement::new([(6, y), (28, y)], style(number, curve));
+        area.draw(&line).map_err(|error| anyhow::anyhow!("{error}"))?;
+        area.draw(&name).map_err(|error| anyhow::anyhow!("{error}"))?;
+    }
     Ok(())
 }
 

@@ -25,8 +25,30 @@ pub(crate) fn write(folder: &Path, results: &Results, lines: &[Line]) -> anyhow:
     parts.extend(details(results));
     fs::write(folder.join("report.md"), page::markdown(&parts))?;
     fs::write(folder.join("report.html"), page::html(&parts))?;
+    fs::write(folder.join("summary.md"), page::markdown(&in_short(results, lines)))?;
     fs::write(folder.join("readings.jsonl"), readings(results)?)?;
     Ok(())
+}
+
+/// What was measured, without the goals: for those who ask how fast it is.
+fn in_short(results: &Results, lines: &[Line]) -> Vec<Part> {
+    let Machine { cpu, cores, kernel, .. } = &results.machine;
+    let load = results.under_load().map_or_else(String::new, |load| format!(" Under load: {load}."));
+    let about = format!(
+        "{cores} cores of {cpu} under Linux {kernel}, middle of {} rounds. F, a cache line there and another back between the two cores, took {} ns.{load}",
+        results.rounds,
+        number(results.lines().median())
+    );
+    // A line about fewer kernels than it is to be about would say what is not so.
+    let is_whole =
+        |line: &&Line| !line.conditions.iter().any(|one| one.what == "kernels" && one.holds != Some(true));
+    let measured = lines.iter().filter(|line| line.value.is_some()).filter(is_whole);
+    let rows = measured.map(|line| {
+        let cells = row(line);
+        vec![line.what.clone(), cells[1].clone(), cells[3].clone(), cells[4].clone(), cells[5].clone()]
+    });
+    let head = vec!["what", "measured", "by its floor", "best peer", "by it"];
+    vec![Part::Paragraph(about), Part::Table { head, rows: rows.collect() }]
 }
 
 fn readings(results: &Results) -> anyhow::Result<String> {

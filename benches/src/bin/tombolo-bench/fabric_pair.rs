@@ -7,14 +7,15 @@ use tombolo_benches::probe::{Probe, Test};
 use tombolo_benches::turns::{Following, Leading, Order};
 use tombolo_transport::{ConnectOptions, ListenOptions, Listener, MessageListener, Messages, Sizes, Stream};
 
-/// The memory of each direction: the defaults, and buffers where they are what is measured.
+/// The memory of each direction: the defaults, and buffers where they are what is measured. Few where time is, since few lines in turn are
+/// fastest; for rates as many megabytes as the peers have.
 fn sizes(probe: &Probe) -> Sizes {
-    match probe.test {
-        Test::LoanRoundTrip | Test::LoanOneWay => {
-            Sizes { loans: 4, loan_bytes: u32::try_from(probe.bytes).unwrap_or(u32::MAX), ..Sizes::default() }
-        }
-        _ => Sizes::default(),
-    }
+    let loans = match probe.test {
+        Test::LoanRoundTrip => 4,
+        Test::LoanOneWay => 8,
+        _ => return Sizes::default(),
+    };
+    Sizes { loans, loan_bytes: u32::try_from(probe.bytes).unwrap_or(u32::MAX), ..Sizes::default() }
 }
 
 /// The leader's end. The connection lives no longer than this.
