@@ -232,11 +232,26 @@ impl Bed {
         assert_eq!(
             said.code,
             0,
-            "`tombolo {}` said {said:?}; the daemon logged:\n{}",
+            "`tombolo {}` said {said:?}; the daemon logged:\n{}\n{}",
             args.join(" "),
-            self.daemon_log()
+            self.daemon_log(),
+            self.consoles()
         );
         said
+    }
+
+    /// The end of what each kernel's console said.
+    fn consoles(&self) -> String {
+        let listed = self.tombolo(&["--json", "ps"]);
+        let Ok(listed) = serde_json::from_str::<Value>(&listed.stdout) else { return String::new() };
+        let names =
+            listed["instances"].as_array().into_iter().flatten().filter_map(|row| row["name"].as_str());
+        names
+            .map(|name| {
+                let said = self.tombolo(&["logs", "--console", "--tail", "40", name]);
+                format!("the console of {name}:\n{}{}", said.stdout, said.stderr)
+            })
+            .collect()
     }
 
     /// What the daemon knows of an instance at a glance.

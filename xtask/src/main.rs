@@ -13,6 +13,7 @@ mod image;
 mod kerf;
 mod process;
 mod qemu;
+mod rerun;
 mod test;
 mod verify;
 

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 
 use crate::demo::stand_in;
-use crate::{build, command, device, image, kerf, process, qemu};
+use crate::{build, command, device, image, kerf, process, qemu, rerun};
 
 /// Options of the tests.
 #[derive(Clone, Debug, Parser)]
@@ -74,13 +74,16 @@ fn check_all(args: &Args) -> Result<()> {
         checks.check("the stand-in for Multikernel Linux", || stand_in_on_kernels(&kernel));
     }
     checks.check("end-to-end tests on real kernels", || {
-        let mut tests = tests_on_kernels(&kernel, &programs, has_qemu);
-        tests.envs(device.as_ref().map(|device| ("TOMBOLO_TEST_VSOCK_DEVICE", device)));
-        tests.envs(has_stand_in.then_some(("TOMBOLO_REQUIRE_STANDIN", "1")));
-        if let Some(kerf) = &kerf {
-            tests.env("TOMBOLO_TEST_KERF", kerf).env("TOMBOLO_REQUIRE_KERF", "1");
-        }
-        succeed(&mut tests)
+        let tests = || {
+            let mut tests = tests_on_kernels(&kernel, &programs, has_qemu);
+            tests.envs(device.as_ref().map(|device| ("TOMBOLO_TEST_VSOCK_DEVICE", device)));
+            tests.envs(has_stand_in.then_some(("TOMBOLO_REQUIRE_STANDIN", "1")));
+            if let Some(kerf) = &kerf {
+                tests.env("TOMBOLO_TEST_KERF", kerf).env("TOMBOLO_REQUIRE_KERF", "1");
+            }
+            tests
+        };
+        rerun::forgiving(tests(), tests)
     });
     checks.check("the demo on real kernels", || demo(&programs, "uml"));
     if has_stand_in {
