@@ -284,14 +284,17 @@ fn two_kernels_may_talk_only_when_policy_allows() {
     let file = format!("{}:/bin/app", app.display());
     bed.must(&["up", "db", "--memory", "128", "--file", &file, "--", "/bin/app", "serve"]);
     let attempt = ["exec", "web", "--", "/bin/app", "try", "db/kv"];
-    let refused = bed.tombolo(&attempt);
-    assert!(refused.code != 0 && refused.stderr.contains("polic"), "{refused:?}");
-    bed.must(&["policy", "allow", "web", "db:kv"]);
     // That db is up says that its agent is: its program registers its services when it gets to it.
     let start = std::time::Instant::now();
-    while bed.tombolo(&attempt).stderr.contains("no service named `kv`") {
-        assert!(start.elapsed() < tombolo_tests::wait::LONG, "db never serves kv");
-    }
+    let refused = loop {
+        let said = bed.tombolo(&attempt);
+        if !said.stderr.contains("no service named `kv`") {
+            break said;
+        }
+        assert!(start.elapsed() < LONG, "db never serves kv");
+    };
+    assert!(refused.code != 0 && refused.stderr.contains("polic"), "{refused:?}");
+    bed.must(&["policy", "allow", "web", "db:kv"]);
     bed.must(&attempt);
     let unknown = bed.tombolo(&["exec", "web", "--", "/bin/app", "try", "db/nothing"]);
     assert!(unknown.code != 0 && unknown.stderr.contains("nothing"), "{unknown:?}");
