@@ -56,6 +56,7 @@ impl Spans {
     }
 }
 
+#[cfg(test)]
 impl FromIterator<Range<u64>> for Spans {
     fn from_iter<T: IntoIterator<Item = Range<u64>>>(ranges: T) -> Self {
         let mut spans = Self::default();

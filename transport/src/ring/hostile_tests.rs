@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 
+use super::fuzz::CONTROL;
 use super::layout::*;
 use super::testing::*;
 use super::*;
@@ -15,19 +16,7 @@ const BYTES: HalfLayout = HalfLayout { slots_log2: 0, bytes_log2: 7, loan_count:
 
 /// Where the words are that mean something.
 fn target() -> impl Strategy<Value = usize> {
-    let control = prop::sample::select(vec![
-        AT_MAGIC,
-        AT_STATE,
-        AT_BELL_COUNT,
-        AT_BYTE_TAIL,
-        AT_SLOTS_CONSUMED,
-        AT_BYTES_CONSUMED,
-        AT_DATA_TICKET,
-        AT_SPACE_TICKET,
-        AT_SPACE_WANTED,
-        AT_LOAN_RETURNS,
-        AT_LOAN_RETURNS + 8,
-    ]);
+    let control = prop::sample::select([&[AT_MAGIC], &CONTROL[..]].concat());
     prop_oneof![control, (0..4 * SLOT / 8).prop_map(|word| AT_SLOTS + 8 * word)]
 }
 

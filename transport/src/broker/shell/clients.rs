@@ -89,9 +89,8 @@ impl ClientHandle {
         if !std::mem::take(&mut self.has_unused) {
             return;
         }
-        let used: Spans = self.halves.values().map(range).collect();
         let mut unused = self.locked.clone();
-        used.clone().take_all().iter().for_each(|range| drop(unused.take(range)));
+        self.halves.values().for_each(|half| drop(unused.take(&range(half))));
         for range in unused.take_all() {
             self.unlock(&range);
         }

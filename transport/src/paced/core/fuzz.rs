@@ -107,7 +107,7 @@ pub(crate) fn link(data: &[u8]) {
 }
 
 /// Does what the shell does; the streams called.
-fn drain(end: &mut Link, now: Nanos) -> Vec<StreamId> {
+pub(super) fn drain(end: &mut Link, now: Nanos) -> Vec<StreamId> {
     let mut called = Vec::new();
     end.handle_timeout(now);
     while let Some(event) = end.poll_event() {

@@ -3,8 +3,9 @@
 use proptest::prelude::*;
 
 use super::super::frame::{Header, Hello, Kind};
+use super::super::fuzz::drain;
 use super::super::streams::STREAMS_MAX;
-use super::super::{Event, Link, Role, StreamId};
+use super::super::{Event, Link, Role};
 use super::world::{LISTENING, MS, link};
 use crate::addr::Port;
 use crate::incarnation::Incarnation;
@@ -26,24 +27,6 @@ fn up() -> Link {
 
 fn header(kind: Kind, seq: u64, stream: u64) -> Header {
     Header { kind, flags: 0, incarnation: PEER, seq, ack: 0, stream }
-}
-
-/// Does what the shell does; the streams called.
-fn drain(end: &mut Link, now: u64) -> Vec<StreamId> {
-    let mut called = Vec::new();
-    end.handle_timeout(now);
-    while let Some(event) = end.poll_event() {
-        if let Event::Called { stream, .. } = event {
-            end.accept(stream);
-            called.push(stream);
-        }
-    }
-    while let Some(rest) = end.poll_transmit(now) {
-        let len = rest.len();
-        end.transmitted(len, now);
-    }
-    let _ = end.next_timeout();
-    called
 }
 
 fn kind() -> impl Strategy<Value = Kind> {
