@@ -77,3 +77,13 @@ fn cost_of_heartbeats_is_told() {
         text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(figures.iter().any(|figure| figure.name == "heartbeats/cpu" && figure.value > 0.0));
 }
+
+#[test]
+fn report_of_no_line_is_a_mistake_and_leaves_the_last_one() {
+    let out = std::env::temp_dir().join(format!("tombolo-report-{}", std::process::id()));
+    let mut report = Command::new(env!("CARGO_BIN_EXE_bench-report"));
+    let output = report.args(["--only", "nosuch", "--out"]).arg(&out).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && said.contains("`nosuch`") && said.contains("call-busy"), "{said}");
+    assert!(!out.exists());
+}

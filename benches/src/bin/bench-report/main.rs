@@ -61,10 +61,14 @@ fn main() -> ExitCode {
 /// A goal that is missed is no error: the report says so.
 fn measure(args: &Args) -> anyhow::Result<()> {
     let results = run::run(args)?;
-    let lines: Vec<_> = reach::lines(&results)
+    let (lines, others): (Vec<_>, Vec<_>) = reach::lines(&results)
         .into_iter()
-        .filter(|line| reach::is_wanted(&line.name, args.only.as_deref()))
-        .collect();
+        .partition(|line| reach::is_wanted(&line.name, args.only.as_deref()));
+    if lines.is_empty() {
+        let names: Vec<_> = others.iter().map(|line| line.name.as_str()).collect();
+        let only = args.only.as_deref().unwrap_or_default();
+        anyhow::bail!("no line has `{only}` in its name: there are {}", names.join(", "));
+    }
     report::write(&args.out, &results, &lines)
         .with_context(|| format!("writing the report to {}", args.out.display()))?;
     println!("{}", page::text(&report::summary(&results, &lines)));
