@@ -192,9 +192,13 @@ fn model_checking() -> Result<()> {
 
 /// The test double itself, with kernels: what runs on it later shows nothing where it is wrong.
 fn stand_in_on_kernels(kernel: &Path) -> Result<()> {
-    let mut tests = build::cargo();
-    tests.args(["test", "--package", "tombolo-mksim", "--no-fail-fast"]);
-    succeed(tests.env("TOMBOLO_UML_KERNEL", kernel).env("TOMBOLO_REQUIRE_KERNELS", "1"))
+    let tests = || {
+        let mut tests = build::cargo();
+        tests.args(["test", "--package", "tombolo-mksim", "--no-fail-fast"]);
+        tests.env("TOMBOLO_UML_KERNEL", kernel).env("TOMBOLO_REQUIRE_KERNELS", "1");
+        tests
+    };
+    rerun::forgiving(tests(), tests)
 }
 
 /// Tests that boot real kernels: none of them may be skipped for want of one.

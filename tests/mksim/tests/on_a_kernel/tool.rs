@@ -153,23 +153,23 @@ fn life() {
     let (mut peer, _) = link.accept().unwrap();
     expect(&peer, "link is up");
     console.write_all(b"hello\n").unwrap();
-    expect(&console, "hello");
+    // Its terminal says it, and then the first program.
+    expect(&console, "hello\r\nhello\r\n");
     console.write_all(b"l\n").unwrap();
     peer.write_all(b"over the link\n").unwrap();
-    expect(&console, "over the link");
+    expect(&console, "over the link\r\n");
 
     // A connection that is lost is dialled anew.
     drop(peer);
     let (mut peer, _) = link.accept().unwrap();
     console.write_all(b"l\n").unwrap();
     peer.write_all(b"once more\n").unwrap();
-    expect(&console, "once more");
+    expect(&console, "once more\r\n");
 
     // Whoever opened the console last gets what is said, as long as it is open.
     let mut later = self::console();
     later.write_all(b"to the later\n").unwrap();
-    // Its terminal says it, and then the first program.
-    expect(&later, "to the later\r\nto the later");
+    expect(&later, "to the later\r\nto the later\r\n");
     let mut nothing = [PollFd::new(&console, PollFlags::IN)];
     assert_eq!(poll(&mut nothing, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0));
     drop(later);
