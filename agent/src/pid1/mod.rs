@@ -1,5 +1,6 @@
 //! What the first process of a kernel must do that nobody else does.
 
+mod large_pages;
 mod loopback;
 mod mounts;
 mod poweroff;
@@ -32,7 +33,7 @@ pub fn detect_mode() -> AgentMode {
     }
 }
 
-/// Sets up a fresh kernel (loopback, host name, modules) or a fresh namespace (host name). What fails is logged and
+/// Sets up a fresh kernel (loopback, large pages, host name, modules) or a fresh namespace (host name). What fails is logged and
 /// skipped: a kernel that lacks a module is worth more than one that does not boot.
 pub fn set_up(mode: AgentMode, config: &AgentConfig) {
     if mode == AgentMode::Service {
@@ -46,6 +47,9 @@ pub fn set_up(mode: AgentMode, config: &AgentConfig) {
     if mode == AgentMode::Init {
         if let Err(error) = loopback::bring_up() {
             tracing::warn!(%error, "the loopback interface could not be brought up");
+        }
+        if let Err(error) = large_pages::allow() {
+            tracing::warn!(%error, "large pages stay off");
         }
         load_modules(&config.modules);
         // Ctrl-Alt-Del (and its like on a virtual console) becomes SIGINT to us, hence an orderly end, not a reset.
