@@ -31,15 +31,19 @@ def main(path):
 
     # Section 2.
     need(pool[:8] == b"TOMBOLO\0", "magic")
-    need((u32(8), u32(12)) == (2, 128), "version and length")
+    need((u32(8), u32(12)) == (3, 128), "version and length")
     length, members, extent_len, boxes = u64(32), u32(40), u64(64), u32(76)
     extents = 4096 + up(members * 128)
     control = 4096 + up(boxes * 256)
-    board = control + up(members * 4224)
+    slots = 64
+    while slots > 8 and slots * members > 4096:
+        slots //= 2
+    stride = 128 + 64 * slots
+    board = control + up(members * stride)
     heap = board + PAGE
     need(length == extents + members * extent_len == len(pool), "length of the pool")
     need((u32(44), u64(48), u64(56)) == (128, 4096, extents), "member table and first extent")
-    need((u32(72), u32(80), u32(84), u32(88), u32(92)) == (4096, control, 4224, 64, heap), "parts of an extent")
+    need((u32(72), u32(80), u32(84), u32(88), u32(92)) == (4096, control, stride, slots, heap), "parts of an extent")
     need(u32(96) == board, "bell board")
     need(pool[100:124] == bytes(24), "reserved bytes")
     need(u32(124) == zlib.crc32(pool[:124]), "checksum of the superblock")
@@ -77,10 +81,10 @@ def main(path):
     kinds = {1: "CONNECT", 2: "ACCEPT", 3: "REFUSE", 4: "CLOSED", 5: "RESOLVE", 6: "RESOLVED"}
     for writer in alive:
         for reader in alive:
-            block = extent(writer) + control + reader * 4224
+            block = extent(writer) + control + reader * stride
             if writer == reader or (u64(block), u64(block + 8)) != (alive[reader], alive[writer]):
                 continue
-            for slot in range(64):
+            for slot in range(slots):
                 at = block + 128 + 64 * slot
                 if u64(at) == 0:
                     continue

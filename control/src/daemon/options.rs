@@ -40,8 +40,8 @@ pub struct Options {
     /// The file that is the pool: one that kernels can reach, on DAXFS say [default: one in /dev/shm]
     #[arg(long, env = "TOMBOLO_POOL", value_name = "FILE")]
     pub pool: Option<PathBuf>,
-    /// Members of a new pool, the primary included: 2 to 64
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=64), value_name = "N")]
+    /// Members of a new pool, the primary included: 2 to 1024
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=1024), value_name = "N")]
     pub pool_members: u32,
     /// Shared memory of each member of a new pool, in MiB (sparse: what is not used costs nothing)
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=65536), value_name = "MIB")]

@@ -126,10 +126,10 @@ impl Registry {
     }
 
     /// The lowest member of the pool that no record holds; 0 is the primary.
-    fn free_member(&self, name: &InstanceName) -> Result<u8, ControlError> {
+    fn free_member(&self, name: &InstanceName) -> Result<u16, ControlError> {
         let taken: Vec<u32> = self.views().iter().map(|view| view.member).collect();
         let members_max = self.shared.pool.geometry().members_max;
-        (1..members_max).find(|member| !taken.contains(member)).and_then(|member| u8::try_from(member).ok()).ok_or_else(
+        (1..members_max).find(|member| !taken.contains(member)).and_then(|member| u16::try_from(member).ok()).ok_or_else(
             || ControlError::Conflict {
                 verb: "create".into(),
                 name: name.to_string(),

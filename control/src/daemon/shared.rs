@@ -141,7 +141,7 @@ impl Shared {
     }
 
     /// The generation that `member`'s broker runs under; 0 if none does.
-    pub(crate) fn generation(&self, member: u8) -> u64 {
+    pub(crate) fn generation(&self, member: u16) -> u64 {
         self.broker.generation(Member(member))
     }
 

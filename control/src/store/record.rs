@@ -16,7 +16,7 @@ pub struct InstanceRecord {
     /// Its address, for as long as the record lives; never given to another.
     pub cid: Cid,
     /// Its row in the pool, for as long as the record lives.
-    pub member: u8,
+    pub member: u16,
     /// What it is to be.
     pub spec: InstanceSpec,
     /// Where it is in its life.
@@ -71,7 +71,7 @@ pub struct LastEnd {
 
 impl InstanceRecord {
     /// A new record, of which nothing exists yet.
-    pub fn new(name: InstanceName, cid: Cid, member: u8, spec: InstanceSpec, now_unix_ns: u64) -> Self {
+    pub fn new(name: InstanceName, cid: Cid, member: u16, spec: InstanceSpec, now_unix_ns: u64) -> Self {
         Self {
             name,
             cid,

@@ -7,8 +7,9 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
 use super::board::{GROUPS_OF_SUMMARY, group_of};
-use super::{BOARD_BYTES, Board, Hearers};
+use super::{BOARD_BYTES, Board, Hearers, MemberSet};
 use crate::mem::{Memory as _, MemoryMut as _, ModelMemory, PAGE};
+use crate::pool::Member;
 
 type Model = ModelMemory<AtomicU64>;
 
@@ -69,5 +70,26 @@ fn loom_every_bell_is_heard_whatever_is_counted_beside_it() {
         }
         ringers.into_iter().for_each(|ringer| ringer.join().unwrap());
         assert!(heard.iter().all(|heard| heard.load(Ordering::Relaxed)), "a bell was missed");
+    });
+}
+
+#[test]
+fn loom_a_member_added_while_the_set_is_emptied_comes_out_now_or_later() {
+    loom::model(|| {
+        let set: Arc<MemberSet<AtomicU64>> = Arc::new(MemberSet::new());
+        // Two of one word and one of another.
+        let adders: Vec<_> = [vec![Member(1), Member(500)], vec![Member(2)]]
+            .into_iter()
+            .map(|members| {
+                let set = Arc::clone(&set);
+                thread::spawn(move || members.into_iter().for_each(|member| set.insert(member)))
+            })
+            .collect();
+        let mut taken = set.take();
+        adders.into_iter().for_each(|adder| adder.join().unwrap());
+        taken.extend(set.take());
+        taken.sort_unstable();
+        assert_eq!(taken, [1, 2, 500].map(Member), "each once");
+        assert!(set.is_empty());
     });
 }

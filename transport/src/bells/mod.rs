@@ -20,6 +20,8 @@ mod board;
 mod hearers;
 #[cfg(test)]
 mod loom_tests;
+mod members;
 
 pub(crate) use board::{BOARD_BYTES, Board};
 pub(crate) use hearers::Hearers;
+pub(crate) use members::MemberSet;

@@ -21,6 +21,8 @@ pub(crate) struct ControlLink<M, P> {
     own: M,
     /// The peer's block for us.
     peer: P,
+    /// Slots of a ring, a power of two.
+    slots: u64,
     own_generation: u64,
     /// 0: no session.
     peer_generation: u64,
@@ -40,10 +42,12 @@ pub(crate) enum Taken {
 }
 
 impl<M: MemoryMut, P: Memory> ControlLink<M, P> {
-    pub(crate) fn new(own: M, peer: P, own_generation: u64) -> Self {
+    /// Over two blocks with rings of so many slots.
+    pub(crate) fn new(own: M, peer: P, slots: u32, own_generation: u64) -> Self {
         let mut link = Self {
             own,
             peer,
+            slots: slots.into(),
             own_generation,
             peer_generation: 0,
             sent: 0,
@@ -58,7 +62,7 @@ impl<M: MemoryMut, P: Memory> ControlLink<M, P> {
     /// Begins the session with the peer of that generation; what was pending for an earlier one is dropped.
     pub(crate) fn open(&mut self, peer_generation: u64) {
         self.close();
-        for slot in 0..at::SLOTS {
+        for slot in 0..self.slots {
             self.own.store(slot_at(slot) + at::STAMP, 0, Relaxed);
         }
         self.own.store(at::CONSUMED, 0, Relaxed);
@@ -102,9 +106,9 @@ impl<M: MemoryMut, P: Memory> ControlLink<M, P> {
         if !self.pending.is_empty() {
             self.read_acknowledged();
         }
-        while self.sent - self.acknowledged < at::SLOTS {
+        while self.sent - self.acknowledged < self.slots {
             let Some(record) = self.pending.pop_front() else { break };
-            let slot = slot_at(self.sent % at::SLOTS);
+            let slot = slot_at(self.sent % self.slots);
             self.own.write(slot + at::RECORD, &record.encode());
             self.sent += 1;
             self.own.store(slot + at::STAMP, self.sent, Release); // SYNC: control slot
@@ -122,7 +126,7 @@ impl<M: MemoryMut, P: Memory> ControlLink<M, P> {
         if !self.in_session() {
             return Taken::Nothing;
         }
-        let slot = slot_at(self.taken % at::SLOTS);
+        let slot = slot_at(self.taken % self.slots);
         // SYNC: control slot
         if self.peer.load(slot + at::STAMP, Acquire) != self.taken + 1 {
             return Taken::Nothing;
@@ -172,9 +176,11 @@ fn slot_at(index: u64) -> usize {
 pub(crate) fn fuzz_control(data: &[u8]) {
     use crate::mem::ModelMemory;
     let mut input = crate::fuzzing::Input::new(data);
-    let (own, theirs): (ModelMemory, ModelMemory) =
-        (ModelMemory::new(at::STRIDE), ModelMemory::new(at::STRIDE));
-    let mut link = ControlLink::new(own, theirs.clone(), 1);
+    let slots = input.pick(&[8, 16, 64]);
+    let block = || ModelMemory::new(at::stride(slots));
+    let (own, theirs): (ModelMemory, ModelMemory) = (block(), block());
+    let mut link = ControlLink::new(own, theirs.clone(), slots, 1);
+    let slots = u64::from(slots);
     let words = [at::FOR_GENERATION, at::OWN_GENERATION, at::CONSUMED];
     while let Some(choice) = input.next() {
         match choice % 8 {
@@ -185,7 +191,7 @@ pub(crate) fn fuzz_control(data: &[u8]) {
                 theirs.store(at::OWN_GENERATION, link.peer_generation, Release);
             }
             2 | 3 => {
-                let slot = slot_at(input.lie() % at::SLOTS);
+                let slot = slot_at(input.lie() % slots);
                 theirs.write(slot + at::RECORD, &input.array::<RECORD_LEN>());
                 theirs.store(slot + at::STAMP, input.lie(), Release);
             }
@@ -193,13 +199,13 @@ pub(crate) fn fuzz_control(data: &[u8]) {
                 let mut taken = 0;
                 while link.take() != Taken::Nothing {
                     taken += 1;
-                    assert!(taken <= at::SLOTS, "more records than slots");
+                    assert!(taken <= slots, "more records than slots");
                 }
             }
             5 => {
                 (0..input.byte()).for_each(|to| link.send(Record::Closed { to: to.into() }));
                 link.flush();
-                assert!(link.sent - link.acknowledged <= at::SLOTS);
+                assert!(link.sent - link.acknowledged <= slots);
             }
             6 => link.open(u64::from(choice / 8 % 3)),
             _ => link.close(),
@@ -215,8 +221,13 @@ mod tests {
     type Link = ControlLink<ModelMemory, ModelMemory>;
 
     fn pair() -> (Link, Link, ModelMemory, ModelMemory) {
-        let (a, b) = (ModelMemory::new(at::STRIDE), ModelMemory::new(at::STRIDE));
-        (Link::new(a.clone(), b.clone(), 1), Link::new(b.clone(), a.clone(), 5), a, b)
+        pair_with(64)
+    }
+
+    fn pair_with(slots: u32) -> (Link, Link, ModelMemory, ModelMemory) {
+        let block = || ModelMemory::new(at::stride(slots));
+        let (a, b) = (block(), block());
+        (Link::new(a.clone(), b.clone(), slots, 1), Link::new(b.clone(), a.clone(), slots, 5), a, b)
     }
 
     fn closed(to: u64) -> Record {
@@ -225,7 +236,11 @@ mod tests {
 
     #[test]
     fn records_arrive_in_order_however_many() {
-        let (mut a, mut b, ..) = pair();
+        [8, 16, 64].into_iter().for_each(records_arrive_in_order_over);
+    }
+
+    fn records_arrive_in_order_over(slots: u32) {
+        let (mut a, mut b, ..) = pair_with(slots);
         a.open(5);
         (0..1000).for_each(|to| a.send(closed(to)));
         assert!(a.flush());
@@ -271,7 +286,7 @@ mod tests {
         assert_eq!(b.take(), Taken::Record(closed(1)));
         a.send(closed(2));
         a.flush();
-        let mut b = Link::new(memory_b, memory_a, 6);
+        let mut b = Link::new(memory_b, memory_a, 64, 6);
         b.open(1);
         assert_eq!(b.take(), Taken::Nothing);
         a.open(6);

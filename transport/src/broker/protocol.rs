@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::pool::Member;
 
 /// Raised with every change of a message. Process and broker must agree: both come from one build as a rule.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 /// The longest message in bytes; a longer one ends the attachment.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 

@@ -8,7 +8,7 @@ use crate::addr::Addr;
 use crate::broker::protocol::{self, ClientMessage, MESSAGE_BYTES_MAX, ServerMessage};
 use crate::broker::record::{RECORD_LEN, Record};
 use crate::broker::{KernelMatch, PortMatch};
-use crate::doorbell;
+use crate::doorbell::{Bell, Hearing};
 use crate::hybrid::handshake;
 use crate::incarnation::Incarnation;
 use crate::pool::{Geometry, RowContent, Superblock, layout};
@@ -38,7 +38,7 @@ fn superblock(input: &mut Input<'_>) {
         bytes[8..12].copy_from_slice(&layout::superblock::VERSION.to_le_bytes());
         if seal > 1 {
             // A geometry that may be one, so that offsets are looked at.
-            bytes[41..44].fill(0);
+            bytes[42..44].fill(0);
         }
         let checksum = crc32fast::hash(&bytes[..layout::superblock::CRC]);
         bytes[layout::superblock::CRC..].copy_from_slice(&checksum.to_le_bytes());
@@ -119,11 +119,19 @@ fn drain<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fm
 
 fn doorbell(input: &mut Input<'_>) {
     let bytes = input.rest();
-    let members = doorbell::members_in(bytes);
+    let members = Hearing::default().members_in(bytes);
     assert!(members.len() <= bytes.len());
-    for member in members {
-        assert!(u32::from(member.0) < Geometry::MEMBERS_MAX && bytes.contains(&doorbell::byte_of(member)));
+    for member in &members {
+        let bell = Bell::of(*member);
+        assert!(u32::from(member.0) < Geometry::MEMBERS_MAX);
+        assert!(bell.bytes().iter().all(|byte| bytes.contains(byte)), "nobody rang for {member}");
     }
+    // In pieces, the same.
+    let mut hearing = Hearing::default();
+    let mut in_pieces: Vec<_> = bytes.chunks(3).flat_map(|piece| hearing.members_in(piece)).collect();
+    in_pieces.sort_unstable();
+    in_pieces.dedup();
+    assert_eq!(in_pieces, members);
 }
 
 fn handshake(input: &mut Input<'_>) {

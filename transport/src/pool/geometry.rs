@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// The index of a kernel in a pool: 0 is the primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Member(pub u8);
+pub struct Member(pub u16);
 
 impl Member {
     /// The primary kernel.
@@ -28,7 +28,7 @@ impl fmt::Display for Member {
 /// How to cut up a new pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// Kernels that may be members, the primary included: 2 to 64. Default 16.
+    /// Kernels that may be members, the primary included: 2 to 1024. Default 16.
     pub members_max: u32,
     /// Bytes of each member's extent, a multiple of 4096. Default 32 MiB. The file is sparse: what is not used costs nothing.
     pub extent_bytes: u64,
@@ -37,8 +37,8 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// The most members a pool can have: a doorbell names one in a byte, and tables are walked whole.
-    pub const MEMBERS_MAX: u32 = 64;
+    /// The most members a pool can have: what two bytes on a doorbell line can name.
+    pub const MEMBERS_MAX: u32 = 1024;
     /// The largest extent, in bytes (64 GiB): keeps every offset well inside 64 bits.
     pub const EXTENT_BYTES_MAX: u64 = 64 << 30;
     /// The largest black box, in records (16 MiB).

@@ -10,7 +10,7 @@ pub(crate) mod superblock {
     /// `TOMBOLO\0`.
     pub(crate) const MAGIC: [u8; 8] = *b"TOMBOLO\0";
     /// The layout this crate reads and writes. Another is refused.
-    pub(crate) const VERSION: u32 = 2;
+    pub(crate) const VERSION: u32 = 3;
     /// Bytes of the static part, CRC included.
     pub(crate) const LEN: usize = 128;
     /// The CRC-32 (IEEE) of the bytes before it.
@@ -70,12 +70,25 @@ pub(crate) mod control {
     /// How many of the *peer's* records we have taken. On a line of its own.
     pub(crate) const CONSUMED: usize = 64;
     pub(crate) const SLOTS_OFFSET: usize = 128;
-    pub(crate) const SLOTS: u64 = 64;
     pub(crate) const SLOT_STRIDE: usize = 64;
+    /// Slots of a ring, in small pools and in large ones.
+    const SLOTS: (u32, u32) = (8, 64);
+    /// Slots of all rings of one member together, where that leaves each of them within [`SLOTS`].
+    const SLOTS_OF_MEMBER: u32 = 4096;
     /// Within a slot: the number of the record, from 1.
     pub(crate) const STAMP: usize = 0;
     pub(crate) const RECORD: usize = 8;
-    pub(crate) const STRIDE: usize = SLOTS_OFFSET + SLOTS as usize * SLOT_STRIDE;
+
+    /// Slots of each ring in a pool of that many members, a power of two: with many members each has little to say to any one of them, and
+    /// what a member writes for all others must not grow with the square of their number.
+    pub(crate) fn slots(members: u32) -> u32 {
+        (SLOTS_OF_MEMBER / members.next_power_of_two()).clamp(SLOTS.0, SLOTS.1)
+    }
+
+    /// From one block to the next, in bytes.
+    pub(crate) fn stride(slots: u32) -> usize {
+        SLOTS_OFFSET + slots as usize * SLOT_STRIDE
+    }
 }
 
 /// How far above the fenced generation a member's own may be. Whoever says more is not believed, so that no member can
@@ -97,6 +110,7 @@ pub(crate) struct Layout {
     pub(crate) control_offset: usize,
     pub(crate) board_offset: usize,
     pub(crate) heap_offset: usize,
+    pub(crate) control_slots: u32,
 }
 
 impl Layout {
@@ -118,9 +132,10 @@ impl Layout {
         let rows_offset = PAGE;
         let extents_offset = rows_offset + (members * row::STRIDE).next_multiple_of(PAGE);
         let black_box_offset = status::LEN;
+        let control_slots = control::slots(members_max);
         let control_offset =
             black_box_offset + (black_box_records as usize * black_box::STRIDE).next_multiple_of(PAGE);
-        let board_offset = control_offset + (members * control::STRIDE).next_multiple_of(PAGE);
+        let board_offset = control_offset + (members * control::stride(control_slots)).next_multiple_of(PAGE);
         let heap_offset = board_offset + BOARD_BYTES;
         let extent_min = heap_offset as u64 + HEAP_BYTES_MIN;
         if extent_bytes < extent_min
@@ -142,11 +157,12 @@ impl Layout {
             control_offset,
             board_offset,
             heap_offset,
+            control_slots,
         })
     }
 
     pub(crate) fn members(&self) -> impl Iterator<Item = Member> + use<> {
-        (0..self.geometry.members_max as u8).map(Member)
+        (0..self.geometry.members_max as u16).map(Member)
     }
 
     pub(crate) fn has(&self, member: Member) -> bool {
@@ -175,7 +191,11 @@ impl Layout {
     /// The block in the extent of `writer` for `reader`.
     pub(crate) fn control_block(&self, writer: Member, reader: Member) -> usize {
         debug_assert!(self.has(reader));
-        self.extent(writer) + self.control_offset + reader.index() * control::STRIDE
+        self.extent(writer) + self.control_offset + reader.index() * self.control_stride()
+    }
+
+    pub(crate) fn control_stride(&self) -> usize {
+        control::stride(self.control_slots)
     }
 
     /// Where bells of a member are counted.
@@ -203,8 +223,21 @@ mod tests {
     #[test]
     fn default_and_largest_geometries_are_possible() {
         Layout::of(Geometry::default()).unwrap();
-        let layout = Layout::of(Geometry { members_max: 64, ..Geometry::default() }).unwrap();
-        assert_eq!(layout.extent(Member(63)) as u64 + layout.geometry.extent_bytes, layout.pool_len);
+        let layout = Layout::of(Geometry { members_max: 1024, ..Geometry::default() }).unwrap();
+        assert_eq!(layout.extent(Member(1023)) as u64 + layout.geometry.extent_bytes, layout.pool_len);
+    }
+
+    #[test]
+    fn what_a_member_writes_for_all_others_does_not_grow_with_their_square() {
+        let slots = |members| {
+            Layout::of(Geometry { members_max: members, ..Geometry::default() }).unwrap().control_slots
+        };
+        assert_eq!([2, 16, 64, 65, 200, 256, 257, 512, 1024].map(slots), [64, 64, 64, 32, 16, 16, 8, 8, 8]);
+        for members in 2..=Geometry::MEMBERS_MAX {
+            let layout = Layout::of(Geometry { members_max: members, ..Geometry::default() }).unwrap();
+            let bytes = layout.board_offset - layout.control_offset;
+            assert!(bytes <= 640 * 1024 + PAGE, "{bytes} bytes of control blocks with {members} members");
+        }
     }
 
     /// What `docs/pool-format.md` says in numbers.
@@ -216,7 +249,7 @@ mod tests {
             (layout.black_box_offset, layout.control_offset, layout.board_offset, layout.heap_offset),
             (4096, 266_240, 335_872, 339_968)
         );
-        assert_eq!((control::STRIDE, row::STRIDE, black_box::TEXT_BYTES_MAX), (4224, 128, 224));
+        assert_eq!((layout.control_stride(), row::STRIDE, black_box::TEXT_BYTES_MAX), (4224, 128, 224));
     }
 
     #[test]
@@ -224,7 +257,7 @@ mod tests {
         let good = Geometry::default();
         for bad in [
             Geometry { members_max: 1, ..good },
-            Geometry { members_max: 65, ..good },
+            Geometry { members_max: 1025, ..good },
             Geometry { members_max: u32::MAX, ..good },
             Geometry { black_box_records: 0, ..good },
             Geometry { black_box_records: u32::MAX, ..good },

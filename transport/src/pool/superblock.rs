@@ -2,7 +2,7 @@
 
 use crate::incarnation::Incarnation;
 use crate::pool::Geometry;
-use crate::pool::layout::{Layout, control, row, superblock as at};
+use crate::pool::layout::{Layout, row, superblock as at};
 
 /// What the static part says. Field by field as in `docs/pool-format.md`, section 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +47,8 @@ impl Superblock {
         fields.u32(layout.black_box_offset as u32);
         fields.u32(layout.geometry.black_box_records);
         fields.u32(layout.control_offset as u32);
-        fields.u32(control::STRIDE as u32);
-        fields.u32(control::SLOTS as u32);
+        fields.u32(layout.control_stride() as u32);
+        fields.u32(layout.control_slots);
         fields.u32(layout.heap_offset as u32);
         fields.u32(layout.board_offset as u32);
         let crc = crc32fast::hash(&out[..at::CRC]);
@@ -204,10 +204,15 @@ mod tests {
         let sample = sample();
         let error = Superblock::decode(&sample.encode(), sample.layout.pool_len - 1).unwrap_err();
         assert!(error.contains("truncated"), "{error}");
-        let mut other = sample.encode();
-        other[8] = 1;
-        let error = Superblock::decode(&other, u64::MAX).unwrap_err();
-        assert!(error.contains("version 1"), "{error}");
+        for version in [1, 2, 4] {
+            let mut other = sample.encode();
+            other[8] = version;
+            let error = Superblock::decode(&other, u64::MAX).unwrap_err();
+            assert!(
+                error.contains(&format!("is version {version}, this program knows version 3")),
+                "{error}"
+            );
+        }
         assert!(Superblock::decode(&[0; at::LEN], u64::MAX).is_err());
     }
 

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use crate::addr::{Addr, Cid, Port};
 use crate::bells::Board;
 use crate::broker::protocol::{self, ClientMessage, Failure, Reply, ServerMessage};
-use crate::doorbell;
+use crate::doorbell::{self, Bell};
 use crate::error::{Error, Result};
 use crate::fds;
 use crate::mem::OwnSpan;
@@ -205,13 +205,13 @@ impl Client {
     /// Rings a member's broker: over the line if we may, else through our broker, which also remembers whom a full line could
     /// not tell. A full pipe means that our broker has bells enough to look for.
     fn ring(&self, member: Member) {
-        let bell = [doorbell::byte_of(member)];
+        let bell = Bell::of(member);
         if let Some(line) = self.line.as_ref().filter(|_| member != self.member)
-            && rustix::io::write(line, &bell).is_ok()
+            && bell.ring(line).is_ok()
         {
             return;
         }
-        let _ = rustix::io::write(&self.bell, &bell);
+        let _ = bell.ring(&self.bell);
     }
 
     #[inline]

@@ -13,7 +13,7 @@ use crate::shm::conn::Conn;
 #[derive(Debug, Default)]
 pub(super) struct Conns {
     /// By member; shorter than there are members until it has to be longer.
-    members: Vec<Option<OfMember>>,
+    members: Vec<Option<Box<OfMember>>>,
 }
 
 #[derive(Debug)]
@@ -43,9 +43,11 @@ impl Conns {
         if self.members.len() <= index {
             self.members.resize_with(index + 1, || None);
         }
-        let of_member = self.members[index].get_or_insert_with(|| OfMember {
-            hearers: Hearers::new(pool.board(conn.peer)),
-            vital: Vital::of(pool, conn.peer),
+        let of_member = self.members[index].get_or_insert_with(|| {
+            Box::new(OfMember {
+                hearers: Hearers::new(pool.board(conn.peer)),
+                vital: Vital::of(pool, conn.peer),
+            })
         });
         of_member.hearers.insert(conn.peer_offset, Arc::downgrade(conn));
     }
@@ -69,7 +71,7 @@ impl Conns {
             if sweep {
                 of_member.hearers.sweep(&mut find);
             }
-            let vital = Vital::of(pool, Member(index as u8));
+            let vital = Vital::of(pool, Member(index as u16));
             if std::mem::replace(&mut of_member.vital, vital) != vital {
                 of_member.hearers.all(&mut find);
             }

@@ -30,11 +30,11 @@ pub fn allow_all() -> Policy {
 
 impl Fabric {
     /// The primary (cid 2, `host`) and `spawned` kernels (cid 3 `k1`, 4 `k2`, ...).
-    pub async fn new(spawned: u8) -> Self {
+    pub async fn new(spawned: u16) -> Self {
         Self::with_geometry(spawned, Geometry { extent_bytes: 16 << 20, ..Geometry::default() }).await
     }
 
-    pub async fn with_geometry(spawned: u8, geometry: Geometry) -> Self {
+    pub async fn with_geometry(spawned: u16, geometry: Geometry) -> Self {
         let dir = tempfile::Builder::new().prefix("tombolo-test").tempdir_in(shm_dir()).unwrap();
         Pool::create(&dir.path().join("pool"), geometry).unwrap();
         let mut fabric = Self { dir, brokers: Vec::new() };
@@ -72,7 +72,7 @@ impl Fabric {
     }
 
     /// Lays the doorbell line between the primary and this kernel.
-    pub fn join(&self, index: u8) {
+    pub fn join(&self, index: u16) {
         let (near, far) = UnixStream::pair().unwrap();
         self.brokers[0].add_line(Member(index), near.into()).unwrap();
         self.brokers[usize::from(index)].add_line(Member::PRIMARY, far.into()).unwrap();

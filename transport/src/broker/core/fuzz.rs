@@ -97,7 +97,7 @@ pub(crate) fn core(data: &[u8]) {
     (0..3).for_each(|client| core.handle_client(ClientId(client), client == 0));
     while let Some(choice) = input.next() {
         let client = ClientId(u64::from(choice / 16 % 3));
-        let peer = Member(1 + choice / 16 % 3);
+        let peer = Member(u16::from(1 + choice / 16 % 3));
         match choice % 16 {
             0..6 => {
                 let record = record(&mut input, &layout, peer);

@@ -38,14 +38,18 @@ impl BrokerCore {
         if cid == Cid::LOCAL || cid == self.own_cid() {
             return Ok((self.member, self.generation));
         }
-        let found = self.members.iter().enumerate().find_map(|(index, info)| {
-            info.as_ref().filter(|info| info.cid == cid).map(|info| (Member(index as u8), info.generation))
-        });
-        match found {
+        let found = self.member_with(cid);
+        match found.and_then(|member| Some((member, self.member(member)?.generation))) {
             None => Err(Failure::Refused { reason: format!("no kernel of cid {cid} is in the pool") }),
             Some((_, 0)) => Err(Failure::Refused { reason: "its kernel is not up".into() }),
             Some(found) => Ok(found),
         }
+    }
+
+    /// The member that has this CID, as far as is known.
+    pub(crate) fn member_with(&self, cid: Cid) -> Option<Member> {
+        let index = self.members.iter().position(|info| info.as_ref().is_some_and(|info| info.cid == cid))?;
+        Some(Member(index as u16))
     }
 
     pub(super) fn find_kernel_by_name(&self, name: &str) -> Option<Member> {
@@ -53,7 +57,7 @@ impl BrokerCore {
         self.members
             .iter()
             .position(|info| info.as_ref().is_some_and(|info| info.name == name || Some(info.cid) == cid))
-            .map(|index| Member(index as u8))
+            .map(|index| Member(index as u16))
     }
 
     pub(super) fn is_allowed(&self, peer: Member, port: Port, service: Option<&str>) -> bool {

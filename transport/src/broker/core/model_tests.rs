@@ -26,11 +26,12 @@ use super::*;
 use crate::broker::link::{ControlLink, Taken};
 use crate::mem::{Memory, ModelMemory};
 use crate::pool::Geometry;
-use crate::pool::layout::control;
+use crate::pool::layout::control::{slots, stride};
 use crate::ring::State as HalfState;
 
 const PORT: Port = Port(80);
 const STREAM: u32 = 12 << 8;
+const MEMBERS: u32 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Action {
@@ -104,7 +105,7 @@ impl World {
     fn new() -> Self {
         let mut world = Self {
             now: Instant::now(),
-            blocks: [ModelMemory::new(control::STRIDE), ModelMemory::new(control::STRIDE)],
+            blocks: [ModelMemory::new(stride(slots(MEMBERS))), ModelMemory::new(stride(slots(MEMBERS)))],
             generation: [0; 2],
             fenced: [0; 2],
             brokers: [None, None],
@@ -227,17 +228,17 @@ impl World {
     /// As the shell begins one: what processes still hold is withheld. The caller publishes the generation.
     fn begin_life(&mut self, kernel: usize) -> u64 {
         let generation = self.generation[kernel].max(self.fenced[kernel]) + 1;
-        let geometry = Geometry { members_max: 2, extent_bytes: 1 << 20, black_box_records: 1 };
+        let geometry = Geometry { members_max: MEMBERS, extent_bytes: 1 << 20, black_box_records: 1 };
         let layout = Layout::of(geometry).expect("a valid geometry");
         let backing = Backing(Box::new(|_, _| true));
         let quota = PeerQuota::default();
         let mut core =
-            BrokerCore::new(Member(kernel as u8), generation, layout, Policy::default(), quota, backing);
+            BrokerCore::new(Member(kernel as u16), generation, layout, Policy::default(), quota, backing);
         let withheld: Vec<HalfRef> = self.processes[kernel].holds.iter().map(|hold| hold.own).collect();
         withheld.iter().for_each(|half| core.withhold(half.offset, half_len(half)));
-        core.handle_member_change(Member(kernel as u8), Some(info(kernel, generation)));
+        core.handle_member_change(Member(kernel as u16), Some(info(kernel, generation)));
         let [own, theirs] = [kernel, 1 - kernel].map(|kernel| self.blocks[kernel].clone());
-        let link = ControlLink::new(own, theirs, generation);
+        let link = ControlLink::new(own, theirs, layout.control_slots, generation);
         self.brokers[kernel] = Some(Broker { core, link, peer_generation: 0, gone: Vec::new(), withheld });
         generation
     }
@@ -315,7 +316,7 @@ impl World {
                 0 => broker.link.close(),
                 _ => broker.link.open(peer_generation),
             }
-            broker.core.handle_member_change(Member(peer as u8), Some(info(peer, peer_generation)));
+            broker.core.handle_member_change(Member(peer as u16), Some(info(peer, peer_generation)));
         }
         for client in std::mem::take(&mut broker.gone) {
             broker.core.handle_client_gone(client);
@@ -329,7 +330,7 @@ impl World {
         self.carry_out(kernel);
         while let Some(broker) = &mut self.brokers[kernel] {
             match broker.link.take() {
-                Taken::Record(record) => broker.core.handle_record(Member(peer as u8), record),
+                Taken::Record(record) => broker.core.handle_record(Member(peer as u16), record),
                 Taken::Nonsense => self.violation = Some("a record that makes no sense".into()),
                 Taken::Nothing => break,
             }
@@ -520,7 +521,7 @@ impl World {
         let mut hasher = DefaultHasher::new();
         text.hash(&mut hasher);
         for block in &self.blocks {
-            (0..control::STRIDE).step_by(8).for_each(|at| block.load(at, Relaxed).hash(&mut hasher));
+            (0..stride(slots(MEMBERS))).step_by(8).for_each(|at| block.load(at, Relaxed).hash(&mut hasher));
         }
         hasher.finish()
     }

@@ -34,7 +34,7 @@ impl Sim {
             cores: (0..kernels)
                 .map(|i| {
                     BrokerCore::new(
-                        Member(i as u8),
+                        Member(i as u16),
                         1,
                         layout(),
                         Policy::default(),
@@ -64,7 +64,7 @@ impl Sim {
         let name = ["host", "web", "db", "extra"][member].to_owned();
         let info = MemberInfo { cid: Cid(2 + member as u32), name, generation };
         for core in &mut self.cores {
-            core.handle_member_change(Member(member as u8), Some(info.clone()));
+            core.handle_member_change(Member(member as u16), Some(info.clone()));
         }
         self.settle();
     }
@@ -81,7 +81,7 @@ impl Sim {
                         }
                         Output::ToPeer(peer, record) => {
                             let record = Record::decode(&record.encode()).unwrap();
-                            let from = Member(index as u8);
+                            let from = Member(index as u16);
                             match self.cut.get_mut(&peer.index()) {
                                 Some(cut) => cut.push((from, record)),
                                 None => self.cores[peer.index()].handle_record(from, record),

@@ -11,71 +11,94 @@ use super::{Event, LineReader, Shell, Watch, only_primary};
 use crate::addr::Cid;
 use crate::broker::core::{ClientId, MemberInfo};
 use crate::broker::link::{ControlLink, Taken};
-use crate::doorbell::{Line, Lines, ring_eventfd};
+use crate::broker::protocol::ClientMessage;
+use crate::doorbell::{Hearing, Line, Lines, ring_eventfd};
 use crate::error::{Error, Result};
 use crate::incarnation::Incarnation;
 use crate::mem::MemoryMut;
-use crate::pool::layout::{GENERATION_LEAD_MAX, control, row, status};
+use crate::pool::layout::{GENERATION_LEAD_MAX, row, status};
 use crate::pool::{Member, RowContent};
 
 impl Shell {
     /// Looks at every row and every generation, and tells the core what has changed.
     pub(super) fn refresh_members(&mut self) {
+        self.heed_fence();
+        self.pool.layout.members().for_each(|member| self.refresh_member(member));
+    }
+
+    /// The same for what the answer to a process depends on: in a large pool a look at everybody takes longer than most answers.
+    pub(super) fn refresh_for(&mut self, message: &ClientMessage) {
+        match message {
+            ClientMessage::Connect { addr, .. } => {
+                let known = self.life.core.member_with(addr.cid);
+                self.heed_fence();
+                known.into_iter().for_each(|member| self.refresh_member(member));
+                if known.is_none() || self.life.core.member_with(addr.cid) != known {
+                    self.refresh_members();
+                }
+            }
+            ClientMessage::Resolve { .. } => self.refresh_members(),
+            _ => self.heed_fence(),
+        }
+    }
+
+    fn heed_fence(&mut self) {
         if self.pool.fenced_generation(self.member) >= self.life.generation {
             tracing::warn!("the primary has declared this kernel dead; beginning anew");
             self.begin_anew();
         }
-        for member in self.pool.layout.members() {
-            // A row that the primary is writing, or was writing when it was killed, says nothing: what it said before holds until it
-            // is whole. (Nobody dies of that: fences and generations are elsewhere.)
-            let sequence = self.pool.row_sequence(member);
-            if sequence != self.rows[member.index()].0 && sequence.is_multiple_of(2) {
-                let row = self.pool.row(member);
-                if self.pool.row_sequence(member) == sequence {
-                    self.rows[member.index()] = (sequence, row);
-                }
+    }
+
+    fn refresh_member(&mut self, member: Member) {
+        // A row that the primary is writing, or was writing when it was killed, says nothing: what it said before holds until it
+        // is whole. (Nobody dies of that: fences and generations are elsewhere.)
+        let sequence = self.pool.row_sequence(member);
+        if sequence != self.rows[member.index()].0 && sequence.is_multiple_of(2) {
+            let row = self.pool.row(member);
+            if self.pool.row_sequence(member) == sequence {
+                self.rows[member.index()] = (sequence, row);
+                self.hears_all = None;
             }
-            let row = self.rows[member.index()].1.as_ref();
-            let generation = match row {
-                Some(_) if member == self.member => self.life.generation,
-                Some(_) => self.pool.live_generation(member),
-                None => 0,
-            };
-            let known = self.life.core.member(member);
-            let same = match (row, known) {
-                (None, None) => true,
-                (Some(row), Some(info)) => {
-                    (row.cid, row.name.as_str(), generation)
-                        == (info.cid, info.name.as_str(), info.generation)
-                }
-                _ => false,
-            };
-            if same {
-                continue;
+        }
+        let row = self.rows[member.index()].1.as_ref();
+        let generation = match row {
+            Some(_) if member == self.member => self.life.generation,
+            Some(_) => self.pool.live_generation(member),
+            None => 0,
+        };
+        let known = self.life.core.member(member);
+        let same = match (row, known) {
+            (None, None) => true,
+            (Some(row), Some(info)) => {
+                (row.cid, row.name.as_str(), generation) == (info.cid, info.name.as_str(), info.generation)
             }
-            let info = row.map(|row| MemberInfo { cid: row.cid, name: row.name.clone(), generation });
-            tracing::debug!(%member, generation, "member changed");
-            if let Some(link) = &mut self.life.links[member.index()]
-                && link.peer_generation() != generation
-            {
-                match generation {
-                    0 => link.close(),
-                    _ => link.open(generation),
-                }
-                self.life.dirty.insert(member);
+            _ => false,
+        };
+        if same {
+            return;
+        }
+        let info = row.map(|row| MemberInfo { cid: row.cid, name: row.name.clone(), generation });
+        tracing::debug!(%member, generation, "member changed");
+        if let Some(link) = &mut self.life.links[member.index()]
+            && link.peer_generation() != generation
+        {
+            match generation {
+                0 => link.close(),
+                _ => link.open(generation),
             }
-            self.life.core.handle_member_change(member, info);
-            if generation != 0 && member != self.member {
-                // It may be waiting for us to open our side.
-                self.ring(member);
-            }
+            self.life.dirty.insert(member);
+        }
+        self.life.core.handle_member_change(member, info);
+        if generation != 0 && member != self.member {
+            // It may be waiting for us to open our side.
+            self.ring(member);
         }
     }
 
     /// Takes what a peer has for us: records, and bells for our processes. Whether there was anything.
     pub(super) fn scan(&mut self, peer: Member) -> bool {
         let taken = self.take_records(peer);
-        if taken >= control::SLOTS / 2 {
+        if taken >= u64::from(self.pool.layout.control_slots / 2) {
             // It may have more than its ring had room for.
             self.ring(peer);
         }
@@ -107,7 +130,8 @@ impl Shell {
 
     /// At most two rounds of the ring: a peer that writes as fast as we read cannot keep us here. It rings for the rest.
     fn take_records(&mut self, peer: Member) -> u64 {
-        for taken in 0..2 * control::SLOTS {
+        let most = 2 * u64::from(self.pool.layout.control_slots);
+        for taken in 0..most {
             let Some(link) = &mut self.life.links[peer.index()] else { return taken };
             match link.take() {
                 Taken::Record(record) if record.is_request() && link.is_clogged() => {
@@ -119,7 +143,7 @@ impl Shell {
             }
             self.drain_outputs();
         }
-        2 * control::SLOTS
+        most
     }
 
     pub(super) fn add_line(&mut self, member: Member, line: Line) {
@@ -131,6 +155,7 @@ impl Shell {
         let others = (self.member == Member::PRIMARY).then(|| self.lines.clone());
         let task = tokio::spawn(read_line(Arc::clone(&line), member, id, others, self.events.clone()));
         self.lines.insert(member, line);
+        self.hears_all = None;
         self.line_readers.insert(member, LineReader { task, id });
         // Whatever was missed while there was no line.
         self.ring_everybody();
@@ -139,6 +164,7 @@ impl Shell {
 
     pub(super) fn remove_line(&mut self, member: Member) {
         self.lines.remove(member);
+        self.hears_all = None;
         if let Some(reader) = self.line_readers.remove(&member) {
             reader.task.abort();
         }
@@ -146,20 +172,24 @@ impl Shell {
 
     /// How often to look around: more often while somebody can reach us in no other way, a bell is still to be rung, or memory is to
     /// become free.
-    pub(super) fn recheck_period(&self) -> Duration {
+    pub(super) fn recheck_period(&mut self) -> Duration {
         if self.lines.has_unsent() || !self.life.quarantined.is_empty() || !self.life.withheld.is_empty() {
             return self.recheck;
         }
+        let hears_all = self.hears_all.unwrap_or_else(|| self.has_all_lines());
+        self.hears_all = Some(hears_all);
+        if hears_all { self.recheck_with_lines } else { self.recheck }
+    }
+
+    /// Whether there is a line to everybody to whom there can be one.
+    fn has_all_lines(&self) -> bool {
         let needs_line = |member: Member| match self.member {
             // Before it has a broker, too: that is how one learns that it has.
             Member::PRIMARY => self.rows[member.index()].1.is_some(),
             _ => member == Member::PRIMARY,
         };
         let others = self.pool.layout.members().filter(|member| *member != self.member);
-        match self.lines.has_all(others.filter(|member| needs_line(*member))) {
-            true => self.recheck_with_lines,
-            false => self.recheck,
-        }
+        self.lines.has_all(others.filter(|member| needs_line(*member)))
     }
 
     pub(super) fn ring_everybody(&mut self) {
@@ -276,14 +306,13 @@ async fn read_line(
     others: Option<Lines>,
     events: mpsc::Sender<Event>,
 ) {
-    while let Ok(mut bells) = line.bells().await {
+    let mut hearing = Hearing::default();
+    while let Ok(mut bells) = line.bells(&mut hearing).await {
         // A line that is never empty would keep this task running, and nobody could end it.
         tokio::task::consume_budget().await;
         if let Some(lines) = &others {
             bells.retain(|bell| {
-                if let Some(other) = lines.get(*bell) {
-                    other.ring(member);
-                }
+                lines.ring(*bell, member);
                 *bell == Member::PRIMARY
             });
         }

@@ -101,7 +101,7 @@ struct Life {
     links: Vec<Option<ControlLink<OwnSpan, PeerSpan>>>,
     clients: HashMap<ClientId, ClientHandle>,
     /// By member; `None` while nobody here has a connection with it.
-    watches: Vec<Option<Hearers<PeerSpan, Watch>>>,
+    watches: Vec<Option<Box<Hearers<PeerSpan, Watch>>>>,
     /// Which half each connection's bells are counted for, by connection.
     watched: HashMap<u64, (Member, u64)>,
     /// Peers with records to flush.
@@ -129,6 +129,8 @@ pub(crate) struct Shell {
     life: Life,
     lines: Lines,
     line_readers: HashMap<Member, LineReader>,
+    /// Whether there is a line to everybody to whom there can be one; `None`: not known since rows or lines have changed.
+    hears_all: Option<bool>,
     pipe: BellPipe,
     recheck: Duration,
     recheck_with_lines: Duration,
@@ -195,7 +197,7 @@ impl Shell {
                 }
             }
             Event::Message(client, message) => {
-                self.refresh_members();
+                self.refresh_for(&message);
                 // The clock of the alarm, which tests may stop.
                 let now = tokio::time::Instant::now().into_std();
                 self.life.core.handle_client_message(now, client, message);
@@ -320,11 +322,9 @@ impl Shell {
             // Processes ring each other themselves, unless one of them could not be given the other's bell.
             self.has_own_bell = true;
         } else if self.member == Member::PRIMARY {
-            if let Some(line) = self.lines.get(target) {
-                line.ring(self.member);
-            }
-        } else if let Some(line) = self.lines.get(Member::PRIMARY) {
-            line.ring(target);
+            self.lines.ring(target, self.member);
+        } else {
+            self.lines.ring(Member::PRIMARY, target);
         }
     }
 
@@ -380,8 +380,8 @@ impl Shell {
             .and_then(|span| PeerHalf::open(span, layout, peer_half.nonce).map_err(|_| ()))
         {
             let bells = half.bell_count();
-            let hearers =
-                self.life.watches[peer.index()].get_or_insert_with(|| Hearers::new(self.pool.board(peer)));
+            let hearers = self.life.watches[peer.index()]
+                .get_or_insert_with(|| Box::new(Hearers::new(self.pool.board(peer))));
             hearers.insert(peer_half.offset, Watch { conn, client, half, bells });
             self.life.watched.insert(conn, (peer, peer_half.offset));
         }

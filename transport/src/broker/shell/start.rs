@@ -18,7 +18,7 @@ use crate::doorbell::{BellPipe, Lines};
 use crate::error::{Error, Result};
 use crate::incarnation::Incarnation;
 use crate::mem::OwnSpan;
-use crate::pool::layout::{GENERATION_LEAD_MAX, control, status};
+use crate::pool::layout::{GENERATION_LEAD_MAX, status};
 use crate::pool::{Member, Pool, PoolSource, RowContent, RowWriter, open_source};
 
 /// Starts the task. Returns what its owner needs: the pool, and where to send commands.
@@ -71,6 +71,7 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
         life,
         lines: Lines::default(),
         line_readers: HashMap::new(),
+        hears_all: None,
         pipe,
         recheck: config.recheck,
         recheck_with_lines: config.recheck_with_lines,
@@ -166,9 +167,10 @@ fn new_life(pool: &Pool, fd: &OwnedFd, extent: &OwnSpan, policy: &Policy, quota:
         }
         let bad = |e: crate::mem::OutOfBounds| Error::Invalid(format!("control block of member {peer}: {e}"));
         let own_block = layout.control_block(member, peer) - layout.extent(member) - layout.control_offset;
-        let own = extent.sub(own_block, control::STRIDE).map_err(bad)?;
-        let theirs = pool.whole().sub(layout.control_block(peer, member), control::STRIDE).map_err(bad)?;
-        links.push(Some(ControlLink::new(own, theirs, generation)));
+        let own = extent.sub(own_block, layout.control_stride()).map_err(bad)?;
+        let theirs =
+            pool.whole().sub(layout.control_block(peer, member), layout.control_stride()).map_err(bad)?;
+        links.push(Some(ControlLink::new(own, theirs, layout.control_slots, generation)));
     }
     Ok(Life {
         generation,
@@ -224,6 +226,7 @@ impl Shell {
             }
         }
         self.rows.fill((u64::MAX, None));
+        self.hears_all = None;
         self.publish_generation(self.life.generation);
         self.ring_everybody();
     }
