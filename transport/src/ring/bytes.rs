@@ -261,6 +261,11 @@ impl<M: MemoryMut, P: Memory, L: Liveness> ByteRx<M, P, L> {
     }
 }
 
+/// Of the place that the next message will be written to, at least so much is asked for ahead, in bytes: eight lines.
+const PREFETCH_MIN: usize = 512;
+/// And at most so much.
+const PREFETCH_MAX: usize = 16 * 1024;
+
 /// The writer's account of its byte ring: private, never read back.
 #[derive(Debug)]
 pub(super) struct Outgoing {
@@ -269,11 +274,13 @@ pub(super) struct Outgoing {
     tail: u64,
     /// Bytes the peer has consumed, as last accepted.
     head: u64,
+    /// Up to here the lines were asked for.
+    prefetched: u64,
 }
 
 impl Outgoing {
     pub(super) fn new(layout: HalfLayout) -> Self {
-        Self { ring: Ring::of(layout), tail: 0, head: 0 }
+        Self { ring: Ring::of(layout), tail: 0, head: 0, prefetched: 0 }
     }
 
     /// Bytes that can be written now, as far as is known without asking the peer.
@@ -305,6 +312,21 @@ impl Outgoing {
         debug_assert!(data.len() <= self.room());
         self.ring.write(mem, self.tail, data);
         self.tail += data.len() as u64;
+    }
+
+    /// Asks for the lines that another message of `len` bytes will be written to. The reader has had them, and taking them back costs as much as
+    /// writing them; so it is done once what was written is published, while the reader is at that.
+    #[inline]
+    pub(super) fn prefetch<M: MemoryMut>(&mut self, mem: &M, len: usize) {
+        let ahead = len.clamp(PREFETCH_MIN, PREFETCH_MAX).min(self.room());
+        let end = self.tail + ahead as u64;
+        let line = SLOT as u64;
+        let mut at = self.prefetched.max(self.tail).next_multiple_of(line);
+        while at < end {
+            self.ring.prefetch_write(mem, at);
+            at += line;
+        }
+        self.prefetched = at;
     }
 }
 
@@ -346,6 +368,11 @@ impl Ring {
         if first < data.len() {
             mem.write(self.at, &data[first..]);
         }
+    }
+
+    #[inline]
+    fn prefetch_write<M: MemoryMut>(self, mem: &M, position: u64) {
+        mem.prefetch_write(self.split(position, 0).0);
     }
 
     #[inline]

@@ -105,6 +105,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         self.out.write(&self.side.own.mem, message);
         self.side.own.mem.store(at + 8, len as u64, Ordering::Relaxed);
         self.publish(at, KIND_BYTES);
+        self.out.prefetch(&self.side.own.mem, len);
         Ok(())
     }
 
