@@ -218,7 +218,7 @@ pub struct SpecArgs {
     /// Begin with this specification (TOML, the table of one instance); options add to it
     #[arg(long, value_name = "FILE")]
     pub spec: Option<PathBuf>,
-    /// The driver that makes its kernel: uml, qemu or process [default: uml where it can run]
+    /// The driver that makes its kernel: uml, qemu, multikernel or process [default: uml where it can run]
     #[arg(long, value_name = "DRIVER")]
     pub spawner: Option<SpawnerKind>,
     /// Memory of the kernel, in MiB [default: 64]

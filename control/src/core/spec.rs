@@ -188,6 +188,43 @@ impl InstanceSpec {
         self.cpus_max.unwrap_or(self.cpus)
     }
 
+    /// Checks that kernels of this spawner can be what is wanted, before one is started that could not become it.
+    ///
+    /// # Errors
+    /// [`SpecError`] names the first thing that such a kernel cannot have.
+    pub fn check_for(&self, kind: SpawnerKind, name: &InstanceName) -> Result<(), SpecError> {
+        let refuse = |reason: String| Err(SpecError { name: name.clone(), reason });
+        match kind {
+            SpawnerKind::Uml if self.cpus_max() > 1 => {
+                let cpus = self.cpus_max();
+                return refuse(format!(
+                    "it is to have up to {cpus} CPUs, and kernels of the spawner `{kind}` have one"
+                ));
+            }
+            SpawnerKind::Multikernel if self.cpus_max() > self.cpus => {
+                return refuse(format!(
+                    "cpus_max is {}, and kernels of the spawner `{kind}` keep the CPUs that they boot with: set cpus (it is {}), and leave cpus_max out",
+                    self.cpus_max(),
+                    self.cpus
+                ));
+            }
+            SpawnerKind::Multikernel if self.memory_max_mib() > self.memory_mib => {
+                return refuse(format!(
+                    "memory_max_mib is {}, and kernels of the spawner `{kind}` keep the memory that they boot with: set memory_mib (it is {}), and leave memory_max_mib out",
+                    self.memory_max_mib(),
+                    self.memory_mib
+                ));
+            }
+            SpawnerKind::Uml | SpawnerKind::Qemu | SpawnerKind::Multikernel | SpawnerKind::Process => {}
+        }
+        match self.devices.as_deref() {
+            Some([device, ..]) if !kind.can_move_cpus_and_devices() => refuse(format!(
+                "devices: it is to have {device}, and kernels of the spawner `{kind}` are given no devices"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Checks what can be checked without looking at the host.
     ///
     /// # Errors
@@ -337,6 +374,28 @@ mod tests {
         ] {
             let spec: InstanceSpec = toml::from_str(text).unwrap();
             assert!(spec.validate(&name()).is_err(), "{text} was accepted");
+        }
+    }
+
+    #[test]
+    fn what_kernels_of_a_spawner_cannot_have_is_refused_by_name() {
+        use SpawnerKind::{Multikernel, Process, Qemu, Uml};
+        let device = "devices = ['0000:01:00.0']";
+        for (text, field, refused) in [
+            ("cpus_max = 4", "CPUs", &[Uml, Multikernel][..]),
+            ("cpus = 4", "CPUs", &[Uml]),
+            ("memory_max_mib = 128", "memory_max_mib", &[Multikernel]),
+            (device, "0000:01:00.0", &[Uml, Multikernel, Process]),
+            ("devices = []\ncpus_min = 1\nmemory_min_mib = 32", "", &[]),
+        ] {
+            let spec: InstanceSpec = toml::from_str(text).unwrap();
+            spec.validate(&name()).unwrap();
+            for kind in [Uml, Qemu, Multikernel, Process] {
+                match (spec.check_for(kind, &name()), refused.contains(&kind)) {
+                    (Err(error), true) => assert!(error.to_string().contains(field), "{error}"),
+                    (outcome, is_refused) => assert_eq!(outcome.is_err(), is_refused, "{kind}: {text}"),
+                }
+            }
         }
     }
 

@@ -96,6 +96,7 @@ impl Registry {
         }
         let drivers = &self.shared.drivers;
         let kind = drivers.choose(&spec).await;
+        spec.check_for(kind, &name).map_err(|error| invalid(error.to_string()))?;
         let next = self.shared.store.next_cid()?;
         let ours = self.views().iter().map(|view| view.cid).collect();
         let cid = drivers.number_from(kind, next, ours).await;

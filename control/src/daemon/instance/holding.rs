@@ -28,12 +28,7 @@ impl Instance {
         incarnation: Incarnation,
     ) -> Result<BootsWith, String> {
         let spec = &self.record.spec;
-        if kind == SpawnerKind::Uml && spec.cpus_max() > 1 {
-            let cpus = spec.cpus_max();
-            return Err(format!(
-                "it is to have up to {cpus} CPUs, and kernels of the spawner `{kind}` have one"
-            ));
-        }
+        spec.check_for(kind, &self.record.name).map_err(|error| error.to_string())?;
         let Holding { memory_bytes, cpus, devices } = self.enter_boot(kind, incarnation).await?;
         let (memory_bytes, least, most) = match kind.can_move_memory() {
             true => {
