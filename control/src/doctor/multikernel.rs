@@ -9,7 +9,9 @@ use tombolo_transport::Port;
 
 use super::finding;
 use crate::api::host::{Finding, Level};
-use crate::spawner::multikernel::{InterfaceState, Settings, interface_state, lock_left_behind, vsock};
+use crate::spawner::multikernel::{
+    InterfaceState, MAKE_A_POOL, Settings, interface_state, lock_left_behind, vsock,
+};
 
 /// The page that walks through all of it.
 const GUIDE: &str = "docs/multikernel.md";
@@ -85,8 +87,7 @@ fn interface(root: &Path, state: &InterfaceState) -> Finding {
         }
         InterfaceState::NoPool => warn(
             "there is no pool: no CPU and no memory is set aside for other kernels".into(),
-            "kerf init --cpus=LIST --memory=SIZE (CPUs by their physical numbers: `apicid` in /proc/cpuinfo)"
-                .into(),
+            format!("{MAKE_A_POOL} (CPUs by their physical numbers: `apicid` in /proc/cpuinfo)"),
         ),
         InterfaceState::Pool { cpus, cpus_free, memory_mib, instances } => finding(
             subject,
@@ -251,7 +252,7 @@ mod tests {
         let root = Path::new("/sys/fs/multikernel");
         let look = |state| interface(root, &state);
         assert!(look(InterfaceState::Absent).remedy.starts_with("mount -t multikernel"));
-        assert!(look(InterfaceState::NoPool).remedy.starts_with("kerf init"));
+        assert!(look(InterfaceState::NoPool).remedy.starts_with("tombolo multikernel pool "));
         assert!(look(InterfaceState::Old("x".into())).detail.contains("earlier form"));
         let pool = InterfaceState::Pool { cpus: 4, cpus_free: 2, memory_mib: 512, instances: 1 };
         assert_eq!(look(pool).level, Level::Ok);

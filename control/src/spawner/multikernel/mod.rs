@@ -66,6 +66,10 @@ use crate::keeper::{Job, names};
 /// What every transaction of ours carries.
 const MARK: &str = "tombolo";
 
+/// What sets CPUs and memory aside where nothing is.
+pub(crate) const MAKE_A_POOL: &str =
+    "tombolo multikernel pool --cpus LIST --memory SIZE, or kerf init --cpus=LIST --memory=SIZE";
+
 /// What this spawner adds to a runtime folder.
 pub(super) const FILES: &[&str] = &[initrd::NAME];
 
@@ -178,10 +182,9 @@ impl Spawner for MultikernelSpawner {
                 "boot a newer kernel",
             ),
             InterfaceState::Unreadable(why) => missing(why, "look at the kernel's log (dmesg)"),
-            InterfaceState::NoPool => missing(
-                "no CPU and no memory is set aside for other kernels".into(),
-                "kerf init --cpus=LIST --memory=SIZE",
-            ),
+            InterfaceState::NoPool => {
+                missing("no CPU and no memory is set aside for other kernels".into(), MAKE_A_POOL)
+            }
         }
     }
 
