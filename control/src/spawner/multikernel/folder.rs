@@ -18,18 +18,13 @@ pub(super) fn make(
     (image, initrd): (BorrowedFd<'_>, BorrowedFd<'_>),
     command_line: &str,
 ) -> Result<(), String> {
-    let note = |record: &Record| {
-        record.write(dir).map_err(|error| format!("could not note what is to be made: {error}"))
-    };
     let lock = Hold::on(kernel, record).lock()?;
     if record.cpus.is_empty() {
         record.cpus = free_cpus(kernel, record.cpus_wanted)?;
     }
-    note(record)?;
+    record.write(dir).map_err(|error| format!("could not note what is to be made: {error}"))?;
     Hold::on(kernel, record).make_under(&lock)?;
     drop(lock);
-    record.is_made = true;
-    note(record)?;
     Hold::on(kernel, record).load(image, initrd, command_line)
 }
 

@@ -157,7 +157,6 @@ impl MultikernelSpawner {
             cpus: Vec::new(),
             nonce: nonce.to_string(),
             keeper_binary: self.keeper_binary.clone(),
-            is_made: false,
         })
     }
 }

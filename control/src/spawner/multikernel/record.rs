@@ -29,8 +29,6 @@ pub(crate) struct Record {
     pub(super) nonce: String,
     /// Who can stand for it again, should its keeper die.
     pub(super) keeper_binary: PathBuf,
-    /// Whether it was seen to be there as it was wanted. Until then whatever has its name may be another's.
-    pub(super) is_made: bool,
 }
 
 impl Record {

@@ -229,7 +229,6 @@ mod tests {
             cpus: Vec::new(),
             nonce: String::new(),
             keeper_binary: PathBuf::new(),
-            is_made: false,
         }
     }
 

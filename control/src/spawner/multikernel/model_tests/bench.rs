@@ -63,7 +63,6 @@ impl Bench {
             cpus: cpus.iter().copied().map(PhysicalCpu).collect(),
             nonce: tombolo_transport::Incarnation::random().unwrap().to_string(),
             keeper_binary: "/none".into(),
-            is_made: false,
         }
     }
 
