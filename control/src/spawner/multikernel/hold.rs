@@ -127,20 +127,26 @@ impl<'a, I: Interface> Hold<'a, I> {
         }
     }
 
-    /// Starts what is loaded, unless it runs.
-    pub(super) fn boot(&self) -> Result<(), String> {
+    /// Starts what is loaded, unless it runs. `is_called_off`: whether it is not to be started any more, asked again while the kernel is busy.
+    pub(super) fn boot(&self, is_called_off: impl Fn() -> bool) -> Result<(), String> {
         let (name, id) = (&self.record.name, self.record.id);
         match self.ours()? {
             Some(InstanceStatus::Active) => return Ok(()),
             Some(InstanceStatus::Loaded) => {}
             other => return Err(format!("instance `{name}` is to be started, and is {}", named(other))),
         }
-        let boot = || self.kernel.reboot(Command::Boot, id);
+        let boot = || match is_called_off() {
+            true => Err(io::ErrorKind::Interrupted.into()),
+            false => self.kernel.reboot(Command::Boot, id),
+        };
         let is_loaded = || self.status() == Ok(Some(InstanceStatus::Loaded));
         match unless_busy(self.kernel, BUSY_MAX, boot, is_loaded) {
             Ok(()) => Ok(()),
             // Whatever the call said, or whoever was faster.
             Err(_) if self.status() == Ok(Some(InstanceStatus::Active)) => Ok(()),
+            Err(_) if is_called_off() => {
+                Err(format!("instance `{name}` was to end before it was started, and is not started"))
+            }
             Err(error) => Err(format!("could not start instance `{name}`: {}", boot_reason(&error))),
         }
     }
@@ -187,8 +193,9 @@ impl<'a, I: Interface> Hold<'a, I> {
         unless_busy(self.kernel, END_MAX, force, || true)
     }
 
-    /// Gives back all that it has, waiting for so long while another program changes something. Refuses one that runs.
-    pub(super) fn release(&self, wait: Duration) -> Result<(), String> {
+    /// Gives back all that it has, waiting for so long while another program changes something. Refuses one that runs. `is_called_off`:
+    /// whether to wait no longer while the kernel is busy.
+    pub(super) fn release(&self, wait: Duration, is_called_off: impl Fn() -> bool) -> Result<(), String> {
         let name = &self.record.name;
         // Looked at under the lock: kerf starts and ends kernels without it, but not ours.
         let _lock = self.lock_within(wait)?;
@@ -197,10 +204,10 @@ impl<'a, I: Interface> Hold<'a, I> {
             Some(InstanceStatus::Active) => {
                 return Err(format!("instance `{name}` runs: end it first"));
             }
-            Some(InstanceStatus::Loaded) => self.unload()?,
+            Some(InstanceStatus::Loaded) => self.unload(is_called_off)?,
             Some(InstanceStatus::Failed) => {
                 self.end(|_| ())?;
-                self.unload()?;
+                self.unload(is_called_off)?;
             }
             Some(InstanceStatus::Ready | InstanceStatus::Empty) => {}
         }
@@ -219,7 +226,7 @@ impl<'a, I: Interface> Hold<'a, I> {
         }
     }
 
-    fn unload(&self) -> Result<(), String> {
+    fn unload(&self, is_called_off: impl Fn() -> bool) -> Result<(), String> {
         let name = &self.record.name;
         // The kernel itself would unload one that runs, so it is looked at before each try.
         let unload = || match self.status() {
@@ -227,7 +234,7 @@ impl<'a, I: Interface> Hold<'a, I> {
             Ok(_) => self.kernel.unload(self.record.id),
             Err(reason) => Err(io::Error::other(reason)),
         };
-        let outcome = unless_busy(self.kernel, BUSY_MAX, unload, || true);
+        let outcome = unless_busy(self.kernel, BUSY_MAX, unload, || !is_called_off());
         match (outcome, self.status()?) {
             (_, None | Some(InstanceStatus::Ready | InstanceStatus::Empty)) => Ok(()),
             (Err(error), _) => Err(format!("could not unload instance `{name}`: {error}")),

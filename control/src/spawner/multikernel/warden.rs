@@ -6,9 +6,10 @@
 //! - starts the kernel, unless it runs already (a keeper that died, and was replaced);
 //! - carries the doorbell between the keeper and the kernel;
 //! - looks at the kernel's status, of which nothing notifies (there is no event to wait for in the kernel's file system);
-//! - ends it by force when the keeper says so (SIGTERM), and says when that does not help;
+//! - ends it by force when the keeper says so (SIGTERM), and says when that does not help; one that is not started yet it does not start;
 //! - gives back what the kernel had once it has ended.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -66,7 +67,7 @@ pub fn run() -> ExitCode {
 struct Warden {
     kernel: Mounted,
     record: Record,
-    signals: SignalFd,
+    signals: Signals,
     /// The kernel's end of the console; the keeper's is our stdio.
     console: Option<File>,
     /// The keeper's end of the doorbell, and the kernel's.
@@ -81,7 +82,7 @@ impl Warden {
         let record = Record::read(dir)
             .map_err(|error| format!("could not read what there is to stand for: {error}"))?
             .ok_or("there is nothing to stand for here")?;
-        let signals = block_signals().map_err(|error| format!("could not watch signals: {error}"))?;
+        let signals = Signals::block().map_err(|error| format!("could not watch signals: {error}"))?;
         let doorbell = tombolo_agent::inherited_fd(Job::DOORBELL_FD).map(UnixStream::from);
         let doorbell = doorbell.map_err(|error| format!("could not take over the doorbell: {error}"))?;
         doorbell.set_nonblocking(true).map_err(|error| format!("could not prepare the doorbell: {error}"))?;
@@ -90,7 +91,7 @@ impl Warden {
         // Before it starts: what it says first is heard by nobody who comes later.
         let console = open_console(&record);
         let kernel = Mounted::at(&record.settings.root);
-        Hold::on(&kernel, &record).boot()?;
+        Hold::on(&kernel, &record).boot(|| signals.are_there())?;
         Ok(Self { kernel, console, signals, doorbell: Some(doorbell), line, tail: Tail::default(), record })
     }
 
@@ -105,7 +106,7 @@ impl Warden {
         let mut seen_to_end = None;
         loop {
             self.carry(next_look.saturating_duration_since(Instant::now()));
-            if self.was_told_to_end() {
+            if self.signals.take() {
                 was_forced = true;
                 if let Err(reason) = self.hold().end(|step| say(&format!("{step} halt"))) {
                     say(&reason);
@@ -141,7 +142,7 @@ impl Warden {
                 heard = (Instant::now(), self.tail.total);
             }
         }
-        match self.hold().release(RELEASE_WAIT) {
+        match self.hold().release(RELEASE_WAIT, || self.signals.are_there()) {
             Ok(()) => {
                 if let Err(error) = Record::remove(Path::new(".")) {
                     say(&format!("what was made is given back, but noted still: {error}"));
@@ -164,7 +165,7 @@ impl Warden {
     /// Carries bytes until something is to be looked at, for so long at most.
     fn carry(&mut self, at_most: Duration) {
         let stdin = io::stdin();
-        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(&self.signals.fd, PollFlags::IN)];
         if let Some(console) = &self.console {
             fds.push(PollFd::new(console, PollFlags::IN));
             fds.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
@@ -228,13 +229,40 @@ impl Warden {
             let _ = doorbell.write(&buffer[..n]);
         }
     }
+}
 
-    fn was_told_to_end(&self) -> bool {
-        let mut told = false;
-        while let Ok(Some(_)) = self.signals.read_signal() {
-            told = true;
+/// What tells the warden to end.
+struct Signals {
+    fd: SignalFd,
+    /// One was read, and nothing has been done about it yet.
+    was_told: Cell<bool>,
+}
+
+impl Signals {
+    /// Has them wait to be read, in this thread.
+    fn block() -> io::Result<Self> {
+        let mut mask = SigSet::empty();
+        for signal in [NixSignal::SIGTERM, NixSignal::SIGINT, NixSignal::SIGHUP] {
+            mask.add(signal);
         }
-        told
+        mask.thread_block()?;
+        let fd = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        Ok(Self { fd, was_told: Cell::new(false) })
+    }
+
+    /// Whether one has come about which nothing has been done.
+    fn are_there(&self) -> bool {
+        while let Ok(Some(_)) = self.fd.read_signal() {
+            self.was_told.set(true);
+        }
+        self.was_told.get()
+    }
+
+    /// The same, for whoever does something about it.
+    fn take(&self) -> bool {
+        let are_there = self.are_there();
+        self.was_told.set(false);
+        are_there
     }
 }
 
@@ -256,15 +284,6 @@ fn open_console(record: &Record) -> Option<File> {
     }
 }
 
-fn block_signals() -> io::Result<SignalFd> {
-    let mut mask = SigSet::empty();
-    for signal in [NixSignal::SIGTERM, NixSignal::SIGINT, NixSignal::SIGHUP] {
-        mask.add(signal);
-    }
-    mask.thread_block()?;
-    Ok(SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
-}
-
 fn is_readable(fd: std::os::fd::BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -275,4 +294,21 @@ fn is_readable(fd: std::os::fd::BorrowedFd<'_>) -> bool {
 fn say(text: &str) {
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "\r\ntombolo: {text}\r").and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::raise;
+
+    use super::*;
+
+    #[test]
+    fn signal_is_seen_until_something_is_done_about_it() {
+        let signals = Signals::block().unwrap();
+        assert!(!signals.are_there());
+        raise(NixSignal::SIGTERM).unwrap(); // to this thread
+        assert!(signals.are_there() && signals.are_there(), "whoever looks does not take it from the next");
+        assert!(signals.take());
+        assert!(!signals.are_there() && !signals.take());
+    }
 }

@@ -86,7 +86,7 @@ impl Bench {
     /// The same, running.
     pub(super) fn running(&self) -> Record {
         let record = self.loaded();
-        self.hold(&record).boot().unwrap();
+        self.hold(&record).boot(|| false).unwrap();
         assert_eq!(self.state("web"), Some(State::Active));
         record
     }

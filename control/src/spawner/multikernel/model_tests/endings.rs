@@ -134,6 +134,6 @@ fn kernel_that_was_started_by_a_call_that_failed_is_not_lost() {
         };
         (0..40).for_each(|call| drop(world.deeds.insert(calls + call, Box::new(start))));
     }
-    bench.hold(&record).boot().unwrap();
+    bench.hold(&record).boot(|| false).unwrap();
     assert_eq!(bench.state("web"), Some(State::Active));
 }

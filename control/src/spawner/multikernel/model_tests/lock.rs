@@ -1,5 +1,6 @@
 //! The kernel's own lock, and acknowledgements that come late or never: another instance's trouble is not ours for long.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use tombolo_mksim::dtb::{Op, overlay};
@@ -7,6 +8,7 @@ use tombolo_mksim::model::{Quirk, RebootCommand, State};
 
 use super::bench::Bench;
 use super::world::{MIB, World};
+use crate::spawner::multikernel::lock::WAIT_MAX;
 
 /// Another program's kernel, number 9, on CPU 6; it runs.
 fn other(world: &mut World) {
@@ -36,7 +38,7 @@ fn lock_of_another_operation_is_waited_for() {
     // The overlay fails, and the kernel does not say that it was busy.
     let record = bench.loaded();
     bench.model.world().faults.busy_calls = 3;
-    bench.hold(&record).boot().unwrap();
+    bench.hold(&record).boot(|| false).unwrap();
     bench.model.world().faults.busy_calls = 3;
     bench.hold(&record).end(|_| ()).unwrap();
     bench.model.world().faults.busy_calls = 3;
@@ -56,13 +58,13 @@ fn lock_that_stays_taken_is_told() {
     }
     let error = bench.make(&mut bench.record("db", 3, &[1])).unwrap_err();
     assert!(error.contains("`failed`") && error.contains("nothing of it is left"), "{error}");
-    let error = bench.hold(&record).boot().unwrap_err();
+    let error = bench.hold(&record).boot(|| false).unwrap_err();
     assert!(error.contains("busy with another instance"), "{error}");
     assert!(bench.release("web").is_err() && bench.is_recorded("web"));
     assert_eq!(bench.state("web"), Some(State::Loaded));
 
     bench.model.world().pass(Duration::from_secs(30));
-    bench.hold(&record).boot().unwrap();
+    bench.hold(&record).boot(|| false).unwrap();
     {
         let mut world = bench.model.world();
         begin_halt(&mut world);
@@ -76,6 +78,30 @@ fn lock_that_stays_taken_is_told() {
     bench.model.world().pass(Duration::from_secs(30));
     bench.hold(&record).end(|_| ()).unwrap();
     bench.release("web").unwrap();
+}
+
+#[test]
+fn whoever_is_told_to_end_waits_for_the_lock_no_longer() {
+    let bench = Bench::new();
+    let record = bench.loaded();
+    let looks = Cell::new(0);
+    let is_called_off = || looks.replace(looks.get() + 1) >= 3;
+    let now = || Duration::from_nanos(bench.model.world().now_ns);
+    bench.model.world().faults.busy_calls = 1000;
+    let before = now();
+    let error = bench.hold(&record).boot(is_called_off).unwrap_err();
+    assert!(error.contains("was to end before it was started"), "{error}");
+    looks.set(0);
+    let error = bench.hold(&record).release(WAIT_MAX, is_called_off).unwrap_err();
+    assert!(error.contains("could not unload instance `web`"), "{error}");
+    assert!(now() - before < Duration::from_secs(1), "it waited until the kernel was not busy");
+    assert_eq!(bench.state("web"), Some(State::Loaded), "as it says");
+
+    bench.model.world().faults.busy_calls = 0;
+    assert!(bench.hold(&record).boot(is_called_off).is_err(), "it is not to be started");
+    assert_eq!(bench.state("web"), Some(State::Loaded));
+    bench.release("web").unwrap();
+    assert_eq!(bench.state("web"), None);
 }
 
 #[test]
@@ -101,7 +127,7 @@ fn acknowledgement_that_another_kernel_never_gives_delays_ours_and_no_more() {
         }
         let mut second = bench.record("db", 3, &[4]);
         bench.make(&mut second).unwrap();
-        bench.hold(&record).boot().unwrap();
+        bench.hold(&record).boot(|| false).unwrap();
         assert_eq!((bench.state("web"), bench.state("db")), (Some(State::Active), Some(State::Loaded)));
         bench.check();
     }

@@ -60,7 +60,7 @@ fn instance_that_replaced_ours_in_name_and_number_is_neither_started_nor_ended_n
     hold.end(|_| ()).unwrap();
     folder::end(&bench.model, &bench.folder("web")).unwrap();
     assert!(!folder::may_run(&bench.model, &bench.folder("web")), "ours does not");
-    assert!(hold.boot().unwrap_err().contains("is gone"));
+    assert!(hold.boot(|| false).unwrap_err().contains("is gone"));
     assert!(bench.load(&record).unwrap_err().contains("is gone"));
     bench.release("web").unwrap();
     assert_eq!(bench.state("web"), Some(State::Active));
@@ -111,7 +111,7 @@ fn file_system_that_was_unmounted_proves_nothing() {
     bench.model.world().faults.is_unmounted = true;
     let hold = bench.hold(&record);
     assert!(hold.status().is_err(), "that there is no such file does not say that the kernel ended");
-    assert!(hold.end(|_| ()).is_err() && hold.boot().is_err() && hold.make().is_err());
+    assert!(hold.end(|_| ()).is_err() && hold.boot(|| false).is_err() && hold.make().is_err());
     assert!(bench.release("web").is_err() && bench.is_recorded("web"));
     assert!(folder::may_run(&bench.model, &bench.folder("web")));
     let wish = Wish { cpus: Some(vec![PhysicalCpu(2)]), memory_bytes: Some(MIB) };
