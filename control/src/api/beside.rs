@@ -4,7 +4,7 @@ use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 use tombolo_rpc::Ctx;
 
-use super::ControlError;
+use super::{ControlError, InstanceView};
 
 /// The kernel's own books.
 #[tombolo_rpc::service(name = "tombolo.control.Beside")]
@@ -13,6 +13,21 @@ pub trait Beside {
     async fn show(&self, cx: &Ctx) -> Result<KernelBooks, ControlError>;
     /// Makes the pool as it is wanted: takes CPUs and memory from the host, or gives them back. Returns what was done, or is to be done.
     async fn change(&self, cx: &Ctx, wish: PoolWish, dry_run: bool) -> Result<Vec<String>, ControlError>;
+    /// Takes over an instance that another program made, as it is: from now on it is started, stopped and removed as one of ours. Nothing is
+    /// changed in the kernel.
+    async fn adopt(&self, cx: &Ctx, request: AdoptRequest) -> Result<InstanceView, ControlError>;
+}
+
+/// Request of [`Beside::adopt`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct AdoptRequest {
+    /// Its name, in the kernel and here.
+    pub name: String,
+    /// What it is to be once it is started: an [`InstanceSpec`](crate::core::InstanceSpec) as JSON, of which CPUs and memory are replaced by those
+    /// that it has.
+    pub spec_json: String,
+    /// Also one that runs, which then goes on without an agent until it is killed; and one that a `tombolod` made that has left.
+    pub force: bool,
 }
 
 /// What the pool is to have.
@@ -70,8 +85,10 @@ pub struct KernelInstance {
     pub cpus: Vec<u32>,
     /// Its memory.
     pub memory_bytes: u64,
-    /// Whether this daemon made it. Others are left alone.
+    /// Whether this daemon made it or took it over. Others are left alone.
     pub is_ours: bool,
+    /// Whether another program made it, and this daemon took it over.
+    pub is_taken_over: bool,
 }
 
 /// A transaction of the kernel.

@@ -117,6 +117,8 @@ pub struct InstanceView {
     pub link: Option<LinkKind>,
     /// The driver of its kernel; `None` before the first start.
     pub spawner: Option<String>,
+    /// The kernel's transaction that made it, such as `tx_2`, where another program did and it was taken over.
+    pub taken_over: Option<String>,
     /// The process of its kernel on this host.
     pub pid: Option<u32>,
     /// Its present boot, 32 hex digits.

@@ -15,7 +15,7 @@ use crate::core::policy::Target;
 use crate::spawner::SpawnerKind;
 
 pub use self::balance::{BalanceArgs, BalancePolicyArg};
-pub use self::beside::{BesideCommand, CpuList, PoolChangeArgs};
+pub use self::beside::{AdoptArgs, BesideCommand, CpuList, PoolChangeArgs};
 pub use self::handover::{
     ApplyArgs, DiffArgs, DrainArgs, HandoverArgs, MoveArgs, MovedArgs, OpCommand, ResizeArgs, SizeChange,
 };
@@ -71,6 +71,9 @@ pub enum Command {
     Up(UpArgs),
     /// Record an instance without starting it
     Create(CreateArgs),
+    /// Take over an instance that another program (kerf) made beside this kernel, with the CPUs and the memory that it has: from
+    /// now on it is started, stopped and removed as the others
+    Adopt(AdoptArgs),
     /// Start instances
     Start(StartArgs),
     /// Stop instances in good order: programs get SIGTERM, files are written, the kernel powers off
@@ -572,7 +575,9 @@ impl Command {
     pub(super) fn when_interrupted(&self) -> &'static str {
         use Command::*;
         match self {
-            Up(_) | Start(_) | Stop(_) | Kill(_) | Restart(_) | Rm(_) | Down(_) => "what was begun goes on",
+            Up(_) | Adopt(_) | Start(_) | Stop(_) | Kill(_) | Restart(_) | Rm(_) | Down(_) => {
+                "what was begun goes on"
+            }
             Move(args) if !args.how.dry_run => "a move that was begun goes on: see `tombolo op ls`",
             Apply(args) if !args.how.dry_run => "what was begun goes on",
             Drain(args) if !args.how.dry_run => "a move that was begun goes on: see `tombolo op ls`",

@@ -2,17 +2,35 @@
 
 use std::process::ExitCode;
 
-use super::args::{BesideCommand, CpuList, PoolChangeArgs};
+use super::args::{AdoptArgs, BesideCommand, CpuList, PoolChangeArgs};
 use super::error::CliError;
 use super::output::{bytes, table, text_of};
-use super::{Context, Outcome};
-use crate::api::beside::{KernelBooks, PoolWish};
+use super::{Context, Outcome, fleet, spec};
+use crate::api::beside::{AdoptRequest, KernelBooks, PoolWish};
 
 pub(super) async fn multikernel(cx: &Context, command: BesideCommand) -> Outcome {
     match command {
         BesideCommand::Show { transactions } => show(cx, transactions).await,
         BesideCommand::Pool(args) => pool(cx, args).await,
     }
+}
+
+pub(super) async fn adopt(cx: &Context, args: AdoptArgs) -> Outcome {
+    let AdoptArgs { name, force, spec: wanted } = args;
+    let sizes = [wanted.memory, wanted.memory_min, wanted.memory_max];
+    let counts = [wanted.cpus, wanted.cpus_min, wanted.cpus_max];
+    if sizes.iter().any(Option::is_some) || counts.iter().any(Option::is_some) {
+        return Err(CliError::usage(
+            "an instance that is taken over keeps the memory and the CPUs that it has: leave --memory.. and --cpus.. out",
+        ));
+    }
+    let spec_json = serde_json::to_string(&spec::read(&wanted)?)
+        .map_err(|error| CliError::failed("write the specification", error))?;
+    let client = cx.client().await?;
+    let request = AdoptRequest { name: name.to_string(), spec_json, force };
+    let view = client.ask(client.beside.adopt(request)).await?;
+    fleet::print_view(cx, &view)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn show(cx: &Context, with_transactions: bool) -> Outcome {
@@ -32,7 +50,11 @@ async fn show(cx: &Context, with_transactions: bool) -> Outcome {
             instance.status.clone(),
             cpus.join(","),
             bytes(instance.memory_bytes),
-            if instance.is_ours { "tombolo" } else { "another program" }.into(),
+            match (instance.is_ours, instance.is_taken_over) {
+                (true, false) => "tombolo".into(),
+                (true, true) => "another program, taken over".into(),
+                (false, _) => "another program".into(),
+            },
         ]);
     }
     cx.output.line(text_of(&rows))?;

@@ -124,7 +124,16 @@ pub(super) async fn list(cx: &Context, args: PsArgs) -> Outcome {
     }
     let mut header = vec!["name", "cid", "state", "health", "up", "boots", "driver", "pid"];
     if args.wide {
-        header.extend(["restarts", "memory", "link", "generation", "incarnation", "kernel", "last end"]);
+        header.extend([
+            "restarts",
+            "memory",
+            "origin",
+            "link",
+            "generation",
+            "incarnation",
+            "kernel",
+            "last end",
+        ]);
     }
     let mut rows = table(&header);
     for view in &views {
@@ -150,6 +159,7 @@ fn row(view: &InstanceView, wide: bool) -> Vec<String> {
         cells.extend([
             view.restarts.to_string(),
             format!("{} MiB", view.memory_mib),
+            or_dash(view.taken_over.clone()),
             or_dash(view.link.map(|link| link.to_string())),
             view.generation.to_string(),
             or_dash(view.incarnation.clone()),
@@ -189,6 +199,7 @@ fn describe(detail: &InstanceDetail) -> String {
     };
     add("up", view.up_since_unix_ns.map(age));
     add("driver", view.spawner.clone());
+    add("origin", view.taken_over.as_ref().map(|it| format!("made by another program ({it}), taken over")));
     add("process", view.pid.map(|pid| pid.to_string()));
     add("kernel", view.kernel.clone());
     add("boot id", view.boot_id.clone());

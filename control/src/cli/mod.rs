@@ -139,6 +139,7 @@ async fn run(cx: &Context, command: Command) -> Outcome {
     match command {
         Command::Up(args) => up::up(cx, args).await,
         Command::Create(args) => fleet::create(cx, args).await,
+        Command::Adopt(args) => beside::adopt(cx, args).await,
         Command::Start(args) => fleet::start(cx, args).await,
         Command::Stop(args) => fleet::stop(cx, args).await,
         Command::Kill(args) => fleet::kill(cx, args).await,

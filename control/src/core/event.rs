@@ -34,6 +34,8 @@ pub enum EventKind {
     DaemonStopped { kernels_left_running: u32 },
     /// A record was made.
     Created,
+    /// An instance that another program made was taken over: which transaction of the kernel had made it, and how it was.
+    TakenOver { transaction: String, status: String },
     /// A record was deleted.
     Removed,
     /// The lifecycle moved.

@@ -80,6 +80,11 @@ impl Drivers {
         self.multikernel.change_pool(wish, dry_run).await
     }
 
+    /// What drives kernels beside this one.
+    pub(crate) fn multikernel(&self) -> &MultikernelSpawner {
+        &self.multikernel
+    }
+
     /// The first number from `least` on that a new instance can have: where kernels run beside this one there are few, and other programs give
     /// numbers as well. `ours`: those of our instances.
     pub(crate) async fn number_from(&self, kind: SpawnerKind, least: u32, ours: Vec<u32>) -> u32 {

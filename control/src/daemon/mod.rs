@@ -41,6 +41,7 @@ use self::paced::PacedLinks;
 use self::registry::Registry;
 use self::services::ShutdownRequest;
 use self::shared::{Parts, Shared};
+use crate::api::ControlError;
 use crate::core::policy::to_broker_policy;
 use crate::core::{EventKind, State};
 use crate::store::{InstanceRecord, StateLock, Store, StoreError};
@@ -239,7 +240,10 @@ async fn stop_all(registry: &Registry) {
             let name = handle.name.to_string();
             if let Err(error) = handle.mailbox.command(&name, Command::Stop(None)).await {
                 tracing::warn!(instance = name, %error, "could not begin to stop it");
-                let _ = handle.mailbox.command(&name, Command::Kill).await;
+                // One that was taken over while it ran, and is not ours to end by the way.
+                if !matches!(error, ControlError::Conflict { .. }) {
+                    let _ = handle.mailbox.command(&name, Command::Kill).await;
+                }
             }
             let mut face = handle.face.clone();
             let stopped = face.wait_for(|face| {

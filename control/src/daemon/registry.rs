@@ -8,8 +8,11 @@ use tombolo_transport::Cid;
 
 use super::instance::{self, Command, Handle};
 use super::shared::Shared;
+use crate::api::beside::AdoptRequest;
 use crate::api::{ControlError, CreateRequest, InstanceView};
 use crate::core::{EventKind, InstanceName, InstanceSpec};
+use crate::spawner::SpawnerKind;
+use crate::spawner::multikernel::OfferError;
 use crate::store::{Batch, InstanceRecord};
 use crate::time::unix_ns;
 
@@ -57,11 +60,7 @@ impl Registry {
 
     /// Records a new instance.
     pub(crate) async fn create(&self, request: CreateRequest) -> Result<InstanceView, ControlError> {
-        let invalid = |reason: String| ControlError::Invalid { reason };
-        let name: InstanceName = request.name.parse().map_err(|error| invalid(format!("{error}")))?;
-        let spec: InstanceSpec = serde_json::from_str(&request.spec_json).map_err(|error| {
-            invalid(format!("the specification of `{name}` cannot be understood: {error}"))
-        })?;
+        let (name, spec) = parse(&request.name, &request.spec_json)?;
         spec.validate(&name).map_err(|error| invalid(error.to_string()))?;
         let key = match request.idempotency_key {
             Some(key) if key.is_empty() || key.len() > KEY_BYTES_MAX => {
@@ -100,7 +99,7 @@ impl Registry {
         let next = self.shared.store.next_cid()?;
         let ours = self.views().iter().map(|view| view.cid).collect();
         let cid = drivers.number_from(kind, next, ours).await;
-        let member = self.free_member(&name)?;
+        let member = self.free_member("create", &name)?;
         let record = InstanceRecord::new(name.clone(), Cid(cid), member, spec, unix_ns());
         let mut batch = Batch::new().put_instance(&record).next_cid(next.max(cid + 1)).event(
             Some(&name),
@@ -111,10 +110,74 @@ impl Registry {
             batch = batch.put_receipt(key, &fingerprint_of(&name, &record.spec));
         }
         self.shared.store.commit(batch).await?;
+        Ok(self.enter(record))
+    }
+
+    /// Records an instance that another program made in the kernel, as the kernel has it. That record is all that taking over is: until it is
+    /// stored nothing has happened, and then it is ours.
+    pub(crate) async fn adopt(&self, request: AdoptRequest) -> Result<InstanceView, ControlError> {
+        let (name, mut spec) = parse(&request.name, &request.spec_json)?;
+        let conflict =
+            |reason: String| ControlError::Conflict { verb: "adopt".into(), name: name.to_string(), reason };
+        let kind = SpawnerKind::Multikernel;
+        if let Some(other) = spec.spawner.filter(|spawner| *spawner != kind) {
+            return Err(invalid(format!(
+                "only instances of the kernel's own can be taken over, which the spawner `{kind}` starts, and not `{other}`"
+            )));
+        }
+        let _birth = self.births.lock().await;
+        if self.find(name.as_str()).is_ok() {
+            return Err(conflict("an instance of this name exists".into()));
+        }
+        let offer = self.shared.drivers.multikernel().offer(name.to_string(), request.force).await;
+        let offer = offer.map_err(|error| match error {
+            OfferError::NotFound => {
+                ControlError::NotFound { what: "instance of the kernel".into(), name: name.to_string() }
+            }
+            OfferError::Refused(reason) => conflict(reason),
+            OfferError::Failed(reason) => {
+                ControlError::failed(format!("take over `{name}` (nothing was changed)"), reason)
+            }
+        })?;
+        spec.spawner = Some(kind);
+        (spec.memory_mib, spec.memory_min_mib, spec.memory_max_mib) = (offer.memory_bytes >> 20, None, None);
+        (spec.cpus, spec.cpus_min, spec.cpus_max) = (offer.cpus, None, None);
+        spec.validate(&name).map_err(|error| conflict(format!("as the kernel has it, {error}")))?;
+        spec.check_for(kind, &name).map_err(|error| invalid(error.to_string()))?;
+        if let Some(other) = self.find_by_cid(Cid(offer.id)) {
+            let reason = format!(
+                "its number, {}, is the address of `{}`: remove that one first",
+                offer.id, other.name
+            );
+            return Err(conflict(reason));
+        }
+        let member = self.free_member("adopt", &name)?;
+        let next = self.shared.store.next_cid()?;
+        let mut record = InstanceRecord::new(name.clone(), Cid(offer.id), member, spec, unix_ns());
+        record.spawner = Some(kind);
+        record.taken_over = Some(offer.taken_over.clone());
+        let event = EventKind::TakenOver {
+            transaction: format!("tx_{}", offer.taken_over.transaction),
+            status: offer.status.clone(),
+        };
+        let batch = Batch::new().put_instance(&record).next_cid(next.max(offer.id + 1)).event(
+            Some(&name),
+            None,
+            event,
+        );
+        // Under the lock of the offer: what is recorded is still so.
+        self.shared.store.commit(batch).await?;
+        drop(offer);
+        Ok(self.enter(record))
+    }
+
+    /// Starts the task of an instance that was just recorded.
+    fn enter(&self, record: InstanceRecord) -> InstanceView {
         let handle = instance::start(self.shared.clone(), record, false);
         let view = handle.face.borrow().view.clone();
-        self.handles.write().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(name, handle);
-        Ok(view)
+        let mut handles = self.handles.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        handles.insert(handle.name.clone(), handle);
+        view
     }
 
     /// Deletes the record of an instance that does not run.
@@ -127,12 +190,12 @@ impl Registry {
     }
 
     /// The lowest member of the pool that no record holds; 0 is the primary.
-    fn free_member(&self, name: &InstanceName) -> Result<u16, ControlError> {
+    fn free_member(&self, verb: &str, name: &InstanceName) -> Result<u16, ControlError> {
         let taken: Vec<u32> = self.views().iter().map(|view| view.member).collect();
         let members_max = self.shared.pool.geometry().members_max;
         (1..members_max).find(|member| !taken.contains(member)).and_then(|member| u16::try_from(member).ok()).ok_or_else(
             || ControlError::Conflict {
-                verb: "create".into(),
+                verb: verb.into(),
                 name: name.to_string(),
                 reason: format!(
                     "the pool has room for {} instances and holds as many; remove one, or begin a new pool with --pool-members",
@@ -141,6 +204,18 @@ impl Registry {
             },
         )
     }
+}
+
+fn invalid(reason: String) -> ControlError {
+    ControlError::Invalid { reason }
+}
+
+/// What a caller says of an instance.
+fn parse(name: &str, spec_json: &str) -> Result<(InstanceName, InstanceSpec), ControlError> {
+    let name: InstanceName = name.parse().map_err(|error| invalid(format!("{error}")))?;
+    let spec = serde_json::from_str(spec_json)
+        .map_err(|error| invalid(format!("the specification of `{name}` cannot be understood: {error}")))?;
+    Ok((name, spec))
 }
 
 /// Longest idempotency key, in bytes.

@@ -44,7 +44,7 @@ impl Claim {
             Err(SpawnError::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
-        multikernel::release(dir).await.map_err(|reason| SpawnError::Refused {
+        multikernel::clear(dir).await.map_err(|reason| SpawnError::Refused {
             action: "forget",
             runtime_dir: dir.to_owned(),
             reason,

@@ -38,7 +38,7 @@ use std::path::Path;
 pub use device::{Device, DeviceModel};
 pub use error::SpawnError;
 pub use kernel::{Kernel, KernelStatus};
-pub use multikernel::{MultikernelSpawner, Settings as MultikernelSettings};
+pub use multikernel::{MultikernelSpawner, Settings as MultikernelSettings, TakenOver};
 pub use process::ProcessSpawner;
 pub use qemu::QemuSpawner;
 pub use spec::{Availability, FileContent, InitrdFile, KernelSpec, PoolFile, SpawnerKind};

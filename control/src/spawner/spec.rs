@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tombolo_agent::config::AgentConfig;
 use tombolo_handover::PciAddress;
 
-use super::Device;
+use super::{Device, TakenOver};
 
 /// Which driver makes a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -190,6 +190,8 @@ pub struct KernelSpec {
     pub runtime_dir: PathBuf,
     /// Further kernel command-line arguments. Ignored by `process`.
     pub extra_args: Vec<String>,
+    /// What another program made for it and was taken over: it boots in that as long as it is there. Only of `multikernel`.
+    pub taken_over: Option<TakenOver>,
 }
 
 #[cfg(test)]

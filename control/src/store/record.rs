@@ -6,7 +6,7 @@ use tombolo_transport::{Cid, Incarnation};
 
 use crate::core::lifecycle::{End, Lifecycle};
 use crate::core::{InstanceName, InstanceSpec};
-use crate::spawner::SpawnerKind;
+use crate::spawner::{SpawnerKind, TakenOver};
 
 /// What is stored about one instance. Written before each step of its life is carried out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub struct InstanceRecord {
     /// The driver that made its present kernel.
     #[serde(default)]
     pub spawner: Option<SpawnerKind>,
+    /// What another program made for it in the kernel beside which it runs, where that was taken over.
+    #[serde(default)]
+    pub taken_over: Option<TakenOver>,
     /// Its present boot.
     #[serde(default)]
     pub incarnation: Option<Incarnation>,
@@ -79,6 +82,7 @@ impl InstanceRecord {
             spec,
             life: Lifecycle::default(),
             spawner: None,
+            taken_over: None,
             incarnation: None,
             secret: None,
             pid: None,

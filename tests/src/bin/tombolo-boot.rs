@@ -75,6 +75,7 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<ExitHow> {
         pool: None,
         runtime_dir: runtime_dir.unwrap_or_else(|| dir.path().join("kernel")),
         extra_args,
+        taken_over: None,
     };
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)

@@ -1,12 +1,14 @@
 //! Kernels beside this one, as their users meet them: the daemon's `multikernel` spawner on the **stand-in** for Multikernel Linux.
 //!
 //! Each test has a stand-in of its own, under which this program runs again. [`life`] is the life of one kernel, whoever dies;
-//! [`without_pool`] is that of one that shares no memory with the host; [`with_kerf`] is living together with another program that changes the same kernel's books.
+//! [`without_pool`] is that of one that shares no memory with the host; [`with_kerf`] is living together with another program that changes the same kernel's
+//! books, [`adopted`] taking over what it made.
 
 use tombolo_tests::bed::Bed;
 use tombolo_tests::prerequisites;
 use tombolo_tests::standin::{self, StandIn};
 
+mod adopted;
 mod life;
 mod with_kerf;
 mod without_pool;
@@ -110,4 +112,8 @@ on_the_stand_in!(
         kernel_that_kerf_ends_is_seen_ended,
         both_write_at_once_and_no_transaction_is_confused,
         lock_that_a_killed_kerf_left_is_waited_for_and_removed_when_it_is_old;
+    adopted needs prerequisites::kerf() =>
+        instance_that_kerf_made_lives_on_as_ours_once_it_is_adopted,
+        kernel_that_kerf_runs_is_adopted_only_by_force_and_ended_only_by_force,
+        daemon_killed_at_any_moment_has_adopted_it_or_has_not;
 );

@@ -10,25 +10,25 @@ use tombolo_tests::kerf::Kerf;
 
 use super::{Beside, MEMORY};
 
-const LOCK: &str = "/run/kerf.lock";
+pub(super) const LOCK: &str = "/run/kerf.lock";
 
 fn start() -> Option<(Beside, Kerf)> {
     Some((Beside::start()?, Kerf::find()?))
 }
 
-fn with_pool() -> Option<(Beside, Kerf)> {
+pub(super) fn with_pool() -> Option<(Beside, Kerf)> {
     Some((Beside::with_pool()?, Kerf::find()?))
 }
 
 /// What `tombolo multikernel show` says of an instance.
-fn shown(beside: &Beside, name: &str) -> Value {
+pub(super) fn shown(beside: &Beside, name: &str) -> Value {
     let said = beside.bed.must(&["--json", "multikernel", "show"]).json();
     let instances = said["multikernel"]["instances"].as_array().unwrap();
     instances.iter().find(|instance| instance["name"] == name).unwrap_or_else(|| panic!("{said}")).clone()
 }
 
 /// All that the kernel says of an instance.
-fn as_the_kernel_has_it(name: &str) -> Vec<Vec<u8>> {
+pub(super) fn as_the_kernel_has_it(name: &str) -> Vec<Vec<u8>> {
     let dir = Path::new("/sys/fs/multikernel/instances").join(name);
     ["id", "status", "device_tree"].map(|file| fs::read(dir.join(file)).unwrap()).into()
 }

@@ -98,6 +98,7 @@ fn bed<S>(spawner: S, init: PathBuf) -> Bed<S> {
         pool: Some(pool),
         runtime_dir: dir.path().join("instances/web"),
         extra_args: Vec::new(),
+        taken_over: None,
     };
     Bed { spawner, spec, dir }
 }

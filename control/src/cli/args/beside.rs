@@ -5,7 +5,9 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand};
 
+use super::SpecArgs;
 use super::handover::parse_size;
+use crate::core::InstanceName;
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum BesideCommand {
@@ -17,6 +19,18 @@ pub enum BesideCommand {
     },
     /// Set CPUs and memory aside for other kernels, or give them back to the host
     Pool(PoolChangeArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct AdoptArgs {
+    /// The instance, by its name in the kernel
+    pub name: InstanceName,
+    /// Take it over even if it runs: it goes on without an agent and not watched, and can be neither stopped in good order nor
+    /// started until `tombolo kill` has ended it by force. Also one that another `tombolod` made, which must not run any more
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub spec: SpecArgs,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -33,10 +33,17 @@ impl Instance {
             Command::Freeze(frozen) => return self.freeze(frozen, reply),
             Command::Crash => return self.crash(reply),
         };
+        if let Err(error) = self.refuse_what_has_no_agent(command).await {
+            drop(reply.send(Err(error)));
+            return;
+        }
         let outcome = self.step(input, vec![]).await;
         // Bring what follows at once under way, so that the answer shows it.
         while let Some(input) = self.inputs.pop_front() {
             let _ = self.step(input, vec![]).await;
+        }
+        if outcome.is_ok() && command == Command::Kill && self.has_only_what_was_taken_over() {
+            return self.end_what_was_taken_over(reply);
         }
         drop(reply.send(outcome.map(|()| self.view()).map_err(ControlError::from)));
     }
@@ -50,6 +57,8 @@ impl Instance {
                 reason: format!("it is {state}; stop it first, or use --force"),
             });
         }
+        // A kernel of ours that could not be given back when it ended, or what was taken over: afterwards nobody would know whose it is.
+        self.give_back().await?;
         let batch = Batch::new().delete_instance(&self.record.name).event(
             Some(&self.record.name),
             None,

@@ -140,6 +140,7 @@ impl Instance {
             pool: Some(PoolFile { path: self.shared.places.pool.clone(), len: self.shared.pool_bytes }),
             runtime_dir: folder,
             extra_args: spec.extra_args.clone(),
+            taken_over: self.record.taken_over.clone(),
         }));
         Ok(())
     }

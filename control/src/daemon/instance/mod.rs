@@ -12,6 +12,7 @@ mod kernel_probe;
 mod last_words;
 mod link;
 mod message;
+mod taken_over;
 mod view;
 mod watch;
 
@@ -38,7 +39,7 @@ use crate::core::health::{HealthConfig, Monitor, Verdict};
 use crate::core::layer::Layer;
 use crate::core::lifecycle::{Effect, Found, Input, Timer};
 use crate::core::{EventKind, InstanceName, State};
-use crate::spawner::{Kernel, KernelSpec, KernelStatus, SpawnError};
+use crate::spawner::{Kernel, KernelSpec, KernelStatus, SpawnError, TakenOver};
 use crate::store::{Batch, InstanceRecord, StoreError};
 use crate::time::{monotonic_ns, unix_ns};
 
@@ -58,6 +59,8 @@ pub(crate) struct Face {
     pub(crate) kernel: Option<Kernel>,
     /// Whether it gives and gets CPUs by itself.
     pub(crate) balances: bool,
+    /// What another program made for it, and was taken over.
+    pub(crate) taken_over: Option<TakenOver>,
 }
 
 /// How others reach an instance.
@@ -117,7 +120,8 @@ pub(crate) fn start(shared: Arc<Shared>, record: InstanceRecord, resume: bool) -
         // So it was under the earlier daemon. What this one finds is yet to come.
         view.state = State::Adopted;
     }
-    let face = channel::Sender::new(Face { view, link: None, kernel: None, balances: record.spec.balance });
+    let (balances, taken_over) = (record.spec.balance, record.taken_over.clone());
+    let face = channel::Sender::new(Face { view, link: None, kernel: None, balances, taken_over });
     let handle = Handle { name: record.name.clone(), mailbox: mailbox.clone(), face: face.subscribe() };
     let instance = Instance {
         shared,
@@ -355,6 +359,7 @@ impl Instance {
             link: self.link.as_ref().map(|link| link.link.clone()),
             kernel: self.kernel.clone(),
             balances: self.record.spec.balance,
+            taken_over: self.record.taken_over.clone(),
         };
         self.face.send_replace(face);
     }

@@ -44,6 +44,7 @@ pub(super) fn view(shared: &Shared, record: &InstanceRecord, verdict: Verdict) -
         health_reason: None,
         link: None,
         spawner: record.spawner.map(|kind| kind.to_string()),
+        taken_over: record.taken_over.as_ref().map(|it| format!("tx_{}", it.transaction)),
         pid: record.pid.filter(|_| has_kernel),
         incarnation: record.incarnation.filter(|_| has_kernel).map(|incarnation| incarnation.to_string()),
         boot_id: record.boot_id.clone().filter(|_| has_kernel),

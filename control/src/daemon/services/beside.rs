@@ -3,16 +3,25 @@
 use tombolo_rpc::Ctx;
 
 use super::Session;
-use crate::api::beside::{Beside, KernelBooks, PoolWish};
-use crate::api::{ControlError, Role};
-use crate::spawner::multikernel;
+use crate::api::beside::{AdoptRequest, Beside, KernelBooks, PoolWish};
+use crate::api::{ControlError, InstanceView, Role};
+use crate::daemon::instance::Handle;
+use crate::spawner::multikernel::{self, Known};
 
 impl Beside for Session {
     async fn show(&self, _cx: &Ctx) -> Result<KernelBooks, ControlError> {
         let settings = self.shared.drivers.multikernel_settings().clone();
-        let folders: Vec<_> =
-            self.registry.all().iter().map(|handle| self.shared.places.instance(&handle.name)).collect();
-        let read = tokio::task::spawn_blocking(move || multikernel::books(&settings, &folders)).await;
+        let known = |handle: &Handle| {
+            let face = handle.face.borrow();
+            Known {
+                folder: self.shared.places.instance(&handle.name),
+                name: handle.name.to_string(),
+                cid: face.view.cid,
+                taken_over: face.taken_over.clone(),
+            }
+        };
+        let instances: Vec<_> = self.registry.all().iter().map(known).collect();
+        let read = tokio::task::spawn_blocking(move || multikernel::books(&settings, &instances)).await;
         let read = read.unwrap_or_else(|panicked| Err(panicked.to_string()));
         read.map_err(|reason| ControlError::failed("read the kernel's books", reason))
     }
@@ -28,6 +37,14 @@ impl Beside for Session {
         if !dry_run {
             self.audit("pool", None, &outcome).await;
         }
+        outcome
+    }
+
+    async fn adopt(&self, _cx: &Ctx, request: AdoptRequest) -> Result<InstanceView, ControlError> {
+        self.require(Role::Admin, "adopt")?;
+        let name = request.name.clone();
+        let outcome = self.registry.adopt(request).await;
+        self.audit("adopt", Some(&name), &outcome).await;
         outcome
     }
 }

@@ -242,6 +242,7 @@ fn absent(name: String) -> InstanceView {
         health_reason: None,
         link: None,
         spawner: None,
+        taken_over: None,
         pid: None,
         incarnation: None,
         boot_id: None,

@@ -1,22 +1,22 @@
 //! What the kernel says of everything that it has, whoever made it: for people to look at.
 
-use std::path::PathBuf;
-
 use super::hold::is_ours;
 use super::interface::{self, AskError, Interface, Mounted};
-use super::record::Record;
+use super::record::{Origin, Record};
+use super::taken_over::Known;
 use super::transaction;
 use super::tree::{Chunk, InstanceTree};
 use super::{MARK, Settings};
 use crate::api::beside::{KernelBooks, KernelInstance, KernelTransaction, PoolChunk, PoolCpu};
 
-/// Reads it all. `folders`: the runtime folders of our instances, which tell what of it is ours.
-pub(crate) fn books(settings: &Settings, folders: &[PathBuf]) -> Result<KernelBooks, String> {
+/// Reads it all. `instances`: ours, by which is told what of it is ours.
+pub(crate) fn books(settings: &Settings, instances: &[Known]) -> Result<KernelBooks, String> {
     let kernel = Mounted::at(&settings.root);
     if !kernel.is_mounted() {
         return Err(format!("no kernel interface is mounted at {}", settings.root.display()));
     }
-    let ours: Vec<Record> = folders.iter().filter_map(|folder| Record::read(folder).ok().flatten()).collect();
+    let ours: Vec<Record> =
+        instances.iter().filter_map(|known| known.record(settings).ok().flatten()).collect();
     let pool = interface::pool_or_none(&kernel).map_err(|error| error.to_string())?;
     let cpu =
         |cpu: &super::PhysicalCpu| PoolCpu { physical: cpu.0, is_free: pool.cpus_available.contains(cpu) };
@@ -49,10 +49,11 @@ fn tree(kernel: &impl Interface, name: &str) -> Option<InstanceTree> {
 fn instance(kernel: &impl Interface, ours: &[Record], name: String) -> KernelInstance {
     let tree = tree(kernel, &name);
     let id = tree.as_ref().map(|tree| tree.id);
+    let is_it = |record: &&Record| record.name.as_str() == name && is_ours(kernel, record) == Ok(true);
+    let ours = ours.iter().find(is_it);
     KernelInstance {
-        is_ours: ours
-            .iter()
-            .any(|record| record.name.as_str() == name && is_ours(kernel, record) == Ok(true)),
+        is_ours: ours.is_some(),
+        is_taken_over: ours.is_some_and(|record| record.origin != Origin::Made),
         id: id.map(|id| u32::from(id.0)),
         status: line(kernel, &format!("instances/{name}/status")),
         cpus: tree.iter().flat_map(|tree| &tree.cpus).map(|cpu| cpu.0).collect(),

@@ -7,7 +7,7 @@ use super::hold::Hold;
 use super::ids::PhysicalCpu;
 use super::interface::{self, InstanceStatus, Interface};
 use super::lock;
-use super::record::Record;
+use super::record::{Origin, Record};
 
 /// Makes in the kernel what `record` says, and loads it. What is to be made is noted in `dir` first, so that [`release`] gives back whatever
 /// came of it.
@@ -28,6 +28,32 @@ pub(super) fn make(
     Hold::on(kernel, record).load(image, initrd, command_line)
 }
 
+/// Loads the instance of `record`, which was taken over and is there, in place of whatever its maker had loaded. That is noted in `dir` first.
+pub(super) fn load_taken_over(
+    kernel: &impl Interface,
+    dir: &Path,
+    record: &mut Record,
+    (image, initrd): (BorrowedFd<'_>, BorrowedFd<'_>),
+    command_line: &str,
+) -> Result<(), String> {
+    let name = record.name.clone();
+    let status = Hold::on(kernel, record).ours()?;
+    if matches!(status, Some(InstanceStatus::Active | InstanceStatus::Failed)) {
+        return Err(format!(
+            "a kernel runs in instance `{name}`, or may, and was taken over so, without an agent to stop it by: `tombolo kill {name}` ends it by force"
+        ));
+    }
+    let tree = interface::instance(kernel, &record.name).map_err(|error| error.to_string())?;
+    let tree = tree.ok_or_else(|| format!("instance `{name}` is gone"))?;
+    (record.memory_bytes, record.cpus) = (tree.memory_bytes, tree.cpus);
+    record.write(dir).map_err(|error| format!("could not note what is to be loaded: {error}"))?;
+    let hold = Hold::on(kernel, record);
+    if status == Some(InstanceStatus::Loaded) {
+        hold.unload(|| false)?;
+    }
+    hold.load(image, initrd, command_line)
+}
+
 /// So many CPUs of the pool that no instance has. Whoever holds the lock can be sure of them.
 fn free_cpus(kernel: &impl Interface, wanted: u32) -> Result<Vec<PhysicalCpu>, String> {
     let pool = interface::pool_or_none(kernel).map_err(|error| error.to_string())?;
@@ -45,6 +71,19 @@ pub(super) fn release(kernel: &impl Interface, dir: &Path) -> Result<(), String>
     let Some(record) = read(dir)? else { return Ok(()) };
     Hold::on(kernel, &record).release(lock::WAIT_MAX, || false)?;
     Record::remove(dir).map_err(|error| format!("could not forget what was made: {error}"))
+}
+
+/// Makes room for another kernel in `dir`: gives back what was made and forgets it. What was taken over stays as it is, for that one. Refuses a kernel
+/// that runs.
+pub(super) fn clear(kernel: &impl Interface, dir: &Path) -> Result<(), String> {
+    let Some(record) = read(dir)? else { return Ok(()) };
+    if record.origin == Origin::Made {
+        return release(kernel, dir);
+    }
+    match Hold::on(kernel, &record).ours()? {
+        Some(InstanceStatus::Active) => Err(format!("instance `{}` runs: end it first", record.name)),
+        _ => Record::remove(dir).map_err(|error| format!("could not forget what was loaded: {error}")),
+    }
 }
 
 /// Ends the kernel, whoever stands for it.

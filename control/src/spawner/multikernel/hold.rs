@@ -12,8 +12,9 @@ use super::ids::listed;
 use super::interface::{self, InstanceStatus, Interface};
 use super::lock::{self, Lock};
 use super::overlay::{Intent, NewInstance};
-use super::provenance::{self, Maker};
-use super::record::Record;
+use super::provenance::{self, Maker, Mark};
+use super::record::{Origin, Record};
+use super::taken_over::host_boot;
 use super::transaction::{self, ApplyError};
 
 /// How long an instance that was told to end may take to be seen ended, before it is told again.
@@ -217,7 +218,10 @@ impl<'a, I: Interface> Hold<'a, I> {
     /// What is not there may be made yet: the kernel was asked, and has not said what came of it.
     fn must_not_come(&self) -> Result<(), String> {
         let name = &self.record.name;
-        let pending = provenance::pending(self.kernel, name, &mark(self.record, "create"));
+        if self.record.origin != Origin::Made {
+            return Ok(());
+        }
+        let pending = provenance::pending(self.kernel, Mark::Nonce(&mark(self.record, "create")));
         match pending.map_err(|error| error.to_string())? {
             Some(number) => {
                 Err(format!("instance `{name}` is not there, and may come yet: tx_{number} is pending"))
@@ -226,7 +230,8 @@ impl<'a, I: Interface> Hold<'a, I> {
         }
     }
 
-    fn unload(&self, is_called_off: impl Fn() -> bool) -> Result<(), String> {
+    /// Takes the image from it.
+    pub(super) fn unload(&self, is_called_off: impl Fn() -> bool) -> Result<(), String> {
         let name = &self.record.name;
         // The kernel itself would unload one that runs, so it is looked at before each try.
         let unload = || match self.status() {
@@ -273,14 +278,20 @@ impl<'a, I: Interface> Hold<'a, I> {
     }
 }
 
-/// Whether what has the name and the number of an instance of ours is what we made.
+/// Whether what has the name and the number of an instance of ours is what we made, or took over.
 pub(super) fn is_ours(kernel: &impl Interface, record: &Record) -> Result<bool, String> {
     let name = &record.name;
     let tree = interface::instance(kernel, name).map_err(|error| error.to_string())?;
     if tree.is_none_or(|tree| tree.id != record.id) {
         return Ok(false);
     }
-    match provenance::maker(kernel, name, &mark(record, "create")).map_err(|error| error.to_string())? {
+    let maker = match &record.origin {
+        Origin::Made => provenance::maker(kernel, name, Mark::Nonce(&mark(record, "create"))),
+        // Of another boot of the host nothing is left.
+        Origin::TakenOver(taken_over) if taken_over.host_boot != host_boot()? => return Ok(false),
+        Origin::TakenOver(taken_over) => provenance::maker(kernel, name, Mark::TakenOver(taken_over)),
+    };
+    match maker.map_err(|error| error.to_string())? {
         Maker::Us => Ok(true),
         Maker::Another => Ok(false),
         Maker::Unknown(why) => Err(format!(

@@ -14,7 +14,7 @@ const INSTANCE_IDS: std::ops::RangeInclusive<u16> = 1..=511;
 pub(crate) struct InstanceId(pub(super) u16);
 
 /// The lowest number that we give: what is below means this kernel and its parent elsewhere.
-const FIRST: u32 = 3;
+pub(super) const FIRST: u32 = 3;
 
 /// The first number from `least` on that is not taken; when they are used up, the first at all. `least` if there is none: it is refused when it is
 /// used.

@@ -33,6 +33,7 @@ mod pool;
 mod provenance;
 mod record;
 mod settings;
+mod taken_over;
 mod transaction;
 mod tree;
 pub(crate) mod warden;
@@ -53,11 +54,14 @@ pub(crate) use self::line::vsock;
 pub(crate) use self::look::{InterfaceState, interface_state, lock_left_behind};
 pub(crate) use self::settings::HostEnd;
 pub use self::settings::Settings;
+pub use self::taken_over::TakenOver;
+pub(crate) use self::taken_over::{Known, Offer, OfferError};
 
+use self::hold::Hold;
 use self::ids::{InstanceId, InstanceName, PhysicalCpu};
 use self::image::{Arch, ImageError, KernelImage, Limits};
-use self::interface::Mounted;
-use self::record::Record;
+use self::interface::{InstanceStatus, Mounted};
+use self::record::{Origin, Record};
 use super::launch::Claim;
 use super::{Availability, Kernel, KernelSpec, SpawnError, Spawner, SpawnerKind, initrd};
 use crate::api::beside::PoolWish;
@@ -114,6 +118,51 @@ impl MultikernelSpawner {
         &self.settings
     }
 
+    /// Looks whether an instance of the kernel that another program made can be taken over. Changes nothing.
+    pub(crate) async fn offer(&self, name: String, force: bool) -> Result<Offer, OfferError> {
+        let settings = self.settings.clone();
+        let look = move || taken_over::offer(&Mounted::at(&settings.root), &settings, &name, force);
+        let looked = tokio::task::spawn_blocking(look).await;
+        looked.unwrap_or_else(|panicked| Err(OfferError::Failed(panicked.to_string())))
+    }
+
+    /// Whether a kernel runs, or may, in what there is of an instance in the kernel.
+    pub(crate) async fn is_active(&self, known: Known) -> Result<bool, String> {
+        let runs = |status| matches!(status, Some(InstanceStatus::Active | InstanceStatus::Failed));
+        self.with_hold(known, move |hold| hold.ours().map(runs)).await.map(|runs| runs.unwrap_or(false))
+    }
+
+    /// Ends what runs in it by force.
+    pub(crate) async fn end(&self, known: Known) -> Result<(), String> {
+        self.with_hold(known, |hold| hold.end(|_| ())).await.map(drop)
+    }
+
+    /// Gives back what there is of it in the kernel. Refuses one that runs.
+    pub(crate) async fn give_back(&self, known: Known) -> Result<(), String> {
+        let folder = known.folder.clone();
+        self.with_hold(known, move |hold| {
+            hold.release(lock::WAIT_MAX, || false)?;
+            Record::remove(&folder).map_err(|error| format!("could not forget what was given back: {error}"))
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Does something with what there is of an instance in the kernel; `None` if nothing is known of any.
+    async fn with_hold<T: Send + 'static>(
+        &self,
+        known: Known,
+        act: impl FnOnce(Hold<'_, Mounted>) -> Result<T, String> + Send + 'static,
+    ) -> Result<Option<T>, String> {
+        let settings = self.settings.clone();
+        let acting = move || match known.record(&settings)? {
+            Some(record) => act(Hold::on(&Mounted::at(&record.settings.root), &record)).map(Some),
+            None => Ok(None),
+        };
+        let done = tokio::task::spawn_blocking(acting).await;
+        done.unwrap_or_else(|panicked| Err(panicked.to_string()))
+    }
+
     /// The kernel to boot, looked at.
     async fn image(&self, spec: &KernelSpec) -> Result<KernelImage, SpawnError> {
         let path = spec.image.as_ref().or(self.settings.image.as_ref());
@@ -156,6 +205,7 @@ impl MultikernelSpawner {
             cpus_wanted: spec.cpus_started.max(1),
             cpus: Vec::new(),
             nonce: nonce.to_string(),
+            origin: Origin::Made,
             keeper_binary: self.keeper_binary.clone(),
         })
     }
@@ -221,13 +271,21 @@ impl Spawner for MultikernelSpawner {
         let line = command_line(spec);
         image.check_command_line(&line).map_err(|error| bad_spec(error.to_string()))?;
         let dir = spec.runtime_dir.clone();
+        let taken_over =
+            spec.taken_over.clone().map(|it| Record { origin: Origin::TakenOver(it), ..record.clone() });
         tracing::info!(name, kernel = image.release().unwrap_or("of no known version"), "a kernel is loaded");
         let made = tokio::task::spawn_blocking(move || {
             // What is loaded is what was looked at, whatever becomes of the file.
             let image = anonymous(&image.bytes)
                 .map_err(|error| format!("could not set the kernel aside: {error}"))?;
-            let kernel = Mounted::at(&record.settings.root);
-            folder::make(&kernel, &dir, &mut record, (image.as_fd(), initrd.as_fd()), &line)
+            let (kernel, files) = (Mounted::at(&record.settings.root), (image.as_fd(), initrd.as_fd()));
+            match taken_over {
+                Some(mut taken_over) if Hold::on(&kernel, &taken_over).ours()?.is_some() => {
+                    folder::load_taken_over(&kernel, &dir, &mut taken_over, files, &line)
+                }
+                // It was given back since, or another program removed it.
+                _ => folder::make(&kernel, &dir, &mut record, files, &line),
+            }
         });
         let made = made.await.unwrap_or_else(|panicked| Err(panicked.to_string()));
         let launched = match made {
@@ -235,7 +293,7 @@ impl Spawner for MultikernelSpawner {
             Err(reason) => Err(SpawnError::BadSpec { name: name.clone(), reason }),
         };
         if launched.is_err()
-            && let Err(reason) = release(&spec.runtime_dir).await
+            && let Err(reason) = clear(&spec.runtime_dir).await
         {
             tracing::warn!(name, reason, "what was made for a kernel that did not start is not given back");
         }
@@ -276,14 +334,26 @@ fn command_line(spec: &KernelSpec) -> String {
     words.join(" ")
 }
 
-/// Gives back what was made in the kernel for the instance of `runtime_dir`, if anything was. Refuses one that runs.
+/// Gives back what there is in the kernel of the instance of `runtime_dir`, if there is anything. Refuses one that runs.
 pub(super) async fn release(runtime_dir: &Path) -> Result<(), String> {
+    on_kernel_of(runtime_dir, folder::release).await
+}
+
+/// The same to make room for another kernel, for which what was taken over stays as it is.
+pub(super) async fn clear(runtime_dir: &Path) -> Result<(), String> {
+    on_kernel_of(runtime_dir, folder::clear).await
+}
+
+async fn on_kernel_of(
+    runtime_dir: &Path,
+    act: fn(&Mounted, &Path) -> Result<(), String>,
+) -> Result<(), String> {
     let dir = runtime_dir.to_owned();
-    let released = tokio::task::spawn_blocking(move || match kernel_of(&dir)? {
-        Some(kernel) => folder::release(&kernel, &dir),
+    let acted = tokio::task::spawn_blocking(move || match kernel_of(&dir)? {
+        Some(kernel) => act(&kernel, &dir),
         None => Ok(()),
     });
-    released.await.unwrap_or_else(|panicked| Err(panicked.to_string()))
+    acted.await.unwrap_or_else(|panicked| Err(panicked.to_string()))
 }
 
 /// Ends the kernel of `runtime_dir` from here, whoever stands for it.

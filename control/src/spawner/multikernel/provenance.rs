@@ -2,7 +2,7 @@
 //!
 //! Name and number do not tell: another program may have removed ours and made its own with both. The kernel keeps every overlay that was
 //! written, with its bytes, until whoever wrote it takes it back; so the last one that took effect and made an instance of that name made the
-//! one that is there. Ours carry a mark. Memory and CPUs are no evidence: other programs may change them, and ours too.
+//! one that is there. Ours carry a mark; that of one that was taken over is known by its number and its bytes. Memory and CPUs are no evidence: other programs may change them, and ours too.
 
 use dtoolkit::fdt::Fdt;
 use dtoolkit::{Node as _, Property as _};
@@ -10,6 +10,7 @@ use dtoolkit::{Node as _, Property as _};
 use super::ids::InstanceName;
 use super::interface::{AskError, Interface};
 use super::overlay::NONCE;
+use super::taken_over::TakenOver;
 use super::transaction::transactions;
 
 /// Whose an instance is.
@@ -21,6 +22,24 @@ pub(super) enum Maker {
     Another,
     /// The kernel's transactions do not tell; this says which.
     Unknown(String),
+}
+
+/// By what the transaction is known that made an instance of ours.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Mark<'a> {
+    /// By what it carries.
+    Nonce(&'a str),
+    /// By itself: it was another program's.
+    TakenOver(&'a TakenOver),
+}
+
+impl Mark<'_> {
+    fn is_of(self, transaction: u64, blob: &[u8]) -> bool {
+        match self {
+            Self::Nonce(nonce) => nonce_in(blob).is_some_and(|text| text == nonce.as_bytes()),
+            Self::TakenOver(taken_over) => taken_over.is(transaction, blob),
+        }
+    }
 }
 
 /// What one transaction has to do with an instance.
@@ -36,29 +55,66 @@ struct Entry {
     has_parts: bool,
 }
 
-/// Who made the instance of this name, which is there. `mark`: what our transaction that made it carries.
-pub(super) fn maker(interface: &impl Interface, name: &InstanceName, mark: &str) -> Result<Maker, AskError> {
+/// Who made the instance of this name, which is there. `mark`: by what our transaction is known that made it.
+pub(super) fn maker(
+    interface: &impl Interface,
+    name: &InstanceName,
+    mark: Mark<'_>,
+) -> Result<Maker, AskError> {
+    Ok(judge(entries(interface, name, Some(mark))?))
+}
+
+/// The transaction that made the instance of this name, which is there, and its overlay; the error says why that cannot be told.
+pub(super) fn made_by(
+    interface: &impl Interface,
+    name: &InstanceName,
+) -> Result<Result<(u64, Vec<u8>), String>, AskError> {
+    let entries = entries(interface, name, None)?;
+    let made = entries.iter().rfind(|entry| entry.makes && entry.status == "applied");
+    let Some(made) = made.map(|entry| entry.transaction) else {
+        return Ok(Err("no transaction of the kernel says who made it".into()));
+    };
+    // Whether that is the last word on it.
+    let marked = entries.into_iter().map(|entry| Entry { is_ours: entry.transaction == made, ..entry });
+    match judge(marked) {
+        Maker::Us => {
+            let blob = of_transaction(interface, made, "dtbo")?;
+            Ok(blob.map(|blob| (made, blob)).ok_or_else(|| format!("tx_{made} was taken back just now")))
+        }
+        Maker::Another => Ok(Err(format!("tx_{made} made it, but a later one removed it"))),
+        Maker::Unknown(why) => Ok(Err(format!("it cannot be told who made it: {why}"))),
+    }
+}
+
+/// Whether an overlay carries a mark that begins so.
+pub(super) fn carries(blob: &[u8], mark: &str) -> bool {
+    nonce_in(blob).is_some_and(|text| text.starts_with(mark.as_bytes()))
+}
+
+/// What every transaction has to do with the instance of this name, in the order in which the kernel took them.
+fn entries(
+    interface: &impl Interface,
+    name: &InstanceName,
+    mark: Option<Mark<'_>>,
+) -> Result<Vec<Entry>, AskError> {
     let mut entries = Vec::new();
     for transaction in numbers(interface)? {
         let Some(blob) = of_transaction(interface, transaction, "dtbo")? else { continue };
         let Some(status) = of_transaction(interface, transaction, "status")? else { continue };
         let status = String::from_utf8_lossy(status.trim_ascii()).into_owned();
-        entries.push(Entry { transaction, status, ..entry(&blob, name, mark) });
+        let is_ours = mark.is_some_and(|mark| mark.is_of(transaction, &blob));
+        entries.push(Entry { transaction, status, is_ours, ..entry(&blob, name) });
     }
-    Ok(judge(entries))
+    Ok(entries)
 }
 
-/// The transaction of ours with this mark that has not come to an end, if there is one: what it makes may come yet.
-pub(super) fn pending(
-    interface: &impl Interface,
-    name: &InstanceName,
-    mark: &str,
-) -> Result<Option<u64>, AskError> {
+/// The transaction with this mark that has not come to an end, if there is one: what it makes may come yet.
+pub(super) fn pending(interface: &impl Interface, mark: Mark<'_>) -> Result<Option<u64>, AskError> {
     for transaction in numbers(interface)? {
         let status = of_transaction(interface, transaction, "status")?;
         if status.is_some_and(|status| status.trim_ascii() == b"pending")
             && let Some(blob) = of_transaction(interface, transaction, "dtbo")?
-            && entry(&blob, name, mark).is_ours
+            && mark.is_of(transaction, &blob)
         {
             return Ok(Some(transaction));
         }
@@ -124,8 +180,15 @@ fn judge(entries: impl IntoIterator<Item = Entry>) -> Maker {
     }
 }
 
+/// The mark that an overlay carries.
+fn nonce_in(blob: &[u8]) -> Option<Vec<u8>> {
+    let fdt = Fdt::new(blob).ok()?;
+    let property = fdt.root().property(NONCE)?;
+    property.value().strip_suffix(b"\0").map(<[u8]>::to_vec)
+}
+
 /// What an overlay has to do with an instance, as far as its bytes tell.
-fn entry(blob: &[u8], name: &InstanceName, mark: &str) -> Entry {
+fn entry(blob: &[u8], name: &InstanceName) -> Entry {
     let Ok(fdt) = Fdt::new(blob) else {
         // The kernel should not have been able to read it either. If it names ours, that is not to be relied on.
         let has = |text: &[u8]| blob.windows(text.len()).any(|window| window == text);
@@ -136,10 +199,7 @@ fn entry(blob: &[u8], name: &InstanceName, mark: &str) -> Entry {
     let text = |value: &[u8]| value.strip_suffix(b"\0").map(<[u8]>::to_vec);
     let says = |wanted: &str, value: &[u8]| text(value).as_deref() == Some(wanted.as_bytes());
     let root = fdt.root();
-    let mut entry = Entry {
-        is_ours: root.property(NONCE).is_some_and(|property| says(mark, property.value())),
-        ..Entry::default()
-    };
+    let mut entry = Entry::default();
     let mut operations = 0;
     for fragment in root.children().filter(|node| node.name().starts_with("fragment@")) {
         let Some(overlay) = fragment.child("__overlay__") else { continue };

@@ -1,6 +1,7 @@
 //! What was made in the kernel for one of our instances: written before it is made, removed when it is gone.
 //!
-//! Its nonce is how an instance of ours is told from one that another program made, even if both have the same name and number.
+//! Its nonce is how an instance of ours is told from one that another program made, even if both have the same name and number; one that was taken
+//! over is known by the transaction that made it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Settings;
 use super::ids::{InstanceId, InstanceName, PhysicalCpu};
+use super::taken_over::TakenOver;
 use crate::keeper::{remove_all, write_atomically};
 
 /// Its name in the runtime folder.
@@ -27,8 +29,22 @@ pub(crate) struct Record {
     pub(super) cpus: Vec<PhysicalCpu>,
     /// What its transactions carry, besides a number.
     pub(super) nonce: String,
+    /// Who made it.
+    #[serde(default)]
+    pub(super) origin: Origin,
     /// Who can stand for it again, should its keeper die.
     pub(super) keeper_binary: PathBuf,
+}
+
+/// Who made an instance of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Origin {
+    /// We did: its transaction carries the record's nonce.
+    #[default]
+    Made,
+    /// Another program did, and it was taken over.
+    TakenOver(TakenOver),
 }
 
 impl Record {

@@ -228,6 +228,7 @@ mod tests {
             cpus_wanted: 1,
             cpus: Vec::new(),
             nonce: String::new(),
+            origin: super::super::record::Origin::Made,
             keeper_binary: PathBuf::new(),
         }
     }

@@ -10,7 +10,7 @@ use tombolo_mksim::model::{Quirk, State};
 use super::world::{MIB, Model};
 use crate::spawner::multikernel::hold::Hold;
 use crate::spawner::multikernel::ids::PhysicalCpu;
-use crate::spawner::multikernel::record::Record;
+use crate::spawner::multikernel::record::{Origin, Record};
 use crate::spawner::multikernel::{Settings, folder};
 
 pub(super) struct Bench {
@@ -62,6 +62,7 @@ impl Bench {
             cpus_wanted: 1,
             cpus: cpus.iter().copied().map(PhysicalCpu).collect(),
             nonce: tombolo_transport::Incarnation::random().unwrap().to_string(),
+            origin: Origin::Made,
             keeper_binary: "/none".into(),
         }
     }

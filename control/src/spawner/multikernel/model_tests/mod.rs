@@ -6,6 +6,7 @@ mod deeds;
 mod endings;
 mod lock;
 mod owners;
+mod taken_over;
 mod traps;
 mod world;
 
@@ -18,6 +19,7 @@ fn documented_traps_are_replayed() {
         ("model_tests::owners", include_str!("owners.rs")),
         ("model_tests::endings", include_str!("endings.rs")),
         ("model_tests::lock", include_str!("lock.rs")),
+        ("model_tests::taken_over", include_str!("taken_over.rs")),
         ("model_tests::crashes", include_str!("crashes.rs")),
         ("ending::tests", include_str!("../ending.rs")),
         ("core::health::tests", include_str!("../../../core/health_tests.rs")),
