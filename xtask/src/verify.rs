@@ -26,8 +26,8 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["steps", "seed"])]
     only_freeze: bool,
     /// How many kernels to have running when the daemon is killed, to see how soon the next one has them again; 0: none
-    #[arg(long, default_value_t = 62, value_parser = clap::value_parser!(u8).range(0..=63), value_name = "N")]
-    recover: u8,
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(0..=1022), value_name = "N")]
+    recover: u16,
     /// How many random inputs each fuzz target of the transport gets, from a seed that is new each time and told; 0: none
     #[arg(long, default_value_t = 200_000, value_name = "N")]
     cases: u64,
@@ -137,7 +137,7 @@ fn of_transport(args: &[&str]) -> Command {
     cargo
 }
 
-fn recover(checks: &mut Checks, programs: &Path, kernels: u8) {
+fn recover(checks: &mut Checks, programs: &Path, kernels: u16) {
     checks.check("many kernels and a daemon that dies", || demo::recover_many(programs, kernels.into()));
 }
 
