@@ -32,7 +32,8 @@ impl Default for Sizes {
 pub struct AttachOptions {
     /// How long a task asks a ring again and again, letting other tasks run in between, before it sleeps. About the price of a
     /// sleep and a wake-up pays best, so it is raised to that, up to 2 ms, where system calls are slow (user-mode Linux). It adapts
-    /// downwards on connections where asking does not help. Zero: never ask. Default 100 µs.
+    /// downwards on connections where asking does not help. Zero: never ask. Default 100 µs. Whoever runs the program may say otherwise,
+    /// and then exactly that holds: `TOMBOLO_SPIN=off`, or a time such as `TOMBOLO_SPIN=50us`, up to 1 s.
     pub spin: Duration,
     /// How often to look for bells that were lost, while somebody sleeps. Default 100 ms.
     pub recheck: Duration,
