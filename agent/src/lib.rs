@@ -25,6 +25,7 @@ pub mod heartbeat;
 pub mod inventory;
 pub mod link;
 pub mod logs;
+pub mod measure;
 mod net;
 mod paced;
 mod pci;

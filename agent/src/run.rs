@@ -20,6 +20,7 @@ use crate::api::forward::ForwardServer;
 use crate::api::handover::HandoverServer;
 use crate::api::health::{AgentPhase, HealthServer};
 use crate::api::logs::LogsServer;
+use crate::api::measure::MeasureServer;
 use crate::blackbox::BlackBox;
 use crate::children::{Children, Scope};
 use crate::config::{AgentConfig, Doorbell, PoolConfig};
@@ -34,6 +35,7 @@ use crate::health::{Health, HealthService, ProbeTools};
 use crate::heartbeat::Heartbeat;
 use crate::link::{Links, LocalSocket, keep_linked};
 use crate::logs::{Log, LogsService, follow_kernel_log};
+use crate::measure::MeasureService;
 use crate::paced::{self, open_terminal};
 use crate::state::Lifecycle;
 use crate::{pci, pid1};
@@ -166,6 +168,7 @@ pub fn router(
         .service(FilesServer::new(FilesService::new(lifecycle.clone())))
         .service(LogsServer::new(LogsService::new(log)))
         .service(ForwardServer::new(ForwardService::new(forwards)))
+        .service(MeasureServer::new(MeasureService))
 }
 
 /// The signals that ask for the end: of a service manager, of Ctrl-C, of a terminal that was closed.

@@ -10,5 +10,6 @@ pub mod forward;
 pub mod handover;
 pub mod health;
 pub mod logs;
+pub mod measure;
 
 pub use tombolo_rpc::Blob;

@@ -13,12 +13,15 @@ use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
 
 use super::ControlError;
+use super::measure::LinkFigures;
 
 /// What goes on inside the instance `name`. Each method is that of the agent's service of the same meaning.
 #[tombolo_rpc::service(name = "tombolo.control.Inside")]
 pub trait Inside {
     /// A round trip to the agent.
     async fn ping(&self, cx: &Ctx, name: String) -> Result<PingAnswer, ControlError>;
+    /// Measures the link to the agent for so long in all, in ms (200 to 60 000), beside what this host needs for a wake-up and a copy.
+    async fn measure(&self, cx: &Ctx, name: String, for_ms: u32) -> Result<LinkFigures, ControlError>;
     /// Health and load as the agent sees them now.
     async fn report(&self, cx: &Ctx, name: String) -> Result<HealthReport, ControlError>;
     /// Runs a program until it ends or the caller goes away.

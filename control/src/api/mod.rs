@@ -19,6 +19,7 @@ pub mod handover;
 pub mod host;
 pub mod inside;
 pub mod journal;
+pub mod measure;
 pub mod role;
 pub mod rules;
 

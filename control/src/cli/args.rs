@@ -101,6 +101,8 @@ pub enum Command {
     Console(ConsoleArgs),
     /// Measure the round trip to an instance's agent
     Ping(PingArgs),
+    /// Measure the link to an instance: calls, bytes both ways, beside what this host needs for a wake-up and a copy
+    Bench(BenchArgs),
     /// Show what happened, and what happens
     Events(EventsArgs),
     /// Show load and health of all instances, again and again
@@ -415,6 +417,15 @@ pub struct PingArgs {
     /// Wait between them
     #[arg(short, long, value_name = "TIME", default_value = "10ms", value_parser = parse_duration)]
     pub interval: std::time::Duration,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// For how long in all: a quarter each for calls in turn, calls whose ends sleep, bytes there and bytes back; 200ms to 60s
+    #[arg(short, long, value_name = "TIME", default_value = "4s", value_parser = parse_duration)]
+    pub time: std::time::Duration,
 }
 
 #[derive(Clone, Debug, Args)]

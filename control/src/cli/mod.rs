@@ -6,6 +6,7 @@
 mod apply;
 pub mod args;
 mod balance;
+mod bench;
 mod beside;
 mod client;
 mod connect;
@@ -154,6 +155,7 @@ async fn run(cx: &Context, command: Command) -> Outcome {
         Command::Logs(args) => logs::logs(cx, args).await,
         Command::Console(args) => console::console(cx, args).await,
         Command::Ping(args) => ping::ping(cx, args).await,
+        Command::Bench(args) => bench::bench(cx, args).await,
         Command::Events(args) => events::events(cx, args).await,
         Command::Top(args) => top::top(cx, args).await,
         Command::Forward(args) => forward::forward(cx, args).await,

@@ -16,6 +16,7 @@ use super::Session;
 use super::relay::{relay_both, relay_in, relay_out, told};
 use crate::api::error::Refusal;
 use crate::api::inside::{Inside, PingAnswer};
+use crate::api::measure::LinkFigures;
 use crate::api::{ControlError, Role};
 
 impl Inside for Session {
@@ -24,6 +25,10 @@ impl Inside for Session {
         let started = Instant::now();
         let pong = within(cx, agent.ping()).await.map_err(told(&name, |_| Refusal::Failed))?;
         Ok(PingAnswer { round_trip_ns: started.elapsed().as_nanos() as u64, pong })
+    }
+
+    async fn measure(&self, _cx: &Ctx, name: String, for_ms: u32) -> Result<LinkFigures, ControlError> {
+        self.measure_link(&name, for_ms).await
     }
 
     async fn report(&self, cx: &Ctx, name: String) -> Result<HealthReport, ControlError> {

@@ -7,6 +7,7 @@ mod handover;
 mod host;
 mod inside;
 mod journal;
+mod measure;
 mod relay;
 mod rules;
 
