@@ -1,7 +1,7 @@
 //! [`Blob`]: bytes that travel as bytes.
 //!
-//! serde sees a `Vec<u8>` as a sequence of numbers and visits each one. A `Blob` takes the bytes path: one copy in,
-//! and none out, because a `Blob` decoded from a message of this crate is a slice of that message.
+//! serde sees a `Vec<u8>` as a sequence of numbers and visits each one. A `Blob` takes the bytes path. A long one is not copied by this crate at
+//! all: it goes from where it is to the transport, and a `Blob` decoded from a message is a slice of that message.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -13,6 +13,7 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::Schema;
+use crate::encoded::offer;
 use crate::scratch::SHARE_AT_LEAST_BYTES;
 
 /// Bytes in an argument, an answer or an item. Cheap to clone.
@@ -54,7 +55,7 @@ fn slice_of_source(part: &[u8]) -> Option<Bytes> {
 
 impl Serialize for Blob {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
+        offer(&self.0, || serializer.serialize_bytes(&self.0))
     }
 }
 

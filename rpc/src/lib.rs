@@ -111,6 +111,7 @@ mod blob;
 pub mod busy;
 mod clock;
 pub mod connection;
+mod encoded;
 mod error;
 mod link;
 pub mod schema;

@@ -59,9 +59,11 @@ impl FramedSender {
         self.max_len
     }
 
-    pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>, message: &[u8]) -> Poll<Result<()>> {
-        if message.len() > self.max_len {
-            return Poll::Ready(Err(Error::TooLong { len: message.len(), max: self.max_len }));
+    /// The parts are one message.
+    pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>, parts: &[&[u8]]) -> Poll<Result<()>> {
+        let len = parts.iter().map(|part| part.len()).sum();
+        if len > self.max_len {
+            return Poll::Ready(Err(Error::TooLong { len, max: self.max_len }));
         }
         if self.shut {
             return Poll::Ready(Err(Error::Shutdown { peer: self.peer }));
@@ -69,9 +71,11 @@ impl FramedSender {
         while self.buffer.len() > WRITE_BUFFER_BYTES {
             ready!(self.poll_write_some(cx))?;
         }
-        self.buffer.reserve(HEADER_BYTES + message.len());
-        self.buffer.extend_from_slice(&(message.len() as u32).to_le_bytes());
-        self.buffer.extend_from_slice(message);
+        self.buffer.reserve(HEADER_BYTES + len);
+        self.buffer.extend_from_slice(&(len as u32).to_le_bytes());
+        for part in parts {
+            self.buffer.extend_from_slice(part);
+        }
         Poll::Ready(Ok(()))
     }
 
@@ -210,7 +214,7 @@ mod tests {
         let addr = Addr::new(Cid(3), Port(1));
         let (mut sender, _kept) = Framed::split(near, addr, addr, 1000);
         let (_, mut receiver) = Framed::split(far, addr, addr, 1000);
-        poll_fn(|cx| sender.poll_send(cx, &[7; 1000])).await.unwrap();
+        poll_fn(|cx| sender.poll_send(cx, &[&[7; 1000]])).await.unwrap();
         drop(sender);
         let received = poll_fn(|cx| receiver.poll_recv(cx));
         let received = tokio::time::timeout(Duration::from_secs(20), received).await;

@@ -74,7 +74,7 @@ pub use error::{Error, ResetCause, Result};
 pub use incarnation::Incarnation;
 pub use listener::{Listener, MessageListener};
 pub use loan::{Loan, Received};
-pub use messages::{MessageReceiver, MessageSender, Messages, TryRecv};
+pub use messages::{MessageReceiver, MessageSender, Messages, TryRecv, TryRecvApart};
 pub use options::{AttachOptions, ConnectOptions, ListenOptions, Sizes};
 pub use pool::{Member, Pool};
 pub use stream::{Stream, StreamReader, StreamWriter};

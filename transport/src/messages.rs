@@ -40,6 +40,40 @@ pub enum TryRecv {
     End,
 }
 
+/// What [`MessageReceiver::try_recv_apart`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TryRecvApart {
+    /// A message; it is in the buffer.
+    Whole,
+    /// A message of which the first bytes are in the buffer, and so many more at the end of where they were to go.
+    Apart(usize),
+    /// Nothing yet.
+    Empty,
+    /// The peer has shut down; nothing will come.
+    End,
+}
+
+impl TryRecvApart {
+    /// `rest`: of a message, the bytes that are not in the buffer.
+    pub(crate) fn received(rest: Option<usize>) -> Self {
+        match rest {
+            None => Self::End,
+            Some(0) => Self::Whole,
+            Some(rest) => Self::Apart(rest),
+        }
+    }
+}
+
+impl From<TryRecv> for TryRecvApart {
+    fn from(found: TryRecv) -> Self {
+        match found {
+            TryRecv::Message => Self::Whole,
+            TryRecv::Empty => Self::Empty,
+            TryRecv::End => Self::End,
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Tx {
     Framed(FramedSender),
@@ -81,6 +115,20 @@ impl Messages {
     /// Sends one message at once or not at all. See [`MessageSender::try_send`].
     pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
         self.sender.try_send(message)
+    }
+
+    /// Takes one message that lies in several parts. See [`MessageSender::try_put_parts`].
+    pub fn try_put_parts(&mut self, parts: &[&[u8]]) -> Result<bool> {
+        self.sender.try_put_parts(parts)
+    }
+
+    /// Receives a message if there is one, a long one in two places. See [`MessageReceiver::try_recv_apart`].
+    pub fn try_recv_apart<'a>(
+        &mut self,
+        message: &mut Vec<u8>,
+        place: impl FnOnce(&[u8], usize) -> Option<&'a mut Vec<u8>>,
+    ) -> Result<TryRecvApart> {
+        self.receiver.try_recv_apart(message, place)
     }
 
     /// Receives a message if there is one. See [`MessageReceiver::try_recv`].
@@ -153,8 +201,16 @@ impl MessageSender {
     /// A taken message may be delayed until [`MessageSender::poll_flush`]: send a batch, then flush once.
     pub fn poll_send(&mut self, cx: &mut Context<'_>, message: &[u8]) -> Poll<Result<()>> {
         match &mut self.0 {
-            Tx::Framed(tx) => tx.poll_send(cx, message),
+            Tx::Framed(tx) => tx.poll_send(cx, &[message]),
             Tx::Shm(tx) => tx.poll_send(cx, message),
+        }
+    }
+
+    /// Takes one message that lies in several parts, without their having to be put together first. Otherwise as [`MessageSender::poll_send`].
+    pub fn poll_send_parts(&mut self, cx: &mut Context<'_>, parts: &[&[u8]]) -> Poll<Result<()>> {
+        match &mut self.0 {
+            Tx::Framed(tx) => tx.poll_send(cx, parts),
+            Tx::Shm(tx) => tx.poll_send_parts(cx, parts),
         }
     }
 
@@ -187,6 +243,16 @@ impl MessageSender {
         }
         self.try_flush()?;
         Ok(true)
+    }
+
+    /// Takes one message that lies in several parts, at once or not at all. It may be delayed until [`MessageSender::try_flush`]. Otherwise as
+    /// [`MessageSender::try_send`].
+    pub fn try_put_parts(&mut self, parts: &[&[u8]]) -> Result<bool> {
+        if let Tx::Shm(tx) = &mut self.0 {
+            return tx.try_put_parts(parts);
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        Ok(self.poll_send_parts(&mut cx, parts)?.is_ready())
     }
 
     /// Makes what was taken visible as far as possible without waiting; `true` if nothing is left over.
@@ -295,6 +361,34 @@ impl MessageReceiver {
             Poll::Ready(false) => TryRecv::End,
             Poll::Pending => TryRecv::Empty,
         })
+    }
+
+    /// As [`MessageReceiver::poll_recv_into`], but of a long message only the first eight bytes go to `message` if `place`, told these and how
+    /// many follow, says where the rest is to be appended: to where it is needed, with no copy in between. Backends that have the message in
+    /// one piece anyhow do not ask. Never [`TryRecvApart::Empty`]. On an error nothing has been appended.
+    pub fn poll_recv_apart<'a>(
+        &mut self,
+        cx: &mut Context<'_>,
+        message: &mut Vec<u8>,
+        place: impl FnOnce(&[u8], usize) -> Option<&'a mut Vec<u8>>,
+    ) -> Poll<Result<TryRecvApart>> {
+        if let Rx::Shm(rx) = &mut self.0 {
+            return rx.poll_recv_apart(cx, message, place);
+        }
+        self.poll_recv_into(cx, message)
+            .map_ok(|more| if more { TryRecvApart::Whole } else { TryRecvApart::End })
+    }
+
+    /// Receives a message if there is one, as [`MessageReceiver::poll_recv_apart`]. Otherwise as [`MessageReceiver::try_recv`].
+    pub fn try_recv_apart<'a>(
+        &mut self,
+        message: &mut Vec<u8>,
+        place: impl FnOnce(&[u8], usize) -> Option<&'a mut Vec<u8>>,
+    ) -> Result<TryRecvApart> {
+        match &mut self.0 {
+            Rx::Shm(rx) => rx.try_recv_apart(message, place),
+            Rx::Framed(_) => self.try_recv(message).map(TryRecvApart::from),
+        }
     }
 
     /// Spins until a message is there, the peer has shut down, or `deadline` passes ([`TryRecv::Empty`]).

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::{FramePipe, Polled};
 use crate::connection::{Event, Payload, PeerInfo, Side};
+use crate::encoded::{Encoded, encode_into};
 use crate::error::{CallError, Failure, LinkError};
 use crate::link::{LinkConfig, decode_answer, decode_slice};
 use crate::schema::MethodInfo;
@@ -52,19 +53,17 @@ impl<P: FramePipe> BusyClient<P> {
         args: &A,
     ) -> Result<T, CallError<E>> {
         let Self { end, args: buffer, frame, deadline } = self;
-        buffer.clear();
-        let encoded = postcard::to_extend(args, std::mem::take(buffer))
-            .map_err(|error| Failure::Malformed(format!("cannot be encoded: {error}")))?;
+        let Encoded { head, tail } = encode_into(args, std::mem::take(buffer))?;
         let remaining = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
-        let opened = end.conn.open_with(method, Some(remaining), None, &[], Payload::Borrowed(&encoded));
-        *buffer = encoded;
+        let opened = end.conn.open_with(method, Some(remaining), None, &[], Payload::Borrowed(&head), &tail);
+        *buffer = head;
         let call = opened?;
         end.transmit();
         // The clock is first read after some looks in vain; most calls have been answered by then.
         let mut since = None;
         loop {
-            if end.receive(frame) {
-                match end.conn.handle_frame(end.clock_ns, frame) {
+            if let Some(received) = end.receive(frame) {
+                match end.handle(received, frame) {
                     Some(Event::Answered { call: which, app_error, payload }) if which == call => {
                         // What is owed to the peer, such as a reply to a ping, goes out with the next call.
                         return answer(app_error, &payload);
@@ -102,9 +101,8 @@ impl<P: FramePipe> BusyClient<P> {
     /// # Errors
     /// Why the link is over.
     pub fn poll(&mut self) -> Result<(), LinkError> {
-        while self.end.receive(&mut self.frame) {
-            let now = self.end.clock_ns;
-            if let Some(Event::Opened { call, .. }) = self.end.conn.handle_frame(now, &self.frame) {
+        while let Some(received) = self.end.receive(&mut self.frame) {
+            if let Some(Event::Opened { call, .. }) = self.end.handle(received, &self.frame) {
                 self.end.conn.respond_not_served(call);
             }
         }

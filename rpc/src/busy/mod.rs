@@ -8,7 +8,7 @@ mod server;
 
 use std::time::Instant;
 
-use tombolo_transport::{Messages, TryRecv};
+use tombolo_transport::{Messages, TryRecv, TryRecvApart};
 
 use crate::clock;
 use crate::connection::{Connection, Event, Side};
@@ -32,6 +32,35 @@ pub trait FramePipe {
     /// If the pipe is broken for good.
     fn try_recv(&mut self, frame: &mut Vec<u8>) -> tombolo_transport::Result<TryRecv>;
 
+    /// As [`FramePipe::try_send`], of a frame that lies in several parts; it may become visible only by [`FramePipe::flush`]. Unless a pipe does
+    /// better, they are put together first, and sent.
+    ///
+    /// # Errors
+    /// As there.
+    fn try_put_parts(&mut self, parts: &[&[u8]]) -> tombolo_transport::Result<bool> {
+        match parts {
+            [frame] | [frame, []] => self.try_send(frame),
+            _ => self.try_send(&parts.concat()),
+        }
+    }
+
+    /// As [`FramePipe::try_recv`], but of a long frame only the first bytes go to `frame` if `place`, told these and how many follow, says where
+    /// the rest is to be appended. Unless a pipe does better, frames are received whole.
+    ///
+    /// # Errors
+    /// As there; nothing has been appended then.
+    fn try_recv_apart<'a>(
+        &mut self,
+        frame: &mut Vec<u8>,
+        place: impl FnOnce(&[u8], usize) -> Option<&'a mut Vec<u8>>,
+    ) -> tombolo_transport::Result<TryRecvApart>
+    where
+        Self: Sized,
+    {
+        let _ = place;
+        self.try_recv(frame).map(TryRecvApart::from)
+    }
+
     /// Pushes on what was taken and has not gone out.
     ///
     /// # Errors
@@ -51,6 +80,18 @@ impl FramePipe for Messages {
         Self::try_recv(self, frame)
     }
 
+    fn try_put_parts(&mut self, parts: &[&[u8]]) -> tombolo_transport::Result<bool> {
+        Self::try_put_parts(self, parts)
+    }
+
+    fn try_recv_apart<'a>(
+        &mut self,
+        frame: &mut Vec<u8>,
+        place: impl FnOnce(&[u8], usize) -> Option<&'a mut Vec<u8>>,
+    ) -> tombolo_transport::Result<TryRecvApart> {
+        Self::try_recv_apart(self, frame, place)
+    }
+
     fn flush(&mut self) -> tombolo_transport::Result<()> {
         self.try_flush().map(drop)
     }
@@ -58,6 +99,15 @@ impl FramePipe for Messages {
     fn max_len(&self) -> usize {
         Self::max_len(self)
     }
+}
+
+/// How a frame was received.
+#[derive(Clone, Copy, Debug)]
+enum Received {
+    /// Whole.
+    Frame,
+    /// But for its header, it is where it belongs: so many bytes.
+    Placed(usize),
 }
 
 /// Looks at the pipe between two looks at the clock, which costs as much as several of them.
@@ -97,8 +147,8 @@ impl<P: FramePipe> Polled<P> {
         let mut frame = Vec::with_capacity(crate::connection::FRAGMENT_FRAME_BYTES as usize);
         while polled.conn.peer().is_none() {
             polled.transmit();
-            if polled.receive(&mut frame) {
-                polled.conn.handle_frame(polled.clock_ns, &frame);
+            if let Some(received) = polled.receive(&mut frame) {
+                polled.handle(received, &frame);
                 polled.settle();
             } else {
                 polled.idle();
@@ -135,7 +185,7 @@ impl<P: FramePipe> Polled<P> {
             // A frame that has been handed out must go: the peer makes room, or is found silent.
             let mut since = None;
             loop {
-                match pipe.try_send(frame) {
+                match pipe.try_put_parts(&[frame.head, frame.body]) {
                     Ok(true) => break,
                     Ok(false) => {}
                     Err(error) => return conn.lost(LinkError::Lost(error.to_string())),
@@ -147,25 +197,38 @@ impl<P: FramePipe> Polled<P> {
                 std::thread::yield_now();
             }
         }
+        if let Err(error) = pipe.flush() {
+            conn.lost(LinkError::Lost(error.to_string()));
+        }
     }
 
-    /// Receives a frame, if there is one.
+    /// Receives a frame, if there is one: into `frame`, or only its header, while the rest has gone to where it belongs.
     #[inline]
-    fn receive(&mut self, frame: &mut Vec<u8>) -> bool {
-        match self.pipe.try_recv(frame) {
-            Ok(TryRecv::Message) => {
+    fn receive(&mut self, frame: &mut Vec<u8>) -> Option<Received> {
+        let Self { conn, pipe, .. } = self;
+        let error = match pipe.try_recv_apart(frame, |head, rest| conn.place(head, rest)) {
+            Ok(TryRecvApart::Whole) => {
                 self.looks = 0;
-                true
+                return Some(Received::Frame);
             }
-            Ok(TryRecv::Empty) => false,
-            Ok(TryRecv::End) => {
-                self.conn.lost(LinkError::Lost("the peer closed it without a word".to_owned()));
-                false
+            Ok(TryRecvApart::Apart(rest)) => {
+                self.looks = 0;
+                return Some(Received::Placed(rest));
             }
-            Err(error) => {
-                self.conn.lost(LinkError::Lost(error.to_string()));
-                false
-            }
+            Ok(TryRecvApart::Empty) => return None,
+            Ok(TryRecvApart::End) => "the peer closed it without a word".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        self.conn.lost(LinkError::Lost(error));
+        None
+    }
+
+    /// Acts on a frame that was just received.
+    #[inline]
+    fn handle<'f>(&mut self, received: Received, frame: &'f [u8]) -> Option<Event<'f>> {
+        match received {
+            Received::Frame => self.conn.handle_frame(self.clock_ns, frame),
+            Received::Placed(rest) => self.conn.handle_placed(self.clock_ns, frame, rest),
         }
     }
 
@@ -218,10 +281,11 @@ impl<P: FramePipe> Drop for Polled<P> {
         self.conn.close(LinkError::Closed);
         // The last words, if there is room for them; nobody waits for that.
         while let Some(frame) = self.conn.poll_transmit() {
-            if !matches!(self.pipe.try_send(frame), Ok(true)) {
+            if !matches!(self.pipe.try_put_parts(&[frame.head, frame.body]), Ok(true)) {
                 break;
             }
         }
+        let _ = self.pipe.flush();
     }
 }
 

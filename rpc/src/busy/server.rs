@@ -4,8 +4,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use super::{FramePipe, Polled};
+use super::{FramePipe, Polled, Received};
 use crate::connection::{Event, PeerInfo, SMALL_BYTES, Side};
+use crate::encoded::Encoded;
 use crate::error::LinkError;
 use crate::link::{Cancel, LinkConfig};
 use crate::scratch;
@@ -64,9 +65,9 @@ impl<P: FramePipe> BusyServer<P> {
     /// Why the link is over; [`LinkError::Closed`] if it ended well.
     pub fn poll(&mut self) -> Result<bool, LinkError> {
         let mut busy = false;
-        if self.end.receive(&mut self.frame) {
+        if let Some(received) = self.end.receive(&mut self.frame) {
             busy = true;
-            self.handle();
+            self.handle(received);
         } else {
             self.end.idle();
         }
@@ -93,13 +94,13 @@ impl<P: FramePipe> BusyServer<P> {
         }
     }
 
-    fn handle(&mut self) {
+    fn handle(&mut self, received: Received) {
         // Deadlines are counted from here, so under load too the clock is read, if not for every call.
         self.frames = self.frames.wrapping_add(1);
         if self.frames.is_multiple_of(FRAMES_PER_CLOCK) {
             self.end.tick();
         }
-        match self.end.conn.handle_frame(self.end.clock_ns, &self.frame) {
+        match self.end.handle(received, &self.frame) {
             Some(Event::Opened { call, method, fingerprint, deadline_ns, metadata, payload }) => {
                 let cancel = std::mem::take(&mut self.spare).unwrap_or_default();
                 let request = ServeRequest {
@@ -142,12 +143,13 @@ impl<P: FramePipe> BusyServer<P> {
 
     fn finish(&mut self, call: u32, reply: Reply) {
         match reply.0 {
-            ReplyKind::Answer { app_error, payload } if payload.len() <= SMALL_BYTES => {
-                self.end.conn.respond(call, app_error, (&payload[..]).into());
-                scratch::give(payload);
-            }
-            ReplyKind::Answer { app_error, payload } => {
-                self.end.conn.respond(call, app_error, payload.into());
+            ReplyKind::Answer { app_error, payload: Encoded { head, tail } } => {
+                if head.len() <= SMALL_BYTES {
+                    self.end.conn.respond_with(call, app_error, (&head[..]).into(), &tail);
+                    scratch::give(head);
+                } else {
+                    self.end.conn.respond_with(call, app_error, head.into(), &tail);
+                }
             }
             ReplyKind::Fault(fault) => self.end.conn.fail(call, fault),
         }

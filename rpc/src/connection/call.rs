@@ -72,10 +72,12 @@ pub(super) enum Partial {
 /// Something that waits for its turn.
 #[derive(Debug)]
 pub(super) enum Outgoing {
-    /// What is left of a request whose OPEN has its own place.
+    /// What is left of a request whose OPEN has its own place, or a part of that.
     Request {
         payload: Bytes,
         sent: usize,
+        /// No other part of the request follows.
+        last: bool,
     },
     Item {
         payload: Bytes,
@@ -87,6 +89,8 @@ pub(super) enum Outgoing {
         app_error: bool,
         payload: Bytes,
         sent: usize,
+        /// No other part of the answer follows.
+        last: bool,
     },
     /// An encoded frame (ERROR).
     Frame(Vec<u8>),

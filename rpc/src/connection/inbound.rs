@@ -2,11 +2,54 @@
 
 use bytes::Bytes;
 
-use super::call::{Outgoing, Partial, is_after};
-use super::{About, Connection, Ended, Event, Payload, Phase, REPLIES_MAX};
+use super::call::{Call, Outgoing, Partial, is_after};
+use super::{About, Config, Connection, Ended, Event, Payload, Phase, REPLIES_MAX, SMALL_BYTES};
 use crate::error::{Failure, LinkError};
 use crate::wire::fault::{Code, Fault, clip};
-use crate::wire::frame::{APP_ERROR, Header, Kind, Open, number};
+use crate::wire::frame::{APP_ERROR, HEADER_BYTES, Header, Kind, Open, number};
+
+/// Parts of a long message that there is room made for at once: four of the longest are 64 KiB.
+const PARTS_AHEAD: usize = 4;
+
+/// The body of a frame that carries a part of a message.
+#[derive(Clone, Copy)]
+enum Part<'a> {
+    InFrame(&'a [u8]),
+    /// It is at the end of what has arrived of the message: so many bytes.
+    Placed(usize),
+}
+
+impl<'a> Part<'a> {
+    fn len(self) -> usize {
+        match self {
+            Self::InFrame(body) => body.len(),
+            Self::Placed(len) => len,
+        }
+    }
+
+    /// Length of `partial`, in bytes, once this is in it.
+    fn len_after(self, partial: &[u8]) -> usize {
+        match self {
+            Self::InFrame(body) => partial.len() + body.len(),
+            Self::Placed(_) => partial.len(),
+        }
+    }
+
+    fn append_to(self, partial: &mut Vec<u8>) {
+        if let Self::InFrame(body) = self {
+            partial.extend_from_slice(body);
+        }
+    }
+
+    /// As a message of its own.
+    fn into_payload(self) -> Payload<'a> {
+        match self {
+            Self::InFrame(body) => Payload::Borrowed(body),
+            // Only what continues a message is placed.
+            Self::Placed(_) => Payload::Borrowed(&[]),
+        }
+    }
+}
 
 impl Connection {
     /// Takes one frame from the peer. Look at [`Connection::poll_event`] too before the next one.
@@ -44,6 +87,56 @@ impl Connection {
         None
     }
 
+    /// Where what follows the header `head` of a frame goes, `rest` bytes: for the next part of a long message to the end of what has arrived of it.
+    /// Whoever has appended it there says so with [`Connection::handle_placed`]. `None`: the frame is to be taken whole, by
+    /// [`Connection::handle_frame`].
+    pub fn place(&mut self, head: &[u8], rest: usize) -> Option<&mut Vec<u8>> {
+        if self.phase != Phase::Open || rest == 0 {
+            return None;
+        }
+        let (header, _) = Header::parse(head).ok()?;
+        let call = self.calls.get_mut(&header.call)?;
+        let goes_on = match (header.kind, &call.partial_of) {
+            (Kind::Data, Partial::Request(_)) => true,
+            (Kind::Data, Partial::Item) => !call.items_ended && !call.discarding,
+            (Kind::Response, Partial::Answer { app_error }) => *app_error == (header.flags & APP_ERROR != 0),
+            _ => false,
+        };
+        let Config { frame_bytes_max, message_bytes_max, assembly_bytes_max, .. } = self.config;
+        let room = (message_bytes_max as usize).saturating_sub(call.partial.len());
+        if !goes_on
+            || HEADER_BYTES + rest > frame_bytes_max as usize
+            || rest > room
+            || self.assembling_bytes + rest > assembly_bytes_max
+        {
+            return None;
+        }
+        if call.partial.capacity() - call.partial.len() < rest {
+            // Mostly a few more follow.
+            call.partial.reserve((PARTS_AHEAD * rest + SMALL_BYTES).min(room));
+        }
+        Some(&mut call.partial)
+    }
+
+    /// Takes a frame of which all but the header has gone to where [`Connection::place`] said, `rest` bytes. As [`Connection::handle_frame`].
+    pub fn handle_placed(&mut self, now_ns: u64, head: &[u8], rest: usize) -> Option<Event<'static>> {
+        let (header, _) = Header::parse(head).ok()?;
+        self.heard_ns = now_ns;
+        let (id, part) = (header.call, Part::Placed(rest));
+        let asks = |call: &Call| matches!(call.partial_of, Partial::Request(_));
+        let handled = match header.kind {
+            Kind::Response => self.handle_response(id, header, part),
+            _ if self.calls.get(&id).is_some_and(|call| asks(call)) => {
+                self.handle_request_part(id, header.more(), part)
+            }
+            _ => self.handle_item(id, header.more(), part),
+        };
+        handled.unwrap_or_else(|why| {
+            self.violation(why);
+            None
+        })
+    }
+
     pub(super) fn violation(&mut self, why: impl Into<String>) {
         self.close(LinkError::Violation(why.into()));
     }
@@ -76,7 +169,7 @@ impl Connection {
                 return Ok(Some(Event::Pong { token }));
             }
             Kind::GoAway => return self.handle_go_away(id, body),
-            Kind::Response => return self.handle_response(id, header, body),
+            Kind::Response => return self.handle_response(id, header, Part::InFrame(body)),
             Kind::Hello | Kind::Proof | Kind::Close => return Ok(None),
             _ => {}
         }
@@ -86,9 +179,9 @@ impl Connection {
         let mine = call.method.is_some();
         match header.kind {
             Kind::Data if matches!(call.partial_of, Partial::Request(_)) => {
-                self.handle_request_part(id, header.more(), body)
+                self.handle_request_part(id, header.more(), Part::InFrame(body))
             }
-            Kind::Data => self.handle_item(id, header.more(), body),
+            Kind::Data => self.handle_item(id, header.more(), Part::InFrame(body)),
             Kind::End => {
                 if call.items_ended || !matches!(call.partial_of, Partial::Nothing) {
                     return Err(format!("END in the middle of a message, or twice, on call {id}"));
@@ -216,21 +309,21 @@ impl Connection {
         &mut self,
         id: u32,
         more: bool,
-        body: &[u8],
+        body: Part<'_>,
     ) -> Result<Option<Event<'a>>, String> {
         let Some(call) = self.calls.get_mut(&id) else { return Ok(None) };
-        let len = call.partial.len() + body.len();
+        let len = body.len_after(&call.partial);
         if len as u64 > u64::from(self.config.message_bytes_max) {
             return Err(format!("a request of more than {} bytes", self.config.message_bytes_max));
         }
-        if body.is_empty() && more {
+        if body.len() == 0 && more {
             return Err(format!("an empty fragment on call {id}"));
         }
         if self.assembling_bytes + body.len() > self.config.assembly_bytes_max {
             self.fail(id, Fault::new(Code::Overloaded, false, 10_000, "too many long requests"));
             return Ok(None);
         }
-        call.partial.extend_from_slice(body);
+        body.append_to(&mut call.partial);
         call.assembling += body.len();
         self.assembling_bytes += body.len();
         if more {
@@ -252,21 +345,21 @@ impl Connection {
         }))
     }
 
-    fn handle_item<'a>(&mut self, id: u32, more: bool, body: &'a [u8]) -> Result<Option<Event<'a>>, String> {
+    fn handle_item<'a>(&mut self, id: u32, more: bool, body: Part<'a>) -> Result<Option<Event<'a>>, String> {
         let max = self.config.message_bytes_max;
         let Some(call) = self.calls.get_mut(&id) else { return Ok(None) };
         if call.items_ended || matches!(call.partial_of, Partial::Answer { .. }) {
             return Err(format!("an item after the end of the items of call {id}"));
         }
-        let cost = (crate::wire::frame::HEADER_BYTES + body.len()) as u32;
+        let cost = (HEADER_BYTES + body.len()) as u32;
         call.granted = call
             .granted
             .checked_sub(u64::from(cost))
             .ok_or_else(|| format!("an item on call {id} beyond the credit of its stream"))?;
-        if body.is_empty() && more {
+        if body.len() == 0 && more {
             return Err(format!("an empty fragment on call {id}"));
         }
-        let len = call.partial.len() + body.len();
+        let len = body.len_after(&call.partial);
         if len as u64 > u64::from(max) {
             return Err(format!("an item of more than {max} bytes"));
         }
@@ -278,7 +371,7 @@ impl Connection {
                 return Ok(Some(self.give_up(id)));
             }
             call.partial_of = Partial::Item;
-            call.partial.extend_from_slice(body);
+            body.append_to(&mut call.partial);
             call.assembling += body.len();
             self.assembling_bytes += body.len();
             call.partial_cost += cost;
@@ -292,12 +385,11 @@ impl Connection {
         let cost = std::mem::take(&mut call.partial_cost) + cost;
         call.unread += 1;
         let payload = if matches!(std::mem::take(&mut call.partial_of), Partial::Item) {
-            let mut whole = std::mem::take(&mut call.partial);
-            whole.extend_from_slice(body);
+            body.append_to(&mut call.partial);
             self.assembling_bytes -= std::mem::take(&mut call.assembling);
-            whole.into()
+            std::mem::take(&mut call.partial).into()
         } else {
-            Payload::Borrowed(body)
+            body.into_payload()
         };
         Ok(Some(Event::Item { call: id, payload, cost }))
     }
@@ -321,7 +413,7 @@ impl Connection {
         &mut self,
         id: u32,
         header: Header,
-        body: &'a [u8],
+        body: Part<'a>,
     ) -> Result<Option<Event<'a>>, String> {
         let app_error = header.flags & APP_ERROR != 0;
         let max = self.config.message_bytes_max;
@@ -340,29 +432,28 @@ impl Connection {
             Partial::Answer { app_error: was } if was == app_error => false,
             _ => return Err(format!("RESPONSE changes its mind on call {id}")),
         };
-        let len = call.partial.len() + body.len();
+        let len = body.len_after(&call.partial);
         if len as u64 > u64::from(max) {
             return Err(format!("an answer of more than {max} bytes"));
         }
         if header.more() {
-            if body.is_empty() {
+            if body.len() == 0 {
                 return Err(format!("an empty fragment on call {id}"));
             }
             if self.assembling_bytes + body.len() > self.config.assembly_bytes_max {
                 return Ok(Some(self.give_up(id)));
             }
             call.partial_of = Partial::Answer { app_error };
-            call.partial.extend_from_slice(body);
+            body.append_to(&mut call.partial);
             call.assembling += body.len();
             self.assembling_bytes += body.len();
             return Ok(None);
         }
         let payload = if first {
-            Payload::Borrowed(body)
+            body.into_payload()
         } else {
-            let mut whole = std::mem::take(&mut call.partial);
-            whole.extend_from_slice(body);
-            whole.into()
+            body.append_to(&mut call.partial);
+            std::mem::take(&mut call.partial).into()
         };
         self.drop_call(id);
         self.close_if_drained();

@@ -27,23 +27,24 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tombolo_transport::{Cid, Incarnation};
 
 use crate::error::{Failure, LinkError};
 use crate::wire::fault::clip;
-use crate::wire::frame::{Header, Kind};
+use crate::wire::frame::{HEADER_BYTES, Header, Kind};
 use crate::wire::hello::{FRAME_BYTES_MIN, Hello, Limits, WINDOW_BYTES_MIN};
 use call::Call;
 pub(crate) use call::IdHasher;
 pub use events::{Ended, Event, Payload};
 use lanes::{About, Lane};
-pub use outbound::SendError;
+pub use outbound::{Frame, SendError};
 
 pub use crate::wire::hello::Side;
 
-/// The longest frame that carries a fragment, in bytes, header included: 16 KiB, so that nothing waits longer than one
+/// The longest frame that carries a fragment, in bytes: 16 KiB and its header, so that nothing waits longer than one
 /// such copy for its turn.
-pub(crate) const FRAGMENT_FRAME_BYTES: u32 = 16 * 1024;
+pub(crate) const FRAGMENT_FRAME_BYTES: u32 = 16 * 1024 + HEADER_BYTES as u32;
 /// Messages up to this long, in bytes, go before those that are longer.
 pub(crate) const SMALL_BYTES: usize = 4 * 1024;
 /// Records of ended calls that are kept for others.
@@ -161,8 +162,9 @@ pub struct Connection {
     small: Lane,
     /// Calls that have fragments to send and credit to send them, in turn.
     bulk: VecDeque<u32>,
-    /// The frame being handed out, when it comes from `bulk`.
+    /// The frame being handed out, when it comes from `bulk`: its header, and what it carries.
     scratch: Vec<u8>,
+    fragment: Bytes,
     small_in_a_row: u32,
     /// Answers to calls of the peer's that wait in the lane of small frames.
     answers_waiting: u32,
@@ -224,6 +226,7 @@ impl Connection {
             small: Lane::default(),
             bulk: VecDeque::new(),
             scratch: Vec::new(),
+            fragment: Bytes::new(),
             small_in_a_row: 0,
             answers_waiting: 0,
             replies_waiting: 0,

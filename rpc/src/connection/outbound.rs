@@ -28,6 +28,26 @@ pub enum SendError {
     Failed(Failure),
 }
 
+/// A frame for the peer: `head`, then `body`, one message of the transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// What comes first, its header at the least.
+    pub head: &'a [u8],
+    /// What follows it of a long message, from the memory that the message is in; else empty.
+    pub body: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    fn whole(head: &'a [u8]) -> Self {
+        Self { head, body: &[] }
+    }
+
+    /// The frame in one piece.
+    pub fn to_vec(self) -> Vec<u8> {
+        [self.head, self.body].concat()
+    }
+}
+
 impl Connection {
     /// Calls a method of the peer. The call's id comes back in all events about it, until `Answered` or `Failed`.
     ///
@@ -44,10 +64,11 @@ impl Connection {
             return Err(Failure::DeadlineExceeded { started: false });
         }
         let remaining_ns = deadline_ns.map(|at| at - now_ns);
-        self.open_with(method, remaining_ns, deadline_ns, metadata, payload)
+        self.open_with(method, remaining_ns, deadline_ns, metadata, payload, &[])
     }
 
-    /// Calls a method of the peer, which is told that `remaining_ns` are left; here the call expires at `deadline_ns`.
+    /// Calls a method of the peer, which is told that `remaining_ns` are left; here the call expires at `deadline_ns`. The arguments are `payload`,
+    /// and after it the parts in `tail`, which are not copied.
     pub(crate) fn open_with(
         &mut self,
         method: &'static MethodInfo,
@@ -55,8 +76,9 @@ impl Connection {
         deadline_ns: Option<u64>,
         metadata: &[u8],
         payload: Payload<'_>,
+        tail: &[Bytes],
     ) -> Result<u32, Failure> {
-        self.may_open(metadata.len(), payload.len())?;
+        self.may_open(metadata.len(), payload.len() + len_of(tail))?;
         let id = self.take_id();
         let open = Open { method: method.id, fingerprint: method.fingerprint, remaining_ns };
         let mut call = self.new_call(deadline_ns);
@@ -64,15 +86,19 @@ impl Connection {
         // OPENs go in the order of their ids, so those of long requests wait in the same lane, with the head of theirs.
         let room = SMALL_BYTES.min(self.fragment_bytes() - OPEN_BYTES - metadata.len());
         let head = room.min(payload.len());
-        let more = head < payload.len();
+        let more = head < payload.len() || !tail.is_empty();
         call.in_lane = 1;
         self.small.push(About::Call(id), |out| {
             open.put(out, id, metadata.len() as u16, more);
             out.extend_from_slice(metadata);
             out.extend_from_slice(&payload[..head]);
         });
-        if more {
-            call.queue.push_back(Outgoing::Request { payload: into_owned(payload), sent: head });
+        if head < payload.len() {
+            let last = tail.is_empty();
+            call.queue.push_back(Outgoing::Request { payload: into_owned(payload), sent: head, last });
+        }
+        for (part, last) in with_last(tail) {
+            call.queue.push_back(Outgoing::Request { payload: part, sent: 0, last });
         }
         self.calls.insert(id, call);
         self.calls_mine += 1;
@@ -182,16 +208,22 @@ impl Connection {
 
     /// Answers a call of the peer's; it is over.
     pub fn respond(&mut self, id: u32, app_error: bool, payload: Payload<'_>) {
+        self.respond_with(id, app_error, payload, &[]);
+    }
+
+    /// Answers a call of the peer's with `payload`, and after it the parts in `tail`, which are not copied.
+    pub(crate) fn respond_with(&mut self, id: u32, app_error: bool, payload: Payload<'_>, tail: &[Bytes]) {
         let max = self.peer_limits.message_bytes;
         let fragment = self.fragment_bytes();
         let Some(call) = self.calls.get_mut(&id) else { return };
         if call.method.is_some() || call.answering {
             return;
         }
-        if payload.len() as u64 > u64::from(max) {
-            return self.fail(id, Fault::new(Code::TooLarge, true, max.into(), payload.len().to_string()));
+        let len = payload.len() + len_of(tail);
+        if len as u64 > u64::from(max) {
+            return self.fail(id, Fault::new(Code::TooLarge, true, max.into(), len.to_string()));
         }
-        if call.queue.is_empty() && payload.len() <= SMALL_BYTES && HEADER_BYTES + payload.len() <= fragment {
+        if call.queue.is_empty() && len <= SMALL_BYTES && HEADER_BYTES + len <= fragment && tail.is_empty() {
             let flags = if app_error { APP_ERROR } else { 0 };
             self.answers_waiting += 1;
             self.small.push(About::Answer, |out| {
@@ -202,7 +234,14 @@ impl Connection {
             return;
         }
         call.answering = true;
-        call.queue.push_back(Outgoing::Answer { app_error, payload: into_owned(payload), sent: 0 });
+        // A part without bytes may not be followed by others.
+        if !payload.is_empty() || tail.is_empty() {
+            let last = tail.is_empty();
+            call.queue.push_back(Outgoing::Answer { app_error, payload: into_owned(payload), sent: 0, last });
+        }
+        for (part, last) in with_last(tail) {
+            call.queue.push_back(Outgoing::Answer { app_error, payload: part, sent: 0, last });
+        }
         self.schedule(id);
     }
 
@@ -376,18 +415,21 @@ impl Connection {
     }
 
     /// The next frame for the peer, to be sent whole and in order.
-    pub fn poll_transmit(&mut self) -> Option<&[u8]> {
+    pub fn poll_transmit(&mut self) -> Option<Frame<'_>> {
+        if !self.fragment.is_empty() {
+            self.fragment = Bytes::new();
+        }
         if let Some(frame) = self.farewell.take() {
             self.scratch = frame;
-            return Some(&self.scratch);
+            return Some(self.scratch_frame());
         }
         if let Some((range, about)) = self.control.pop() {
             self.replies_waiting -= u32::from(about == About::Reply);
-            return Some(self.control.frame(range));
+            return Some(Frame::whole(self.control.frame(range)));
         }
         if self.small_in_a_row >= SMALL_IN_A_ROW && self.next_fragment() {
             self.small_in_a_row = 0;
-            return Some(&self.scratch);
+            return Some(self.scratch_frame());
         }
         while let Some((range, about)) = self.small.pop() {
             match about {
@@ -397,20 +439,24 @@ impl Connection {
                 About::Reply => self.replies_waiting -= 1,
             }
             self.small_in_a_row += 1;
-            return Some(self.small.frame(range));
+            return Some(Frame::whole(self.small.frame(range)));
         }
         self.small_in_a_row = 0;
         if self.next_fragment() {
-            return Some(&self.scratch);
+            return Some(self.scratch_frame());
         }
         if self.draining {
             self.close_if_drained();
             if let Some(frame) = self.farewell.take() {
                 self.scratch = frame;
-                return Some(&self.scratch);
+                return Some(self.scratch_frame());
             }
         }
         None
+    }
+
+    fn scratch_frame(&self) -> Frame<'_> {
+        Frame { head: &self.scratch, body: &self.fragment }
     }
 
     /// A small frame of a call is about to go out; false if it is to stay here.
@@ -429,7 +475,7 @@ impl Connection {
         true
     }
 
-    /// Writes the next fragment into `scratch`, taking turns; false if no call has one.
+    /// Writes the next fragment into `scratch` and what it carries of a long message into `fragment`, taking turns; false if no call has one.
     fn next_fragment(&mut self) -> bool {
         let fragment = self.fragment_bytes();
         while let Some(id) = self.bulk.pop_front() {
@@ -439,7 +485,7 @@ impl Connection {
                 continue;
             }
             self.scratch.clear();
-            let done = put_fragment(&mut self.scratch, id, call, fragment);
+            let done = put_fragment(&mut self.scratch, &mut self.fragment, id, call, fragment);
             if call.wants_room && call.queued_bytes < SEND_BUFFER_BYTES / 2 {
                 call.wants_room = false;
                 self.events.push_back(Event::Writable { call: id });
@@ -468,21 +514,21 @@ fn can_send(call: &Call, fragment: usize) -> bool {
     }
 }
 
-/// Writes one frame from the head of the call's queue; true if the call is over with it.
-fn put_fragment(out: &mut Vec<u8>, id: u32, call: &mut Call, fragment: usize) -> bool {
+/// Writes one frame from the head of the call's queue: what comes first to `out`, what follows to `body`. True if the call is over with it.
+fn put_fragment(out: &mut Vec<u8>, body: &mut Bytes, id: u32, call: &mut Call, fragment: usize) -> bool {
     let Some(head) = call.queue.front_mut() else { return false };
     let over = match head {
-        Outgoing::Request { payload, sent } => {
+        Outgoing::Request { payload, sent, last } => {
             let (chunk, more) = cut(payload, sent, fragment - HEADER_BYTES);
-            put_header(out, Kind::Data, if more { MORE } else { 0 }, id);
-            out.extend_from_slice(&chunk);
+            put_header(out, Kind::Data, if more || !*last { MORE } else { 0 }, id);
+            *body = chunk;
             (!more).then_some(false)
         }
         Outgoing::Item { payload, sent } => {
             let (chunk, more) = cut(payload, sent, fragment - HEADER_BYTES);
             put_header(out, Kind::Data, if more { MORE } else { 0 }, id);
-            out.extend_from_slice(&chunk);
-            call.credit = call.credit.saturating_sub(out.len() as u64);
+            call.credit = call.credit.saturating_sub((out.len() + chunk.len()) as u64);
+            *body = chunk;
             if !more {
                 call.queued_bytes = call.queued_bytes.saturating_sub(payload.len().max(HEADER_BYTES));
             }
@@ -496,12 +542,12 @@ fn put_fragment(out: &mut Vec<u8>, id: u32, call: &mut Call, fragment: usize) ->
             put_header(out, Kind::Stop, 0, id);
             Some(false)
         }
-        Outgoing::Answer { app_error, payload, sent } => {
+        Outgoing::Answer { app_error, payload, sent, last } => {
             let (chunk, more) = cut(payload, sent, fragment - HEADER_BYTES);
-            let flags = if *app_error { APP_ERROR } else { 0 } | if more { MORE } else { 0 };
+            let flags = if *app_error { APP_ERROR } else { 0 } | if more || !*last { MORE } else { 0 };
             put_header(out, Kind::Response, flags, id);
-            out.extend_from_slice(&chunk);
-            (!more).then_some(true)
+            *body = chunk;
+            (!more).then_some(*last)
         }
         Outgoing::Frame(frame) => {
             out.extend_from_slice(frame);
@@ -512,6 +558,15 @@ fn put_fragment(out: &mut Vec<u8>, id: u32, call: &mut Call, fragment: usize) ->
         call.queue.pop_front();
     }
     over == Some(true)
+}
+
+fn len_of(parts: &[Bytes]) -> usize {
+    parts.iter().map(Bytes::len).sum()
+}
+
+/// The parts, each with whether it is the last.
+fn with_last(parts: &[Bytes]) -> impl Iterator<Item = (Bytes, bool)> {
+    parts.iter().enumerate().map(|(index, part)| (part.clone(), index + 1 == parts.len()))
 }
 
 /// The next `room` bytes of `payload` after `sent`, and whether more follow.

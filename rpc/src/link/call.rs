@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use super::Link;
 use super::slots::{Answer, Deadline, Request, StreamPhase, Streams};
 use crate::blob::with_source;
+use crate::encoded::{Encoded, encode_into};
 use crate::error::{CallError, Failure};
 use crate::schema::MethodInfo;
 use crate::scratch::{self, Body};
@@ -109,7 +110,7 @@ impl<T, E> Call<T, E> {
                     Err(failure) => return Poll::Ready(Err(failure)),
                 };
                 if let Ok(payload) = &mut request.payload {
-                    scratch::give(std::mem::take(payload));
+                    scratch::give(std::mem::take(payload).head);
                 }
                 self.state = State::Waiting(call);
                 if is_crowded {
@@ -252,9 +253,8 @@ fn request<A: serde::Serialize>(method: &'static MethodInfo, args: &A) -> Reques
 }
 
 /// Encodes a value; what cannot be encoded fails the call instead of the program.
-pub(crate) fn encode<A: serde::Serialize>(value: &A) -> Result<Vec<u8>, Failure> {
-    postcard::to_extend(value, scratch::take())
-        .map_err(|error| Failure::Malformed(format!("cannot be encoded: {error}")))
+pub(crate) fn encode<A: serde::Serialize>(value: &A) -> Result<Encoded, Failure> {
+    encode_into(value, scratch::take())
 }
 
 /// From which the macro's code makes senders and receivers.

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::task::{Context, Poll, Waker};
 
-use tombolo_transport::TryRecv;
+use tombolo_transport::TryRecvApart;
 
 use super::Inner;
 use super::shared::{Opened, Rx, Tx, lock};
 use super::slots::{Slot, Streams};
 use crate::clock;
-use crate::connection::SMALL_BYTES;
+use crate::connection::{Frame, SMALL_BYTES};
+use crate::encoded::Encoded;
 use crate::error::LinkError;
 use crate::scratch;
 use crate::service::{Reply, ReplyKind, ServeRequest, Started};
@@ -72,15 +73,20 @@ impl Inner {
         let looks_max = if self.core().slots.len() > 1 { 1 } else { LOOKS };
         let (mut taken, mut looks) = (0, 0);
         while taken < RX_BUDGET {
+            // Taken when there is a long frame, while it is copied to where it belongs.
+            let mut core = None;
+            let slot = &mut core;
+            let place = move |head: &[u8], rest| {
+                let slot = slot; // moved, so that what is returned may outlive this call
+                slot.insert(self.core()).conn.place(head, rest)
+            };
             let found = if taken != 0 && *hot {
                 // Polling would linger for the next frame, with this one still to be acted on.
-                receiver.try_recv(frame)
+                receiver.try_recv_apart(frame, place)
             } else {
                 self.rx_waker.asked.store(false, Ordering::SeqCst);
-                match receiver.poll_recv_into(&mut cx, frame) {
-                    Poll::Ready(found) => {
-                        found.map(|more| if more { TryRecv::Message } else { TryRecv::End })
-                    }
+                match receiver.poll_recv_apart(&mut cx, frame, place) {
+                    Poll::Ready(found) => found,
                     Poll::Pending => {
                         *hot = self.rx_waker.asked.load(Ordering::SeqCst);
                         looks += 1;
@@ -92,16 +98,22 @@ impl Inner {
                     }
                 }
             };
-            let mut core = self.core();
+            let mut core = core.unwrap_or_else(|| self.core());
             match found {
-                Ok(TryRecv::Empty) => return true,
-                Ok(TryRecv::Message) => {
+                Ok(TryRecvApart::Empty) => return true,
+                Ok(TryRecvApart::Whole) => {
                     taken += 1;
                     if let Some(event) = core.conn.handle_frame(clock::ceiling_ns(), frame) {
                         self.dispatch(&mut core, event, wake, opened);
                     }
                 }
-                Ok(TryRecv::End) => {
+                Ok(TryRecvApart::Apart(rest)) => {
+                    taken += 1;
+                    if let Some(event) = core.conn.handle_placed(clock::ceiling_ns(), frame, rest) {
+                        self.dispatch(&mut core, event, wake, opened);
+                    }
+                }
+                Ok(TryRecvApart::End) => {
                     core.conn.lost(LinkError::Lost("the peer closed it without a word".to_owned()));
                 }
                 Err(error) => core.conn.lost(LinkError::Lost(error.to_string())),
@@ -156,8 +168,10 @@ impl Inner {
         if waiting.is_empty() {
             let mut core = self.core();
             while let Some(frame) = core.conn.poll_transmit() {
-                if sender.poll_send(&mut cx, frame)?.is_pending() {
-                    waiting.extend_from_slice(frame);
+                let Frame { head, body } = frame;
+                if sender.poll_send_parts(&mut cx, &[head, body])?.is_pending() {
+                    waiting.extend_from_slice(head);
+                    waiting.extend_from_slice(body);
                     break;
                 }
             }
@@ -236,12 +250,13 @@ impl Inner {
                 core.spares.push(cancel);
             }
             match reply.0 {
-                ReplyKind::Answer { app_error, payload } if payload.len() <= SMALL_BYTES => {
-                    core.conn.respond(call, app_error, (&payload[..]).into());
-                    scratch::give(payload);
-                }
-                ReplyKind::Answer { app_error, payload } => {
-                    core.conn.respond(call, app_error, payload.into());
+                ReplyKind::Answer { app_error, payload: Encoded { head, tail } } => {
+                    if head.len() <= SMALL_BYTES {
+                        core.conn.respond_with(call, app_error, (&head[..]).into(), &tail);
+                        scratch::give(head);
+                    } else {
+                        core.conn.respond_with(call, app_error, head.into(), &tail);
+                    }
                 }
                 ReplyKind::Fault(fault) => core.conn.fail(call, fault),
             }

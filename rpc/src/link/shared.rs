@@ -14,6 +14,7 @@ use super::slots::{Answer, Cancel, Deadline, Request, Slot, StreamPhase, Streams
 use super::{Alive, LinkConfig};
 use crate::clock;
 use crate::connection::{Connection, Payload, PeerInfo};
+use crate::encoded::Encoded;
 use crate::error::{Failure, LinkError};
 use crate::schema::MethodKind;
 use crate::service::{Router, ServeRequest};
@@ -291,7 +292,7 @@ impl Inner {
     }
 
     fn open(&self, core: &mut Core, request: &Request) -> Result<u32, Failure> {
-        let payload = request.payload.as_ref().map_err(Clone::clone)?;
+        let Encoded { head, tail } = request.payload.as_ref().map_err(Clone::clone)?;
         let now = clock::ceiling_ns();
         let after = match request.deadline {
             Deadline::Default if request.method.kind == MethodKind::Unary => {
@@ -301,8 +302,13 @@ impl Inner {
             Deadline::After(duration) => Some(duration),
         };
         let deadline = after.map(|d| now.saturating_add(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX - 1)));
-        let call =
-            core.conn.open(now, request.method, deadline, &request.metadata, Payload::Borrowed(payload))?;
+        if deadline.is_some_and(|at| at <= now) {
+            return Err(Failure::DeadlineExceeded { started: false });
+        }
+        let remaining = deadline.map(|at| at - now);
+        let Request { method, metadata, .. } = request;
+        let head = Payload::Borrowed(head);
+        let call = core.conn.open_with(method, remaining, deadline, metadata, head, tail)?;
         if deadline.is_some_and(|at| at < self.armed_ns.load(Ordering::Relaxed)) {
             self.waker.wake_by_ref();
         }

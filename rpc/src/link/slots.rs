@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::connection::Ended;
+use crate::encoded::Encoded;
 use crate::error::Failure;
 use crate::schema::MethodInfo;
 use crate::scratch::Body;
@@ -112,7 +113,7 @@ pub(crate) enum StreamPhase {
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) method: &'static MethodInfo,
-    pub(crate) payload: Result<Vec<u8>, Failure>,
+    pub(crate) payload: Result<Encoded, Failure>,
     pub(crate) deadline: Deadline,
     pub(crate) metadata: Vec<u8>,
 }

@@ -95,7 +95,7 @@ impl<T: Serialize> Sender<T> {
     /// # Errors
     /// As [`Sender::send`].
     pub async fn send_ref(&self, item: &T) -> Result<(), Failure> {
-        let payload = Body::from(encode(item)?);
+        let payload = Body::from(encode(item)?.into_vec());
         poll_fn(|cx| self.poll_send(cx, &payload)).await?;
         // A sender that never has to wait still lets others run.
         tokio::task::consume_budget().await;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::encoded::Encoded;
 use crate::error::Failure;
 use crate::link::StreamParts;
 use crate::schema::ServiceInfo;
@@ -44,7 +45,7 @@ pub struct Reply(pub(crate) ReplyKind);
 
 #[derive(Debug)]
 pub(crate) enum ReplyKind {
-    Answer { app_error: bool, payload: Vec<u8> },
+    Answer { app_error: bool, payload: Encoded },
     Fault(Fault),
 }
 

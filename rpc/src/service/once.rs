@@ -3,8 +3,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::handler::panicked;
 use super::replay::{Answer, KEY_BYTES_MAX, Replays, RequestHash, Scope, Verdict};
 use super::{Ctx, HandlerFuture, Incoming, Origin, Reply, ReplyKind, Service};
@@ -68,7 +66,7 @@ pub(super) fn start(
     let running = async move {
         let reply = handler.await;
         if let ReplyKind::Answer { app_error, payload } = &reply.0 {
-            run.answer = Some(Answer { app_error: *app_error, payload: Bytes::copy_from_slice(payload) });
+            run.answer = Some(Answer { app_error: *app_error, payload: payload.clone().into_vec().into() });
         }
         drop(run);
         reply

@@ -261,10 +261,10 @@ impl<M: MemoryMut, P: Memory, L: Liveness> ByteRx<M, P, L> {
     }
 }
 
-/// Of the place that the next message will be written to, at least so much is asked for ahead, in bytes: eight lines.
+/// Of the place that the next messages will be written to, at least so much is asked for ahead, in bytes: eight lines.
 const PREFETCH_MIN: usize = 512;
-/// And at most so much.
-const PREFETCH_MAX: usize = 16 * 1024;
+/// And at most so much: it has to stay in a second-level cache.
+const PREFETCH_MAX: usize = 64 * 1024;
 
 /// The writer's account of its byte ring: private, never read back.
 #[derive(Debug)]
@@ -314,8 +314,8 @@ impl Outgoing {
         self.tail += data.len() as u64;
     }
 
-    /// Asks for the lines that another message of `len` bytes will be written to. The reader has had them, and taking them back costs as much as
-    /// writing them; so it is done once what was written is published, while the reader is at that.
+    /// Asks for the lines that `len` more bytes will be written to. The reader has had them, and taking them back costs as much as
+    /// writing them; so it is done once everything is published, while the reader is at that.
     #[inline]
     pub(super) fn prefetch<M: MemoryMut>(&mut self, mem: &M, len: usize) {
         let ahead = len.clamp(PREFETCH_MIN, PREFETCH_MAX).min(self.room());

@@ -93,7 +93,11 @@ pub(crate) fn messages(data: &[u8]) {
             15 => {
                 let _ = (peer_rx.arm(), peer_tx.arm(), peer_tx.flush());
             }
-            16..20 => {
+            16 => {
+                let part = vec![choice; input.pick(&[0, 8, 48, 64, 2500])];
+                let _ = tx.try_send_parts(&[&part, &part]);
+            }
+            17..20 => {
                 let _ = tx.try_send(&vec![choice; input.pick(&[0, 8, 56, 57, 128, 129, 4096, 5000])]);
             }
             20 => loans.extend(tx.loan(input.below(4097))),
@@ -105,7 +109,16 @@ pub(crate) fn messages(data: &[u8]) {
                 }
             }
             22 => drop(loans.pop()),
-            23..26 => {
+            23 => {
+                let (before, mut place) = (3, vec![0; 3]);
+                match rx.try_recv_apart(&mut out, |_, _| Some(&mut place)) {
+                    Ok(Some(rest)) => {
+                        assert!(rest == place.len() - before && out.len() + rest <= rx.max_len());
+                    }
+                    _ => assert_eq!(place.len(), before),
+                }
+            }
+            24..26 => {
                 if let Ok(Some(len)) = rx.try_recv(&mut out) {
                     assert!(len <= rx.max_len() && len == out.len());
                 }

@@ -37,6 +37,72 @@ fn a_message_of_each_kind_arrives_whole() {
 }
 
 #[test]
+fn a_message_in_parts_arrives_as_one() {
+    let (_, (mut tx, _), (_, mut rx)) = model_messages(SMALL);
+    for len in [0, 5, 56, 57, 128, 129, 4096] {
+        let whole = message(len, 1);
+        let (a, b) = whole.split_at(len / 3);
+        tx.try_send_parts(&[a, &[], b]).unwrap();
+        assert_eq!(rx.try_recv_with(<[u8]>::to_vec), Ok(Some(whole)), "{len}");
+    }
+    assert_eq!(tx.try_send_parts(&[&[0; 4000], &[0; 97]]), Err(RingError::TooLong { len: 4097, max: 4096 }));
+}
+
+const LONG: HalfLayout = HalfLayout { bytes_log2: 13, ..SMALL };
+
+#[test]
+fn the_rest_of_a_long_message_is_appended_where_its_head_says() {
+    let (_, (mut tx, _), (_, mut rx)) = model_messages(LONG);
+    let (mut out, mut place) = (Vec::new(), b"before".to_vec());
+    // Once around the ring: some lie across its end.
+    for len in [3000, 2000, 4000, 1500, 3500] {
+        let sent = message(len, 1);
+        place.truncate(6);
+        tx.try_send(&sent).unwrap();
+        let received = rx.try_recv_apart(&mut out, |head, rest| {
+            assert_eq!((head, rest), (&sent[..8], len - 8));
+            Some(&mut place)
+        });
+        assert_eq!(received, Ok(Some(len - 8)));
+        assert_eq!((&out[..], &place[..6], &place[6..]), (&sent[..8], &b"before"[..], &sent[8..]));
+        tx.try_send(&sent).unwrap();
+        assert_eq!(rx.try_recv_apart(&mut out, |_, _| None), Ok(Some(0)));
+        assert_eq!(out, sent, "nobody wanted it elsewhere");
+    }
+    tx.try_send(&message(60, 1)).unwrap();
+    assert_eq!(rx.try_recv_apart(&mut out, |_, _| panic!("a short message")), Ok(Some(0)));
+    assert_eq!(out, message(60, 1));
+}
+
+/// A peer that is there for so many looks.
+#[derive(Clone)]
+struct LooksLeft(std::sync::Arc<std::sync::atomic::AtomicU64>);
+
+impl Liveness for LooksLeft {
+    fn check(&self) -> Result<(), ResetCause> {
+        let left = self.0.load(Ordering::Relaxed);
+        self.0.store(left.saturating_sub(1), Ordering::Relaxed);
+        if left == 0 { Err(ResetCause::PeerKernelDied) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn nothing_of_a_peer_that_has_died_is_left_where_its_message_was_to_go() {
+    for looks in 0..2 {
+        let (memory, (mut tx, _), _) = model_messages(LONG);
+        let left = LooksLeft(std::sync::Arc::new(looks.into()));
+        let half = |own: usize| OwnHalf::existing(memory[own].clone(), LONG);
+        let peer = PeerHalf::open(memory[0].clone(), LONG, 1).unwrap();
+        let (_, mut rx) = message_pair(half(1), peer, left, None);
+        tx.try_send(&message(3000, 1)).unwrap();
+        let (mut out, mut place) = (Vec::new(), b"before".to_vec());
+        let received = rx.try_recv_apart(&mut out, |_, _| Some(&mut place));
+        assert_eq!(received, Err(RingError::Reset(ResetCause::PeerKernelDied)), "after {looks} looks");
+        assert_eq!((&out[..], &place[..]), (&[][..], &b"before"[..]), "after {looks} looks");
+    }
+}
+
+#[test]
 fn a_full_ring_blocks_and_opens_after_a_quarter() {
     let (_, (mut tx, _), (_, mut rx)) = model_messages(SMALL);
     for i in 0..4 {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::addr::Addr;
 use crate::error::{Error, ResetCause, Result};
 use crate::mem::{OwnSpan, PeerSpan};
-use crate::messages::{Messages, TryRecv};
+use crate::messages::{Messages, TryRecv, TryRecvApart};
 use crate::ring::{LoanMut, MessageRx, MessageTx, Received, RingError, Wake, message_pair};
 use crate::shm::conn::{Conn, Live};
 use crate::shm::wait::Waiter;
@@ -61,6 +61,11 @@ impl ShmSender {
         self.poll_with(cx, |tx| tx.try_send(message))
     }
 
+    #[inline]
+    pub(crate) fn poll_send_parts(&mut self, cx: &mut Context<'_>, parts: &[&[u8]]) -> Poll<Result<()>> {
+        self.poll_with(cx, |tx| tx.try_send_parts(parts))
+    }
+
     /// `Ok(false)`: no room.
     #[inline]
     pub(crate) fn try_send(&mut self, message: &[u8]) -> Result<bool> {
@@ -70,6 +75,20 @@ impl ShmSender {
                 Ok(true)
             }
             Err(RingError::WouldBlock) => Ok(false),
+            Err(error) => Err(self.conn.error(error)),
+        }
+    }
+
+    /// `Ok(false)`: no room, and what was taken before is flushed.
+    #[inline]
+    pub(crate) fn try_put_parts(&mut self, parts: &[&[u8]]) -> Result<bool> {
+        match self.tx.try_send_parts(parts) {
+            Ok(()) => Ok(true),
+            Err(RingError::WouldBlock) => {
+                // A peer that sleeps would never make room.
+                self.flush()?;
+                Ok(false)
+            }
             Err(error) => Err(self.conn.error(error)),
         }
     }
@@ -181,6 +200,40 @@ impl ShmReceiver {
         message: &mut Vec<u8>,
     ) -> Poll<Result<bool>> {
         self.poll_with(cx, |rx| Ok(rx.try_recv(message)?.is_some()))
+    }
+
+    pub(crate) fn poll_recv_apart<'a>(
+        &mut self,
+        cx: &mut Context<'_>,
+        message: &mut Vec<u8>,
+        place: impl FnOnce(&[u8], usize) -> Option<&'a mut Vec<u8>>,
+    ) -> Poll<Result<TryRecvApart>> {
+        // It is asked at most once: when there is a message, which is then received.
+        let mut place = Some(place);
+        self.poll_with(cx, |rx| {
+            let received = rx.try_recv_apart(message, |head, rest| place.take()?(head, rest))?;
+            Ok(TryRecvApart::received(received))
+        })
+    }
+
+    #[inline]
+    pub(crate) fn try_recv_apart<'a>(
+        &mut self,
+        message: &mut Vec<u8>,
+        place: impl FnOnce(&[u8], usize) -> Option<&'a mut Vec<u8>>,
+    ) -> Result<TryRecvApart> {
+        let received = self.rx.try_recv_apart(message, place);
+        match received {
+            Ok(received) => {
+                self.flush();
+                Ok(TryRecvApart::received(received))
+            }
+            Err(RingError::WouldBlock) => {
+                self.flush();
+                Ok(TryRecvApart::Empty)
+            }
+            Err(error) => Err(self.conn.error(error)),
+        }
     }
 
     pub(crate) fn poll_recv_loan(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<ShmReceived>>> {

@@ -40,6 +40,7 @@ pub(super) struct Sim {
     pub(super) log_a: Vec<Event<'static>>,
     pub(super) log_b: Vec<Event<'static>>,
     pub(super) now: u64,
+    apart: bool,
 }
 
 pub(super) fn config(side: Side) -> Config {
@@ -102,6 +103,7 @@ impl Sim {
             log_a: Vec::new(),
             log_b: Vec::new(),
             now: 0,
+            apart: false,
         }
     }
 
@@ -139,7 +141,18 @@ impl Sim {
             End::B => (&mut self.b, &mut self.to_b, &mut self.log_b),
         };
         let Some(frame) = wire.pop_front() else { return false };
-        log.extend(end.handle_frame(self.now, &frame).map(own));
+        // One of two frames is received in two places, where that can be.
+        self.apart = !self.apart;
+        let (head, rest) = frame.split_at(frame.len().min(8));
+        let place = if self.apart { end.place(head, rest.len()) } else { None };
+        let event = match place {
+            Some(place) => {
+                place.extend_from_slice(rest);
+                end.handle_placed(self.now, head, rest.len())
+            }
+            None => end.handle_frame(self.now, &frame),
+        };
+        log.extend(event.map(own));
         self.collect();
         true
     }

@@ -35,7 +35,7 @@ use std::sync::Arc;
 
 use crossbeam::utils::CachePadded;
 
-pub use self::rx::MessageRx;
+pub use self::rx::{APART, MessageRx};
 pub use self::tx::MessageTx;
 use super::Liveness;
 use super::half::{OwnHalf, PeerHalf};

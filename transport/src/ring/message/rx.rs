@@ -13,6 +13,11 @@ use crate::ring::park::{Arm, Wake};
 use crate::ring::side::{ENDED, Side};
 use crate::ring::{Liveness, RingError};
 
+/// The bytes of a long message by which it is decided where the rest goes.
+pub const APART: usize = 8;
+/// Messages shorter than this, in bytes, are not worth deciding about. The rings of tests have no long ones.
+const APART_MIN: usize = if cfg!(any(test, feature = "fuzzing")) { 64 } else { 1024 };
+
 /// The receiving end. One owner; may move between threads.
 pub struct MessageRx<M: MemoryMut, P: Memory, L: Liveness> {
     side: Side<M, P, L>,
@@ -92,6 +97,65 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
         }
         self.consume(&found);
         Ok(Some(out.len()))
+    }
+
+    /// As [`MessageRx::try_recv`], but of a long message only the first [`APART`] bytes go to `out` if `place`, told these and how many follow, says where
+    /// the rest is to be appended. Returns how many bytes were.
+    ///
+    /// On an error nothing has been appended.
+    #[inline]
+    pub fn try_recv_apart<'a>(
+        &mut self,
+        out: &mut Vec<u8>,
+        place: impl FnOnce(&[u8], usize) -> Option<&'a mut Vec<u8>>,
+    ) -> Result<Option<usize>, RingError> {
+        out.clear();
+        let Some(found) = self.find()? else { return Ok(None) };
+        if let Place::Bytes { len } = found.place
+            && len >= APART_MIN
+        {
+            let rest = self.copy_apart(len, out, place)?;
+            self.consume(&found);
+            return Ok(Some(rest));
+        }
+        if let Place::Inline { len } = found.place {
+            self.side.peer.mem.append(found.at + 8, len, out);
+        } else {
+            self.copy(&found, out);
+        }
+        if let Err(error) = self.side.check_alive() {
+            out.clear(); // it may be of anything
+            return Err(error);
+        }
+        self.consume(&found);
+        Ok(Some(0))
+    }
+
+    /// Copies a message of the byte ring. Returns how many bytes went elsewhere.
+    fn copy_apart<'a>(
+        &mut self,
+        len: usize,
+        out: &mut Vec<u8>,
+        place: impl FnOnce(&[u8], usize) -> Option<&'a mut Vec<u8>>,
+    ) -> Result<usize, RingError> {
+        let mut head = [0; APART];
+        self.ring.read(&self.side.peer.mem, self.byte_head, &mut head);
+        self.side.check_alive()?;
+        out.extend_from_slice(&head);
+        let (at, rest) = (self.byte_head + APART as u64, len - APART);
+        let place = place(&head, rest);
+        let (elsewhere, body) = match place {
+            Some(body) => (rest, body),
+            None => (0, &mut *out),
+        };
+        let before = body.len();
+        self.ring.append(&self.side.peer.mem, at, rest, body);
+        if let Err(error) = self.side.check_alive() {
+            body.truncate(before); // it may be of anything
+            out.clear();
+            return Err(error);
+        }
+        Ok(elsewhere)
     }
 
     /// Calls `f` with a private copy of the next message; otherwise as [`MessageRx::try_recv`]. The fastest way for short ones.

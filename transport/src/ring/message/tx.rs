@@ -38,6 +38,8 @@ pub struct MessageTx<M: MemoryMut, P: Memory, L: Liveness> {
     acks_sent: u64,
     stamps_renewed: u64,
     out: Outgoing,
+    /// Bytes written to the byte ring since the last flush.
+    unflushed_bytes: usize,
     loans: LoanTable<M::Word>,
     /// What the last send that would block was waiting for.
     need: Need,
@@ -64,6 +66,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
             acks_sent: 0,
             stamps_renewed: 0,
             out: Outgoing::new(layout),
+            unflushed_bytes: 0,
             loans: LoanTable::new(layout),
             need: Need::Slot,
         }
@@ -80,7 +83,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
     #[inline]
     pub fn try_send(&mut self, message: &[u8]) -> Result<(), RingError> {
         if message.len() > INLINE_MAX {
-            return self.send_long(message);
+            return self.send_long(&[message], message.len());
         }
         let at = self.claim()?;
         self.side.own.mem.write(at + 8, message);
@@ -88,13 +91,33 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         Ok(())
     }
 
-    fn send_long(&mut self, message: &[u8]) -> Result<(), RingError> {
+    /// Sends the parts, which are one message, whole or not at all. Otherwise as [`MessageTx::try_send`].
+    #[inline]
+    pub fn try_send_parts(&mut self, parts: &[&[u8]]) -> Result<(), RingError> {
+        let len = parts.iter().map(|part| part.len()).sum();
+        if len > INLINE_MAX {
+            return self.send_long(parts, len);
+        }
+        let mut message = [0; INLINE_MAX];
+        let mut at = 0;
+        for part in parts {
+            message[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        }
+        self.try_send(&message[..len])
+    }
+
+    fn send_long(&mut self, parts: &[&[u8]], len: usize) -> Result<(), RingError> {
         let layout = self.side.own.layout;
-        let (len, ring) = (message.len(), layout.byte_capacity());
+        let ring = layout.byte_capacity();
         // A loan saves nothing to who copies into it, but leaves the ring to others when the message would fill it.
         if len > ring / 2 && len <= layout.loan_len() {
             let mut loan = self.loan(len)?;
-            loan.write_at(0, message);
+            let mut at = 0;
+            for part in parts {
+                loan.write_at(at, part);
+                at += part.len();
+            }
             return self.send_loan(loan).map_err(|refused| refused.error);
         }
         if len > ring {
@@ -102,10 +125,12 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         }
         let at = self.claim()?;
         self.reserve_bytes(len)?;
-        self.out.write(&self.side.own.mem, message);
+        for part in parts {
+            self.out.write(&self.side.own.mem, part);
+        }
         self.side.own.mem.store(at + 8, len as u64, Ordering::Relaxed);
         self.publish(at, KIND_BYTES);
-        self.out.prefetch(&self.side.own.mem, len);
+        self.unflushed_bytes += len;
         Ok(())
     }
 
@@ -150,7 +175,12 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
     /// Fails if the peer has gone: what was sent and not received yet is lost.
     #[inline]
     pub fn flush(&mut self) -> Result<Wake, RingError> {
-        self.side.flush()
+        let wake = self.side.flush();
+        if self.unflushed_bytes != 0 {
+            let len = std::mem::take(&mut self.unflushed_bytes);
+            self.out.prefetch(&self.side.own.mem, len);
+        }
+        wake
     }
 
     /// Prepares to sleep until what the last send waited for may be there, or the connection ends.
