@@ -17,20 +17,27 @@ use super::{Liveness, RingError};
 use crate::mem::{Memory, MemoryMut, Word};
 
 /// The sender's private account of its buffers.
-pub(super) struct LoanTable<W> {
-    /// Bit i: buffer i is neither lent nor being written. Shared with the [`LoanMut`]s, which put themselves back.
-    free: Arc<W>,
+pub(super) struct LoanTable<M: MemoryMut> {
+    /// Shared with the [`LoanMut`]s, which put themselves back.
+    lender: Arc<Lender<M>>,
     /// Bit i: buffer i is with the receiver.
     lent: u64,
     /// The number of the latest lending of each buffer; 0: never lent.
     sequence: Box<[u64]>,
 }
 
-impl<W: Word> LoanTable<W> {
-    pub(super) fn new(layout: HalfLayout) -> Self {
-        let count = usize::from(layout.loan_count);
+struct Lender<M: MemoryMut> {
+    own: OwnHalf<M>,
+    /// Bit i: buffer i is neither lent nor being written.
+    free: M::Word,
+}
+
+impl<M: MemoryMut> LoanTable<M> {
+    pub(super) fn new(own: &OwnHalf<M>) -> Self {
+        let count = usize::from(own.layout.loan_count);
         let all = if count == 64 { u64::MAX } else { (1 << count) - 1 };
-        Self { free: Arc::new(W::new(all)), lent: 0, sequence: vec![0; count].into() }
+        let lender = Arc::new(Lender { own: own.clone(), free: M::Word::new(all) });
+        Self { lender, lent: 0, sequence: vec![0; count].into() }
     }
 
     /// Takes the buffers back that the receiver has returned. The error says what the receiver did wrong.
@@ -44,7 +51,7 @@ impl<W: Word> LoanTable<W> {
             let lent = self.sequence[index];
             if returned == lent {
                 self.lent &= !bit;
-                self.free.fetch_or(bit, Ordering::AcqRel);
+                self.lender.free.fetch_or(bit, Ordering::AcqRel);
             } else if returned != lent - 1 {
                 return Err(format!("it returned lending {returned} of loan {index}, which is at {lent}"));
             }
@@ -53,17 +60,23 @@ impl<W: Word> LoanTable<W> {
     }
 
     pub(super) fn any_free(&self) -> bool {
-        self.free.load(Ordering::Acquire) != 0
+        self.lender.free.load(Ordering::Acquire) != 0
     }
 
     /// A free buffer, now taken.
     pub(super) fn take(&mut self) -> Option<usize> {
-        let free = self.free.load(Ordering::Acquire);
+        let free = self.lender.free.load(Ordering::Acquire);
         (free != 0).then(|| {
             let index = free.trailing_zeros();
-            self.free.fetch_and(!(1 << index), Ordering::AcqRel);
+            self.lender.free.fetch_and(!(1 << index), Ordering::AcqRel);
             index as usize
         })
+    }
+
+    /// The buffer that [`LoanTable::take`] would give.
+    pub(super) fn next(&self) -> Option<usize> {
+        let free = self.lender.free.load(Ordering::Relaxed);
+        (free != 0).then(|| free.trailing_zeros() as usize)
     }
 
     /// The number of the lending that begins now.
@@ -73,22 +86,17 @@ impl<W: Word> LoanTable<W> {
         self.sequence[index]
     }
 
-    pub(super) fn owns<M: MemoryMut<Word = W>>(&self, loan: &LoanMut<M>) -> bool {
-        Arc::ptr_eq(&self.free, &loan.free)
+    pub(super) fn owns(&self, loan: &LoanMut<M>) -> bool {
+        Arc::ptr_eq(&self.lender, &loan.lender)
     }
 
-    pub(super) fn guard<M: MemoryMut<Word = W>>(
-        &self,
-        own: &OwnHalf<M>,
-        index: usize,
-        len: usize,
-    ) -> LoanMut<M> {
-        let (mem, at, free) = (own.mem.clone(), own.layout.loan_at(index), Arc::clone(&self.free));
-        LoanMut { mem, at, len, index, free, sent: false }
+    pub(super) fn guard(&self, index: usize, len: usize) -> LoanMut<M> {
+        let at = self.lender.own.layout.loan_at(index);
+        LoanMut { lender: Arc::clone(&self.lender), at, len, index, sent: false }
     }
 }
 
-impl<W> fmt::Debug for LoanTable<W> {
+impl<M: MemoryMut> fmt::Debug for LoanTable<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LoanTable").field("lent", &self.lent).finish_non_exhaustive()
     }
@@ -96,11 +104,10 @@ impl<W> fmt::Debug for LoanTable<W> {
 
 /// A buffer in our half, to be filled and sent. Dropping it unsent gives it back.
 pub struct LoanMut<M: MemoryMut> {
-    mem: M,
+    lender: Arc<Lender<M>>,
     at: usize,
     len: usize,
     index: usize,
-    free: Arc<M::Word>,
     sent: bool,
 }
 
@@ -123,7 +130,7 @@ impl<M: MemoryMut> LoanMut<M> {
     pub fn write_at(&mut self, offset: usize, data: &[u8]) {
         let fits = offset.checked_add(data.len()).is_some_and(|end| end <= self.len);
         assert!(fits, "{} bytes at {offset} of a loan of {}", data.len(), self.len);
-        self.mem.write(self.at + offset, data);
+        self.lender.own.mem.write(self.at + offset, data);
     }
 
     pub(super) fn index(&self) -> usize {
@@ -139,7 +146,7 @@ impl<M: MemoryMut> LoanMut<M> {
 impl<M: MemoryMut> Drop for LoanMut<M> {
     fn drop(&mut self) {
         if !self.sent {
-            self.free.fetch_or(1 << self.index, Ordering::AcqRel);
+            self.lender.free.fetch_or(1 << self.index, Ordering::AcqRel);
         }
     }
 }
@@ -174,15 +181,22 @@ enum Body<M: MemoryMut, P: Memory, L: Liveness> {
     Lent(Lent<M, P, L>),
 }
 
+/// A loan of the peer's that we hold.
 pub(super) struct Lent<M: MemoryMut, P: Memory, L: Liveness> {
+    pub(super) borrower: Arc<Borrower<M, P, L>>,
+    pub(super) index: usize,
+    pub(super) len: usize,
+    pub(super) sequence: u64,
+}
+
+/// What every message that was lent to us needs to be read and returned. They share it, and the receiver keeps it: each handle that a message
+/// had of its own would cost two locked instructions.
+pub(super) struct Borrower<M: MemoryMut, P: Memory, L: Liveness> {
     pub(super) own: OwnHalf<M>,
     pub(super) peer: PeerHalf<P>,
     pub(super) live: L,
     pub(super) cross: Arc<Cross<M::Word>>,
     pub(super) bell: Option<LoanBell>,
-    pub(super) index: usize,
-    pub(super) len: usize,
-    pub(super) sequence: u64,
 }
 
 impl<M: MemoryMut, P: Memory, L: Liveness> Received<M, P, L> {
@@ -207,6 +221,14 @@ impl<M: MemoryMut, P: Memory, L: Liveness> Received<M, P, L> {
         self.len() == 0
     }
 
+    /// The liveness that this asks; `None` for a message that was copied.
+    pub fn live(&self) -> Option<&L> {
+        match &self.0 {
+            Body::Copied(_) => None,
+            Body::Lent(lent) => Some(&lent.borrower.live),
+        }
+    }
+
     /// Whether it lies in the sender's half, and keeps a buffer of the sender from being used again.
     pub fn is_loan(&self) -> bool {
         matches!(self.0, Body::Lent(_))
@@ -225,8 +247,9 @@ impl<M: MemoryMut, P: Memory, L: Liveness> Received<M, P, L> {
                 Ok(())
             }
             Body::Lent(lent) => {
-                lent.peer.mem.read(lent.at() + offset, out);
-                lent.live.check().map_err(RingError::Reset)
+                let Borrower { peer, live, .. } = &*lent.borrower;
+                peer.mem.read(lent.at() + offset, out);
+                live.check().map_err(RingError::Reset)
             }
         }
     }
@@ -236,9 +259,10 @@ impl<M: MemoryMut, P: Memory, L: Liveness> Received<M, P, L> {
         match self.0 {
             Body::Copied(message) => Ok(message),
             Body::Lent(lent) => {
+                let Borrower { peer, live, .. } = &*lent.borrower;
                 let mut message = Vec::new();
-                lent.peer.mem.append(lent.at(), lent.len, &mut message);
-                lent.live.check().map_err(RingError::Reset)?;
+                peer.mem.append(lent.at(), lent.len, &mut message);
+                live.check().map_err(RingError::Reset)?;
                 Ok(message)
             }
         }
@@ -247,25 +271,26 @@ impl<M: MemoryMut, P: Memory, L: Liveness> Received<M, P, L> {
 
 impl<M: MemoryMut, P: Memory, L: Liveness> Lent<M, P, L> {
     pub(super) fn at(&self) -> usize {
-        self.peer.layout.loan_at(self.index)
+        self.borrower.peer.layout.loan_at(self.index)
     }
 }
 
 impl<M: MemoryMut, P: Memory, L: Liveness> Drop for Lent<M, P, L> {
     fn drop(&mut self) {
+        let Borrower { own, peer, cross, bell, .. } = &*self.borrower;
         // Before the return is visible: the sender may lend the buffer again at once.
-        self.cross.held.fetch_and(!(1 << self.index), Ordering::AcqRel);
-        self.own.mem.store(AT_LOAN_RETURNS + 8 * self.index, self.sequence, Ordering::Release); // SYNC: loan
+        cross.held.fetch_and(!(1 << self.index), Ordering::AcqRel);
+        own.mem.store(AT_LOAN_RETURNS + 8 * self.index, self.sequence, Ordering::Release); // SYNC: loan
         M::fence(); // pairs with the fence in `Parker::arm`
-        let ticket = self.peer.mem.load(AT_SPACE_TICKET, Ordering::Acquire);
-        if ticket.is_multiple_of(2) || ticket == self.cross.rung_for_loan.load(Ordering::Relaxed) {
+        let ticket = peer.mem.load(AT_SPACE_TICKET, Ordering::Acquire);
+        if ticket.is_multiple_of(2) || ticket == cross.rung_for_loan.load(Ordering::Relaxed) {
             return;
         }
-        self.cross.rung_for_loan.store(ticket, Ordering::Relaxed);
-        self.own.count_bell();
-        match &self.bell {
+        cross.rung_for_loan.store(ticket, Ordering::Relaxed);
+        own.count_bell();
+        match bell {
             Some(bell) => bell(),
-            None => self.cross.bell_owed.store(1, Ordering::Release),
+            None => cross.bell_owed.store(1, Ordering::Release),
         }
     }
 }

@@ -46,10 +46,7 @@ pub(crate) struct ShmLoan {
 }
 
 /// A message that may still lie in the peer's half.
-pub(crate) struct ShmReceived {
-    received: Received<OwnSpan, PeerSpan, Live>,
-    conn: Arc<Conn>,
-}
+pub(crate) struct ShmReceived(Received<OwnSpan, PeerSpan, Live>);
 
 impl ShmSender {
     pub(crate) fn max_len(&self) -> usize {
@@ -238,8 +235,7 @@ impl ShmReceiver {
 
     pub(crate) fn poll_recv_loan(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<ShmReceived>>> {
         let received = ready!(self.poll_with(cx, MessageRx::try_recv_loan))?;
-        let conn = &self.conn;
-        Poll::Ready(Ok(received.map(|received| ShmReceived { received, conn: Arc::clone(conn) })))
+        Poll::Ready(Ok(received.map(ShmReceived)))
     }
 
     #[inline]
@@ -320,15 +316,24 @@ impl ShmLoan {
 
 impl ShmReceived {
     pub(crate) fn len(&self) -> usize {
-        self.received.len()
+        self.0.len()
     }
 
     /// The caller has checked that it is inside.
     pub(crate) fn read_at(&self, offset: usize, out: &mut [u8]) -> Result<()> {
-        self.received.read_at(offset, out).map_err(|error| self.conn.error(error))
+        self.0.read_at(offset, out).map_err(|error| said(self.0.live(), error))
     }
 
     pub(crate) fn into_vec(self) -> Result<Vec<u8>> {
-        self.received.into_vec().map_err(|error| self.conn.error(error))
+        let live = self.0.live().cloned();
+        self.0.into_vec().map_err(|error| said(live.as_ref(), error))
+    }
+}
+
+/// A message that was copied cannot fail.
+fn said(live: Option<&Live>, error: RingError) -> Error {
+    match live {
+        Some(Live(conn)) => conn.error(error),
+        None => Error::Invalid(error.to_string()),
     }
 }

@@ -8,7 +8,7 @@ use super::{Cross, INLINE_MAX, KIND_BYTES, KIND_LOAN};
 use crate::mem::{Memory, MemoryMut, Word};
 use crate::ring::bytes::Ring;
 use crate::ring::layout::*;
-use crate::ring::loan::{Lent, LoanBell, Received};
+use crate::ring::loan::{Borrower, Lent, LoanBell, Received};
 use crate::ring::park::{Arm, Wake};
 use crate::ring::side::{ENDED, Side};
 use crate::ring::{Liveness, RingError};
@@ -36,7 +36,10 @@ pub struct MessageRx<M: MemoryMut, P: Memory, L: Liveness> {
     byte_head_published: u64,
     owed: Wake,
     scratch: Vec<u8>,
-    bell: Option<LoanBell>,
+    /// Somebody rings the peer for loans that are returned.
+    has_bell: bool,
+    /// For the loans that we hold; `None` if the peer has no loans.
+    borrower: Option<Arc<Borrower<M, P, L>>>,
 }
 
 /// A message found and validated, not consumed yet.
@@ -57,6 +60,12 @@ enum Place {
 impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
     pub(super) fn new(side: Side<M, P, L>, cross: Arc<Cross<M::Word>>, bell: Option<LoanBell>) -> Self {
         let layout = side.peer.layout;
+        let has_bell = bell.is_some();
+        let borrower = (layout.loan_count != 0).then(|| {
+            let Side { own, peer, live, .. } = &side;
+            let (own, peer, live) = (own.clone(), peer.clone(), live.clone());
+            Arc::new(Borrower { own, peer, live, cross: Arc::clone(&cross), bell })
+        });
         Self {
             side,
             cross,
@@ -70,7 +79,8 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
             byte_head_published: 0,
             owed: Wake::NotNeeded,
             scratch: Vec::new(),
-            bell,
+            has_bell,
+            borrower,
         }
     }
 
@@ -196,7 +206,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
     /// Tells whether the sender must be rung because room it waits for has been given back.
     #[inline]
     pub fn flush(&mut self) -> Wake {
-        if self.bell.is_none() && self.cross.bell_owed.load(Ordering::Relaxed) != 0 {
+        if !self.has_bell && self.cross.bell_owed.load(Ordering::Relaxed) != 0 {
             self.cross.bell_owed.store(0, Ordering::Relaxed);
             self.owed = Wake::Ring;
         }
@@ -329,7 +339,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
             self.byte_head += len as u64;
         }
         let lent = match found.place {
-            Place::Loan { index, len, sequence } => Some(self.hold(index, len, sequence)),
+            Place::Loan { index, len, sequence } => self.hold(index, len, sequence),
             _ => None,
         };
         let slots = self.position - self.published > self.mask as u64 / 4;
@@ -339,19 +349,12 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
         lent
     }
 
-    fn hold(&mut self, index: usize, len: usize, sequence: u64) -> Lent<M, P, L> {
+    fn hold(&mut self, index: usize, len: usize, sequence: u64) -> Option<Lent<M, P, L>> {
+        let borrower = Arc::clone(self.borrower.as_ref()?);
         self.cross.held.fetch_or(1 << index, Ordering::AcqRel);
-        let Side { own, peer, live, .. } = &self.side;
-        Lent {
-            own: own.clone(),
-            peer: peer.clone(),
-            live: live.clone(),
-            cross: Arc::clone(&self.cross),
-            bell: self.bell.clone(),
-            index,
-            len,
-            sequence,
-        }
+        // The sender has looked at that line; the fence of the return would wait for it.
+        self.side.own.mem.prefetch_write(AT_LOAN_RETURNS + 8 * index);
+        Some(Lent { borrower, index, len, sequence })
     }
 
     fn give_back(&mut self) {

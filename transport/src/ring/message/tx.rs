@@ -40,7 +40,7 @@ pub struct MessageTx<M: MemoryMut, P: Memory, L: Liveness> {
     out: Outgoing,
     /// Bytes written to the byte ring since the last flush.
     unflushed_bytes: usize,
-    loans: LoanTable<M::Word>,
+    loans: LoanTable<M>,
     /// What the last send that would block was waiting for.
     need: Need,
 }
@@ -55,6 +55,7 @@ enum Need {
 impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
     pub(super) fn new(side: Side<M, P, L>, cross: Arc<Cross<M::Word>>) -> Self {
         let layout = side.own.layout;
+        let loans = LoanTable::new(&side.own);
         Self {
             side,
             cross,
@@ -67,7 +68,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
             stamps_renewed: 0,
             out: Outgoing::new(layout),
             unflushed_bytes: 0,
-            loans: LoanTable::new(layout),
+            loans,
             need: Need::Slot,
         }
     }
@@ -145,7 +146,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
             self.reclaim()?;
         }
         match self.loans.take() {
-            Some(index) => Ok(self.loans.guard(&self.side.own, index, len)),
+            Some(index) => Ok(self.loans.guard(index, len)),
             None => Err(self.blocked(Need::Loan)),
         }
     }
@@ -167,6 +168,10 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
             self.side.own.mem.store(at + 8 + 8 * i, word, Ordering::Relaxed);
         }
         self.publish(at, KIND_LOAN);
+        if let Some(next) = self.loans.next() {
+            // Its last reader has had the first line.
+            self.side.own.mem.prefetch_write(self.side.own.layout.loan_at(next));
+        }
         Ok(())
     }
 
