@@ -162,6 +162,16 @@ fn a_start_that_cannot_work_says_why_and_is_not_tried_again() {
 }
 
 #[test]
+fn kernel_without_support_for_others_is_told_with_what_to_boot() {
+    let bed = Bed::start();
+    let output = bed.run(&["up", "web", "--spawner", "multikernel", "--image", "/boot/vmlinux"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    let is_told = ["CONFIG_MULTIKERNEL=y", "mount -t multikernel", "tombolo multikernel pool"];
+    assert!(is_told.iter().any(|remedy| said.contains(remedy)), "{said}");
+}
+
+#[test]
 fn a_request_that_is_repeated_with_its_key_is_done_once() {
     let bed = Bed::start();
     let create = ["create", "web", "--idempotency-key", "k1"];

@@ -10,7 +10,8 @@ use tombolo_transport::Port;
 use super::finding;
 use crate::api::host::{Finding, Level};
 use crate::spawner::multikernel::{
-    InterfaceState, MAKE_A_POOL, Settings, interface_state, lock_left_behind, vsock,
+    InterfaceState, MAKE_A_POOL, Settings, interface_state, is_file_system, lock_left_behind, vsock,
+    what_is_missing,
 };
 
 /// The page that walks through all of it.
@@ -50,21 +51,13 @@ pub(super) fn items(settings: &Settings) -> Vec<Finding> {
     items
 }
 
-fn knows(filesystems: &str, name: &str) -> bool {
-    filesystems.lines().any(|line| line.split_whitespace().last() == Some(name))
-}
-
 fn kernel(filesystems: &str) -> Finding {
     let subject = "multikernel kernel";
-    if knows(filesystems, "multikernel") {
+    if is_file_system("multikernel", filesystems) {
         return finding(subject, Level::Ok, "this kernel can have others beside it", "");
     }
-    finding(
-        subject,
-        Level::Warn,
-        "this kernel cannot have others beside it: it has no file system `multikernel`",
-        format!("build and boot one with CONFIG_MULTIKERNEL=y, as {GUIDE} says"),
-    )
+    let (what, remedy) = what_is_missing(filesystems, Path::new(""));
+    finding(subject, Level::Warn, what, remedy)
 }
 
 fn interface(root: &Path, state: &InterfaceState) -> Finding {
@@ -145,7 +138,7 @@ fn console(path: Option<&Path>) -> Finding {
 
 fn shared_memory(heap: &Path, filesystems: &str) -> Finding {
     let subject = "multikernel shared memory";
-    let lacks = match (heap.exists(), knows(filesystems, "daxfs")) {
+    let lacks = match (heap.exists(), is_file_system("daxfs", filesystems)) {
         (true, true) => {
             return finding(
                 subject,
@@ -245,6 +238,24 @@ mod tests {
         );
         let with_pool: Settings = toml::from_str("pool = { path = \"/p\" }").unwrap();
         assert_eq!(with_pool.link_port(), None);
+    }
+
+    #[test]
+    fn module_that_is_missing_is_named() {
+        let nowhere = Path::new("/nowhere");
+        assert!(console(Some(nowhere)).remedy.contains("modprobe mktty"));
+        let memory = shared_memory(nowhere, "nodev\tsysfs\n");
+        assert!(memory.detail.contains("daxfs") && memory.remedy.contains("modprobe daxfs"), "{memory:?}");
+        assert!(!shared_memory(Path::new("/"), "nodev\tdaxfs\n").detail.contains("missing"));
+        assert!(link(Port(700), Err("x".into())).remedy.contains("module of CONFIG_MULTIKERNEL_VSOCKETS"));
+    }
+
+    #[test]
+    fn devices_without_an_iommu_are_warned_of() {
+        let without = devices(false);
+        assert_eq!(without.level, Level::Warn);
+        assert!(without.detail.contains("all memory of this machine") && without.remedy.contains("iommu=on"));
+        assert_eq!(devices(true).level, Level::Ok);
     }
 
     #[test]

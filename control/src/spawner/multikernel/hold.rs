@@ -16,6 +16,7 @@ use super::provenance::{self, Maker, Mark};
 use super::record::{Origin, Record};
 use super::taken_over::host_boot;
 use super::transaction::{self, ApplyError};
+use super::tree::Chunk;
 
 /// How long an instance that was told to end may take to be seen ended, before it is told again.
 const END_MAX: Duration = Duration::from_secs(3);
@@ -96,8 +97,15 @@ impl<'a, I: Interface> Hold<'a, I> {
         let number = number.map_or_else(String::new, |(name, _)| {
             format!("its number {} is that of instance `{name}`; ", self.record.id)
         });
+        let of_node =
+            |chunk: &Chunk| chunk.numa_node.map_or_else(String::new, |node| format!(" (node {node})"));
+        let piece = |chunk: &Chunk| format!("{} MiB{}", chunk.bytes >> 20, of_node(chunk));
+        let pieces = match pool.chunks.as_slice() {
+            [] | [_] => String::new(),
+            chunks => format!(", out of {}", chunks.iter().map(piece).collect::<Vec<_>>().join(", ")),
+        };
         format!(
-            "{number}the pool has {} MiB, of which instances have {}, and gives memory in one piece only; it has {} CPUs to give",
+            "{number}the pool has {} MiB, of which instances have {}, and gives memory in one piece only{pieces}; it has {} CPUs to give",
             pool.memory_bytes() >> 20,
             used >> 20,
             pool.cpus_available.len()

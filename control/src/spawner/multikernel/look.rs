@@ -1,5 +1,7 @@
 //! How the kernel's interface is, for those who only want to know.
 
+use std::path::Path;
+
 use super::Settings;
 use super::interface::{self, Mounted};
 use super::lock;
@@ -50,7 +52,42 @@ pub(crate) fn interface_state(settings: &Settings) -> InterfaceState {
     }
 }
 
+/// What is missing where the interface is not there, and what to do; `filesystems`: the text of /proc/filesystems.
+pub(crate) fn what_is_missing(filesystems: &str, root: &Path) -> (String, String) {
+    match is_file_system("multikernel", filesystems) {
+        true => (
+            format!("the kernel's interface is not mounted at {}", root.display()),
+            format!("mount -t multikernel none {}", root.display()),
+        ),
+        false => (
+            "this kernel cannot have others beside it: it has no file system `multikernel`".into(),
+            "build and boot one with CONFIG_MULTIKERNEL=y, as docs/multikernel.md says".into(),
+        ),
+    }
+}
+
+/// Whether the kernel knows a file system of this name.
+pub(crate) fn is_file_system(name: &str, filesystems: &str) -> bool {
+    filesystems.lines().any(|line| line.split_whitespace().last() == Some(name))
+}
+
 /// Why the lock of other programs is no longer anybody's, if it is there and that is so.
 pub(crate) fn lock_left_behind(settings: &Settings) -> Option<&'static str> {
     lock::stale(&settings.lock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_without_support_is_told_from_one_whose_interface_is_not_mounted() {
+        let root = Path::new("/sys/fs/multikernel");
+        let (what, remedy) = what_is_missing("nodev\tsysfs\n", root);
+        assert!(what.contains("no file system `multikernel`"), "{what}");
+        assert!(remedy.contains("CONFIG_MULTIKERNEL=y") && remedy.contains("boot"), "{remedy}");
+        let (what, remedy) = what_is_missing("nodev\tsysfs\nnodev\tmultikernel\n", root);
+        assert!(what.contains("not mounted at /sys/fs/multikernel"), "{what}");
+        assert_eq!(remedy, "mount -t multikernel none /sys/fs/multikernel");
+    }
 }

@@ -51,7 +51,9 @@ use rustix::fs::{MemfdFlags, memfd_create};
 pub(crate) use self::alive::answers;
 pub(crate) use self::books::books;
 pub(crate) use self::line::vsock;
-pub(crate) use self::look::{InterfaceState, interface_state, lock_left_behind};
+pub(crate) use self::look::{
+    InterfaceState, interface_state, is_file_system, lock_left_behind, what_is_missing,
+};
 pub(crate) use self::settings::HostEnd;
 pub use self::settings::Settings;
 pub use self::taken_over::TakenOver;
@@ -222,10 +224,11 @@ impl Spawner for MultikernelSpawner {
             InterfaceState::Pool { cpus, cpus_free, memory_mib, .. } => Availability::Ready {
                 detail: format!("a pool of {cpus} CPUs ({cpus_free} free) and {memory_mib} MiB"),
             },
-            InterfaceState::Absent => missing(
-                format!("no kernel interface is mounted at {}", self.settings.root.display()),
-                "the items `multikernel` of `tombolo doctor` say what is missing",
-            ),
+            InterfaceState::Absent => {
+                let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+                let (what, remedy) = what_is_missing(&filesystems, &self.settings.root);
+                Availability::Missing { what, remedy }
+            }
             InterfaceState::Old(why) => missing(
                 format!("the kernel's interface is of an earlier form, which is not spoken here: {why}"),
                 "boot a newer kernel",
@@ -238,6 +241,9 @@ impl Spawner for MultikernelSpawner {
     }
 
     async fn spawn(&self, spec: &KernelSpec) -> Result<Kernel, SpawnError> {
+        if let Availability::Missing { what, remedy } = self.availability().await {
+            return Err(SpawnError::Unavailable { kind: self.kind(), what, remedy });
+        }
         let image = self.image(spec).await?;
         let name = &spec.agent_config.name;
         let bad_spec = |reason: String| SpawnError::BadSpec { name: name.clone(), reason };

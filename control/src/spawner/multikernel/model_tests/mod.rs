@@ -1,5 +1,6 @@
 //! The spawner on a model of the kernel (`tombolo-mksim`), traps included: no call of it is real, and no time passes.
 
+mod bad_input;
 mod bench;
 mod crashes;
 mod deeds;
@@ -21,7 +22,15 @@ fn documented_traps_are_replayed() {
         ("model_tests::lock", include_str!("lock.rs")),
         ("model_tests::taken_over", include_str!("taken_over.rs")),
         ("model_tests::crashes", include_str!("crashes.rs")),
+        ("model_tests::bad_input", include_str!("bad_input.rs")),
         ("ending::tests", include_str!("../ending.rs")),
+        ("ids::tests", include_str!("../ids.rs")),
+        ("look::tests", include_str!("../look.rs")),
+        ("tree::tests", include_str!("../tree_tests.rs")),
+        ("image::tests", include_str!("../image/tests/mod.rs")),
+        ("image::tests::hostile", include_str!("../image/tests/hostile.rs")),
+        ("core::spec::tests", include_str!("../../../core/spec.rs")),
+        ("doctor::multikernel::tests", include_str!("../../../doctor/multikernel.rs")),
         ("core::health::tests", include_str!("../../../core/health_tests.rs")),
         ("daemon::paced::tests", include_str!("../../../daemon/paced.rs")),
     ];

@@ -42,6 +42,8 @@ pub(super) struct Faults {
     pub(super) is_unmounted: bool,
     /// The next calls that start, end, load or unload say EBUSY.
     pub(super) busy_calls: u32,
+    /// Loading an image fails so.
+    pub(super) load_errno: Option<i32>,
     /// The next forced halts change nothing.
     pub(super) deaf_halts: u32,
     /// Writes to `overlays/new` are cut off here.
@@ -315,6 +317,9 @@ impl Interface for Model {
     fn load(&self, id: InstanceId, _: BorrowedFd<'_>, _: BorrowedFd<'_>, _: &str) -> io::Result<()> {
         self.call(|world| {
             world.note_call("load", id).map_err(error)?;
+            if let Some(errno) = world.faults.load_errno {
+                return Err(io::Error::from_raw_os_error(errno));
+            }
             world.load(u32::from(id.0)).map_err(error)
         })
     }

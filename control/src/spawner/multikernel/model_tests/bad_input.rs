@@ -1,0 +1,68 @@
+//! Bad input that reaches the kernel: what it says, and what is told. The rest is refused before (see the table in `docs/multikernel-traps.md`).
+
+use tombolo_mksim::dtb;
+use tombolo_mksim::model::{Machine, MachineConfig};
+
+use super::bench::Bench;
+use super::world::{Actor, MIB, Model};
+
+#[test]
+fn image_that_is_not_signed_where_that_is_needed_is_told_with_what_to_do() {
+    for errno in [libc::ENODATA, libc::ENOKEY, libc::EKEYREJECTED] {
+        let bench = Bench::new();
+        bench.model.world().faults.load_errno = Some(errno);
+        let error = bench.make(&mut bench.record("web", 3, &[2])).unwrap_err();
+        assert!(error.contains("loads only signed images: sign it (kerf sign)"), "{error}");
+        bench.release("web").unwrap();
+        assert_eq!((bench.state("web"), bench.is_recorded("web")), (None, false), "it is given back");
+        bench.check();
+    }
+}
+
+#[test]
+fn kernel_that_may_not_be_loaded_is_told_with_what_it_takes() {
+    for (errno, told) in [
+        (libc::EPERM, "CAP_SYS_BOOT, kernel.kexec_load_disabled = 0, and no lockdown"),
+        (libc::ENOEXEC, "not a kernel that this one can load"),
+        (libc::EINVAL, "takes no such image or command line"),
+    ] {
+        let bench = Bench::new();
+        bench.model.world().faults.load_errno = Some(errno);
+        let error = bench.make(&mut bench.record("web", 3, &[2])).unwrap_err();
+        assert!(error.contains(told), "{error}");
+        bench.release("web").unwrap();
+        assert_eq!(bench.state("web"), None);
+    }
+}
+
+#[test]
+fn memory_that_is_split_over_nodes_is_told_with_what_each_has() {
+    let model = Model::without_pool();
+    model.world().machine = Machine::new(MachineConfig { numa_nodes: 2, ..MachineConfig::default() });
+    let halves = [(512 * MIB, Some(0)), (512 * MIB, Some(1))];
+    let baseline = dtb::baseline(&[2, 4], &halves, &[]);
+    model.world().write(Actor::Another, "device_tree", &baseline).unwrap();
+    let bench = Bench::on(model);
+    let mut record = bench.record("web", 3, &[2]);
+    record.memory_bytes = 768 * MIB;
+    let error = bench.make(&mut record).unwrap_err();
+    assert!(error.contains("the pool has 1024 MiB") && error.contains("in one piece"), "{error}");
+    assert!(error.contains("512 MiB (node 0), 512 MiB (node 1)"), "{error}");
+    assert!(error.contains("nothing of it is left"), "{error}");
+    record.memory_bytes = 512 * MIB;
+    bench.make(&mut record).unwrap();
+}
+
+#[test]
+fn cpus_that_the_pool_has_not_are_refused_before_anything_is_asked() {
+    let bench = Bench::new();
+    let mut record = bench.record("web", 3, &[]);
+    record.cpus_wanted = 5;
+    let error = bench.make(&mut record).unwrap_err();
+    assert!(
+        error.contains("to have 5 CPUs, and the pool has 4") && error.contains("multikernel pool"),
+        "{error}"
+    );
+    assert!(bench.model.world().machine.snapshot().transactions.is_empty());
+    assert!(!bench.is_recorded("web"));
+}
