@@ -20,7 +20,7 @@ use super::measure::LinkFigures;
 pub trait Inside {
     /// A round trip to the agent.
     async fn ping(&self, cx: &Ctx, name: String) -> Result<PingAnswer, ControlError>;
-    /// Measures the link to the agent for so long in all, in ms (200 to 60 000), beside what this host needs for a wake-up and a copy.
+    /// Measures the link to the agent for so long in all, in ms (200 to 30 000), beside what this host needs for a wake-up and a copy.
     async fn measure(&self, cx: &Ctx, name: String, for_ms: u32) -> Result<LinkFigures, ControlError>;
     /// Health and load as the agent sees them now.
     async fn report(&self, cx: &Ctx, name: String) -> Result<HealthReport, ControlError>;

@@ -423,7 +423,7 @@ pub struct PingArgs {
 pub struct BenchArgs {
     /// The instance
     pub name: InstanceName,
-    /// For how long in all: a quarter each for calls in turn, calls whose ends sleep, bytes there and bytes back; 200ms to 60s
+    /// For how long in all: a quarter each for calls in turn, calls whose ends sleep, bytes there and bytes back; 200ms to 30s
     #[arg(short, long, value_name = "TIME", default_value = "4s", value_parser = parse_duration)]
     pub time: std::time::Duration,
 }

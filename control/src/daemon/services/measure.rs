@@ -18,7 +18,7 @@ use crate::api::measure::{LinkFigures, LinkFloor, RoundTrips};
 use crate::api::{ControlError, Role};
 
 /// The shortest and the longest time to measure for, in ms.
-const FOR_MS: std::ops::RangeInclusive<u32> = 200..=60_000;
+const FOR_MS: std::ops::RangeInclusive<u32> = 200..=30_000;
 /// Bytes of each item.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Long enough for both ends to have stopped looking (`AttachOptions::spin` is 2 ms at most by itself).
