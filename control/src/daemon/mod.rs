@@ -35,6 +35,8 @@ use self::agents::Door;
 use self::balance::Balance;
 use self::drivers::Drivers;
 use self::handover::Stock;
+#[cfg(test)]
+pub(crate) use self::handover::row_of;
 use self::instance::Command;
 use self::options::{Options, Places};
 use self::paced::PacedLinks;

@@ -450,7 +450,7 @@ fn fate_name(fate: &Fate) -> String {
 }
 
 /// What the ledger is to know of an instance. Of what its spawner cannot move it may have nothing.
-pub(super) fn row_of(
+pub(crate) fn row_of(
     cid: Cid,
     name: &str,
     incarnation: Incarnation,

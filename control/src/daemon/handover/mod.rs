@@ -28,6 +28,8 @@ use tombolo_transport::{Cid, Incarnation};
 
 pub(crate) use self::books::{Books, GRANULE_BYTES, Stock};
 use self::desk::Desk;
+#[cfg(test)]
+pub(crate) use self::desk::row_of;
 use self::mend::Mend;
 pub(crate) use self::search::Unproven;
 use self::witness::Witnesses;

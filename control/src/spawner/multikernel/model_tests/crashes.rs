@@ -53,7 +53,7 @@ struct Turn {
 }
 
 /// Those that decide what we see. Without time limits an operation of another program may never be over.
-fn quirk(index: usize) -> Quirk {
+pub(super) fn quirk(index: usize) -> Quirk {
     let quirks: Vec<Quirk> = Quirk::ALL
         .into_iter()
         .filter(|quirk| !matches!(quirk, Quirk::ItemTimesOut | Quirk::HaltTimesOut))
@@ -284,7 +284,7 @@ impl Daemon {
 }
 
 /// Each CPU and each byte has one owner: the host, the pool, or one instance.
-fn check_books(machine: &Machine) {
+pub(super) fn check_books(machine: &Machine) {
     let snapshot = machine.snapshot();
     let mut cpus = snapshot.host.cpus.clone();
     cpus.extend(snapshot.pool.iter().flat_map(|pool| &pool.cpus_free));

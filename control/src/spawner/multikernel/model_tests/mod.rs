@@ -5,6 +5,7 @@ mod bench;
 mod crashes;
 mod deeds;
 mod endings;
+mod ledger;
 mod lock;
 mod owners;
 mod taken_over;
@@ -22,6 +23,7 @@ fn documented_traps_are_replayed() {
         ("model_tests::lock", include_str!("lock.rs")),
         ("model_tests::taken_over", include_str!("taken_over.rs")),
         ("model_tests::crashes", include_str!("crashes.rs")),
+        ("model_tests::ledger", include_str!("ledger.rs")),
         ("model_tests::bad_input", include_str!("bad_input.rs")),
         ("ending::tests", include_str!("../ending.rs")),
         ("ids::tests", include_str!("../ids.rs")),
