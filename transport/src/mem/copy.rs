@@ -5,7 +5,7 @@
 //! the atomic that publishes or acquires them. Elsewhere (under Miri, and with `--cfg tombolo_word_atomic`) they are relaxed atomics, byte by byte up to
 //! alignment and then word by word, which is two to three times slower for bulk and defined by the language.
 
-pub(super) use imp::{from_shared, prefetch_write, to_shared};
+pub(super) use imp::{from_shared, prefetch_read, prefetch_write, to_shared};
 
 #[cfg(all(target_arch = "x86_64", not(any(miri, tombolo_word_atomic))))]
 mod imp {
@@ -30,6 +30,13 @@ mod imp {
     pub(in super::super) unsafe fn to_shared(from: *const u8, to: *mut u8, n: usize) {
         // SAFETY: as our caller promises.
         unsafe { copy(from, to, n) }
+    }
+
+    /// Brings the line at `address` here for reading. A hint: it cannot fault.
+    #[inline]
+    pub(in super::super) fn prefetch_read(address: *const u8) {
+        // SAFETY: a prefetch changes no architectural state and does not fault, whatever the address.
+        unsafe { asm!("prefetcht0 [{}]", in(reg) address, options(nostack, preserves_flags)) }
     }
 
     /// Brings the line at `address` here for writing. A hint: it cannot fault.
@@ -187,6 +194,8 @@ mod imp {
     use super::atomic;
 
     pub(in super::super) use atomic::{from_shared, to_shared};
+
+    pub(in super::super) fn prefetch_read(_address: *const u8) {}
 
     pub(in super::super) fn prefetch_write(_address: *const u8) {}
 }

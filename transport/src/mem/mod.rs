@@ -74,6 +74,12 @@ pub trait Memory: Clone + Send + Sync {
         self.read(offset, &mut out[old..]);
     }
 
+    /// Hints that the line at `offset` will be read soon. Changes nothing else.
+    #[inline]
+    fn prefetch_read(&self, offset: usize) {
+        let _ = offset;
+    }
+
     /// A sequentially consistent fence, as `std::sync::atomic::fence(SeqCst)`.
     fn fence();
 }

@@ -82,6 +82,11 @@ macro_rules! impl_memory {
             }
 
             #[inline]
+            fn prefetch_read(&self, offset: usize) {
+                self.0.prefetch_read(offset);
+            }
+
+            #[inline]
             fn fence() {
                 <AtomicU64 as Word>::fence();
             }

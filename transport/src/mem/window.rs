@@ -96,6 +96,11 @@ impl Window {
     }
 
     #[inline]
+    pub(super) fn prefetch_read(&self, offset: usize) {
+        copy::prefetch_read(self.bytes(offset, 1));
+    }
+
+    #[inline]
     pub(super) fn prefetch_write(&self, offset: usize) {
         copy::prefetch_write(self.bytes(offset, 1));
     }

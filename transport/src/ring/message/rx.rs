@@ -354,7 +354,23 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
         self.cross.held.fetch_or(1 << index, Ordering::AcqRel);
         // The sender has looked at that line; the fence of the return would wait for it.
         self.side.own.mem.prefetch_write(AT_LOAN_RETURNS + 8 * index);
+        self.prefetch_next_loan();
         Some(Lent { borrower, index, len, sequence })
+    }
+
+    /// Asks for the first line of the message after this one, if it is there and a loan too, while this one is being read.
+    fn prefetch_next_loan(&self) {
+        let Side { peer, .. } = &self.side;
+        let at = HalfLayout::slot_at(self.slot);
+        let header = peer.mem.load(at, Ordering::Acquire);
+        if header as u32 != (self.position as u32).wrapping_add(1) || (header >> 32) & 0xff != KIND_LOAN {
+            return;
+        }
+        // Only a hint, but for its bounds; what is received is validated anew.
+        let index = peer.mem.load(at + 8, Ordering::Relaxed);
+        if index < u64::from(peer.layout.loan_count) {
+            peer.mem.prefetch_read(peer.layout.loan_at(index as usize));
+        }
     }
 
     fn give_back(&mut self) {
