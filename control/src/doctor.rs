@@ -14,6 +14,7 @@ use crate::spawner::{
     Availability, MultikernelSettings, MultikernelSpawner, ProcessSpawner, QemuSpawner, Spawner, SpawnerKind,
     UmlSpawner,
 };
+use crate::topology::{Resctrl, Topology};
 
 /// Free memory under which kernels may fail to boot, in MiB: two small ones and some air.
 const MEMORY_MIB_WANTED: u64 = 256;
@@ -49,6 +50,7 @@ pub async fn diagnose(
         memory(),
         shared_memory(),
         namespaces(),
+        host_topology(&Topology::of_this_host()),
     ];
     findings.extend(multikernel::items(settings));
     Diagnosis { findings }
@@ -187,9 +189,45 @@ fn namespaces() -> Finding {
     }
 }
 
+/// What there is to choose from where CPUs of this host are lent, and why ways of its caches are not.
+fn host_topology(host: &Topology) -> Finding {
+    let subject = "host topology";
+    if host.cpus.is_empty() {
+        let remedy = "mount sysfs: mount -t sysfs sysfs /sys";
+        return finding(
+            subject,
+            Level::Warn,
+            "/sys/devices/system/cpu does not tell which CPUs there are",
+            remedy,
+        );
+    }
+    let ways = match host.resctrl {
+        Resctrl::CacheWays { .. } => "; no spawner moves cache ways yet, so the ledger has none",
+        _ => "; so the ledger has no cache ways",
+    };
+    finding(subject, Level::Ok, format!("{}; {}{ways}", host.describe(), host.resctrl), "")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::topology::HostCpu;
+
+    #[test]
+    fn what_the_host_has_is_told_and_that_no_cache_ways_are_moved() {
+        let cpu = HostCpu { id: 0, core: 0, package: Some(0), node: None, boot: true };
+        let mut host = Topology { cpus: vec![cpu], ..Topology::default() };
+        let plain = host_topology(&host);
+        assert!(
+            plain.level == Level::Ok && plain.detail.contains("1 package, 1 core, 1 thread"),
+            "{plain:?}"
+        );
+        assert!(plain.detail.contains("does not have it; so the ledger has no cache ways"), "{plain:?}");
+        host.resctrl = Resctrl::CacheWays { ways: 11, ways_min: 1, groups_max: 16 };
+        let able = host_topology(&host);
+        assert!(able.detail.contains("11 ways") && able.detail.contains("no spawner moves"), "{able:?}");
+        assert_eq!(host_topology(&Topology::default()).level, Level::Warn);
+    }
 
     #[test]
     fn a_missing_agent_is_a_failure_that_says_how_to_get_one() {

@@ -1,7 +1,7 @@
 //! The control plane of Tombolo: daemon `tombolod` and command `tombolo`.
 //!
 //! Read [`core`] for what is decided, [`daemon`] for how it is done, [`api`] for what can be asked, [`spawner`] and
-//! [`keeper`] for how kernels come to be, [`store`] for what is remembered, [`cli`] for what people type.
+//! [`keeper`] for how kernels come to be, [`topology`] for what the host is, [`store`] for what is remembered, [`cli`] for what people type.
 
 pub mod api;
 pub mod cli;
@@ -14,5 +14,6 @@ pub mod paths;
 pub mod spawner;
 pub mod store;
 pub mod time;
+pub mod topology;
 
 pub use spawner::multikernel::warden::run as warden;

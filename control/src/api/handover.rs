@@ -51,6 +51,19 @@ impl Books {
         self.instances.iter().find(|row| row.name == name)
     }
 
+    /// What a party is called.
+    pub fn name(&self, party: Party) -> String {
+        let instance = |row: &&InstanceRow| party == Party::Instance(row.kernel());
+        match party {
+            Party::Host => "host".to_owned(),
+            Party::Pool => "pool".to_owned(),
+            Party::Instance(kernel) => {
+                let found = self.instances.iter().find(instance);
+                found.map_or_else(|| format!("instance {}", kernel.instance.0), |row| row.name.clone())
+            }
+        }
+    }
+
     /// Every unit of memory.
     pub fn memory(&self) -> impl Iterator<Item = &Entry> {
         self.units.iter().filter(|entry| entry.unit.id.kind() == Kind::Memory)

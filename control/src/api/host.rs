@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use tombolo_rpc::Ctx;
 
 use super::ControlError;
+use crate::topology::Topology;
 
 /// The daemon and its host.
 #[tombolo_rpc::service(name = "tombolo.control.Host")]
@@ -13,6 +14,8 @@ pub trait Host {
     async fn status(&self, cx: &Ctx) -> Result<DaemonStatus, ControlError>;
     /// What this host can run, what is missing, and how to get it.
     async fn doctor(&self, cx: &Ctx) -> Result<Diagnosis, ControlError>;
+    /// What this host's CPUs, memory and caches are, now.
+    async fn topology(&self, cx: &Ctx) -> Result<Topology, ControlError>;
     /// Ends the daemon. Kernels are left running, for the next daemon to adopt, unless `stop_kernels`: then every one
     /// is stopped in good order first.
     async fn shutdown(&self, cx: &Ctx, stop_kernels: bool) -> Result<(), ControlError>;

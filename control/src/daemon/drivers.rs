@@ -1,6 +1,6 @@
 //! The spawners of this host behind one face.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::api::beside::PoolWish;
@@ -23,17 +23,16 @@ pub(crate) struct Drivers {
 }
 
 impl Drivers {
-    /// `vsock_device`: what gives machines AF_VSOCK to and from this host, if they are to have that.
     pub(crate) fn new(
         keeper_binary: &Path,
         image: Option<&Path>,
         default: Option<SpawnerKind>,
-        vsock_device: Option<PathBuf>,
+        qemu: QemuSpawner,
         multikernel: MultikernelSettings,
     ) -> Self {
         Self {
             uml: UmlSpawner::new(keeper_binary).with_image(image.map(Path::to_owned)),
-            qemu: QemuSpawner::new(keeper_binary).with_vsock_device(vsock_device),
+            qemu,
             multikernel: MultikernelSpawner::new(keeper_binary, multikernel),
             process: ProcessSpawner::new(keeper_binary),
             default,

@@ -46,7 +46,9 @@ use self::shared::{Parts, Shared};
 use crate::api::ControlError;
 use crate::core::policy::to_broker_policy;
 use crate::core::{EventKind, State};
+use crate::spawner::QemuSpawner;
 use crate::store::{InstanceRecord, StateLock, Store, StoreError};
+use crate::topology::Topology;
 
 /// How long an instance may take to stop when the daemon ends, whatever its grace.
 const STOP_MAX: Duration = Duration::from_secs(300);
@@ -108,7 +110,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let paced = PacedLinks::new().map_err(unusable)?;
     let stock = Stock {
         host_memory_min_mib: options.host_memory_min,
-        cpus: options.lent_cpus(),
+        cpus: options.cpu_stock(&Topology::of_this_host())?,
         devices: catalogue.iter().map(|device| device.address).collect(),
     };
     let (ledger, opening) = handover::open(&store, &stock).await;
@@ -117,7 +119,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             &places.keeper_binary,
             options.image.as_deref(),
             options.spawner,
-            vsock_device,
+            QemuSpawner::new(&places.keeper_binary)
+                .with_vsock_device(vsock_device)
+                .with_pinned_cpus(options.host_cpus.is_some()),
             options.multikernel_settings()?,
         ),
         operators_gid: groups::gid_of(&options.operators),

@@ -1,13 +1,16 @@
 //! The command line of `tombolod`.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Parser;
 
 use super::StartError;
+use super::handover::CpuStock;
 use crate::paths;
 use crate::spawner::{Device, MultikernelSettings, SpawnerKind};
+use crate::topology::{self, Topology};
 
 /// Default of [`Options::cpus`]. Most machines wait most of the time.
 const CPUS_PER_HOST_CPU: u32 = 8;
@@ -52,6 +55,10 @@ pub struct Options {
     /// How many CPUs emulated machines (`qemu`) can have in all; they share this host's [default: 8 for each CPU of this host]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096), value_name = "N")]
     pub cpus: Option<u32>,
+    /// Lend emulated machines (`qemu`) these CPUs of this host instead: a CPU of a machine runs on the one it was lent, and on no other. Any but
+    /// the one that this host booted on, such as 2-7,10 [default: none]
+    #[arg(long, conflicts_with = "cpus", value_name = "LIST")]
+    pub host_cpus: Option<HostCpus>,
     /// A device that emulated machines (`qemu`) can have, one at a time: ADDRESS=nvme:FILE, ADDRESS=rng or ADDRESS=net, where the
     /// first address is 0000:01:00.0, the next 0000:02:00.0; may be repeated
     #[arg(long = "device", value_name = "ADDRESS=KIND")]
@@ -116,12 +123,41 @@ impl Options {
             .map_err(|reason| StartError::Host { attempt: "set up the spawner `multikernel`".into(), reason })
     }
 
-    /// How many CPUs machines can be lent in all.
-    pub(super) fn lent_cpus(&self) -> u32 {
-        self.cpus.unwrap_or_else(|| {
-            let host = std::thread::available_parallelism().map_or(1, usize::from);
-            CPUS_PER_HOST_CPU.saturating_mul(u32::try_from(host).unwrap_or(u32::MAX))
-        })
+    /// The CPUs that machines can be lent, on a host of this kind.
+    ///
+    /// # Errors
+    /// If one that was named is not online, or is the host's own.
+    pub(super) fn cpu_stock(&self, host: &Topology) -> Result<CpuStock, StartError> {
+        let Some(HostCpus(ids)) = &self.host_cpus else {
+            return Ok(CpuStock::Shared(self.cpus.unwrap_or_else(|| {
+                let host = std::thread::available_parallelism().map_or(1, usize::from);
+                CPUS_PER_HOST_CPU.saturating_mul(u32::try_from(host).unwrap_or(u32::MAX))
+            })));
+        };
+        let refused = |id: &u32, reason: &str| StartError::Host {
+            attempt: format!("lend CPU {id} of this host to machines (--host-cpus)"),
+            reason: reason.to_owned(),
+        };
+        let look = |id: &u32| match host.cpu(*id) {
+            None => Err(refused(id, "it is not online")),
+            Some(cpu) if cpu.boot => Err(refused(id, "this host booted on it, and keeps it")),
+            Some(cpu) => Ok(*cpu),
+        };
+        ids.iter().map(look).collect::<Result<_, _>>().map(CpuStock::OfHost)
+    }
+}
+
+/// CPUs of this host, by their numbers in Linux.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostCpus(Vec<u32>);
+
+impl FromStr for HostCpus {
+    type Err = String;
+
+    /// Reads a list such as `2-7,10`, in order and each once.
+    fn from_str(input: &str) -> Result<Self, Self::Err> {
+        let list = topology::cpu_list(input).filter(|ids| !ids.is_empty());
+        list.map(Self).ok_or_else(|| "expected numbers of CPUs in order, such as 2-7,10".to_owned())
     }
 }
 
@@ -181,6 +217,7 @@ impl Places {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::topology::HostCpu;
 
     #[test]
     fn machines_have_no_vsock_device_unless_one_is_named_and_a_missing_one_is_told_with_its_remedy() {
@@ -191,5 +228,23 @@ mod tests {
         assert!(named.is_absolute(), "{named:?}");
         let error = options(&["--vsock-device", "/no/such/device"]).vsock_device().unwrap_err().to_string();
         assert!(error.contains("/no/such/device") && error.contains("cargo install"), "{error}");
+    }
+    #[test]
+    fn cpus_of_the_host_are_lent_as_they_are_there_and_the_one_it_booted_on_never_is() {
+        let cpu = |id, core| HostCpu { id, core, package: Some(0), node: Some(0), boot: id == 0 };
+        let host = Topology { cpus: vec![cpu(0, 0), cpu(1, 0), cpu(2, 2)], ..Topology::default() };
+        let stock = |list: &str| {
+            Options::parse_from(["tombolod", "--host-cpus", list]).cpu_stock(&host).map_err(|e| e.to_string())
+        };
+        let Ok(CpuStock::OfHost(cpus)) = stock("1-2") else { panic!("refused") };
+        assert_eq!(cpus, [cpu(1, 0), cpu(2, 2)]);
+        assert!(stock("0-1").unwrap_err().contains("booted on it"));
+        assert!(stock("1,3").unwrap_err().contains("CPU 3 of this host"));
+        let counted = Options::parse_from(["tombolod", "--cpus", "5"]).cpu_stock(&host).unwrap();
+        assert!(matches!(counted, CpuStock::Shared(5)), "{counted:?}");
+        for wrong in [&["--host-cpus", ""][..], &["--host-cpus", "2-1"], &["--host-cpus", "1", "--cpus", "2"]]
+        {
+            assert!(Options::try_parse_from([&["tombolod"], wrong].concat()).is_err(), "{wrong:?}");
+        }
     }
 }

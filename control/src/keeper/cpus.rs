@@ -14,11 +14,14 @@ pub struct CpuLease {
     pub unit: u32,
     /// Whether it is lent now; if not, it was the last one that was.
     pub lent: bool,
+    /// Whether it runs on the CPU of this host that it is named after, and on no other.
+    #[serde(default)]
+    pub pinned: bool,
 }
 
 /// Enters a lease, in place of any earlier one of that CPU.
 pub(super) fn enter(leases: &mut Vec<CpuLease>, lease: CpuLease) -> Result<(), String> {
-    let CpuLease { index, unit, lent } = lease;
+    let CpuLease { index, unit, lent, .. } = lease;
     if let Some(other) = leases.iter().find(|other| other.lent && other.unit == unit && other.index != index)
     {
         return Err(format!("unit {unit} is CPU {} of this machine already", other.index));
@@ -44,7 +47,7 @@ mod tests {
     use super::*;
 
     fn lease(index: u32, unit: u32, lent: bool) -> CpuLease {
-        CpuLease { index, unit, lent }
+        CpuLease { index, unit, lent, pinned: false }
     }
 
     #[test]

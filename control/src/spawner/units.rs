@@ -26,6 +26,8 @@ pub struct CpuState {
     pub unit: Option<u32>,
     /// Whether it is lent to the kernel now.
     pub lent: bool,
+    /// Whether it is one that runs on the CPU of this host it is named after, and on no other.
+    pub pinned: bool,
     /// Whether it runs; one that does not has been parked by the kernel, or was never started.
     pub runs: bool,
 }
@@ -84,12 +86,14 @@ impl Kernel {
             return Ok(None);
         }
         let leases = self.running_status(action).await?.cpus;
+        // Of a machine all are, or none.
+        let pinned = leases.iter().any(|lease| lease.pinned);
         let running = qemu::cpus_running(self.runtime_dir()).await;
         let running = running.map_err(|error| self.refused_to(action, error))?;
         let cpus = (0..).zip(running).map(|(index, runs)| {
             let lease = leases.iter().find(|lease| lease.index == index);
             let (unit, lent) = (lease.map(|lease| lease.unit), lease.is_some_and(|lease| lease.lent));
-            CpuState { index, unit, lent, runs }
+            CpuState { index, unit, lent, pinned, runs }
         });
         Ok(Some(cpus.collect()))
     }
@@ -109,7 +113,12 @@ impl Kernel {
             let reason = format!("its machine has {} CPUs, all of them in use", cpus.len());
             return Err(self.refused("lend a CPU to", reason));
         };
-        self.lease("lend a CPU to", CpuLease { index: cpu.index, unit, lent: true }).await
+        let CpuState { index, pinned, .. } = *cpu;
+        if pinned {
+            let placed = qemu::pin_cpus(self.runtime_dir(), self.pid(), &[(index, unit)]).await;
+            placed.map_err(|reason| self.refused("lend a CPU to", reason))?;
+        }
+        self.lease("lend a CPU to", CpuLease { index, unit, lent: true, pinned }).await
     }
 
     /// Takes back the CPU that the ledger calls `unit`, which its kernel has taken offline. One that it does not have is no error.
@@ -123,7 +132,8 @@ impl Kernel {
             let cpus = self.cpus_or_refuse(action).await?;
             let Some(cpu) = cpus.iter().find(|cpu| cpu.lent && cpu.unit == Some(unit)) else { return Ok(()) };
             if !cpu.runs {
-                return self.lease(action, CpuLease { index: cpu.index, unit, lent: false }).await;
+                let CpuState { index, pinned, .. } = *cpu;
+                return self.lease(action, CpuLease { index, unit, lent: false, pinned }).await;
             }
             if Instant::now() >= until {
                 let reason =

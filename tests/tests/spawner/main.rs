@@ -52,6 +52,12 @@ async fn qemu() -> Option<Bed<QemuSpawner>> {
     Some(bed)
 }
 
+async fn qemu_pinned() -> Option<Bed<QemuSpawner>> {
+    let mut bed = qemu().await?;
+    bed.spawner = bed.spawner.with_pinned_cpus(true);
+    Some(bed)
+}
+
 async fn qemu_with_vsock() -> Option<Bed<QemuSpawner>> {
     let device = prerequisites::vsock_device()?;
     let mut bed = qemu().await?;
@@ -467,6 +473,10 @@ mod on_qemu {
         devices_are_plugged_into_a_running_kernel_and_unplugged,
         pool_of_any_length_is_made_as_long_as_a_power_of_two, reset_is_neither_a_power_off_nor_a_panic,
     );
+}
+
+mod on_qemu_pinned {
+    tests!(qemu_pinned: cpus_run_on_the_cpus_of_this_host_that_they_are_named_after);
 }
 
 /// What the device has a hand in: it is one more process, and sees the machine's memory.

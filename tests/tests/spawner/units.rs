@@ -7,7 +7,7 @@ use tombolo_control::keeper::MemoryState;
 use tombolo_control::spawner::{Device, DeviceState, Kernel, SpawnError, Spawner};
 use tombolo_tests::wait::{LONG, until};
 
-use super::{Bed, booted, console_of, nothing_is_left_of, ring, signal};
+use super::{Bed, booted, console_of, nothing_is_left_of, processes_in, ring, signal};
 
 /// What the kernel itself says is free, in bytes.
 async fn free_bytes(kernel: &Kernel) -> u64 {
@@ -135,6 +135,50 @@ pub(super) async fn cpus_are_lent_to_a_running_kernel_and_taken_when_it_has_park
     assert_eq!(adopted.cpus().await.unwrap(), kernel.cpus().await.unwrap(), "who comes later finds the same");
     kernel.kill().await.unwrap();
     nothing_is_left_of(kernel).await;
+}
+
+/// On a host of which only one CPU may be used nothing is seen.
+pub(super) async fn cpus_run_on_the_cpus_of_this_host_that_they_are_named_after<S: Spawner>(mut bed: Bed<S>) {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let ours = allowed_list(&status).to_owned();
+    let numbers: Vec<u32> = ours.split([',', '-']).filter_map(|number| number.parse().ok()).collect();
+    let [first, .., last] = numbers[..] else { return eprintln!("skipped: only CPU {ours} may be used") };
+    (bed.spec.cpus, bed.spec.cpus_max) = (vec![last], 2);
+    let kernel = booted(&bed).await;
+    let threads_on = |cpu: u32| -> usize {
+        let tasks = fs::read_dir(format!("/proc/{}/task", kernel.pid())).unwrap();
+        let status = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok());
+        status.filter(|status| allowed_list(status) == cpu.to_string()).count()
+    };
+    assert_eq!((threads_on(first), threads_on(last)), (0, 1), "the CPU it booted on");
+    kernel.lend_cpu(first).await.unwrap();
+    assert_eq!((threads_on(first), threads_on(last)), (1, 1));
+    assert_eq!(ring(&kernel, b'c').await, b'd');
+    assert_eq!(ring(&kernel, b'C').await, b'D');
+    kernel.take_cpu(first).await.unwrap();
+
+    let error = kernel.lend_cpu(100_000).await.unwrap_err();
+    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("100000")), "{error}");
+    assert!(kernel.cpus().await.unwrap().unwrap().iter().all(|cpu| cpu.unit != Some(100_000)));
+    let adopted = bed.spawner.adopt(&bed.spec.runtime_dir).await.unwrap();
+    adopted.lend_cpu(last).await.unwrap();
+    assert_eq!(threads_on(last), 1, "it has that one already");
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+
+    bed.spec.cpus = vec![100_000];
+    let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
+    assert!(matches!(&error, SpawnError::BadSpec { reason, .. } if reason.contains("100000")), "{error}");
+    until("the end of all its processes", async || {
+        processes_in(&bed.spec.runtime_dir).is_empty().then_some(())
+    })
+    .await;
+}
+
+/// Where a thread may run, of the text of its `/proc/PID/status`.
+fn allowed_list(status: &str) -> &str {
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    list.unwrap_or_default().trim()
 }
 
 pub(super) async fn devices_are_plugged_into_a_running_kernel_and_unplugged<S: Spawner>(mut bed: Bed<S>) {

@@ -20,6 +20,14 @@ impl Coordinator {
         Step::new(self, work)
     }
 
+    /// Which units, memory left out, are in this ledger and in one that was just discovered, and not the same in both.
+    pub fn changed_stock(&self, found: &Ledger) -> Vec<UnitId> {
+        let others = found.entries().filter(|entry| entry.unit.id.kind() != Kind::Memory);
+        let differs =
+            |entry: &&Entry| self.ledger.entry(entry.unit.id).is_some_and(|known| known.unit != entry.unit);
+        others.filter(differs).map(|entry| entry.unit.id).collect()
+    }
+
     /// Which units of this ledger, memory left out, are not in one that was just discovered.
     pub fn out_of_stock(&self, found: &Ledger) -> Vec<UnitId> {
         let units = self.ledger.entries().map(|entry| entry.unit.id);
@@ -48,6 +56,7 @@ mod tests {
         let host = Limits { memory: Bounds::new(2, 9), ..Limits::default() };
         let found = found(host, vec![Unit::cpu(1, 1, None), Unit::lot(0, 9, None)]);
         assert_eq!(coordinator.out_of_stock(&found), [UnitId::Cpu(0)]);
+        assert!(coordinator.changed_stock(&found).is_empty());
         drop(persist(coordinator.restock(0, &found)));
         let ledger = coordinator.ledger();
         assert_eq!(ledger.entry(UnitId::Cpu(1)).unwrap().owner, Owner::Pool);
@@ -57,5 +66,7 @@ mod tests {
         assert!(ledger.version() > version, "whoever planned before is told so");
         coordinator.check().unwrap();
         assert!(coordinator.restock(0, &found).commit().is_none(), "nothing is new any more");
+        let moved = super::tests::found(host, vec![Unit::cpu(1, 1, Some(1)), Unit::lot(0, 9, None)]);
+        assert_eq!(coordinator.changed_stock(&moved), [UnitId::Cpu(1)]);
     }
 }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use tombolo_handover::coordinator::Coordinator;
-use tombolo_handover::{Bounds, Kind, Ledger, Limits, Party, PciAddress, Unit, UnitId};
+use tombolo_handover::{Bounds, Kind, Ledger, Limits, Party, PciAddress, Unit};
 
 use crate::meminfo;
 use crate::store::{Batch, Store, StoredLedger};
 use crate::time::unix_ns;
+use crate::topology::HostCpu;
 
 /// The unit in which memory moves, in bytes: what virtio-mem moves on x86-64, and a multiple of any page size there.
 pub(crate) const GRANULE_BYTES: u64 = 2 << 20;
@@ -29,10 +30,19 @@ const HOST_MEMORY_MIN_PART: u64 = 16;
 pub(crate) struct Stock {
     /// How much of its memory the host keeps for itself, in MiB; `None`: the default.
     pub(crate) host_memory_min_mib: Option<u64>,
-    /// How many CPUs machines can be lent in all.
-    pub(crate) cpus: u32,
+    /// The CPUs that machines can be lent.
+    pub(crate) cpus: CpuStock,
     /// The devices that they can be lent.
     pub(crate) devices: Vec<PciAddress>,
+}
+
+/// The CPUs that machines can be lent.
+#[derive(Clone, Debug)]
+pub(crate) enum CpuStock {
+    /// So many, which share this host's as its scheduler sees fit.
+    Shared(u32),
+    /// These CPUs of this host, each for one CPU of a machine at a time.
+    OfHost(Vec<HostCpu>),
 }
 
 /// What was stored; or, the first time and whenever nothing is in use, what this host has.
@@ -77,6 +87,9 @@ async fn take_up(store: &Store, mut coordinator: Coordinator, found: &Ledger) ->
     for unit in coordinator.out_of_stock(found) {
         tracing::warn!(%unit, "this daemon was started without it; it stays in the ledger until no instance runs");
     }
+    for unit in coordinator.changed_stock(found) {
+        tracing::warn!(%unit, "its core or NUMA node is another than the ledger says; that stays so until no instance runs");
+    }
     let step = coordinator.restock(unix_ns(), found);
     let store_it = |commit| store.commit(Batch::new().ledger_step(commit));
     step.persist_async(store_it).await.map_err(|error| error.to_string())?;
@@ -94,23 +107,26 @@ fn discover(host_bytes: u64, stock: &Stock) -> Result<Ledger, String> {
         ));
     }
     let memory = Unit::lot(0, granules, None);
-    // Emulated ones share nothing that would make it matter which go together.
-    let cpus = (0..stock.cpus).map(|number| Unit::cpu(number, number, None));
+    let cpus: Vec<Unit> = match &stock.cpus {
+        // They share nothing that would make it matter which go together.
+        CpuStock::Shared(count) => (0..*count).map(|number| Unit::cpu(number, number, None)).collect(),
+        CpuStock::OfHost(cpus) => cpus.iter().map(|cpu| Unit::cpu(cpu.id, cpu.core, cpu.node)).collect(),
+    };
     let devices = stock.devices.iter().map(|address| Unit::device(*address, None, true));
-    // The host has CPUs and devices of its own; none of those is in the ledger.
+    // What the host has of CPUs and devices for itself is not in the ledger.
     let none = Bounds::NONE;
     let memory_bounds = Bounds { min: kept, ..Bounds::default() };
     let host = Limits { memory: memory_bounds, cpus: none, devices: none, llc_ways: none };
-    let free = cpus.chain(devices).map(|unit| (unit, Party::Pool));
+    let free = cpus.into_iter().chain(devices).map(|unit| (unit, Party::Pool));
     let units = std::iter::once((memory, Party::Host)).chain(free);
     Ledger::discover(GRANULE_BYTES, host, units).map_err(|violation| violation.to_string())
 }
 
 /// Whether two ledgers are about the same memory, CPUs and devices, whoever has them, and leave the host as much.
 fn is_of_the_same_stock(ledger: &Ledger, other: &Ledger) -> bool {
-    let discrete = |ledger: &Ledger| -> Vec<UnitId> {
-        let units = ledger.entries().map(|entry| entry.unit.id);
-        units.filter(|unit| unit.kind() != Kind::Memory).collect()
+    let discrete = |ledger: &Ledger| -> Vec<Unit> {
+        let units = ledger.entries().map(|entry| entry.unit.clone());
+        units.filter(|unit| unit.id.kind() != Kind::Memory).collect()
     };
     let (meta, others) = (ledger.meta(), other.meta());
     meta.totals == others.totals && meta.host == others.host && discrete(ledger) == discrete(other)
@@ -132,7 +148,7 @@ mod tests {
     const HOST_BYTES: u64 = 16 << 30;
 
     fn stock(host_memory_min_mib: Option<u64>) -> Stock {
-        Stock { host_memory_min_mib, cpus: 2, devices: Vec::new() }
+        Stock { host_memory_min_mib, cpus: CpuStock::Shared(2), devices: Vec::new() }
     }
 
     #[test]
@@ -148,5 +164,29 @@ mod tests {
     fn a_host_that_is_to_keep_all_of_its_memory_is_a_mistake() {
         let reason = discover(HOST_BYTES, &stock(Some(HOST_BYTES >> 20))).unwrap_err();
         assert!(reason.contains("--host-memory-min") && reason.contains("16384 MiB"), "{reason}");
+    }
+    #[test]
+    fn cpus_of_the_host_keep_their_core_and_node_and_shared_ones_have_none() {
+        let cpu = |id, core, node| HostCpu { id, core, package: Some(0), node: Some(node), boot: false };
+        let of_host = CpuStock::OfHost(vec![cpu(2, 2, 0), cpu(6, 2, 0), cpu(7, 3, 1)]);
+        let found = discover(HOST_BYTES, &Stock { cpus: of_host, ..stock(None) }).unwrap();
+        let cpus = |ledger: &Ledger| -> Vec<Unit> {
+            let units = ledger.entries().map(|entry| entry.unit.clone());
+            units.filter(|unit| unit.id.kind() == Kind::Cpu).collect()
+        };
+        let expected = [Unit::cpu(2, 2, Some(0)), Unit::cpu(6, 2, Some(0)), Unit::cpu(7, 3, Some(1))];
+        assert_eq!(cpus(&found), expected);
+        let shared = discover(HOST_BYTES, &stock(None)).unwrap();
+        assert_eq!(cpus(&shared), [Unit::cpu(0, 0, None), Unit::cpu(1, 1, None)]);
+        assert!(!is_of_the_same_stock(&found, &shared));
+    }
+
+    #[test]
+    fn ledger_that_knows_a_cpu_by_another_core_is_not_of_the_same_stock() {
+        let cpu = |core| HostCpu { id: 2, core, package: None, node: None, boot: false };
+        let found = |core| {
+            discover(HOST_BYTES, &Stock { cpus: CpuStock::OfHost(vec![cpu(core)]), ..stock(None) }).unwrap()
+        };
+        assert!(is_of_the_same_stock(&found(1), &found(1)) && !is_of_the_same_stock(&found(1), &found(2)));
     }
 }

@@ -26,7 +26,7 @@ use tombolo_handover::{
 };
 use tombolo_transport::{Cid, Incarnation};
 
-pub(crate) use self::books::{Books, GRANULE_BYTES, Stock};
+pub(crate) use self::books::{Books, CpuStock, GRANULE_BYTES, Stock};
 use self::desk::Desk;
 #[cfg(test)]
 pub(crate) use self::desk::row_of;

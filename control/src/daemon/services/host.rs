@@ -6,6 +6,7 @@ use super::{Session, ShutdownRequest};
 use crate::api::host::{DaemonStatus, Diagnosis, Finding, Host, Level};
 use crate::api::{ControlError, Role};
 use crate::core::State;
+use crate::topology::Topology;
 
 impl Host for Session {
     async fn status(&self, _cx: &Ctx) -> Result<DaemonStatus, ControlError> {
@@ -53,6 +54,10 @@ impl Host for Session {
             },
         });
         Ok(diagnosis)
+    }
+
+    async fn topology(&self, _cx: &Ctx) -> Result<Topology, ControlError> {
+        Ok(Topology::of_this_host())
     }
 
     async fn shutdown(&self, _cx: &Ctx, stop_kernels: bool) -> Result<(), ControlError> {

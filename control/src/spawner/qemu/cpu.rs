@@ -27,9 +27,9 @@ pub(super) fn options(spec: &KernelSpec) -> ((&'static str, String), String) {
     (("-smp", format!("{room},maxcpus={room}")), format!("maxcpus={lent}"))
 }
 
-/// What the keeper is to remember: the kernel boots on the first.
-pub(super) fn leases(spec: &KernelSpec) -> Vec<CpuLease> {
-    let lease = |(index, unit): (u32, &u32)| CpuLease { index, unit: *unit, lent: true };
+/// What the keeper is to remember: the kernel boots on the first. `pinned`: each runs on the CPU of this host that it is named after.
+pub(super) fn leases(spec: &KernelSpec, pinned: bool) -> Vec<CpuLease> {
+    let lease = |(index, unit): (u32, &u32)| CpuLease { index, unit: *unit, lent: true, pinned };
     (0..).zip(&spec.cpus).map(lease).collect()
 }
 

@@ -19,6 +19,7 @@ mod device;
 mod image;
 mod memory;
 mod modules;
+mod pin;
 mod qmp;
 mod sysrq;
 mod vsock;
@@ -29,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::net::UnixStream;
 use tombolo_agent::config::{Doorbell, PoolConfig};
 
 pub(super) use self::cpu::running as cpus_running;
@@ -36,6 +38,7 @@ pub(super) use self::device::{plug, plugged, unplug};
 use self::image::Image;
 use self::memory::Layout;
 pub(super) use self::memory::{set as set_memory, state as memory_state};
+pub(super) use self::pin::pin as pin_cpus;
 pub(super) use self::sysrq::{press, registers};
 use super::launch::Claim;
 use super::{Availability, Kernel, KernelSpec, PoolFile, SpawnError, Spawner, SpawnerKind, initrd};
@@ -64,12 +67,13 @@ const LOOKS: (u32, Duration) = (20, Duration::from_millis(10));
 pub struct QemuSpawner {
     keeper_binary: PathBuf,
     vsock_device: Option<PathBuf>,
+    pins_cpus: bool,
 }
 
 impl QemuSpawner {
     /// A spawner that runs `keeper_binary keeper ...` (normally `tombolod` itself) for each kernel.
     pub fn new(keeper_binary: impl Into<PathBuf>) -> Self {
-        Self { keeper_binary: keeper_binary.into(), vsock_device: None }
+        Self { keeper_binary: keeper_binary.into(), vsock_device: None, pins_cpus: false }
     }
 
     /// Gives every machine that is started from now on AF_VSOCK to and from this host, through this program: vhost-device-vsock, by
@@ -77,6 +81,14 @@ impl QemuSpawner {
     #[must_use]
     pub fn with_vsock_device(mut self, program: Option<PathBuf>) -> Self {
         self.vsock_device = program;
+        self
+    }
+
+    /// Has every CPU of a machine that is started from now on run on that CPU of this host whose number is its name in the ledger, and on
+    /// no other.
+    #[must_use]
+    pub fn with_pinned_cpus(mut self, pins_cpus: bool) -> Self {
+        self.pins_cpus = pins_cpus;
         self
     }
 
@@ -144,10 +156,22 @@ impl Spawner for QemuSpawner {
             env: image.libraries.iter().map(|found| ("LD_LIBRARY_PATH".into(), found.clone())).collect(),
             console_bytes_max: Job::CONSOLE_BYTES_MAX,
             memory: None,
-            cpus: cpu::leases(spec),
+            cpus: cpu::leases(spec, self.pins_cpus),
             backend,
         };
-        claim.launch(&self.keeper_binary, &job).await
+        let kernel = claim.launch(&self.keeper_binary, &job).await?;
+        if !self.pins_cpus {
+            return Ok(kernel);
+        }
+        let pins: Vec<(u32, u32)> = (0..).zip(spec.cpus.iter().copied()).collect();
+        match pin::pin(&spec.runtime_dir, kernel.pid(), &pins).await {
+            Ok(()) => Ok(kernel),
+            Err(reason) => {
+                kernel.kill().await?;
+                kernel.forget().await?;
+                Err(bad_spec(reason))
+            }
+        }
     }
 
     async fn adopt(&self, runtime_dir: &Path) -> Result<Kernel, SpawnError> {
@@ -249,15 +273,25 @@ fn fit_for_a_function(pool: &PoolFile) -> io::Result<()> {
 /// Freezes or thaws the machine of `runtime_dir`. The error is for people.
 pub(super) async fn set_frozen(runtime_dir: &Path, frozen: bool) -> Result<(), String> {
     let command = if frozen { "stop" } else { "cont" };
+    let order = |mut session: qmp::Session<_>| async move { session.run(command, json!({})).await };
+    once_it_listens(runtime_dir, order).await.map(drop).map_err(|error| error.to_string())
+}
+
+/// Does with the monitor of `runtime_dir` what `exchange` says, as soon as it is there: that of a machine that starts is not yet.
+async fn once_it_listens<T, F>(
+    runtime_dir: &Path,
+    exchange: impl Fn(qmp::Session<UnixStream>) -> F,
+) -> Result<T, qmp::QmpError>
+where
+    F: Future<Output = Result<T, qmp::QmpError>>,
+{
     let until = tokio::time::Instant::now() + MONITOR_MAX;
     loop {
-        let order = |mut session: qmp::Session<_>| async move { session.run(command, json!({})).await };
-        match qmp::session(runtime_dir, MONITOR, MONITOR_MAX, order).await {
-            Ok(_) => return Ok(()),
+        match qmp::session(runtime_dir, MONITOR, MONITOR_MAX, &exchange).await {
             Err(qmp::QmpError::Absent(_)) if tokio::time::Instant::now() < until => {
-                tokio::time::sleep(Duration::from_millis(20)).await; // it starts
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            Err(error) => return Err(error.to_string()),
+            outcome => return outcome,
         }
     }
 }
