@@ -11,8 +11,8 @@ use crate::api::host::{Diagnosis, Finding, Level};
 use crate::meminfo;
 use crate::paths;
 use crate::spawner::{
-    Availability, MultikernelSettings, MultikernelSpawner, ProcessSpawner, QemuSpawner, Spawner, SpawnerKind,
-    UmlSpawner,
+    Availability, MultikernelSettings, MultikernelSpawner, ProcessSpawner, Prospect, QemuSpawner, Spawner,
+    SpawnerKind, UmlSpawner,
 };
 use crate::topology::{Resctrl, Topology};
 
@@ -26,17 +26,17 @@ const VSOCK_DEVICE: &str = "vhost-device-vsock";
 /// How to get it.
 pub(crate) const VSOCK_REMEDY: &str = "cargo install vhost-device-vsock";
 
-/// Looks at everything. `keeper_binary` and `agent_binary`: the `tombolod` and `tombolo-agent` that would be used; `vsock_device`: the
-/// vsock device that machines are to have; `settings`: of the spawner `multikernel`.
+/// Looks at everything. `keeper_binary` and `agent_binary`: the `tombolod` and `tombolo-agent` that would be used; `machines`: the spawner
+/// `qemu` as it is set up; `settings`: of the spawner `multikernel`.
 pub async fn diagnose(
     keeper_binary: &Path,
     agent_binary: &Path,
     image: Option<&Path>,
-    vsock_device: Option<&Path>,
+    machines: &QemuSpawner,
     settings: &MultikernelSettings,
 ) -> Diagnosis {
     let uml = UmlSpawner::new(keeper_binary).with_image(image.map(Path::to_owned)).availability().await;
-    let qemu = QemuSpawner::new(keeper_binary).availability().await;
+    let qemu = machines.availability().await;
     let beside = MultikernelSpawner::new(keeper_binary, settings.clone()).availability().await;
     let process = ProcessSpawner::new(keeper_binary).availability().await;
     let nothing_runs = ![&uml, &qemu, &beside, &process].iter().any(|availability| availability.is_ready());
@@ -45,7 +45,8 @@ pub async fn diagnose(
         spawner(SpawnerKind::Qemu, qemu, nothing_runs),
         spawner(SpawnerKind::Multikernel, beside, nothing_runs),
         spawner(SpawnerKind::Process, process, nothing_runs),
-        vsock(vsock_device),
+        accelerator(machines.prospect().await),
+        vsock(machines.vsock_device()),
         agent(agent_binary),
         memory(),
         shared_memory(),
@@ -69,6 +70,41 @@ fn spawner(kind: SpawnerKind, availability: Availability, nothing_runs: bool) ->
         }
         Availability::Missing { what, remedy } => {
             finding(&subject, if nothing_runs { Level::Fail } else { Level::Warn }, what, remedy)
+        }
+    }
+}
+
+/// What machines run on. Emulation that was not asked for is a limit: it is slow.
+fn accelerator(prospect: Option<(Prospect, Option<PathBuf>)>) -> Finding {
+    let subject = "accelerator";
+    let Some((prospect, record)) = prospect else {
+        return finding(
+            subject,
+            Level::Ok,
+            "there is nothing to accelerate: the spawner `qemu` cannot run",
+            "",
+        );
+    };
+    match prospect {
+        Prospect::Untried => {
+            let detail = "not known yet: a probe boot on KVM, 5 s at most, precedes the first machine";
+            finding(subject, Level::Ok, detail, "")
+        }
+        Prospect::Refused(reason) => finding(
+            subject,
+            Level::Warn,
+            format!("no machine can be started: it is to run on KVM, and {reason}"),
+            "load the module kvm_intel or kvm_amd; or tombolod --accel auto",
+        ),
+        Prospect::Known(found) if found.kvm || found.is_as_asked() => {
+            finding(subject, Level::Ok, found.to_string(), "")
+        }
+        Prospect::Known(found) => {
+            let remedy = match record.filter(|path| path.exists()) {
+                Some(path) => format!("to have it tried again: remove {}, restart tombolod", path.display()),
+                None => "load the module kvm_intel or kvm_amd, and let this user open /dev/kvm".to_owned(),
+            };
+            finding(subject, Level::Warn, found.to_string(), remedy)
         }
     }
 }
@@ -211,6 +247,7 @@ fn host_topology(host: &Topology) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spawner::Acceleration;
     use crate::topology::HostCpu;
 
     #[test]
@@ -254,6 +291,21 @@ mod tests {
         for missing in [look(true, false), look(false, false)] {
             assert!(missing.level == Level::Warn && missing.remedy.contains("cargo install"), "{missing:?}");
         }
+    }
+
+    #[test]
+    fn emulation_is_a_limit_unless_it_was_asked_for() {
+        let look = |found: Acceleration| accelerator(Some((Prospect::Known(found), None)));
+        let found = |kvm, reason: &str| Acceleration { kvm, reason: reason.to_owned() };
+        let slow = look(found(false, "/dev/kvm cannot be opened"));
+        assert!(slow.level == Level::Warn && slow.detail.contains("cannot be opened"), "{slow:?}");
+        assert!(slow.remedy.contains("kvm_intel"), "{slow:?}");
+        assert_eq!(look(found(false, Acceleration::AS_ASKED)).level, Level::Ok);
+        assert_eq!(look(found(true, "a probe boot reached user space")).level, Level::Ok);
+        let refused = accelerator(Some((Prospect::Refused("it is not there".into()), None)));
+        assert!(refused.level == Level::Warn && refused.detail.contains("it is not there"), "{refused:?}");
+        assert_eq!(accelerator(Some((Prospect::Untried, None))).level, Level::Ok);
+        assert_eq!(accelerator(None).level, Level::Ok);
     }
 
     #[test]

@@ -108,6 +108,8 @@ impl Bed {
         let mut daemon = Command::new(self.programs.join("tombolod"));
         daemon.arg("--state-dir").arg(self.state_dir()).arg("--runtime-dir").arg(self.dir().join("run"));
         daemon.args(["--spawner", self.spawner]).args(&self.daemon_args).stdin(Stdio::null());
+        // A probe of KVM would precede the first machine of every bed. A test of it says `--accel`, which counts more than this.
+        daemon.env("TOMBOLO_ACCEL", "tcg");
         if self.spawner == "multikernel" {
             // It is what the `uml` spawner boots; here the settings name what is booted.
             daemon.env_remove("TOMBOLO_UML_KERNEL");

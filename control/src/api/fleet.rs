@@ -167,6 +167,8 @@ impl fmt::Display for LinkKind {
 /// Everything known about an instance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Schema)]
 pub struct InstanceDetail {
+    /// What runs the CPUs of its machine, and why; `None` if it has no machine of its own, or no kernel.
+    pub runs_on: Option<String>,
     /// At a glance.
     pub view: InstanceView,
     /// Its specification, as JSON.

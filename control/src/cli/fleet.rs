@@ -200,6 +200,7 @@ fn describe(detail: &InstanceDetail) -> String {
     add("up", view.up_since_unix_ns.map(age));
     add("driver", view.spawner.clone());
     add("origin", view.taken_over.as_ref().map(|it| format!("made by another program ({it}), taken over")));
+    add("runs on", detail.runs_on.clone());
     add("process", view.pid.map(|pid| pid.to_string()));
     add("kernel", view.kernel.clone());
     add("boot id", view.boot_id.clone());

@@ -12,7 +12,7 @@ use crate::api::ExitKind;
 use crate::api::host::{Diagnosis, Finding, Level};
 use crate::daemon::options::{Options, Places};
 use crate::doctor;
-use crate::spawner::MultikernelSettings;
+use crate::spawner::{MultikernelSettings, QemuSpawner};
 
 /// How long the daemon may take to be gone after it was told to end: every grace has passed before.
 const GONE_MAX: Duration = Duration::from_secs(320);
@@ -64,14 +64,11 @@ async fn without_daemon(message: &str) -> Result<Diagnosis, CliError> {
     let settings = options.multikernel.as_deref().map(MultikernelSettings::read).transpose();
     let settings =
         settings.map_err(|reason| CliError::failed("look at this host", reason))?.unwrap_or_default();
-    let mut diagnosis = doctor::diagnose(
-        &keeper,
-        &places.agent_binary,
-        options.image.as_deref(),
-        options.vsock_device.as_deref(),
-        &settings,
-    )
-    .await;
+    let qemu = QemuSpawner::new(&keeper)
+        .with_vsock_device(options.vsock_device.clone())
+        .with_accelerator(options.accel, Some(places.state_dir.clone()));
+    let mut diagnosis =
+        doctor::diagnose(&keeper, &places.agent_binary, options.image.as_deref(), &qemu, &settings).await;
     let (detail, remedy) = message.split_once('\n').unwrap_or((message, ""));
     diagnosis.findings.push(Finding {
         subject: "daemon".into(),

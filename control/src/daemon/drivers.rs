@@ -60,9 +60,9 @@ impl Drivers {
         ready
     }
 
-    /// What gives machines AF_VSOCK to and from this host, if they are to have that.
-    pub(crate) fn vsock_device(&self) -> Option<&Path> {
-        self.qemu.vsock_device()
+    /// The spawner of machines.
+    pub(crate) fn qemu(&self) -> &QemuSpawner {
+        &self.qemu
     }
 
     /// How the kernel's interface is reached, of the spawner `multikernel`.

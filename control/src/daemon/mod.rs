@@ -121,6 +121,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             options.spawner,
             QemuSpawner::new(&places.keeper_binary)
                 .with_vsock_device(vsock_device)
+                .with_accelerator(options.accel, Some(places.state_dir.clone()))
                 .with_pinned_cpus(options.host_cpus.is_some()),
             options.multikernel_settings()?,
         ),

@@ -9,7 +9,7 @@ use clap::Parser;
 use super::StartError;
 use super::handover::CpuStock;
 use crate::paths;
-use crate::spawner::{Device, MultikernelSettings, SpawnerKind};
+use crate::spawner::{Accelerator, Device, MultikernelSettings, SpawnerKind};
 use crate::topology::{self, Topology};
 
 /// Default of [`Options::cpus`]. Most machines wait most of the time.
@@ -59,6 +59,10 @@ pub struct Options {
     /// the one that this host booted on, such as 2-7,10 [default: none]
     #[arg(long, conflicts_with = "cpus", value_name = "LIST")]
     pub host_cpus: Option<HostCpus>,
+    /// What runs the CPUs of machines (`qemu`): kvm, tcg (software emulation), or auto: kvm if a probe boot of the first machine's kernel works,
+    /// else tcg
+    #[arg(long, env = "TOMBOLO_ACCEL", default_value = "auto", value_name = "ACCEL")]
+    pub accel: Accelerator,
     /// A device that emulated machines (`qemu`) can have, one at a time: ADDRESS=nvme:FILE, ADDRESS=rng or ADDRESS=net, where the
     /// first address is 0000:01:00.0, the next 0000:02:00.0; may be repeated
     #[arg(long = "device", value_name = "ADDRESS=KIND")]

@@ -1,5 +1,5 @@
 //! The step between the keeper and the kernel, or the back end of its device: a child of the keeper that arranges its own death and
-//! becomes that.
+//! becomes that. A daemon takes the same step to a machine that is only to show that it boots (`spawner/qemu/probe.rs`).
 //!
 //! It exists because what must happen between fork and exec (own process group, parent-death signal) cannot be done from
 //! the parent, and doing it in a forked child would need `unsafe`. Here it is an ordinary program that ends in exec.

@@ -31,6 +31,9 @@ pub struct Job {
     /// The back end of a device of the machine, if that is a program of its own.
     #[serde(default)]
     pub backend: Option<BackendJob>,
+    /// What runs the CPUs of its machine, and why, for people; `None` if it has no machine of its own.
+    #[serde(default)]
+    pub runs_on: Option<String>,
 }
 
 /// The back end of a device, a program of its own that speaks vhost-user.
@@ -77,6 +80,9 @@ pub struct KernelRecord {
     pub start_ticks: u64,
     /// When it was started: nanoseconds since the Unix epoch.
     pub started_at_unix_ns: u64,
+    /// What runs the CPUs of its machine, and why, for people.
+    #[serde(default)]
+    pub runs_on: Option<String>,
 }
 
 impl KernelRecord {

@@ -135,8 +135,8 @@ impl Keeper {
         let pid = start_kernel(sockets).map_err(failed("start the kernel's process"))?;
         let main = Pid::from_raw(pid).ok_or("the kernel's process has no id")?;
         let start_ticks = Process::find(pid).map_or(0, |process| process.start_ticks);
-        let record =
-            KernelRecord { kind: job.kind, pid: pid.unsigned_abs(), start_ticks, started_at_unix_ns };
+        let (pid, runs_on) = (pid.unsigned_abs(), job.runs_on.clone());
+        let record = KernelRecord { kind: job.kind, pid, start_ticks, started_at_unix_ns, runs_on };
         write_atomically(names::KERNEL.as_ref(), &super::wire::line(&record)).map_err(|error| {
             let _ = kill_process(main, Signal::KILL);
             format!("could not write kernel.json: {error}")

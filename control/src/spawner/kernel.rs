@@ -86,6 +86,11 @@ impl Kernel {
         self.inner.record.started_at_unix_ns
     }
 
+    /// What runs the CPUs of its machine, and why, for people; `None` if it has no machine of its own.
+    pub fn runs_on(&self) -> Option<&str> {
+        self.inner.record.runs_on.as_deref()
+    }
+
     /// Its folder: sockets, console log, exit record.
     pub fn runtime_dir(&self) -> &Path {
         &self.inner.runtime_dir

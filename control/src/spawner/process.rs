@@ -146,6 +146,7 @@ impl Spawner for ProcessSpawner {
             memory: None,
             cpus: Vec::new(),
             backend: None,
+            runs_on: None,
         };
         claim.launch(&self.keeper_binary, &job).await
     }

@@ -108,6 +108,7 @@ impl Spawner for UmlSpawner {
             memory: Some(MemoryJob { mconsole: MCONSOLE.into(), boot_bytes: boot_bytes(spec) }),
             cpus: Vec::new(),
             backend: None,
+            runs_on: None,
         };
         let kernel = claim.launch(&self.keeper_binary, &job).await?;
         if boot_bytes(spec) > spec.memory_bytes

@@ -475,6 +475,10 @@ mod on_qemu {
     );
 }
 
+mod on_qemu_alone {
+    tests!(qemu: probe_boot_tells_a_machine_that_comes_up_from_one_that_does_not);
+}
+
 mod on_qemu_pinned {
     tests!(qemu_pinned: cpus_run_on_the_cpus_of_this_host_that_they_are_named_after);
 }

@@ -4,7 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use tombolo_control::keeper::MemoryState;
-use tombolo_control::spawner::{Device, DeviceState, Kernel, SpawnError, Spawner};
+use tombolo_control::spawner::{Acceleration, Device, DeviceState, Kernel, QemuSpawner, SpawnError, Spawner};
+use tombolo_tests::prerequisites;
 use tombolo_tests::wait::{LONG, until};
 
 use super::{Bed, booted, console_of, nothing_is_left_of, processes_in, ring, signal};
@@ -135,6 +136,28 @@ pub(super) async fn cpus_are_lent_to_a_running_kernel_and_taken_when_it_has_park
     assert_eq!(adopted.cpus().await.unwrap(), kernel.cpus().await.unwrap(), "who comes later finds the same");
     kernel.kill().await.unwrap();
     nothing_is_left_of(kernel).await;
+}
+
+pub(super) async fn probe_boot_tells_a_machine_that_comes_up_from_one_that_does_not(bed: Bed<QemuSpawner>) {
+    let Some(agent) = prerequisites::static_program("tombolo-agent") else { return };
+    let folder = bed.dir.path().join("probe");
+    let on = |kvm| Acceleration { kvm, reason: String::new() };
+    let emulated = on(false);
+    let probe = |agent, limit| bed.spawner.probe(agent, &emulated, &folder, limit);
+    probe(&agent, LONG).await.unwrap();
+    assert!(!folder.exists());
+
+    let text = bed.dir.path().join("text");
+    fs::write(&text, "no program").unwrap();
+    let reason = probe(&text, LONG).await.unwrap_err();
+    assert!(reason.contains("ended before it reached user space"), "{reason}");
+    // On the way to a mark that it would reach.
+    let reason = probe(&agent, Duration::from_millis(1)).await.unwrap_err();
+    assert!(reason.contains("within 1ms"), "{reason}");
+    // Whatever comes of KVM here, it comes.
+    let _ = bed.spawner.probe(&agent, &on(true), &folder, Duration::from_secs(5)).await;
+    assert!(!folder.exists());
+    until("the end of all its processes", async || processes_in(&folder).is_empty().then_some(())).await;
 }
 
 /// On a host of which only one CPU may be used nothing is seen.

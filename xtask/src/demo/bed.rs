@@ -348,6 +348,8 @@ fn start_daemon(
         .arg("--agent-binary")
         .arg(programs.join("tombolo-agent"))
         .args(["--spawner", spawner.name()])
+        // What is shown and measured is to be the same on every machine, and no probe of KVM is to precede it.
+        .args(["--accel", "tcg"])
         .args(["--device", &format!("{DISK}=nvme:{}", disk_in(dir).display())])
         .args(args);
     if spawner == SpawnerKind::Multikernel {

@@ -102,6 +102,7 @@ impl Instance {
         let (last_words, last_console) = self.last_words().await;
         let now_ns = self.now_ns();
         InstanceDetail {
+            runs_on: self.kernel.as_ref().and_then(|kernel| kernel.runs_on()).map(str::to_owned),
             view: self.view(),
             spec_json: serde_json::to_string(&self.record.spec).unwrap_or_default(),
             inventory: self.inventory.clone(),

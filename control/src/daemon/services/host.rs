@@ -29,15 +29,10 @@ impl Host for Session {
 
     async fn doctor(&self, _cx: &Ctx) -> Result<Diagnosis, ControlError> {
         let places = &self.shared.places;
-        let (image, vsock_device) = (self.shared.image.as_deref(), self.shared.drivers.vsock_device());
+        let (image, qemu) = (self.shared.image.as_deref(), self.shared.drivers.qemu());
         let settings = self.shared.drivers.multikernel_settings();
-        let looked = crate::doctor::diagnose(
-            &places.keeper_binary,
-            &places.agent_binary,
-            image,
-            vsock_device,
-            settings,
-        );
+        let looked =
+            crate::doctor::diagnose(&places.keeper_binary, &places.agent_binary, image, qemu, settings);
         let mut diagnosis = looked.await;
         diagnosis.findings.push(match self.shared.store.refusal() {
             Some(reason) => Finding {

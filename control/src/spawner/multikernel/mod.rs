@@ -273,6 +273,7 @@ impl Spawner for MultikernelSpawner {
             memory: None,
             cpus: Vec::new(),
             backend: None,
+            runs_on: None,
         };
         let line = command_line(spec);
         image.check_command_line(&line).map_err(|error| bad_spec(error.to_string()))?;

@@ -130,13 +130,21 @@ impl Image {
         folders.map(|dir| dir.join(version)).find(|dir| dir.join("kernel").is_dir())
     }
 
+    /// The whole environment of the program.
+    pub(super) fn environment(&self) -> Vec<(String, String)> {
+        self.libraries.iter().map(|libraries| ("LD_LIBRARY_PATH".to_owned(), libraries.clone())).collect()
+    }
+
+    /// What the program says of its version.
+    pub(super) async fn version(&self) -> String {
+        let mut program = tokio::process::Command::new(&self.program);
+        let version = version_of(program.envs(self.environment())).await;
+        version.unwrap_or_else(|| "a QEMU that does not say its version".to_owned())
+    }
+
     /// What it is, in one line: the program's version and the kernel's.
     pub(super) async fn describe(&self) -> String {
-        let mut program = tokio::process::Command::new(&self.program);
-        program.envs(self.libraries.iter().map(|libraries| ("LD_LIBRARY_PATH", libraries)));
-        let version = version_of(&mut program).await;
-        let version = version.unwrap_or_else(|| "a QEMU that does not say its version".to_owned());
-        format!("{} ({version}), {}", self.program.display(), self.kernel.display())
+        format!("{} ({}), {}", self.program.display(), self.version().await, self.kernel.display())
     }
 }
 

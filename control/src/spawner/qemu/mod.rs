@@ -3,8 +3,7 @@
 //! The machine runs in its runtime folder. Its memory is a memfd, and what can leave or come a second one ([`memory`]); the pool
 //! is the memory of a PCI function (ivshmem-plain), the console its first serial line on stdio, the doorbell its second on the
 //! descriptor that the keeper hands on, and everything else (agent, configuration, secret, modules) is in one initial archive. It is
-//! emulated by a thread for each CPU (`tcg,thread=multi`, without which QEMU would not keep atomics on shared memory atomic). What of its
-//! CPUs and devices its kernel may use changes while it runs ([`cpu`], [`device`]).
+//! run by KVM where that works, else emulated ([`accel`]). What of its CPUs and devices its kernel may use changes while it runs ([`cpu`], [`device`]).
 //!
 //! QEMU listens to orders on one monitor ([`qmp`]) and tells the keeper on a second what happens to the machine, from which that one
 //! tells how it ended (`keeper/machine.rs`).
@@ -14,12 +13,14 @@
 //! The memory of a PCI function is a power of two. A pool of another length is made longer when its first machine is made: the
 //! file is sparse, so that costs nothing, and nothing of the pool lies behind its own length.
 
+mod accel;
 mod cpu;
 mod device;
 mod image;
 mod memory;
 mod modules;
 mod pin;
+mod probe;
 mod qmp;
 mod sysrq;
 mod vsock;
@@ -33,6 +34,8 @@ use serde_json::json;
 use tokio::net::UnixStream;
 use tombolo_agent::config::{Doorbell, PoolConfig};
 
+use self::accel::Chooser;
+pub use self::accel::{Acceleration, Accelerator, Prospect};
 pub(super) use self::cpu::running as cpus_running;
 pub(super) use self::device::{plug, plugged, unplug};
 use self::image::Image;
@@ -68,12 +71,18 @@ pub struct QemuSpawner {
     keeper_binary: PathBuf,
     vsock_device: Option<PathBuf>,
     pins_cpus: bool,
+    chooser: Chooser,
 }
 
 impl QemuSpawner {
-    /// A spawner that runs `keeper_binary keeper ...` (normally `tombolod` itself) for each kernel.
+    /// A spawner of emulated machines that runs `keeper_binary keeper ...` (normally `tombolod` itself) for each kernel.
     pub fn new(keeper_binary: impl Into<PathBuf>) -> Self {
-        Self { keeper_binary: keeper_binary.into(), vsock_device: None, pins_cpus: false }
+        Self {
+            keeper_binary: keeper_binary.into(),
+            vsock_device: None,
+            pins_cpus: false,
+            chooser: Chooser::default(),
+        }
     }
 
     /// Gives every machine that is started from now on AF_VSOCK to and from this host, through this program: vhost-device-vsock, by
@@ -82,6 +91,37 @@ impl QemuSpawner {
     pub fn with_vsock_device(mut self, program: Option<PathBuf>) -> Self {
         self.vsock_device = program;
         self
+    }
+
+    /// Has machines that are started from now on run on this. `state_dir`: where it is kept what a probe of KVM found, and where the probe
+    /// boots; without one [`Accelerator::Auto`] is software emulation.
+    #[must_use]
+    pub fn with_accelerator(mut self, asked: Accelerator, state_dir: Option<PathBuf>) -> Self {
+        self.chooser = Chooser::new(asked, state_dir);
+        self
+    }
+
+    /// Boots the kernel that machines would have in `folder`, which is made and removed, with `agent` as its first process and nothing else.
+    ///
+    /// # Errors
+    /// What was seen, if it did not reach user space within `deadline`.
+    pub async fn probe(
+        &self,
+        agent: &Path,
+        acceleration: &Acceleration,
+        folder: &Path,
+        deadline: Duration,
+    ) -> Result<(), String> {
+        let image = image::find(None).map_err(|error| error.to_string())?;
+        let machine =
+            probe::Machine { image: &image, agent, keeper_binary: &self.keeper_binary, acceleration };
+        machine.boot(folder, deadline).await
+    }
+
+    /// What the next machine would run on, and the file that is to be removed to have KVM probed again; `None` where nothing can run.
+    pub async fn prospect(&self) -> Option<(Prospect, Option<PathBuf>)> {
+        let image = image::find(None).ok()?;
+        Some((self.chooser.prospect(&image).await, self.chooser.record()))
     }
 
     /// Has every CPU of a machine that is started from now on run on that CPU of this host whose number is its name in the ledger, and on
@@ -126,6 +166,7 @@ impl Spawner for QemuSpawner {
         }
         wanted.extend(spec.modules.iter().cloned());
         let modules = image.modules(&wanted, &[PANIC_MODULE])?;
+        let acceleration = self.chooser.choose(&image, &spec.agent_binary, &self.keeper_binary).await?;
         let claim = Claim::take(&spec.runtime_dir).await?;
 
         if let Some(pool) = &spec.pool {
@@ -141,7 +182,7 @@ impl Spawner for QemuSpawner {
         let initrd_bytes = initrd::write(spec, config, &modules).await?;
         initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;
         let layout = Layout::new(spec, MEMORY_BYTES_MIN + 2 * initrd_bytes);
-        let mut argv = arguments(spec, &image, &layout).map_err(bad_spec)?;
+        let mut argv = arguments(spec, &image, &layout, &acceleration).map_err(bad_spec)?;
         let backend = match &self.vsock_device {
             Some(program) => {
                 argv.extend(vsock::OPTIONS.map(str::to_owned));
@@ -153,11 +194,12 @@ impl Spawner for QemuSpawner {
             name: name.clone(),
             kind: SpawnerKind::Qemu,
             argv,
-            env: image.libraries.iter().map(|found| ("LD_LIBRARY_PATH".into(), found.clone())).collect(),
+            env: image.environment(),
             console_bytes_max: Job::CONSOLE_BYTES_MAX,
             memory: None,
             cpus: cpu::leases(spec, self.pins_cpus),
             backend,
+            runs_on: Some(acceleration.to_string()),
         };
         let kernel = claim.launch(&self.keeper_binary, &job).await?;
         if !self.pins_cpus {
@@ -179,7 +221,12 @@ impl Spawner for QemuSpawner {
     }
 }
 
-fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<String>, String> {
+fn arguments(
+    spec: &KernelSpec,
+    image: &Image,
+    layout: &Layout,
+    acceleration: &Acceleration,
+) -> Result<Vec<String>, String> {
     // QEMU separates options by commas, and takes two for one of a value's.
     let value = |path: &Path| plain(path).map(|text| text.replace(',', ",,"));
     let (cpus, cpus_started) = cpu::options(spec);
@@ -209,9 +256,6 @@ fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<St
     let options = [
         ("-name", spec.agent_config.name.clone()),
         ("-machine", "q35,memory-backend=mem0".to_owned()),
-        ("-accel", "tcg,thread=multi".to_owned()),
-        // Without a source of randomness whatever needs some, a proof of identity say, would wait for ever.
-        ("-cpu", "qemu64,+rdrand".to_owned()),
         cpus,
         ("-display", "none".to_owned()),
         ("-chardev", format!("stdio,id={CONSOLE},signal=off")),
@@ -232,6 +276,7 @@ fn arguments(spec: &KernelSpec, image: &Image, layout: &Layout) -> Result<Vec<St
     argv.extend(
         options
             .into_iter()
+            .chain(acceleration.options())
             .chain(layout.options())
             .chain(device::options(spec))
             .flat_map(|(option, value)| [option.to_owned(), value]),
