@@ -11,8 +11,8 @@ use crate::api::host::{Diagnosis, Finding, Level};
 use crate::meminfo;
 use crate::paths;
 use crate::spawner::{
-    Availability, MultikernelSettings, MultikernelSpawner, ProcessSpawner, Prospect, QemuSpawner, Spawner,
-    SpawnerKind, UmlSpawner,
+    Availability, MultikernelSettings, MultikernelSpawner, Outlook, ProcessSpawner, Prospect, QemuSpawner,
+    Spawner, SpawnerKind, UmlSpawner,
 };
 use crate::topology::{Resctrl, Topology};
 
@@ -37,6 +37,7 @@ pub async fn diagnose(
 ) -> Diagnosis {
     let uml = UmlSpawner::new(keeper_binary).with_image(image.map(Path::to_owned)).availability().await;
     let qemu = machines.availability().await;
+    let outlook = machines.outlook().await;
     let beside = MultikernelSpawner::new(keeper_binary, settings.clone()).availability().await;
     let process = ProcessSpawner::new(keeper_binary).availability().await;
     let nothing_runs = ![&uml, &qemu, &beside, &process].iter().any(|availability| availability.is_ready());
@@ -45,7 +46,8 @@ pub async fn diagnose(
         spawner(SpawnerKind::Qemu, qemu, nothing_runs),
         spawner(SpawnerKind::Multikernel, beside, nothing_runs),
         spawner(SpawnerKind::Process, process, nothing_runs),
-        accelerator(machines.prospect().await),
+        accelerator(outlook.as_ref()),
+        machine_cpus(outlook.as_ref()),
         vsock(machines.vsock_device()),
         agent(agent_binary),
         memory(),
@@ -75,9 +77,9 @@ fn spawner(kind: SpawnerKind, availability: Availability, nothing_runs: bool) ->
 }
 
 /// What machines run on. Emulation that was not asked for is a limit: it is slow.
-fn accelerator(prospect: Option<(Prospect, Option<PathBuf>)>) -> Finding {
+fn accelerator(outlook: Option<&Outlook>) -> Finding {
     let subject = "accelerator";
-    let Some((prospect, record)) = prospect else {
+    let Some(Outlook { prospect, record, .. }) = outlook else {
         return finding(
             subject,
             Level::Ok,
@@ -100,13 +102,26 @@ fn accelerator(prospect: Option<(Prospect, Option<PathBuf>)>) -> Finding {
             finding(subject, Level::Ok, found.to_string(), "")
         }
         Prospect::Known(found) => {
-            let remedy = match record.filter(|path| path.exists()) {
+            let remedy = match record.as_ref().filter(|path| path.exists()) {
                 Some(path) => format!("to have it tried again: remove {}, restart tombolod", path.display()),
                 None => "load the module kvm_intel or kvm_amd, and let this user open /dev/kvm".to_owned(),
             };
             finding(subject, Level::Warn, found.to_string(), remedy)
         }
     }
+}
+
+/// How CPUs leave machines. Either way they do.
+fn machine_cpus(outlook: Option<&Outlook>) -> Finding {
+    let detail = match outlook {
+        None => "there are no machines to have any: the spawner `qemu` cannot run".to_owned(),
+        Some(Outlook { parks_because: Some(reason), .. }) => {
+            format!("parked by their kernel when they are not lent, and not unplugged: {reason}")
+        }
+        Some(Outlook { prospect: Prospect::Known(_), .. }) => "plugged and unplugged".to_owned(),
+        Some(_) => "not known yet: that depends on the accelerator".to_owned(),
+    };
+    finding("machine CPUs", Level::Ok, detail, "")
 }
 
 fn vsock(asked: Option<&Path>) -> Finding {
@@ -295,17 +310,24 @@ mod tests {
 
     #[test]
     fn emulation_is_a_limit_unless_it_was_asked_for() {
-        let look = |found: Acceleration| accelerator(Some((Prospect::Known(found), None)));
+        let outlook = |prospect, parks_because| Outlook { prospect, parks_because, record: None };
+        let look = |found: Acceleration| accelerator(Some(&outlook(Prospect::Known(found), None)));
         let found = |kvm, reason: &str| Acceleration { kvm, reason: reason.to_owned() };
         let slow = look(found(false, "/dev/kvm cannot be opened"));
         assert!(slow.level == Level::Warn && slow.detail.contains("cannot be opened"), "{slow:?}");
         assert!(slow.remedy.contains("kvm_intel"), "{slow:?}");
         assert_eq!(look(found(false, Acceleration::AS_ASKED)).level, Level::Ok);
         assert_eq!(look(found(true, "a probe boot reached user space")).level, Level::Ok);
-        let refused = accelerator(Some((Prospect::Refused("it is not there".into()), None)));
+        let refused = accelerator(Some(&outlook(Prospect::Refused("it is not there".into()), None)));
         assert!(refused.level == Level::Warn && refused.detail.contains("it is not there"), "{refused:?}");
-        assert_eq!(accelerator(Some((Prospect::Untried, None))).level, Level::Ok);
+        assert_eq!(accelerator(Some(&outlook(Prospect::Untried, None))).level, Level::Ok);
         assert_eq!(accelerator(None).level, Level::Ok);
+        let parked = outlook(Prospect::Known(found(false, "")), Some("a bug by name"));
+        assert!(machine_cpus(Some(&parked)).detail.contains("not unplugged: a bug by name"));
+        assert_eq!(
+            machine_cpus(Some(&outlook(Prospect::Known(found(true, "")), None))).detail,
+            "plugged and unplugged"
+        );
     }
 
     #[test]

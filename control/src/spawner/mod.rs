@@ -40,7 +40,7 @@ pub use error::SpawnError;
 pub use kernel::{Kernel, KernelStatus};
 pub use multikernel::{MultikernelSpawner, Settings as MultikernelSettings, TakenOver};
 pub use process::ProcessSpawner;
-pub use qemu::{Acceleration, Accelerator, Prospect, QemuSpawner};
+pub use qemu::{Acceleration, Accelerator, Outlook, Prospect, QemuSpawner};
 pub use spec::{Availability, FileContent, InitrdFile, KernelSpec, PoolFile, SpawnerKind};
 pub use uml::UmlSpawner;
 pub use units::{CpuState, DeviceState};

@@ -28,7 +28,11 @@ pub struct CpuState {
     pub lent: bool,
     /// Whether it is one that runs on the CPU of this host it is named after, and on no other.
     pub pinned: bool,
-    /// Whether it runs; one that does not has been parked by the kernel, or was never started.
+    /// Whether it comes by being plugged, and leaves by being unplugged.
+    pub pluggable: bool,
+    /// Whether it is there; one that is not is a place for one.
+    pub present: bool,
+    /// Whether it runs; one that does not has been parked by the kernel, was never started, or is not there.
     pub runs: bool,
 }
 
@@ -88,12 +92,13 @@ impl Kernel {
         let leases = self.running_status(action).await?.cpus;
         // Of a machine all are, or none.
         let pinned = leases.iter().any(|lease| lease.pinned);
-        let running = qemu::cpus_running(self.runtime_dir()).await;
-        let running = running.map_err(|error| self.refused_to(action, error))?;
-        let cpus = (0..).zip(running).map(|(index, runs)| {
+        let seen = qemu::look_at_cpus(self.runtime_dir()).await;
+        let seen = seen.map_err(|error| self.refused_to(action, error))?;
+        let cpus = seen.into_iter().map(|cpu| {
+            let qemu::CpuSeen { index, present, pluggable, runs } = cpu;
             let lease = leases.iter().find(|lease| lease.index == index);
             let (unit, lent) = (lease.map(|lease| lease.unit), lease.is_some_and(|lease| lease.lent));
-            CpuState { index, unit, lent, pinned, runs }
+            CpuState { index, unit, lent, pinned, pluggable, present, runs }
         });
         Ok(Some(cpus.collect()))
     }
@@ -101,19 +106,23 @@ impl Kernel {
     /// Lends it a CPU that the ledger calls `unit`: its kernel may start it from now on. One that it has already is no error.
     ///
     /// # Errors
-    /// [`SpawnError::Refused`] when its machine has no CPU to spare.
+    /// [`SpawnError::Refused`] when its machine has no CPU to spare; [`SpawnError::Control`] when that is not known.
     pub async fn lend_cpu(&self, unit: u32) -> Result<(), SpawnError> {
         let cpus = self.cpus_or_refuse("lend a CPU to").await?;
         if cpus.iter().any(|cpu| cpu.lent && cpu.unit == Some(unit)) {
             return Ok(());
         }
         let spare = || cpus.iter().filter(|cpu| !cpu.lent && !cpu.runs);
-        // The one it was before, if it was here before.
-        let Some(cpu) = spare().find(|cpu| cpu.unit == Some(unit)).or_else(|| spare().next()) else {
+        // The one it was before, if it was here before; but places are filled from the lowest.
+        let former = || spare().find(|cpu| cpu.unit == Some(unit) && !cpu.pluggable);
+        let Some(cpu) = former().or_else(|| spare().next()) else {
             let reason = format!("its machine has {} CPUs, all of them in use", cpus.len());
             return Err(self.refused("lend a CPU to", reason));
         };
-        let CpuState { index, pinned, .. } = *cpu;
+        let CpuState { index, pinned, present, .. } = *cpu;
+        if !present {
+            self.done("lend a CPU to", qemu::plug_cpu(self.runtime_dir(), index).await)?;
+        }
         if pinned {
             let placed = qemu::pin_cpus(self.runtime_dir(), self.pid(), &[(index, unit)]).await;
             placed.map_err(|reason| self.refused("lend a CPU to", reason))?;
@@ -124,7 +133,8 @@ impl Kernel {
     /// Takes back the CPU that the ledger calls `unit`, which its kernel has taken offline. One that it does not have is no error.
     ///
     /// # Errors
-    /// [`SpawnError::Refused`] while the CPU runs: nobody but its kernel can stop it.
+    /// [`SpawnError::Refused`] while the CPU runs: nobody but its kernel can stop it, or when the kernel does not let it be unplugged;
+    /// [`SpawnError::Control`] when it may yet be unplugged.
     pub async fn take_cpu(&self, unit: u32) -> Result<(), SpawnError> {
         let action = "take a CPU from";
         let until = Instant::now() + PARK_MAX;
@@ -132,7 +142,10 @@ impl Kernel {
             let cpus = self.cpus_or_refuse(action).await?;
             let Some(cpu) = cpus.iter().find(|cpu| cpu.lent && cpu.unit == Some(unit)) else { return Ok(()) };
             if !cpu.runs {
-                let CpuState { index, pinned, .. } = *cpu;
+                let CpuState { index, pinned, pluggable, present, .. } = *cpu;
+                if pluggable && present {
+                    self.done(action, qemu::unplug_cpu(self.runtime_dir(), index).await)?;
+                }
                 return self.lease(action, CpuLease { index, unit, lent: false, pinned }).await;
             }
             if Instant::now() >= until {

@@ -1,6 +1,7 @@
 //! Memory, CPUs and devices move between running kernels, whoever dies when.
 
 mod balance;
+mod host;
 mod memory;
 mod mend;
 mod quarantine;

@@ -476,7 +476,10 @@ mod on_qemu {
 }
 
 mod on_qemu_alone {
-    tests!(qemu: probe_boot_tells_a_machine_that_comes_up_from_one_that_does_not);
+    tests!(qemu:
+        probe_boot_tells_a_machine_that_comes_up_from_one_that_does_not,
+        cpu_that_was_never_there_is_plugged_into_a_running_kernel_and_stays_where_qemu_cannot_unplug,
+    );
 }
 
 mod on_qemu_pinned {

@@ -138,6 +138,49 @@ pub(super) async fn cpus_are_lent_to_a_running_kernel_and_taken_when_it_has_park
     nothing_is_left_of(kernel).await;
 }
 
+/// On software emulation, where a CPU can be plugged once. That it is unplugged where that can be done is shown against a scripted monitor.
+pub(super) async fn cpu_that_was_never_there_is_plugged_into_a_running_kernel_and_stays_where_qemu_cannot_unplug(
+    mut bed: Bed<QemuSpawner>,
+) {
+    bed.spawner = bed.spawner.with_plugged_cpus();
+    (bed.spec.cpus, bed.spec.cpus_max) = (vec![7], 3);
+    let kernel = booted(&bed).await;
+    let cpus = async || -> Vec<(Option<u32>, bool, bool, bool)> {
+        let cpus = kernel.cpus().await.unwrap().unwrap();
+        cpus.into_iter().map(|cpu| (cpu.unit, cpu.lent, cpu.present, cpu.runs)).collect()
+    };
+    let (boot, place) = ((Some(7), true, true, true), (None, false, false, false));
+    assert_eq!(cpus().await, [boot, place, place]);
+    assert_eq!(ring(&kernel, b'c').await, b'd');
+    assert_eq!(cpus().await, [boot, place, place], "its kernel cannot start what is not there");
+
+    kernel.lend_cpu(9).await.unwrap();
+    kernel.lend_cpu(9).await.unwrap();
+    assert_eq!(cpus().await, [boot, (Some(9), true, true, false), place]);
+    until("the CPU to run", async || {
+        assert_eq!(ring(&kernel, b'c').await, b'd');
+        (cpus().await[1] == (Some(9), true, true, true)).then_some(())
+    })
+    .await;
+    assert!(kernel.take_cpu(9).await.unwrap_err().to_string().contains("still runs"));
+    assert_eq!(ring(&kernel, b'C').await, b'D');
+    let error = kernel.take_cpu(9).await.unwrap_err();
+    assert!(
+        matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("tcg_register_thread")),
+        "{error}"
+    );
+    assert_eq!(cpus().await[1], (Some(9), true, true, false), "it stays with its kernel");
+
+    kernel.lend_cpu(4).await.unwrap();
+    assert_eq!(cpus().await[2], (Some(4), true, true, false));
+    let error = kernel.lend_cpu(5).await.unwrap_err();
+    assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("has 3 CPUs")), "{error}");
+    let adopted = bed.spawner.adopt(&bed.spec.runtime_dir).await.unwrap();
+    assert_eq!(adopted.cpus().await.unwrap(), kernel.cpus().await.unwrap(), "who comes later finds the same");
+    kernel.kill().await.unwrap();
+    nothing_is_left_of(kernel).await;
+}
+
 pub(super) async fn probe_boot_tells_a_machine_that_comes_up_from_one_that_does_not(bed: Bed<QemuSpawner>) {
     let Some(agent) = prerequisites::static_program("tombolo-agent") else { return };
     let folder = bed.dir.path().join("probe");

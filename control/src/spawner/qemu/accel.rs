@@ -162,6 +162,11 @@ impl Acceleration {
         self.reason == Self::AS_ASKED
     }
 
+    /// What QEMU calls the kind of CPU that they are.
+    pub(super) fn cpu_driver(&self) -> &'static str {
+        if self.kvm { "host-x86_64-cpu" } else { "qemu64-x86_64-cpu" }
+    }
+
     /// The options that say so to QEMU.
     pub(super) fn options(&self) -> [(&'static str, String); 2] {
         match self.kvm {

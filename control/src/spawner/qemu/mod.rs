@@ -20,9 +20,11 @@ mod image;
 mod memory;
 mod modules;
 mod pin;
+mod plug;
 mod probe;
 mod qmp;
 mod sysrq;
+mod version;
 mod vsock;
 
 use std::fs::File;
@@ -36,13 +38,16 @@ use tombolo_agent::config::{Doorbell, PoolConfig};
 
 use self::accel::Chooser;
 pub use self::accel::{Acceleration, Accelerator, Prospect};
-pub(super) use self::cpu::running as cpus_running;
+pub(super) use self::cpu::{Seen as CpuSeen, look as look_at_cpus};
 pub(super) use self::device::{plug, plugged, unplug};
 use self::image::Image;
 use self::memory::Layout;
 pub(super) use self::memory::{set as set_memory, state as memory_state};
 pub(super) use self::pin::pin as pin_cpus;
+use self::plug::Method;
+pub(super) use self::plug::{plug as plug_cpu, unplug as unplug_cpu};
 pub(super) use self::sysrq::{press, registers};
+use self::version::Version;
 use super::launch::Claim;
 use super::{Availability, Kernel, KernelSpec, PoolFile, SpawnError, Spawner, SpawnerKind, initrd};
 use crate::keeper::Job;
@@ -65,12 +70,24 @@ const PANIC_MODULE: &str = "pvpanic_pci";
 /// How often a running machine is looked at before it counts as one that takes no interrupts, and the pause between two looks.
 const LOOKS: (u32, Duration) = (20, Duration::from_millis(10));
 
+/// What is known of the next machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outlook {
+    /// What runs its CPUs.
+    pub prospect: Prospect,
+    /// Why its CPUs would be parked when they are not lent, rather than unplugged; `None`: they are unplugged, or it is not known yet.
+    pub parks_because: Option<&'static str>,
+    /// The file that is to be removed to have KVM probed again.
+    pub record: Option<PathBuf>,
+}
+
 /// Boots real Linux kernels in emulated machines.
 #[derive(Clone, Debug)]
 pub struct QemuSpawner {
     keeper_binary: PathBuf,
     vsock_device: Option<PathBuf>,
     pins_cpus: bool,
+    plugs_cpus: bool,
     chooser: Chooser,
 }
 
@@ -81,6 +98,7 @@ impl QemuSpawner {
             keeper_binary: keeper_binary.into(),
             vsock_device: None,
             pins_cpus: false,
+            plugs_cpus: false,
             chooser: Chooser::default(),
         }
     }
@@ -101,6 +119,23 @@ impl QemuSpawner {
         self
     }
 
+    /// Has CPUs plugged into machines that are started from now on, also where that works only once for each (see [`plug`]): for tests of that.
+    #[must_use]
+    pub fn with_plugged_cpus(mut self) -> Self {
+        self.plugs_cpus = true;
+        self
+    }
+
+    /// How CPUs are to come to machines that run on this and leave them.
+    async fn method(&self, image: &Image, acceleration: &Acceleration) -> Method {
+        if self.plugs_cpus {
+            return Method::Plugged;
+        }
+        // Under software emulation it does not matter, and asking takes a while.
+        let version = if acceleration.kvm { Version::said(&image.version().await) } else { None };
+        plug::method(version, acceleration.kvm)
+    }
+
     /// Boots the kernel that machines would have in `folder`, which is made and removed, with `agent` as its first process and nothing else.
     ///
     /// # Errors
@@ -118,10 +153,18 @@ impl QemuSpawner {
         machine.boot(folder, deadline).await
     }
 
-    /// What the next machine would run on, and the file that is to be removed to have KVM probed again; `None` where nothing can run.
-    pub async fn prospect(&self) -> Option<(Prospect, Option<PathBuf>)> {
+    /// What the next machine would be like; `None` where there can be none.
+    pub async fn outlook(&self) -> Option<Outlook> {
         let image = image::find(None).ok()?;
-        Some((self.chooser.prospect(&image).await, self.chooser.record()))
+        let prospect = self.chooser.prospect(&image).await;
+        let parks_because = match &prospect {
+            Prospect::Known(acceleration) => match self.method(&image, acceleration).await {
+                Method::Parked(reason) => Some(reason),
+                Method::Plugged => None,
+            },
+            Prospect::Untried | Prospect::Refused(_) => None,
+        };
+        Some(Outlook { prospect, parks_because, record: self.chooser.record() })
     }
 
     /// Has every CPU of a machine that is started from now on run on that CPU of this host whose number is its name in the ledger, and on
@@ -167,6 +210,7 @@ impl Spawner for QemuSpawner {
         wanted.extend(spec.modules.iter().cloned());
         let modules = image.modules(&wanted, &[PANIC_MODULE])?;
         let acceleration = self.chooser.choose(&image, &spec.agent_binary, &self.keeper_binary).await?;
+        let method = self.method(&image, &acceleration).await;
         let claim = Claim::take(&spec.runtime_dir).await?;
 
         if let Some(pool) = &spec.pool {
@@ -182,7 +226,7 @@ impl Spawner for QemuSpawner {
         let initrd_bytes = initrd::write(spec, config, &modules).await?;
         initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;
         let layout = Layout::new(spec, MEMORY_BYTES_MIN + 2 * initrd_bytes);
-        let mut argv = arguments(spec, &image, &layout, &acceleration).map_err(bad_spec)?;
+        let mut argv = arguments(spec, &image, &layout, &acceleration, method).map_err(bad_spec)?;
         let backend = match &self.vsock_device {
             Some(program) => {
                 argv.extend(vsock::OPTIONS.map(str::to_owned));
@@ -226,10 +270,11 @@ fn arguments(
     image: &Image,
     layout: &Layout,
     acceleration: &Acceleration,
+    method: Method,
 ) -> Result<Vec<String>, String> {
     // QEMU separates options by commas, and takes two for one of a value's.
     let value = |path: &Path| plain(path).map(|text| text.replace(',', ",,"));
-    let (cpus, cpus_started) = cpu::options(spec);
+    let (cpus, cpus_started) = cpu::options(spec, method, acceleration.cpu_driver());
     let mut command_line = vec![
         "console=ttyS0".to_owned(),
         "quiet".into(),
@@ -256,7 +301,6 @@ fn arguments(
     let options = [
         ("-name", spec.agent_config.name.clone()),
         ("-machine", "q35,memory-backend=mem0".to_owned()),
-        cpus,
         ("-display", "none".to_owned()),
         ("-chardev", format!("stdio,id={CONSOLE},signal=off")),
         ("-serial", format!("chardev:{CONSOLE}")),
@@ -277,6 +321,7 @@ fn arguments(
         options
             .into_iter()
             .chain(acceleration.options())
+            .chain(cpus)
             .chain(layout.options())
             .chain(device::options(spec))
             .flat_map(|(option, value)| [option.to_owned(), value]),

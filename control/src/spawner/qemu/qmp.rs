@@ -1,11 +1,12 @@
 //! QEMU's machine protocol, as much of it as is needed: one command at a time over a Unix socket, a line of JSON each way.
 //!
 //! QEMU greets; `qmp_capabilities` must be the first command; events may come between a command and its answer, which bears
-//! its id (docs/interop/qmp-spec.txt in QEMU's source). Nobody waits here for events: QEMU writes them into a file of their own,
-//! which outlives both (see [`crate::keeper`]).
+//! its id (docs/interop/qmp-spec.txt in QEMU's source). Those of a session are kept for who asks ([`Session::take_events`]); how a
+//! machine ends its keeper hears over a monitor of its own (see [`crate::keeper`]).
 //!
 //! QEMU serves one client at a time and lets others wait, so sessions are short and every one has a deadline.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::path::Path;
@@ -22,6 +23,8 @@ use crate::keeper::unix_address;
 
 /// Longest line that is read, in bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20;
+/// Events that are kept.
+const EVENTS_MAX: usize = 64;
 
 /// Why a command was not carried out, or may not have been.
 #[derive(Debug, thiserror::Error)]
@@ -68,11 +71,13 @@ where
 pub(super) struct Session<S> {
     stream: BufReader<S>,
     next_id: u64,
+    /// The last events that came while answers were waited for.
+    events: VecDeque<Value>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     async fn begin(stream: S) -> Result<Self, QmpError> {
-        let mut session = Self { stream: BufReader::new(stream), next_id: 1 };
+        let mut session = Self { stream: BufReader::new(stream), next_id: 1, events: VecDeque::new() };
         let greeting = session.line().await?;
         if greeting.get("QMP").is_none() {
             return Err(broken("it does not greet as QEMU does"));
@@ -92,6 +97,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             let mut answer = self.line().await?;
             // Events and answers to others come in between.
             if answer.get("id").and_then(Value::as_u64) != Some(id) {
+                if answer.get("event").is_some() {
+                    self.events.truncate(EVENTS_MAX - 1);
+                    self.events.push_front(answer);
+                }
                 continue;
             }
             if let Some(error) = answer.get("error") {
@@ -103,6 +112,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 None => Err(broken("an answer is neither a result nor an error")),
             };
         }
+    }
+
+    /// The events that have come since they were last taken, the newest first. A machine that causes many loses the oldest.
+    pub(super) fn take_events(&mut self) -> Vec<Value> {
+        self.events.drain(..).collect()
     }
 
     async fn line(&mut self) -> Result<Value, QmpError> {
@@ -156,6 +170,20 @@ mod tests {
         let told: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(told.len(), 2);
         assert_eq!((&told[0]["execute"], &told[1]["execute"]), (&json!("qmp_capabilities"), &json!("stop")));
+    }
+
+    #[tokio::test]
+    async fn events_are_kept_until_they_are_taken_and_the_oldest_are_lost() {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 20);
+        let events: String = (0..100).map(|n| format!("{{\"event\": \"E\", \"data\": {n}}}\n")).collect();
+        let answer = r#"{"return": {}, "id": 2}"#;
+        theirs.write_all(format!("{GREETING}\n{READY}\n{events}{answer}\n").as_bytes()).await.unwrap();
+        let mut session = Session::begin(ours).await.unwrap();
+        session.run("stop", json!({})).await.unwrap();
+        let taken: Vec<u64> =
+            session.take_events().iter().map(|event| event["data"].as_u64().unwrap()).collect();
+        assert_eq!((taken.len(), taken[0], taken[63]), (EVENTS_MAX, 99, 36));
+        assert!(session.take_events().is_empty());
     }
 
     #[tokio::test]
