@@ -44,8 +44,8 @@ pub(super) enum Method {
 /// How it is done with this QEMU; `None`: it does not say its version.
 ///
 /// Under software emulation a machine can be given as many CPUs as it has places for, once each. Before the named mending an unplugged CPU
-/// leaves its address spaces behind: memory that is never given back and, under software emulation, a listener that writes to the CPU
-/// that was freed, so that the next plugging of anything kills the machine (seen on 7.2).
+/// leaves its address spaces behind: memory that is never given back and, under software emulation, a listener on the CPU that is gone. That
+/// may be why on 7.2 the next plugging of anything kills such a machine; that it does was seen, that this is why was not shown.
 pub(super) fn method(version: Option<Version>, kvm: bool) -> Method {
     match version {
         _ if !kvm => Method::Parked(EMULATION),
