@@ -198,7 +198,7 @@ impl MessageSender {
 
     /// Takes one message whole, or is pending (taking nothing) while there is no room for it.
     ///
-    /// A taken message may be delayed until [`MessageSender::poll_flush`]: send a batch, then flush once.
+    /// A taken message may be delayed until [`MessageSender::poll_flush`]: send a batch, then flush once. Short ones of a batch travel together.
     pub fn poll_send(&mut self, cx: &mut Context<'_>, message: &[u8]) -> Poll<Result<()>> {
         match &mut self.0 {
             Tx::Framed(tx) => tx.poll_send(cx, &[message]),

@@ -123,10 +123,13 @@ def half(pool, u64, u32, member, at, nonce, layout):
         if kind <= 56:
             print(f"{said}: message {number} in its slot, {pool[slot + 8 : slot + 8 + kind].decode()}")
         else:
-            need(kind == 57, "kind of a message")
-            body = pool[ring_at + position : ring_at + position + u64(slot + 8)]
-            print(f"{said}: message {number} in the ring, {len(body)} bytes, {zlib.crc32(body):08x}")
-            position += len(body)
+            need(kind == 57 or 65 <= kind <= 92, "kind of a message")
+            lengths = [u64(slot + 8)] if kind == 57 else struct.unpack_from(f"<{kind - 64}H", pool, slot + 8)
+            for length in lengths:
+                body = pool[ring_at + position : ring_at + position + length]
+                what = "in the ring" if kind == 57 else f"of a run of {len(lengths)}"
+                print(f"{said}: message {number} {what}, {len(body)} bytes, {zlib.crc32(body):08x}")
+                position += length
         number += 1
 
 

@@ -40,6 +40,11 @@ async fn a_reader_made_from_the_document_finds_everything() {
     for message in [&b"short"[..], &long, b"", &long[..57]] {
         sender.send(message).await.unwrap();
     }
+    // The first goes at once, the others together.
+    for message in [&b"first"[..], &long[..60], &long[..5]] {
+        assert!(sender.try_put_parts(&[message]).unwrap());
+    }
+    sender.try_flush().unwrap();
 
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pool_format.py");
     let output = match Command::new("python3").arg(script).arg(fabric.pool_path()).output() {
@@ -69,6 +74,9 @@ async fn a_reader_made_from_the_document_finds_everything() {
         &format!("half of member 0, state 1: message 1 in the ring, 1000 bytes, {:08x}", crc(&long)),
         "half of member 0, state 1: message 2 in its slot, ",
         &format!("half of member 0, state 1: message 3 in the ring, 57 bytes, {:08x}", crc(&long[..57])),
+        "half of member 0, state 1: message 4 in its slot, first",
+        &format!("half of member 0, state 1: message 5 of a run of 2, 60 bytes, {:08x}", crc(&long[..60])),
+        &format!("half of member 0, state 1: message 5 of a run of 2, 5 bytes, {:08x}", crc(&long[..5])),
     ] {
         assert!(found.lines().any(|found| found == line), "`{line}` is not among:\n{found}");
     }

@@ -370,6 +370,13 @@ impl Ring {
         }
     }
 
+    /// Asks for the lines of `n` bytes at `position`, to be read.
+    pub(super) fn prefetch_read<P: Memory>(self, mem: &P, position: u64, n: usize) {
+        for at in (0..n).step_by(SLOT) {
+            mem.prefetch_read(self.split(position + at as u64, 0).0);
+        }
+    }
+
     #[inline]
     fn prefetch_write<M: MemoryMut>(self, mem: &M, position: u64) {
         mem.prefetch_write(self.split(position, 0).0);

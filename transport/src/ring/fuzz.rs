@@ -58,7 +58,7 @@ fn poke(half: &OwnHalf<Model>, input: &mut Input<'_>) {
     let value = match input.byte() % 4 {
         // Like the header of a slot: stamp, kind, acks.
         0 => {
-            let kind = input.pick(&[0, 8, 56, 57, 58, 59, 255]);
+            let kind = input.pick(&[0, 8, 56, 57, 58, 59, 64, 65, 66, 69, 92, 93, 255]);
             u64::from(input.byte() % 12) | kind << 32 | u64::from(input.byte() % 9) << 40
         }
         // A little off what is there.
@@ -82,7 +82,10 @@ pub(crate) fn messages(data: &[u8]) {
     while let Some(choice) = input.next() {
         match choice % 32 {
             0..6 => poke(&peer_own, &mut input),
-            6..10 => {
+            6 => {
+                let _ = peer_tx.try_put(&vec![choice; input.pick(&[0, 8, 56, 60])]);
+            }
+            7..10 => {
                 let _ = peer_tx.try_send(&vec![choice; input.pick(&[0, 8, 56, 57, 120, 3000])]);
             }
             10..13 => {
@@ -95,7 +98,8 @@ pub(crate) fn messages(data: &[u8]) {
             }
             16 => {
                 let part = vec![choice; input.pick(&[0, 8, 48, 64, 2500])];
-                let _ = tx.try_send_parts(&[&part, &part]);
+                let _ = (tx.try_send_parts(&[&part, &part]), tx.try_put_parts(&[&part, &part]));
+                let _ = tx.try_put(&part);
             }
             17..20 => {
                 let _ = tx.try_send(&vec![choice; input.pick(&[0, 8, 56, 57, 128, 129, 4096, 5000])]);
@@ -150,9 +154,9 @@ pub(crate) fn messages(data: &[u8]) {
         }
     }
     drop(held);
-    // The peer writes no more: each slot shows one message at most. A credit that was a lie may have come true once meanwhile.
+    // The peer writes no more: each slot shows one run at most. A credit that was a lie may have come true once meanwhile.
     let slots = MESSAGES.slots();
-    rest(&mut rx, slots, |rx| Ok(rx.try_recv_with(|_| ())?.is_some()), MessageRx::arm);
+    rest(&mut rx, 28 * slots, |rx| Ok(rx.try_recv_with(|_| ())?.is_some()), MessageRx::arm);
     for len in [8, 100, 1000] {
         rest(&mut tx, 2 * slots, |tx| tx.try_send(&vec![1; len]).map(|()| true), MessageTx::arm);
     }

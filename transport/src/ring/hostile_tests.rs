@@ -22,7 +22,7 @@ fn target() -> impl Strategy<Value = usize> {
 
 /// Values near the right ones are the more dangerous.
 fn value() -> impl Strategy<Value = u64> {
-    let header = (0..12_u64, prop_oneof![0..60_u64, Just(57), Just(58), Just(255)], 0..9_u64)
+    let header = (0..12_u64, prop_oneof![0..60_u64, Just(57), Just(58), 63..94_u64, Just(255)], 0..9_u64)
         .prop_map(|(stamp, kind, acks)| stamp | kind << 32 | acks << 40);
     prop_oneof![0..300_u64, header, any::<u64>(), Just(u64::MAX), (0..64_u32).prop_map(|bit| 1 << bit)]
 }
@@ -31,6 +31,7 @@ fn value() -> impl Strategy<Value = u64> {
 enum Step {
     Poke(usize, u64),
     Send(usize),
+    Put(usize),
     SendLoan,
     Recv,
     RecvLoan,
@@ -44,6 +45,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (target(), value()).prop_map(|(at, value)| Step::Poke(at, value)),
         3 => (0..5000_usize).prop_map(Step::Send),
         3 => (0..130_usize).prop_map(Step::Send),
+        2 => (0..70_usize).prop_map(Step::Put),
         1 => Just(Step::SendLoan),
         4 => Just(Step::Recv),
         2 => Just(Step::RecvLoan),
@@ -66,6 +68,9 @@ proptest! {
                 Step::Poke(at, value) => memory[1].store(at, value, Ordering::Relaxed),
                 Step::Send(len) => {
                     let _ = tx.try_send(&vec![7; len]);
+                }
+                Step::Put(len) => {
+                    let _ = tx.try_put(&vec![7; len]);
                 }
                 Step::SendLoan => {
                     if let Ok(loan) = tx.loan(4096) {

@@ -229,6 +229,35 @@ fn a_long_message_is_whole_when_its_slot_says_so() {
 }
 
 #[test]
+fn a_run_is_whole_when_its_slot_says_so_and_wakes_a_parked_receiver() {
+    check(|| {
+        let ((mut tx, _a), (_b, mut rx)) =
+            messages_of(HalfLayout { loan_count: 0, loan_log2: 0, ..MESSAGES });
+        let bell = Arc::new(Bell::default());
+        let ringing = Arc::clone(&bell);
+        let sender = thread::spawn(move || {
+            for i in 1..=3_u64 {
+                spin(|| tx.try_put(&i.to_le_bytes()));
+            }
+            ringing.ring_if(tx.flush().unwrap());
+        });
+        for i in 1..=3_u64 {
+            loop {
+                match rx.try_recv_with(word) {
+                    Ok(message) => {
+                        assert_eq!(message, Some(i));
+                        break;
+                    }
+                    Err(_) if rx.arm() == Arm::Sleep => bell.wait(),
+                    Err(_) => {}
+                }
+            }
+        }
+        sender.join().unwrap();
+    });
+}
+
+#[test]
 fn a_loan_is_lent_again_only_after_it_was_read() {
     check(|| {
         let ((mut tx, _a), (_b, mut rx)) = messages();

@@ -37,6 +37,46 @@ fn a_message_of_each_kind_arrives_whole() {
 }
 
 #[test]
+fn messages_that_are_put_arrive_after_a_flush_and_share_slots() {
+    let layout = HalfLayout { bytes_log2: 12, ..SMALL };
+    let (_, (mut tx, _), (_, mut rx)) = model_messages(layout);
+    let mut out = Vec::new();
+    // Four slots for all of them.
+    let lens = || (0..60).map(|i| i % 70);
+    for (i, len) in lens().enumerate() {
+        tx.try_put(&message(len, i)).unwrap();
+    }
+    let _nobody_sleeps = tx.flush().unwrap();
+    for (i, len) in lens().enumerate() {
+        assert_eq!(rx.try_recv(&mut out), Ok(Some(len)));
+        assert_eq!(out, message(len, i), "{i}");
+    }
+    assert_eq!(rx.try_recv(&mut out), Err(RingError::WouldBlock));
+    tx.try_put(b"at once").unwrap();
+    tx.try_put(b"before the end").unwrap();
+    tx.shutdown();
+    assert_eq!(rx.try_recv_with(<[u8]>::to_vec), Ok(Some(b"at once".to_vec())));
+    assert_eq!(rx.try_recv_with(<[u8]>::to_vec), Ok(Some(b"before the end".to_vec())));
+    assert_eq!(rx.try_recv(&mut out), Ok(None));
+}
+
+/// What is put when there is no room for it is not taken, and what was put before shows.
+#[test]
+fn a_run_ends_where_the_byte_ring_is_full() {
+    let (_, (mut tx, _), (_, mut rx)) = model_messages(SMALL);
+    let put = (0..20).take_while(|_| tx.try_put(&[7; 40]).is_ok()).count();
+    assert!((6..20).contains(&put), "{put}");
+    assert_eq!(tx.try_put(&[7; 128]), Err(RingError::WouldBlock));
+    assert_eq!(tx.arm(), Arm::Sleep);
+    for _ in 0..put {
+        assert_eq!(rx.try_recv_with(<[u8]>::len), Ok(Some(40)));
+    }
+    assert_eq!(rx.try_recv_with(<[u8]>::len), Err(RingError::WouldBlock));
+    assert_eq!(rx.flush(), Wake::Ring);
+    tx.try_put(&[7; 128]).unwrap();
+}
+
+#[test]
 fn a_message_in_parts_arrives_as_one() {
     let (_, (mut tx, _), (_, mut rx)) = model_messages(SMALL);
     for len in [0, 5, 56, 57, 128, 129, 4096] {
@@ -254,6 +294,8 @@ fn a_returned_loan_rings_the_sender_that_waits_for_it() {
 #[derive(Clone, Debug)]
 enum Step {
     Send(usize),
+    Put(usize),
+    Flush,
     SendLoan(usize),
     Receive,
     ReceiveLoan,
@@ -265,6 +307,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..80_usize).prop_map(Step::Send),
         2 => (0..260_usize).prop_map(Step::Send),
         1 => (0..4097_usize).prop_map(Step::Send),
+        6 => (0..80_usize).prop_map(Step::Put),
+        1 => Just(Step::Flush),
         1 => (0..4097_usize).prop_map(Step::SendLoan),
         6 => Just(Step::Receive),
         2 => Just(Step::ReceiveLoan),
@@ -281,19 +325,34 @@ proptest! {
         let (_, a, b) = model_messages(SMALL);
         let mut ends = [a, b];
         let mut oracle = [VecDeque::new(), VecDeque::new()]; // by sender
+        let mut shown = [0, 0]; // of these, at least so many are visible
         let mut held = Vec::new();
         for (seed, (second, step)) in steps.into_iter().enumerate() {
             let (me, other) = (usize::from(second), usize::from(!second));
             match step {
                 Step::Send(len) => match ends[me].0.try_send(&message(len, seed)) {
+                    Ok(()) => {
+                        oracle[me].push_back(message(len, seed));
+                        shown[me] = oracle[me].len();
+                    }
+                    Err(error) => prop_assert_eq!(error, RingError::WouldBlock),
+                },
+                Step::Put(len) => match ends[me].0.try_put(&message(len, seed)) {
                     Ok(()) => oracle[me].push_back(message(len, seed)),
                     Err(error) => prop_assert_eq!(error, RingError::WouldBlock),
                 },
+                Step::Flush => {
+                    let _nobody_sleeps = ends[me].0.flush().unwrap();
+                    shown[me] = oracle[me].len();
+                }
                 Step::SendLoan(len) => {
                     let Ok(mut loan) = ends[me].0.loan(len) else { continue };
                     loan.write_at(0, &message(len, seed));
                     match ends[me].0.send_loan(loan) {
-                        Ok(()) => oracle[me].push_back(message(len, seed)),
+                        Ok(()) => {
+                            oracle[me].push_back(message(len, seed));
+                            shown[me] = oracle[me].len();
+                        }
                         Err(refused) => prop_assert_eq!(refused.error, RingError::WouldBlock),
                     }
                 }
@@ -303,15 +362,17 @@ proptest! {
                         Ok(len) => {
                             prop_assert_eq!(len, Some(out.len()));
                             prop_assert_eq!(Some(out), oracle[other].pop_front());
+                            shown[other] = shown[other].saturating_sub(1);
                         }
                         Err(error) => {
                             prop_assert_eq!(error, RingError::WouldBlock);
-                            prop_assert!(oracle[other].is_empty());
+                            prop_assert_eq!(shown[other], 0);
                         }
                     }
                 }
                 Step::ReceiveLoan => {
                     if let Ok(Some(received)) = ends[me].1.try_recv_loan() {
+                        shown[other] = shown[other].saturating_sub(1);
                         held.push((received, oracle[other].pop_front().unwrap()));
                     }
                 }
@@ -368,7 +429,9 @@ fn two_threads_converse_over_real_mappings() {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             for _ in 0..random >> 60 {
                 let len = [8, 56, 57, 300, 2000][(sent * 7 + sent / 5) % 5];
-                if sent == count || tx.try_send(&message(len, sent)).is_err() {
+                let next = message(len, sent);
+                let is_put = random >> 40 & 1 == 0;
+                if sent == count || if is_put { tx.try_put(&next) } else { tx.try_send(&next) }.is_err() {
                     break;
                 }
                 sent += 1;

@@ -55,12 +55,12 @@ impl ShmSender {
 
     #[inline]
     pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>, message: &[u8]) -> Poll<Result<()>> {
-        self.poll_with(cx, |tx| tx.try_send(message))
+        self.poll_with(cx, |tx| tx.try_put(message))
     }
 
     #[inline]
     pub(crate) fn poll_send_parts(&mut self, cx: &mut Context<'_>, parts: &[&[u8]]) -> Poll<Result<()>> {
-        self.poll_with(cx, |tx| tx.try_send_parts(parts))
+        self.poll_with(cx, |tx| tx.try_put_parts(parts))
     }
 
     /// `Ok(false)`: no room.
@@ -79,7 +79,7 @@ impl ShmSender {
     /// `Ok(false)`: no room, and what was taken before is flushed.
     #[inline]
     pub(crate) fn try_put_parts(&mut self, parts: &[&[u8]]) -> Result<bool> {
-        match self.tx.try_send_parts(parts) {
+        match self.tx.try_put_parts(parts) {
             Ok(()) => Ok(true),
             Err(RingError::WouldBlock) => {
                 // A peer that sleeps would never make room.

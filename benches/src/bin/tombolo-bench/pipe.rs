@@ -92,7 +92,7 @@ impl Pipe for Bare {
 
     #[inline]
     fn try_put(&mut self, message: &[u8]) -> anyhow::Result<bool> {
-        match self.0.try_send(message) {
+        match self.0.try_put(message) {
             Ok(()) => Ok(true),
             Err(RingError::WouldBlock) => Ok(false),
             Err(error) => Err(error.into()),

@@ -5,12 +5,13 @@
 //!
 //! | bits | field |
 //! |---|---|
-//! | 0..32 | stamp: position of the message + 1, modulo 2^32. Positions count messages from 0 |
-//! | 32..40 | kind: 0 to 56 = an inline message of that length; 57 = in the byte ring; 58 = in a loan; others are forbidden |
+//! | 0..32 | stamp: position of the message + 1, modulo 2^32. Positions count messages from 0, a run as one |
+//! | 32..40 | kind: 0 to 56 = an inline message of that length; 57 = in the byte ring; 58 = in a loan; 65 to 92 = a run of 1 to 28 messages in the byte ring; others are forbidden |
 //! | 40..64 | acks: how many more messages of the other direction the sender has consumed since the slot before (piggybacked credit) |
 //!
 //! Payload of kind 57: the length (u64), at most the byte ring's size; the bytes follow each other in the byte ring, in the order of
-//! messages. Of kind 58: index of the loan (u64), length (u64, at most the loan's size), sequence number of the lending (u64).
+//! messages. Of kind 58: index of the loan (u64), length (u64, at most the loan's size), sequence number of the lending (u64). Of a run: the length of
+//! each message (u16 each), the sum at most the byte ring's size.
 //!
 //! # Where the next message is
 //! In the slot after the last one, or in slot 0. The sender starts again at slot 0 whenever it knows that
@@ -28,6 +29,7 @@
 //! The receiver tells what it consumed by the acks in its own messages, and in its half each quarter of the slots (or bytes). Less than a
 //! quarter is thus ever withheld, which is less than the whole, so a sender that is blocked by a full ring always hears of room.
 
+mod run;
 mod rx;
 mod tx;
 

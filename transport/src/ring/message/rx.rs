@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::run::{Arrived, RUN_BYTES};
 use super::{Cross, INLINE_MAX, KIND_BYTES, KIND_LOAN};
 use crate::mem::{Memory, MemoryMut, Word};
 use crate::ring::bytes::Ring;
@@ -34,6 +35,8 @@ pub struct MessageRx<M: MemoryMut, P: Memory, L: Liveness> {
     ring: Ring,
     byte_head: u64,
     byte_head_published: u64,
+    /// The run whose messages are being received, if it has any left.
+    run: Arrived,
     owed: Wake,
     scratch: Vec<u8>,
     /// Somebody rings the peer for loans that are returned.
@@ -54,6 +57,7 @@ struct Found {
 enum Place {
     Inline { len: usize },
     Bytes { len: usize },
+    Run { len: usize },
     Loan { index: usize, len: usize, sequence: u64 },
 }
 
@@ -77,6 +81,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
             ring: Ring::of(layout),
             byte_head: 0,
             byte_head_published: 0,
+            run: Arrived::default(),
             owed: Wake::NotNeeded,
             scratch: Vec::new(),
             has_bell,
@@ -216,7 +221,10 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
     /// Whether a message (or the end) is there to be received now. A cheap look, for those who poll many.
     #[inline]
     pub fn is_ready(&mut self) -> bool {
-        self.look().is_some() || self.side.stopped.is_some() || self.side.peer.state().any(ENDED)
+        self.run.is_open()
+            || self.look().is_some()
+            || self.side.stopped.is_some()
+            || self.side.peer.state().any(ENDED)
     }
 
     /// Prepares to sleep until there is a message, or the connection ends.
@@ -258,6 +266,9 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
     #[inline]
     fn find(&mut self) -> Result<Option<Found>, RingError> {
         self.side.running()?;
+        if self.run.is_open() {
+            return Ok(Some(self.found_in_run()));
+        }
         match self.look() {
             Some((at, header)) => self.validate(at, header).map(Some),
             None => self.nothing_yet(),
@@ -270,10 +281,15 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
         if kind <= INLINE_MAX as u64 {
             return Ok(Found { at, acks, place: Place::Inline { len: kind as usize } });
         }
-        Ok(Found { at, acks, place: self.validate_long(at, kind)? })
+        Ok(Found { at, acks, place: self.validate_long(at, kind, acks)? })
     }
 
-    fn validate_long(&mut self, at: usize, kind: u64) -> Result<Place, RingError> {
+    #[inline]
+    fn found_in_run(&self) -> Found {
+        Found { at: 0, acks: self.run.acks, place: Place::Run { len: self.run.front() } }
+    }
+
+    fn validate_long(&mut self, at: usize, kind: u64, acks: u64) -> Result<Place, RingError> {
         let layout = self.side.peer.layout;
         let [first, second, sequence] =
             [8, 16, 24].map(|word| self.side.peer.mem.load(at + word, Ordering::Relaxed));
@@ -292,7 +308,23 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
                 }
                 Ok(Place::Loan { index: first as usize, len: second as usize, sequence })
             }
-            _ => Err(self.side.misbehaved(|| format!("a message of kind {kind}"))),
+            _ => self.validate_run(at, kind, acks),
+        }
+    }
+
+    #[inline(never)]
+    fn validate_run(&mut self, at: usize, kind: u64, acks: u64) -> Result<Place, RingError> {
+        let (mem, capacity) = (&self.side.peer.mem, self.side.peer.layout.byte_capacity());
+        match Arrived::read(mem, at, kind, acks) {
+            Some((run, bytes)) if bytes <= capacity => {
+                self.ring.prefetch_read(mem, self.byte_head, bytes.min(RUN_BYTES));
+                self.run = run;
+                Ok(Place::Run { len: self.run.front() })
+            }
+            Some((_, bytes)) => {
+                Err(self.side.misbehaved(|| format!("messages of {bytes} bytes in its byte ring at once")))
+            }
+            None => Err(self.side.misbehaved(|| format!("a message of kind {kind}"))),
         }
     }
 
@@ -314,11 +346,14 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
         Ok(None)
     }
 
+    #[inline]
     fn copy(&mut self, found: &Found, out: &mut Vec<u8>) {
         let peer = &self.side.peer;
         match found.place {
             Place::Inline { len } => peer.mem.append(found.at + 8, len, out),
-            Place::Bytes { len } => self.ring.append(&peer.mem, self.byte_head, len, out),
+            Place::Bytes { len } | Place::Run { len } => {
+                self.ring.append(&peer.mem, self.byte_head, len, out);
+            }
             Place::Loan { index, len, .. } => peer.mem.append(peer.layout.loan_at(index), len, out),
         }
     }
@@ -326,6 +361,15 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
     /// Counts the message as received. For a loan the guard, whose drop returns it.
     #[inline]
     fn consume(&mut self, found: &Found) -> Option<Lent<M, P, L>> {
+        if let Place::Run { len } = found.place {
+            self.byte_head += len as u64;
+            if !self.run.pop() {
+                if self.byte_head - self.byte_head_published > self.ring.quarter() {
+                    self.give_back();
+                }
+                return None;
+            }
+        }
         self.position += 1;
         self.slot = (self.slot + 1) & self.mask;
         self.cross.consumed.store(self.position, Ordering::Release); // SYNC: consumed

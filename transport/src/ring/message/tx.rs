@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::run::{Pending, RUN_BYTES};
 use super::{Cross, INLINE_MAX, KIND_BYTES, KIND_LOAN};
 use crate::mem::{Memory, MemoryMut, Word};
 use crate::ring::bytes::Outgoing;
@@ -41,6 +42,7 @@ pub struct MessageTx<M: MemoryMut, P: Memory, L: Liveness> {
     /// Bytes written to the byte ring since the last flush.
     unflushed_bytes: usize,
     loans: LoanTable<M>,
+    run: Pending,
     /// What the last send that would block was waiting for.
     need: Need,
 }
@@ -69,6 +71,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
             out: Outgoing::new(layout),
             unflushed_bytes: 0,
             loans,
+            run: Pending::default(),
             need: Need::Slot,
         }
     }
@@ -86,6 +89,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         if message.len() > INLINE_MAX {
             return self.send_long(&[message], message.len());
         }
+        self.publish_run();
         let at = self.claim()?;
         self.side.own.mem.write(at + 8, message);
         self.publish(at, message.len() as u64);
@@ -95,6 +99,9 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
     /// Sends the parts, which are one message, whole or not at all. Otherwise as [`MessageTx::try_send`].
     #[inline]
     pub fn try_send_parts(&mut self, parts: &[&[u8]]) -> Result<(), RingError> {
+        if let [message] | [message, []] = parts {
+            return self.try_send(message);
+        }
         let len = parts.iter().map(|part| part.len()).sum();
         if len > INLINE_MAX {
             return self.send_long(parts, len);
@@ -108,7 +115,51 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         self.try_send(&message[..len])
     }
 
+    /// Takes one message whole, or nothing: as [`MessageTx::try_send`], but the peer may see it only after [`MessageTx::flush`]. Those after the first since
+    /// a flush are announced together.
+    #[inline]
+    pub fn try_put(&mut self, message: &[u8]) -> Result<(), RingError> {
+        self.try_put_parts(&[message])
+    }
+
+    /// As [`MessageTx::try_put`], of the parts, which are one message.
+    #[inline]
+    pub fn try_put_parts(&mut self, parts: &[&[u8]]) -> Result<(), RingError> {
+        let len = parts.iter().map(|part| part.len()).sum();
+        if !self.side.unflushed || len > RUN_BYTES.min(self.out.ring.len() / 2) {
+            return self.try_send_parts(parts);
+        }
+        if self.run.count == 0 {
+            self.run.at = self.claim()?;
+        }
+        if self.out.room() < len {
+            // What waits may be what the peer has to read before there is room.
+            self.publish_run();
+            return self.try_send_parts(parts);
+        }
+        for part in parts {
+            self.out.write(&self.side.own.mem, part);
+        }
+        self.unflushed_bytes += len;
+        self.side.disarm();
+        if self.run.push(len) {
+            self.publish_run();
+        }
+        Ok(())
+    }
+
+    /// Announces what was put and is not yet.
+    #[inline]
+    fn publish_run(&mut self) {
+        if self.run.count != 0 {
+            let at = self.run.at;
+            let kind = self.run.take(&self.side.own.mem);
+            self.publish(at, kind);
+        }
+    }
+
     fn send_long(&mut self, parts: &[&[u8]], len: usize) -> Result<(), RingError> {
+        self.publish_run();
         let layout = self.side.own.layout;
         let ring = layout.byte_capacity();
         // A loan saves nothing to who copies into it, but leaves the ring to others when the message would fill it.
@@ -157,6 +208,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
     /// If the loan is of another connection.
     pub fn send_loan(&mut self, loan: LoanMut<M>) -> Result<(), SendLoanError<M>> {
         assert!(self.loans.owns(&loan), "a loan can be sent only on the connection it was taken from");
+        self.publish_run();
         let at = match self.claim() {
             Ok(at) => at,
             Err(error) => return Err(SendLoanError { error, loan }),
@@ -180,6 +232,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
     /// Fails if the peer has gone: what was sent and not received yet is lost.
     #[inline]
     pub fn flush(&mut self) -> Result<Wake, RingError> {
+        self.publish_run();
         let wake = self.side.flush();
         if self.unflushed_bytes != 0 {
             let len = std::mem::take(&mut self.unflushed_bytes);
@@ -189,7 +242,10 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
     }
 
     /// Prepares to sleep until what the last send waited for may be there, or the connection ends.
+    ///
+    /// Flush before it: what was put may be what the peer waits for.
     pub fn arm(&mut self) -> Arm {
+        self.publish_run();
         self.side.arm();
         let wait = self.side.stopped.is_none()
             && matches!(self.has(self.need), Ok(false))
@@ -204,6 +260,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
 
     /// Ends this direction after what was sent. Flush afterwards. Doing it twice changes nothing.
     pub fn shutdown(&mut self) {
+        self.publish_run();
         self.side.shut_writing();
     }
 
