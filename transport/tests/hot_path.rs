@@ -80,6 +80,18 @@ impl Ends {
         }
     }
 
+    /// In a batch.
+    fn batch(&mut self) {
+        for len in 0..40 {
+            assert!(self.near.try_put_parts(&[&[7; 40][..len], &[7; 24]]).unwrap());
+        }
+        assert!(self.near.try_flush().unwrap());
+        for len in 0..40 {
+            assert_eq!(self.far.try_recv(&mut self.buffer).unwrap(), TryRecv::Message);
+            assert_eq!(self.buffer.len(), len + 24);
+        }
+    }
+
     /// As tasks do it.
     fn awaited_messages(&mut self) {
         at_once(self.near.send(&[7; 56])).unwrap();
@@ -109,6 +121,7 @@ impl Ends {
         match shape {
             "inline" => self.messages(56),
             "ring" => self.messages(4096),
+            "batch" => self.batch(),
             "awaited" => self.awaited_messages(),
             "loans" => self.loans(),
             "stream" => self.stream(),
@@ -129,7 +142,7 @@ fn at_once<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-const SHAPES: [&str; 5] = ["inline", "ring", "awaited", "loans", "stream"];
+const SHAPES: [&str; 6] = ["inline", "ring", "batch", "awaited", "loans", "stream"];
 
 #[test]
 fn nothing_is_allocated_per_message() {

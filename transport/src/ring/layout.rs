@@ -44,6 +44,10 @@ pub(super) const AT_SLOTS: usize = 0x800;
 /// Bytes of a slot: one cache line.
 pub const SLOT: usize = 64;
 
+/// Where in the slot that announces a loan its first bytes are, and how many at most.
+pub(super) const LOAN_HEAD_AT: usize = 32;
+pub(super) const LOAN_HEAD: usize = SLOT - LOAN_HEAD_AT;
+
 /// Most slots in a half, as a power of two: 4 MiB of them.
 pub const SLOTS_LOG2_MAX: u8 = 16;
 /// Smallest byte ring, as a power of two.

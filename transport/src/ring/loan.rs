@@ -139,6 +139,14 @@ impl<M: MemoryMut> LoanMut<M> {
         self.index
     }
 
+    /// The bytes at its start that travel in the slot, and how many they are.
+    pub(super) fn head(&self) -> ([u8; LOAN_HEAD], usize) {
+        let mut head = [0; LOAN_HEAD];
+        let len = self.len.min(LOAN_HEAD);
+        self.lender.own.mem.read(self.at, &mut head[..len]);
+        (head, len)
+    }
+
     /// The buffer belongs to the receiver now.
     pub(super) fn into_sent(mut self) {
         self.sent = true;
@@ -189,6 +197,9 @@ pub(super) struct Lent<M: MemoryMut, P: Memory, L: Liveness> {
     pub(super) index: usize,
     pub(super) len: usize,
     pub(super) sequence: u64,
+    /// The first `head_len` bytes, as the slot had them: most messages begin with what says what they are.
+    pub(super) head: [u8; LOAN_HEAD],
+    pub(super) head_len: usize,
 }
 
 /// What every message that was lent to us needs to be read and returned. They share it, and the receiver keeps it: each handle that a message
@@ -249,8 +260,14 @@ impl<M: MemoryMut, P: Memory, L: Liveness> Received<M, P, L> {
                 Ok(())
             }
             Body::Lent(lent) => {
+                let known = lent.head[..lent.head_len].get(offset..).unwrap_or_default();
+                let (first, rest) = out.split_at_mut(known.len().min(out.len()));
+                first.copy_from_slice(&known[..first.len()]);
+                if rest.is_empty() {
+                    return Ok(());
+                }
                 let Borrower { peer, live, .. } = &*lent.borrower;
-                peer.mem.read(lent.at() + offset, out);
+                peer.mem.read(lent.at() + offset + first.len(), rest);
                 live.check().map_err(RingError::Reset)
             }
         }

@@ -51,7 +51,7 @@ fn check(f: impl Fn() + Sync + Send + 'static) {
 /// Memory with just the words that are used: each costs the model.
 fn half(layout: HalfLayout) -> Model {
     let words = |at: usize, count: usize| at..at + 8 * count;
-    let slots = (0..layout.slots()).map(|slot| words(HalfLayout::slot_at(slot), 4));
+    let slots = (0..layout.slots()).map(|slot| words(HalfLayout::slot_at(slot), 5));
     let rest = [
         words(AT_MAGIC, 3),
         words(AT_STATE, 1),

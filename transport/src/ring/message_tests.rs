@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::layout::*;
 use super::testing::*;
 use super::*;
-use crate::mem::Memory;
+use crate::mem::{Memory, MemoryMut};
 
 const SMALL: HalfLayout = HalfLayout { slots_log2: 2, bytes_log2: 8, loan_count: 2, loan_log2: 12 };
 
@@ -34,6 +34,34 @@ fn a_message_of_each_kind_arrives_whole() {
     }
     assert_eq!(rx.try_recv(&mut out), Err(RingError::WouldBlock));
     assert_eq!(tx.try_send(&[0; 4097]), Err(RingError::TooLong { len: 4097, max: 4096 }));
+}
+
+#[test]
+fn a_loan_is_read_alike_from_its_slot_and_from_where_it_lies() {
+    let (memory, (mut tx, _), (_, mut rx)) = model_messages(SMALL);
+    for len in [0, 5, 31, 32, 33, 4096] {
+        let sent = message(len, 1);
+        let mut loan = tx.loan(len).unwrap();
+        loan.write_at(0, &sent);
+        tx.send_loan(loan).unwrap();
+        let received = rx.try_recv_loan().unwrap().unwrap();
+        for offset in [0, 1, 5, 30, 31, 32, 33, 4000].into_iter().filter(|offset| *offset <= len) {
+            for n in [0, 1, 2, 20, 96].into_iter().filter(|n| offset + n <= len) {
+                let mut out = vec![0; n];
+                received.read_at(offset, &mut out).unwrap();
+                assert_eq!(out, sent[offset..offset + n], "{n} bytes at {offset} of {len}");
+            }
+        }
+    }
+    // What starts a message needs no line but the slot's.
+    let mut loan = tx.loan(100).unwrap();
+    loan.write_at(0, &[7; 100]);
+    tx.send_loan(loan).unwrap();
+    let received = rx.try_recv_loan().unwrap().unwrap();
+    (0..2).for_each(|loan| memory[0].zero(SMALL.loan_at(loan), 4096));
+    let mut out = [0; 40];
+    received.read_at(0, &mut out).unwrap();
+    assert_eq!((&out[..32], &out[32..]), (&[7; 32][..], &[0; 8][..]));
 }
 
 #[test]

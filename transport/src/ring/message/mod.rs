@@ -10,7 +10,7 @@
 //! | 40..64 | acks: how many more messages of the other direction the sender has consumed since the slot before (piggybacked credit) |
 //!
 //! Payload of kind 57: the length (u64), at most the byte ring's size; the bytes follow each other in the byte ring, in the order of
-//! messages. Of kind 58: index of the loan (u64), length (u64, at most the loan's size), sequence number of the lending (u64). Of a run: the length of
+//! messages. Of kind 58: index of the loan (u64), length (u64, at most the loan's size), sequence number of the lending (u64), the first 32 bytes of the message, which are in the loan too. Of a run: the length of
 //! each message (u16 each), the sum at most the byte ring's size.
 //!
 //! # Where the next message is

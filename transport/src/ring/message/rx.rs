@@ -197,15 +197,21 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
     /// The next message, left where it is if it came as a loan; otherwise as [`MessageRx::try_recv`].
     pub fn try_recv_loan(&mut self) -> Result<Option<Received<M, P, L>>, RingError> {
         let Some(found) = self.find()? else { return Ok(None) };
-        if !matches!(found.place, Place::Loan { .. }) {
+        let Place::Loan { len, .. } = found.place else {
             let mut message = Vec::new();
             self.copy(&found, &mut message);
             self.side.check_alive()?;
             self.consume(&found);
             return Ok(Some(Received::copied(message)));
-        }
+        };
+        // As long as the slot is ours.
+        let (mut head, head_len) = ([0; LOAN_HEAD], len.min(LOAN_HEAD));
+        self.side.peer.mem.read(found.at + LOAN_HEAD_AT, &mut head[..head_len]);
         self.side.check_alive()?;
-        Ok(self.consume(&found).map(Received::lent))
+        Ok(self.consume(&found).map(|mut lent| {
+            (lent.head, lent.head_len) = (head, head_len);
+            Received::lent(lent)
+        }))
     }
 
     /// Tells whether the sender must be rung because room it waits for has been given back.
@@ -398,23 +404,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
         self.cross.held.fetch_or(1 << index, Ordering::AcqRel);
         // The sender has looked at that line; the fence of the return would wait for it.
         self.side.own.mem.prefetch_write(AT_LOAN_RETURNS + 8 * index);
-        self.prefetch_next_loan();
-        Some(Lent { borrower, index, len, sequence })
-    }
-
-    /// Asks for the first line of the message after this one, if it is there and a loan too, while this one is being read.
-    fn prefetch_next_loan(&self) {
-        let Side { peer, .. } = &self.side;
-        let at = HalfLayout::slot_at(self.slot);
-        let header = peer.mem.load(at, Ordering::Acquire);
-        if header as u32 != (self.position as u32).wrapping_add(1) || (header >> 32) & 0xff != KIND_LOAN {
-            return;
-        }
-        // Only a hint, but for its bounds; what is received is validated anew.
-        let index = peer.mem.load(at + 8, Ordering::Relaxed);
-        if index < u64::from(peer.layout.loan_count) {
-            peer.mem.prefetch_read(peer.layout.loan_at(index as usize));
-        }
+        Some(Lent { borrower, index, len, sequence, head: [0; LOAN_HEAD], head_len: 0 })
     }
 
     fn give_back(&mut self) {

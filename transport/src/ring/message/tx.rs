@@ -214,12 +214,15 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
             Err(error) => return Err(SendLoanError { error, loan }),
         };
         let (index, len) = (loan.index(), loan.len());
-        loan.into_sent();
+        let (head, head_len) = loan.head();
+        self.side.own.mem.write(at + LOAN_HEAD_AT, &head[..head_len]);
         let sequence = self.loans.lend(index);
         for (i, word) in [index as u64, len as u64, sequence].into_iter().enumerate() {
             self.side.own.mem.store(at + 8 + 8 * i, word, Ordering::Relaxed);
         }
         self.publish(at, KIND_LOAN);
+        // Only now: letting go of it waits until all that was written is visible.
+        loan.into_sent();
         if let Some(next) = self.loans.next() {
             // Its last reader has had the first line.
             self.side.own.mem.prefetch_write(self.side.own.layout.loan_at(next));
