@@ -2,6 +2,7 @@
 
 pub mod attached;
 pub mod bed;
+pub mod guest;
 pub mod kerf;
 pub mod kv;
 pub mod prerequisites;

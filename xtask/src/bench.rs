@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 
-use crate::build;
+use crate::{build, image};
 
 /// Options of the measurement.
 #[derive(Clone, Debug, Parser)]
@@ -31,13 +31,17 @@ pub(crate) struct Args {
 
 /// The line that needs the daemon's programs.
 const CONTROL_PLANE: &str = "control-plane";
+/// The lines that need kernels, and the program that measures them.
+const ON_KERNELS: [&str; 2] = ["uml-56", "paced-vsock"];
+const KERNELS_PROGRAM: &str = "tombolo-bench-kernels";
 /// The peers are a workspace of their own, so that nobody builds them who does not measure.
 const PEERS: &str = "benches/peers";
 
 /// A goal that is missed is in the report, and no error.
 pub(crate) fn run(args: &Args) -> Result<()> {
     succeed(build::cargo().args(["build", "--release", "--package", "tombolo-benches", "--bins"]))?;
-    if args.only.as_deref().is_none_or(|only| CONTROL_PLANE.contains(only)) {
+    let is_wanted = |line: &str| args.only.as_deref().is_none_or(|only| line.contains(only));
+    if is_wanted(CONTROL_PLANE) {
         let mut daemon = build::cargo();
         daemon.args([
             "build",
@@ -62,6 +66,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             report.arg("--no-peers").arg(format!("{error:#}"));
         }
     }
+    if ON_KERNELS.into_iter().any(is_wanted) {
+        match kernels() {
+            Ok((kernel, programs)) => {
+                report.env("TOMBOLO_UML_KERNEL", kernel).env("TOMBOLO_STATIC_BIN", &programs);
+                report.arg("--kernels").arg(programs.join(KERNELS_PROGRAM));
+            }
+            Err(error) => {
+                report.arg("--no-kernels").arg(format!("{error:#}"));
+            }
+        }
+    }
     if args.quick {
         report.arg("--quick");
     }
@@ -73,6 +88,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     succeed(&mut report)?;
     if args.readme { publish(&target.join("bench-report")) } else { Ok(()) }
+}
+
+/// A user-mode kernel, and the folder of the programs that run in one.
+fn kernels() -> Result<(PathBuf, PathBuf)> {
+    Ok((image::find_or_fetch()?, build::static_programs()?))
 }
 
 /// Where README.md has the table, and what it shows beside it.

@@ -148,6 +148,14 @@ impl Line {
         self
     }
 
+    /// Fills in what that figure is compared with, which is of the same kind.
+    pub(crate) fn floor_figure(mut self, results: &Results, name: &str, of: &str) -> Self {
+        self.floor = results.figures.iter().find(|figure| figure.name == name).map(|figure| figure.value);
+        self.floor_of = self.floor.map(|_| of.to_owned());
+        self.ratio = self.value.zip(self.floor).map(|(value, floor)| value / floor);
+        self
+    }
+
     /// Adds what is demanded, and judges.
     pub(crate) fn demand(mut self, conditions: Vec<Condition>) -> Self {
         self.conditions.extend(conditions);
@@ -158,12 +166,6 @@ impl Line {
             .filter_map(|c| Some(format!("{}: {}", c.what, c.reason.as_ref()?)))
             .collect();
         self.reason = (!reasons.is_empty()).then(|| reasons.join("; "));
-        self
-    }
-
-    /// Says why there is nothing.
-    pub(crate) fn not_measured(mut self, reason: &str) -> Self {
-        self.reason = Some(format!("not measured: {reason}"));
         self
     }
 }
@@ -438,7 +440,7 @@ pub(crate) mod tests {
 
     #[test]
     fn nothing_measured_holds_nothing() {
-        let line = Line::new("name", "what", "goal").not_measured("no kernel").demand(Vec::new());
+        let line = Line::new("name", "what", "goal").demand(Vec::new());
         assert_eq!((line.holds, line.value), (None, None));
         assert_eq!(verdict(&[]), None);
     }

@@ -40,6 +40,12 @@ struct Args {
     /// A peer that is not in that program, and why
     #[arg(long, value_name = "NAME=REASON")]
     without: Vec<String>,
+    /// The program that measures on kernels of its own
+    #[arg(long, value_name = "FILE")]
+    kernels: Option<PathBuf>,
+    /// Why there is no such program, for the report
+    #[arg(long, value_name = "REASON", default_value = "left out")]
+    no_kernels: String,
     /// Where the other programs are [default: beside this one]
     #[arg(long, value_name = "FOLDER")]
     programs: Option<PathBuf>,

@@ -34,6 +34,9 @@ pub(crate) const CONNECT: &str = "connect";
 pub(crate) const IDLE: &str = "idle";
 pub(crate) const HEARTBEATS: &str = "heartbeats";
 pub(crate) const CONTROL_PLANE: &str = "control-plane";
+/// Tasks of the program that boots kernels; also names of lines.
+pub(crate) const UML: &str = "uml-56";
+pub(crate) const PACED: &str = "paced-vsock";
 
 /// The names of all lines, in their order.
 pub(crate) const NAMES: [&str; 16] = [
@@ -47,8 +50,8 @@ pub(crate) const NAMES: [&str; 16] = [
     "calls-in-flight",
     "call-64k",
     "wake",
-    "uml-56",
-    "paced-vsock",
+    UML,
+    PACED,
     IDLE,
     CONNECT,
     HEARTBEATS,
@@ -178,18 +181,18 @@ fn scale(results: &Results) -> Vec<Line> {
     let judge = Judge(results);
     let figure = |what: &str, name: &str, limit| judge.figure(what, name, limit);
     vec![
+        Line::new(UML, "56 B between two user-mode kernels, busy", "<= 1.5 x the same between two processes")
+            .figure(results, "uml-56/kernels")
+            .floor_figure(results, "uml-56/processes", "the same program, twice, in one kernel")
+            .demand(vec![figure("by two processes'", "uml-56/ratio", Limit::AtMost(1.5))]),
         Line::new(
-            NAMES[10],
-            "56 B between two user-mode kernels, busy",
-            "<= 1.5 x the same between two processes",
-        )
-        .not_measured("this program starts no kernels"),
-        Line::new(
-            NAMES[11],
+            PACED,
             "paced link over AF_VSOCK",
             ">= 0.9 of raw AF_VSOCK loopback on the same kernel, never a lost byte",
         )
-        .not_measured("this program starts no kernels"),
+        .figure(results, "paced-vsock/link")
+        .floor_figure(results, "paced-vsock/raw", "AF_VSOCK alone, in the same kernel")
+        .demand(vec![figure("by AF_VSOCK alone", "paced-vsock/ratio", Limit::AtLeast(0.9))]),
         Line::new(IDLE, "10 000 parked connections", "< 1 % of a CPU, <= ring + 2 KiB each")
             .figure(results, "idle/cpu")
             .demand(vec![
@@ -238,7 +241,10 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tombolo_benches::figure::Figure;
+
     use crate::judge::tests::{nothing, taken};
+    use crate::results::Missing;
 
     #[test]
     fn every_line_has_a_name_of_its_own_and_is_there_though_nothing_was_measured() {
@@ -253,6 +259,30 @@ mod tests {
         assert_eq!(keys(Some("wake")), [WAKE]);
         assert_eq!(keys(Some("heartbeats")), []);
         assert!(keys(None).len() > 10);
+    }
+
+    #[test]
+    fn what_needs_kernels_is_open_with_the_reason_where_there_are_none_and_judged_where_there_are() {
+        let mut results = nothing();
+        results.missing.push(Missing { what: UML.into(), reason: "no kernel could be had".into() });
+        let figure = |name: &str, value| Figure {
+            name: name.into(),
+            of: None,
+            value,
+            unit: "MB/s".into(),
+            note: None,
+        };
+        let figures = [("paced-vsock/link", 95.0), ("paced-vsock/raw", 100.0), ("paced-vsock/ratio", 0.95)];
+        results.figures = figures.into_iter().map(|(name, value)| figure(name, value)).collect();
+        let lines = lines(&results);
+        let line = |name: &str| lines.iter().find(|line| line.name == name).unwrap();
+        assert_eq!(line(UML).holds, None);
+        assert!(line(UML).reason.as_ref().unwrap().contains("no kernel could be had"));
+        let paced = line(PACED);
+        assert_eq!(
+            (paced.holds, paced.value, paced.floor, paced.ratio),
+            (Some(true), Some(95.0), Some(100.0), Some(0.95))
+        );
     }
 
     #[test]

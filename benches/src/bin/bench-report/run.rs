@@ -34,6 +34,10 @@ const SCALE_TASKS: [(&str, Duration); 4] = [
     (reach::CONTROL_PLANE, Duration::from_secs(180)),
 ];
 
+/// The same of the program that boots kernels.
+const KERNEL_TASKS: [(&str, Duration); 2] =
+    [(reach::UML, Duration::from_secs(180)), (reach::PACED, Duration::from_secs(120))];
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<Results> {
     let effort = if args.quick { QUICK } else { FULL };
     let watch = Watch::start();
@@ -70,7 +74,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Results> {
     }
     for (task, limit) in SCALE_TASKS {
         if reach::is_wanted(task, args.only.as_deref()) {
-            scale(&mut results, &here, task, args.quick, limit);
+            task_of(&mut results, &here.join("tombolo-bench-scale"), task, args.quick, limit);
+        }
+    }
+    let wanted = |task: &str| reach::is_wanted(task, args.only.as_deref());
+    for (task, limit) in KERNEL_TASKS.into_iter().filter(|(task, _)| wanted(task)) {
+        match &args.kernels {
+            Some(program) => task_of(&mut results, program, task, args.quick, limit),
+            None => {
+                results.missing.push(Missing { what: task.into(), reason: args.no_kernels.clone() });
+            }
         }
     }
     results.beside = watch.beside();
@@ -141,9 +154,9 @@ fn progress(what: &str) {
     }
 }
 
-fn scale(results: &mut Results, here: &Path, task: &str, quick: bool, limit: Duration) {
+fn task_of(results: &mut Results, program: &Path, task: &str, quick: bool, limit: Duration) {
     progress(task);
-    let mut command = Command::new(here.join("tombolo-bench-scale"));
+    let mut command = Command::new(program);
     command.arg(task);
     if quick {
         command.arg("--quick");

@@ -5,7 +5,6 @@
 //! its command line say (by default the suite on AF_VSOCK over its loopback, and on a paced link over that), and powers the kernel off.
 
 mod device;
-mod init;
 mod kernels;
 mod relay;
 mod stall;
@@ -15,6 +14,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use tombolo_tests::guest;
 use tombolo_transport::conformance::backends::{
     Between, Hybrid, Memory, Paced, PacedVsockLoopback, Shm, ShmKernels, VsockLoopback,
 };
@@ -42,16 +42,14 @@ const PEER_MAX: Duration = Duration::from_secs(90);
 
 fn main() -> ExitCode {
     let is_init = std::process::id() == 1;
-    let words = std::env::args().skip(1);
-    // A kernel hands its first process what is on its command line after `--`, and itself adds settings there.
-    let words: Vec<String> = words.filter(|word| !(is_init && word.contains('='))).collect();
-    let result = if is_init { init::prepare_kernel() } else { Ok(()) };
+    let words = if is_init { guest::words() } else { std::env::args().skip(1).collect() };
+    let result = if is_init { guest::prepare_kernel() } else { Ok(()) };
     let result = result.and_then(|()| run(words, is_init));
     if let Err(error) = &result {
         eprintln!("tombolo-conformance: {error:#}");
     }
     if is_init {
-        init::power_off();
+        guest::power_off();
     }
     ExitCode::from(u8::from(result.is_err()))
 }

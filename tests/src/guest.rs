@@ -1,12 +1,20 @@
-//! Being the first process of a kernel.
+//! Being the first process of a kernel: for programs that are the whole user space of one.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use rustix::mount::MountFlags;
 
+/// What a kernel was told on its command line after `--`, which it hands its first process. It adds settings of its own there.
+pub fn words() -> Vec<String> {
+    std::env::args().skip(1).filter(|word| !word.contains('=')).collect()
+}
+
 /// Mounts what programs expect and loads every module in /lib/modules/tombolo, in the order of their names.
-pub(crate) fn prepare_kernel() -> Result<()> {
+///
+/// # Errors
+/// Says what the kernel refused.
+pub fn prepare_kernel() -> Result<()> {
     for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("tmpfs", "/tmp"), ("tmpfs", "/dev/shm")]
     {
         std::fs::create_dir_all(target)?;
@@ -22,12 +30,12 @@ pub(crate) fn prepare_kernel() -> Result<()> {
     modules.iter().try_for_each(|path| load_module(path))
 }
 
-/// Returns only if the kernel does not let it.
-pub(crate) fn power_off() {
+/// Ends the kernel. Returns only if that does not let it.
+pub fn power_off() {
     // What the console has not yet taken would be lost with the kernel.
     std::thread::sleep(std::time::Duration::from_millis(200));
     let error = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
-    eprintln!("tombolo-conformance: power-off failed: {error:?}");
+    eprintln!("power-off failed: {error:?}");
 }
 
 fn load_module(path: &Path) -> Result<()> {
