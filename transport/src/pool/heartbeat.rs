@@ -66,6 +66,21 @@ pub struct HeartbeatReader {
     member: Member,
 }
 
+/// Looks at the beats of many members again and again: one load for each, all under way at once.
+#[derive(Clone, Debug)]
+pub struct HeartbeatScan {
+    pool: Pool,
+    watched: Vec<Watched>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Watched {
+    member: Member,
+    /// Of the count, in the pool.
+    offset: usize,
+    seen: u64,
+}
+
 impl HeartbeatWriter {
     pub(crate) fn new(status: OwnSpan) -> Self {
         let count = status.load(at::BEAT_COUNT, Relaxed);
@@ -105,6 +120,31 @@ impl HeartbeatReader {
     /// A look at it. Never blocks.
     pub fn read(&self) -> Heartbeat {
         self.pool.heartbeat(self.member)
+    }
+}
+
+impl HeartbeatScan {
+    /// Of those of `members` that there are.
+    pub(crate) fn new(pool: Pool, members: impl IntoIterator<Item = Member>) -> Self {
+        let there = members.into_iter().filter(|member| pool.layout.has(*member));
+        let watch = |member| {
+            let offset = pool.layout.extent(member) + at::BEAT_COUNT;
+            Watched { member, offset, seen: pool.whole().load(offset, Relaxed) }
+        };
+        let watched = there.map(watch).collect();
+        Self { pool, watched }
+    }
+
+    /// Names those who have beaten since the look before (of the first: since this was made), with what they say. Never blocks.
+    pub fn beaten(&mut self, mut name: impl FnMut(Member, Heartbeat)) {
+        for watched in &mut self.watched {
+            // Relaxed: what is read of those who have beaten is read with an order of its own.
+            let count = self.pool.whole().load(watched.offset, Relaxed);
+            if count != watched.seen {
+                watched.seen = count;
+                name(watched.member, self.pool.heartbeat(watched.member));
+            }
+        }
     }
 }
 

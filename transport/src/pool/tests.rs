@@ -55,6 +55,28 @@ fn heartbeats_and_black_box_are_seen_by_the_others() {
 }
 
 #[test]
+fn a_scan_names_those_who_have_beaten_and_nobody_else() {
+    let (_dir, path, primary) = pool();
+    let heart =
+        |member| Pool::attach(PoolSource::path(&path), Member(member)).unwrap().heartbeat_writer().unwrap();
+    let (mut first, mut third) = (heart(1), heart(3));
+    first.beat();
+    let mut scan = primary.heartbeat_scan([1, 2, 3, 200].map(Member));
+    let look = |scan: &mut HeartbeatScan| {
+        let mut beaten = Vec::new();
+        scan.beaten(|member, status| beaten.push((member.0, status.count)));
+        beaten
+    };
+    assert_eq!(look(&mut scan), [], "what was before");
+    third.beat();
+    third.beat();
+    assert_eq!(look(&mut scan), [(3, 2)]);
+    first.beat();
+    assert_eq!(look(&mut scan), [(1, 2)]);
+    assert_eq!(look(&mut scan), []);
+}
+
+#[test]
 fn nonsense_of_an_earlier_boot_does_not_silence_a_black_box() {
     let (_dir, path, primary) = pool();
     let member = Pool::attach(PoolSource::path(&path), Member(2)).unwrap();

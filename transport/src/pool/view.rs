@@ -15,8 +15,8 @@ use crate::mem::{Mapping, Memory, MemoryMut, OwnSpan, PeerSpan};
 use crate::pool::layout::{Layout, row, superblock};
 use crate::pool::superblock::{RowContent, Superblock};
 use crate::pool::{
-    BlackBoxRecord, BlackBoxWriter, Geometry, Heartbeat, HeartbeatReader, HeartbeatWriter, Member,
-    PoolSource, black_box, heartbeat,
+    BlackBoxRecord, BlackBoxWriter, Geometry, Heartbeat, HeartbeatReader, HeartbeatScan, HeartbeatWriter,
+    Member, PoolSource, black_box, heartbeat,
 };
 
 /// A mapped pool, seen by one member: read-only but for what the writers taken from it make writable. Clones share the
@@ -196,6 +196,11 @@ impl Pool {
     /// To look at a member's status often.
     pub fn heartbeat_reader(&self, member: Member) -> HeartbeatReader {
         HeartbeatReader::new(self.clone(), member)
+    }
+
+    /// To look at the heartbeats of many members often; those that there are not are left out.
+    pub fn heartbeat_scan(&self, members: impl IntoIterator<Item = Member>) -> HeartbeatScan {
+        HeartbeatScan::new(self.clone(), members)
     }
 
     /// To write our own heartbeat. Take one only.

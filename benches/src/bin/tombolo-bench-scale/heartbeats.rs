@@ -1,56 +1,81 @@
-//! What it costs to look at the heartbeats of many kernels, as the control plane does: each every 5 ms.
+//! What it costs to look at the heartbeats of many kernels, each every 5 ms, while all of them beat as agents do.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tombolo_benches::fabric;
-use tombolo_transport::pool::{Geometry, Member, Pool};
+use anyhow::{Context, ensure};
+use tombolo_benches::duo::{Follower, Leader};
+use tombolo_transport::pool::{Geometry, HeartbeatScan, HeartbeatWriter, Member, Pool, PoolSource};
 
 use crate::process::cpu_time;
 use crate::tell;
 
 const PERIOD: Duration = Duration::from_millis(5);
-const KERNELS: u32 = 511;
-const COUNTS: [u32; 3] = [7, 63, KERNELS];
+/// Of each kernel, as long as nothing else is configured.
+const BEAT: Duration = Duration::from_millis(200);
+const KERNELS: u16 = 511;
+const COUNTS: [u16; 3] = [7, 63, KERNELS];
 
 pub(crate) fn measure(quick: bool) -> anyhow::Result<()> {
     let time = Duration::from_millis(if quick { 300 } else { 3000 });
-    // The primary is a member too.
-    let most = KERNELS.min(Geometry::MEMBERS_MAX - 1);
-    let mut counts: Vec<_> = COUNTS.into_iter().map(|count| count.min(most)).collect();
-    counts.dedup();
-    for count in counts {
+    for count in COUNTS {
         let share = looking_at(count, time)?;
-        let note = "the pool's own reading of each member; a task of Tokio's wakes for each look".to_owned();
+        let note =
+            "a thread wakes for each look, and reads on where a kernel has beaten; each does so every 200 ms"
+                .to_owned();
         tell("heartbeats/cpu", u64::from(count), share * 100.0, "% of a CPU", note)?;
     }
-    tell("heartbeats/kernels", None, f64::from(most), "kernels", None)
+    tell("heartbeats/kernels", None, f64::from(KERNELS), "kernels", None)
 }
 
 /// The share of a CPU.
-fn looking_at(count: u32, time: Duration) -> anyhow::Result<f64> {
+fn looking_at(count: u16, time: Duration) -> anyhow::Result<f64> {
     let path = std::env::temp_dir().join(format!("tombolo-bench-heartbeats-{}", std::process::id()));
-    let geometry = Geometry { members_max: count + 1, extent_bytes: 1 << 20, ..Geometry::default() };
-    let pool = Pool::create(&path, geometry);
-    // The mapping stays.
+    // The primary is a member too.
+    let geometry =
+        Geometry { members_max: u32::from(count) + 1, extent_bytes: 1 << 20, ..Geometry::default() };
+    let measured = Pool::create(&path, geometry).map_err(anyhow::Error::from).and_then(|pool| {
+        let mut kernels = Follower::start(&["heartbeats", &path.to_string_lossy(), &count.to_string()])?;
+        kernels.order("beat")?;
+        measured(&mut pool.heartbeat_scan((1..=count).map(Member)), time)
+    });
     let _ = std::fs::remove_file(&path);
-    let pool = pool?;
-    let members: Vec<_> = (1..=count).filter_map(|index| index.try_into().ok().map(Member)).collect();
-    let runtime = fabric::on_this_thread()?;
-    runtime.block_on(async {
-        let mut ticks = tokio::time::interval(PERIOD);
-        let pid = std::process::id();
-        // The first look brings the pages in.
-        let mut beats = look(&pool, &members);
-        let (cpu_before, began) = (cpu_time(pid)?, Instant::now());
-        while began.elapsed() < time {
-            ticks.tick().await;
-            beats = beats.wrapping_add(look(&pool, &members));
-        }
-        std::hint::black_box(beats);
-        Ok((cpu_time(pid)? - cpu_before).as_secs_f64() / began.elapsed().as_secs_f64())
-    })
+    measured
 }
 
-fn look(pool: &Pool, members: &[Member]) -> u64 {
-    members.iter().map(|member| pool.heartbeat(*member).count).fold(0, u64::wrapping_add)
+fn measured(scan: &mut HeartbeatScan, time: Duration) -> anyhow::Result<f64> {
+    let pid = std::process::id();
+    // The first look brings the pages in.
+    scan.beaten(|_, _| ());
+    let (cpu_before, began) = (cpu_time(pid)?, Instant::now());
+    let (mut due, mut beats) = (began, 0_u64);
+    while began.elapsed() < time {
+        due += PERIOD;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        scan.beaten(|_, status| beats += u64::from(status.count != 0));
+    }
+    let (took, used) = (began.elapsed(), cpu_time(pid)? - cpu_before);
+    ensure!(beats > 0, "no kernel was seen to beat within {took:?}");
+    Ok(used.as_secs_f64() / took.as_secs_f64())
+}
+
+/// All kernels: a part of them beats every time, so that there always are some who have.
+pub(crate) fn follow(mut leader: Leader, args: &[String]) -> anyhow::Result<()> {
+    const PARTS: usize = 40;
+    let [_, path, count] = args else { anyhow::bail!("which pool?") };
+    let count: u16 = count.parse()?;
+    let heart = |member| -> anyhow::Result<HeartbeatWriter> {
+        Ok(Pool::attach(PoolSource::path(Path::new(path)), Member(member))?.heartbeat_writer()?)
+    };
+    let mut hearts = (1..=count).map(heart).collect::<anyhow::Result<Vec<_>>>()?;
+    leader.next_order()?.context("the leader is gone")?;
+    std::thread::spawn(move || {
+        for part in (0..PARTS).cycle() {
+            hearts.iter_mut().skip(part).step_by(PARTS).for_each(HeartbeatWriter::beat);
+            std::thread::sleep(BEAT / PARTS as u32);
+        }
+    });
+    leader.ready()?;
+    while leader.next_order()?.is_some() {}
+    Ok(())
 }

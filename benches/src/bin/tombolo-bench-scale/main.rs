@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         Role::Follows(leader, args) => match args.first().map(String::as_str) {
             Some("connect") => connect::follow(leader, &args),
             Some("idle") => idle::follow(leader, &args),
+            Some("heartbeats") => heartbeats::follow(leader, &args),
             _ => Err(anyhow::anyhow!("this process is to be started by another of its kind")),
         },
         Role::Leads => lead(&Args::parse()),
