@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 use tombolo_rpc::{Auth, Link, LinkConfig, Router};
-use tombolo_transport::{Addr, Endpoint, ListenOptions, MessageListener, Messages, Port};
+use tombolo_transport::pool::Geometry;
+use tombolo_transport::{Addr, Endpoint, ListenOptions, MessageListener, Messages, Port, Sizes};
 
 use super::instance::AgentArrived;
 use super::shared::Shared;
@@ -16,6 +17,16 @@ use crate::core::EventKind;
 const HELLO_MAX: Duration = Duration::from_secs(5);
 /// Refusals of one CID are told at most this often: whoever is refused tries again and again.
 const REFUSAL_EVERY: Duration = Duration::from_secs(10);
+
+/// Bytes of the ring in which an agent is told things. All rings together take half of our extent at most, as far as that leaves
+/// each of them enough.
+fn ring_bytes(geometry: Geometry) -> u32 {
+    const ENOUGH: u32 = 16 << 10;
+    let share = geometry.extent_bytes / u64::from(2 * geometry.members_max);
+    let share = u32::try_from(share).unwrap_or(u32::MAX).clamp(ENOUGH, Sizes::default().ring_bytes);
+    // A power of two, as all rings.
+    1 << share.ilog2()
+}
 
 /// The door for agents.
 #[derive(Debug)]
@@ -33,9 +44,15 @@ impl Door {
     /// Listens on the control port of the fabric, and on that of the links to kernels that share no memory.
     pub(crate) async fn open(
         fabric: &Endpoint,
+        geometry: Geometry,
         paced: &Endpoint,
     ) -> tombolo_transport::Result<[MessageListener; 2]> {
-        let named = ListenOptions { name: Some("control".into()), ..ListenOptions::default() };
+        let named = ListenOptions {
+            name: Some("control".into()),
+            // All of them dial the next daemon at once.
+            backlog: geometry.members_max.max(ListenOptions::default().backlog),
+            sizes: Sizes { ring_bytes: ring_bytes(geometry), ..Sizes::default() },
+        };
         let fabric = fabric.listen_messages(Port::CONTROL, named).await?;
         Ok([fabric, paced.listen_messages(Port::CONTROL, ListenOptions::default()).await?])
     }
@@ -100,5 +117,20 @@ impl Door {
         drop(refusals);
         let name = self.shared.name_of(peer.cid);
         self.shared.note(name.as_ref(), EventKind::AgentRefused { cid: peer.cid.0, reason }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_agents_of_a_pool_have_room_for_their_links_and_those_of_a_small_one_as_much_as_ever() {
+        assert_eq!(ring_bytes(Geometry::default()), Sizes::default().ring_bytes);
+        for members_max in [2, 64, 201, 512, Geometry::MEMBERS_MAX] {
+            let geometry = Geometry { members_max, ..Geometry::default() };
+            let all = u64::from(ring_bytes(geometry)) * u64::from(members_max);
+            assert!(all <= geometry.extent_bytes / 2, "{members_max} members");
+        }
     }
 }

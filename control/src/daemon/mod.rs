@@ -140,7 +140,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     });
     let endpoint = shared.broker.endpoint().await.map_err(unusable)?;
     let door = Door::new(shared.clone());
-    let doors = Door::open(&endpoint, &shared.paced.endpoint()).await.map_err(unusable)?;
+    let doors =
+        Door::open(&endpoint, shared.pool.geometry(), &shared.paced.endpoint()).await.map_err(unusable)?;
     let path = shared.places.control_socket();
     let listener = socket::bind(&path).map_err(StartError::host(format!("bind {}", path.display())))?;
 

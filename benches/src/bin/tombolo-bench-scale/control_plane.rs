@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
-use tombolo_transport::pool::Geometry;
 
 use crate::process::private_bytes;
 use crate::tell;
@@ -17,8 +16,8 @@ const HEALTHY_MAX: Duration = Duration::from_secs(100);
 const LISTINGS: usize = 100;
 
 pub(crate) fn measure() -> anyhow::Result<()> {
+    let kernels = KERNELS;
     // The primary is a member too.
-    let kernels = KERNELS.min(Geometry::MEMBERS_MAX - 1);
     let bed = Bed::start(kernels + 1)?;
     let pid = bed.daemon.id();
     let memory_before = private_bytes(pid)?;
