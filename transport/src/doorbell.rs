@@ -2,11 +2,11 @@
 //!
 //! | from | to | what |
 //! |---|---|---|
-//! | process | its broker | a byte into the broker's bell pipe: which member to ring |
-//! | process of a spawned kernel, privileged | primary | the same byte, onto the line itself where that is a terminal line |
+//! | process | its broker | into the broker's bell pipe: which member to ring |
+//! | process of a spawned kernel, privileged | primary | the same, onto the line itself where that is a terminal line |
 //! | broker | a process of its kernel | the process's eventfd |
-//! | spawned kernel | primary | a byte on the line: which member to ring |
-//! | primary | spawned kernel | a byte on the line: which member rings |
+//! | spawned kernel | primary | on the line: which member to ring |
+//! | primary | spawned kernel | on the line: which member rings |
 //!
 //! Members are named by bytes from 0x80 on, which no line discipline takes for control characters; any other byte is noise and
 //! ignored. One below 64 is named by one byte, `0x80 | m`; another by two, `0xc0 | m / 32` and `0xe0 | m % 32`. Of the three kinds of bytes each
