@@ -98,6 +98,7 @@ on_the_stand_in!(
     without_pool needs Some(()) =>
         kernel_without_shared_memory_is_reached_and_says_over_what,
         next_daemon_reaches_a_kernel_without_shared_memory,
+        link_that_breaks_or_loses_bytes_is_taken_up_again,
         panic_without_shared_memory_is_told_apart_and_restarted,
         hang_without_heartbeat_is_seen_by_two_witnesses_and_ended_by_force,
         kernel_that_is_frozen_for_a_while_is_taken_up_again,

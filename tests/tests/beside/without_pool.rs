@@ -97,6 +97,26 @@ pub(super) fn next_daemon_reaches_a_kernel_without_shared_memory() {
     beside.nothing_is_left_but(&[]);
 }
 
+pub(super) fn link_that_breaks_or_loses_bytes_is_taken_up_again() {
+    let Some(beside) = boot(&[]) else { return };
+    let boot_id = beside.boot_id();
+    for _ in 0..5 {
+        beside.stand_in.control(&["cut", "web"]);
+        // Nobody waits for the end that has gone to be missed.
+        beside.bed.must(&["--timeout", "5s", "ping", "web", "--count", "1"]);
+    }
+    many_bytes_come_whole(&beside);
+    beside.stand_in.control(&["lossy", "on", "web"]);
+    many_bytes_come_whole(&beside);
+    beside.stand_in.control(&["lossy", "off", "web"]);
+    beside.bed.must(&["ping", "web"]);
+    assert_eq!(beside.boot_id(), boot_id);
+    assert!(!has(&beside, "hung"), "{:?}", kinds(&beside));
+    beside.bed.must(&["stop", "web"]);
+    assert_eq!(beside.bed.view("web")["last_end"], "powered-off");
+    beside.nothing_is_left_but(&[]);
+}
+
 pub(super) fn panic_without_shared_memory_is_told_apart_and_restarted() {
     let Some(beside) = boot(&["--restart", "on-failure"]) else { return };
     let first = beside.bed.view("web");

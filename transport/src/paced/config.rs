@@ -27,6 +27,9 @@ pub struct PacedConfig {
     /// Sent and not acknowledged at most, in bytes, headers included, all streams together: 1 KiB to 32 KiB, which is the default. Less where
     /// what the bytes travel through holds less than that.
     pub window_bytes: usize,
+    /// Whether the socket is a line such as a terminal's, at which an end need not see that the other has gone and come again: then either end may begin
+    /// anew on it at any time. Default false. Both ends must have the same.
+    pub is_line: bool,
 }
 
 impl Default for PacedConfig {
@@ -38,6 +41,7 @@ impl Default for PacedConfig {
             redial_first: Duration::from_millis(10),
             redial_max: Duration::from_secs(1),
             window_bytes: WINDOW_BYTES,
+            is_line: false,
         }
     }
 }
@@ -67,6 +71,7 @@ impl PacedConfig {
             silence: nanos(self.silence),
             give_up: nanos(self.give_up),
             window_bytes: self.window_bytes,
+            is_line: self.is_line,
             ask: pace.ask.min(nanos(self.keepalive)),
             ..pace
         }

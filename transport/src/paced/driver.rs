@@ -173,6 +173,7 @@ impl Driver {
                 }
                 afterwards.closes_socket = true;
             }
+            Event::BeginsAnew { why } => tracing::debug!(%peer, why, "a paced link begins anew on its line"),
             Event::Up { resumed } => tracing::debug!(%peer, resumed, "paced link is up"),
             Event::Ended(cause) => {
                 tracing::info!(%peer, %cause, "every stream of a paced link ends");

@@ -12,7 +12,8 @@ impl Link {
         let speaks = self.socket == Socket::Up && !self.is_held_up();
         let [ack, speak] = if speaks { [self.acks.by, Some(self.speak_by())] } else { [None, None] };
         let silence = self.silent_since().map(|since| since + self.pace.silence);
-        [give_up, silence, self.writing.refused_until, ack, speak].into_iter().flatten().min()
+        let greets = self.greets_again_at();
+        [give_up, silence, self.writing.refused_until, ack, speak, greets].into_iter().flatten().min()
     }
 
     /// Ends what has been silent for too long.
@@ -29,6 +30,7 @@ impl Link {
         if self.silent_since().is_some_and(|since| now >= since + self.pace.silence) {
             self.drop_socket(format!("the peer said nothing on it for {} ms", ms(self.pace.silence)));
         }
+        self.greet_again(now);
     }
 
     /// Since when the present socket brought nothing.

@@ -11,7 +11,11 @@ pub(crate) const PAYLOAD_BYTES_MAX: usize = FRAME_BYTES_MAX - HEADER_BYTES;
 /// The one version there is.
 pub(crate) const VERSION: u16 = 1;
 const MAGIC: [u8; 4] = *b"TBPL";
-const HELLO_BYTES: usize = 28;
+/// What every HELLO has; ours has the number of its opening besides.
+const HELLO_BYTES_MIN: usize = 28;
+const HELLO_BYTES: usize = HELLO_BYTES_MIN + 8;
+/// The longest HELLO that is looked for among other bytes, its header included: room for what later versions may add.
+pub(crate) const HELLO_FRAME_BYTES_MAX: usize = 256;
 
 /// In an ACK: answer with an ACK at once.
 pub(crate) const FLAG_ASK: u8 = 1;
@@ -82,6 +86,8 @@ pub(crate) struct Hello {
     pub(crate) role: Role,
     /// The life of the receiver that the sender knows and that its `ack` is about; [`Incarnation::NONE`] if none.
     pub(crate) knows: Incarnation,
+    /// The number of this opening of the sender's: one more for each time that it begins anew, in one life. 0 where it does not tell.
+    pub(crate) opening: u64,
 }
 
 /// Why bytes are no frame.
@@ -201,13 +207,14 @@ impl Hello {
         bytes[4..6].copy_from_slice(&VERSION.to_le_bytes());
         bytes[6..8].copy_from_slice(&VERSION.to_le_bytes());
         bytes[8] = self.role as u8;
-        bytes[12..].copy_from_slice(self.knows.as_bytes());
+        bytes[12..HELLO_BYTES_MIN].copy_from_slice(self.knows.as_bytes());
+        bytes[HELLO_BYTES_MIN..].copy_from_slice(&self.opening.to_le_bytes());
         bytes
     }
 
     /// What follows the known fields is of a later version and ignored.
     pub(crate) fn decode(payload: &[u8]) -> Result<Self, String> {
-        let bytes: &[u8; HELLO_BYTES] =
+        let bytes: &[u8; HELLO_BYTES_MIN] =
             payload.first_chunk().ok_or_else(|| format!("a HELLO of {} bytes", payload.len()))?;
         if bytes[..4] != MAGIC {
             return Err("a HELLO of something else than a paced link".into());
@@ -223,7 +230,8 @@ impl Hello {
         };
         let mut knows = [0; 16];
         knows.copy_from_slice(&bytes[12..]);
-        Ok(Self { role, knows: Incarnation(knows) })
+        let opening = payload.get(HELLO_BYTES_MIN..HELLO_BYTES).map_or(0, |field| u64_at(field, 0));
+        Ok(Self { role, knows: Incarnation(knows), opening })
     }
 }
 
@@ -294,9 +302,14 @@ mod tests {
 
     #[test]
     fn hello_of_no_common_version_is_refused() {
-        let hello = Hello { role: Role::Dialler, knows: Incarnation([1; 16]) };
+        let hello = Hello { role: Role::Dialler, knows: Incarnation([1; 16]), opening: 3 };
         let mut bytes = hello.encode();
         assert_eq!(Hello::decode(&bytes), Ok(hello));
+        assert_eq!(
+            Hello::decode(&bytes[..HELLO_BYTES_MIN]),
+            Ok(Hello { opening: 0, ..hello }),
+            "an earlier one"
+        );
         bytes[4..6].copy_from_slice(&2u16.to_le_bytes());
         bytes[6..8].copy_from_slice(&3u16.to_le_bytes());
         assert!(Hello::decode(&bytes).unwrap_err().contains("versions 2 to 3"));

@@ -38,7 +38,8 @@ impl Peer {
         payload.resize(len, 0);
         if kind == Kind::Hello && !wrong {
             let knows = input.pick(&[OWN, Incarnation::NONE, PEER]);
-            payload = Hello { role: input.pick(&[Role::Dialler, Role::Acceptor]), knows }.encode().to_vec();
+            let (role, opening) = (input.pick(&[Role::Dialler, Role::Acceptor]), u64::from(input.byte()));
+            payload = Hello { role, knows, opening }.encode().to_vec();
         }
         let header = Header {
             kind,
@@ -59,7 +60,7 @@ impl Peer {
         let mut bytes = Vec::new();
         let header =
             Header { kind: Kind::Hello, flags: 0, incarnation: PEER, seq: 0, ack: self.acked, stream: 0 };
-        header.encode(&Hello { role: Role::Dialler, knows: OWN }.encode(), &mut bytes);
+        header.encode(&Hello { role: Role::Dialler, knows: OWN, opening: 0 }.encode(), &mut bytes);
         end.feed(&bytes, now);
     }
 }

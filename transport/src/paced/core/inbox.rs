@@ -13,6 +13,21 @@ impl Inbox {
         self.partial.clear();
     }
 
+    /// Takes what has come so far, for whoever looks through it byte by byte.
+    pub(crate) fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.partial)
+    }
+
+    /// Keeps what is to be looked at again with what comes.
+    pub(crate) fn keep(&mut self, partial: Vec<u8>) {
+        self.partial = partial;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.partial.len()
+    }
+
     /// Calls `each` for every whole frame, in order, until one fails. Frames that lie whole in `bytes` are not copied.
     pub(crate) fn feed<E: From<NoFrame>>(
         &mut self,

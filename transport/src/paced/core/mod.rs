@@ -22,6 +22,7 @@ mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 mod fuzz;
 mod inbox;
+mod line;
 mod operations;
 mod outbox;
 mod pace;
@@ -68,6 +69,10 @@ pub(crate) struct Link {
     writing: Writing,
     clocks: Clocks,
     ups: u64,
+    /// The number of our last opening.
+    opening: u64,
+    /// The number of the peer's last opening of which we have heard, in its present life.
+    heard_opening: u64,
 }
 
 /// How far the present socket has come.
@@ -128,6 +133,8 @@ pub(crate) enum Event {
         /// The peer broke the protocol, or speaks another version of it: people should know.
         is_violation: bool,
     },
+    /// What came over the line makes no sense, and we begin anew on it.
+    BeginsAnew { why: String },
     /// The peer is there: a new session, or the one that was.
     Up { resumed: bool },
     /// The session ended; its streams have failed.
@@ -167,6 +174,8 @@ impl Link {
             writing: Writing::new(pace.refused),
             clocks: Clocks::default(),
             ups: 0,
+            opening: 0,
+            heard_opening: 0,
         }
     }
 
@@ -175,6 +184,7 @@ impl Link {
         self.inbox.clear();
         self.writing = Writing::new(self.pace.refused);
         self.socket = Socket::Greeting { since: now };
+        self.opening += 1;
     }
 
     /// The socket has failed, or the peer has closed it.
@@ -189,6 +199,9 @@ impl Link {
     pub(crate) fn feed(&mut self, bytes: &[u8], now: Nanos) {
         if self.socket == Socket::None {
             return;
+        }
+        if self.pace.is_line {
+            return self.feed_line(bytes, now);
         }
         let mut inbox = std::mem::take(&mut self.inbox);
         let fed = inbox.feed(bytes, |frame| self.on_frame(&frame, now));

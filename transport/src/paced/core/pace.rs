@@ -24,6 +24,8 @@ pub(crate) struct Pace {
     pub(crate) refused: BackOffRange,
     /// Bytes under way at most.
     pub(crate) window_bytes: usize,
+    /// Neither end need see that the other has opened the socket anew.
+    pub(crate) is_line: bool,
 }
 
 /// The first pause of a row and the longest, in nanoseconds.
@@ -50,6 +52,7 @@ impl Default for Pace {
             ack_delay: 5 * MS,
             refused: BackOffRange { first: MS / 4, max: 20 * MS },
             window_bytes: WINDOW_BYTES,
+            is_line: false,
         }
     }
 }

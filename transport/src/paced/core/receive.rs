@@ -30,15 +30,18 @@ impl Link {
             (Socket::Greeting { .. }, kind) => {
                 Err(Fault::Socket(format!("a frame of kind {kind:?} came before any HELLO")))
             }
-            // Over a line whose end cannot be seen, as of a terminal, the peer has opened it again.
+            (Socket::Up, Kind::Hello) if self.pace.is_line => self.on_hello_again(frame, now),
             (Socket::Up, Kind::Hello) => Err(Fault::Socket("the peer begins anew on it".into())),
             (Socket::Up, _) => self.on_session_frame(frame, now),
         }
     }
 
-    fn on_hello(&mut self, frame: &Frame<'_>, now: Nanos) -> Handled {
+    pub(super) fn on_hello(&mut self, frame: &Frame<'_>, now: Nanos) -> Handled {
         let hello = Hello::decode(frame.payload)?;
         let theirs = frame.header.incarnation;
+        if self.is_stale(frame, &hello) {
+            return Ok(());
+        }
         if hello.role == self.role {
             return Err(Fault::Violation(format!("both ends say that they are the {:?}", self.role)));
         }
@@ -52,6 +55,8 @@ impl Link {
         // A peer that knows another life of ours, or none, has nothing of this one.
         let has = if hello.knows == self.life { frame.header.ack } else { 0 };
         self.outbox.resume(has)?;
+        self.writing.is_numbered = false;
+        self.heard_opening = hello.opening;
         self.peer = Some(theirs);
         self.socket = Socket::Up;
         self.clocks.heard = now;
@@ -72,14 +77,26 @@ impl Link {
             let lost = header.seq - expected;
             return Err(Fault::Socket(format!("{lost} frames got lost on the way")));
         }
-        if header.seq < expected {
+        let is_again = is_numbered && header.seq < expected;
+        if header.seq < expected && !self.pace.is_line {
             let seq = header.seq;
             return Err(Fault::Violation(format!("frame {seq} came again, where {expected} was due")));
         }
-        if self.outbox.acknowledge(header.ack)? {
+        // One that began anew may have more than it said then.
+        let is_ahead = self.pace.is_line && header.ack > self.outbox.last_sent();
+        if is_ahead {
+            self.outbox.resume(header.ack)?;
+            self.writing.is_numbered = false;
+            self.clocks.progressed = now;
+        } else if self.outbox.acknowledge(header.ack)? {
             self.clocks.progressed = now;
         }
         self.clocks.heard = now;
+        if is_again {
+            // It went on from where we were when we began anew.
+            self.owe_ack(frame.payload.len(), now);
+            return Ok(());
+        }
         if is_numbered {
             self.received += 1;
             self.on_stream_frame(frame)?;

@@ -75,7 +75,7 @@ impl Link {
     fn stage_hello(&mut self) {
         self.writing.greets = false;
         let knows = self.peer.unwrap_or(Incarnation::NONE);
-        let hello = Hello { role: self.role, knows };
+        let hello = Hello { role: self.role, knows, opening: self.opening };
         let header = self.header(Kind::Hello, 0, 0);
         header.encode(&hello.encode(), &mut self.writing.frame);
     }

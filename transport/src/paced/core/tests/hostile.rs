@@ -14,10 +14,15 @@ const PEER: Incarnation = Incarnation([9; 16]);
 
 /// An end that is up with a peer of our making.
 fn up() -> Link {
-    let mut end = link(Role::Acceptor, 2);
+    up_over(false)
+}
+
+/// The same over a line, or not.
+fn up_over(is_line: bool) -> Link {
+    let mut end = link(Role::Acceptor, 2, is_line);
     end.socket_opened(0);
     let mut bytes = Vec::new();
-    let hello = Hello { role: Role::Dialler, knows: Incarnation::NONE };
+    let hello = Hello { role: Role::Dialler, knows: Incarnation::NONE, opening: 0 };
     header(Kind::Hello, 0, 0).encode(&hello.encode(), &mut bytes);
     end.feed(&bytes, 0);
     assert!(end.is_up());
@@ -36,7 +41,8 @@ fn kind() -> impl Strategy<Value = Kind> {
 proptest! {
     #[test]
     fn garbage_never_panics(chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..20)) {
-        for mut end in [link(Role::Dialler, 1), up()] {
+        let ends = [false, true].map(|is_line| [link(Role::Dialler, 1, is_line), up_over(is_line)]);
+        for mut end in ends.into_iter().flatten() {
             end.socket_opened(0);
             for (at, chunk) in chunks.iter().enumerate() {
                 end.feed(chunk, at as u64);
@@ -51,8 +57,9 @@ proptest! {
             (kind(), 0..6u64, prop_oneof![Just(8usize), Just(0), Just(1), 0..100usize], any::<u8>(), 0..3u64),
             0..120,
         ),
+        is_line in any::<bool>(),
     ) {
-        let mut end = up();
+        let mut end = up_over(is_line);
         let mut seq = 0;
         let mut streams = vec![end.open(Port(1), Port(2)).unwrap()];
         for (at, (kind, stream, len, fill, ack)) in frames.into_iter().enumerate() {
@@ -70,7 +77,7 @@ proptest! {
                 let _ = end.write(*stream, &[1; 50]);
             }
             if !end.is_up() {
-                end = up();
+                end = up_over(is_line);
                 seq = 0;
                 streams.clear();
             }
@@ -78,16 +85,20 @@ proptest! {
     }
 
     #[test]
-    fn damaged_bytes_of_a_good_conversation_never_panic(at in 0..400usize, bit in 0..8u8) {
+    fn damaged_bytes_of_a_good_conversation_never_panic(
+        at in 0..400usize,
+        bit in 0..8u8,
+        is_line in any::<bool>(),
+    ) {
         let mut bytes = Vec::new();
-        let hello = Hello { role: Role::Dialler, knows: Incarnation::NONE };
+        let hello = Hello { role: Role::Dialler, knows: Incarnation::NONE, opening: 0 };
         header(Kind::Hello, 0, 0).encode(&hello.encode(), &mut bytes);
         header(Kind::Open, 1, 1).encode(&[1, 0, 0, 0, 7, 0, 0, 0], &mut bytes);
         header(Kind::Data, 2, 1).encode(b"some data", &mut bytes);
         header(Kind::Ack, 2, 0).encode(&[], &mut bytes);
         let at = at % bytes.len();
         bytes[at] ^= 1 << bit;
-        let mut end = link(Role::Acceptor, 2);
+        let mut end = link(Role::Acceptor, 2, is_line);
         end.socket_opened(0);
         for chunk in bytes.chunks(7) {
             end.feed(chunk, 0);
@@ -167,4 +178,25 @@ fn flood_of_calls_is_bounded_and_ends_the_link() {
     }
     assert_eq!(accepted, STREAMS_MAX);
     assert!(!end.is_up());
+}
+
+#[test]
+fn what_is_no_hello_is_passed_over_on_a_line_and_takes_no_room() {
+    let mut end = link(Role::Acceptor, 2, true);
+    end.socket_opened(0);
+    // All of it begins as a HELLO could.
+    let nearly: Vec<u8> = [200, 0, 1, 0, 7].repeat(20_000);
+    for chunk in nearly.chunks(4096) {
+        end.feed(chunk, 0);
+        assert!(end.inbox.held_bytes() <= 256, "{} bytes are kept", end.inbox.held_bytes());
+    }
+    assert!(!end.is_up());
+    let mut bytes = Vec::new();
+    let hello = Hello { role: Role::Dialler, knows: Incarnation::NONE, opening: 1 };
+    header(Kind::Hello, 0, 0).encode(&hello.encode(), &mut bytes);
+    // Whatever seems to begin before it is over by then.
+    bytes.extend([0; 256]);
+    end.feed(&bytes, 0);
+    let is_anew = |event| matches!(event, Event::Up { resumed: false });
+    assert!(std::iter::from_fn(|| end.poll_event()).any(is_anew));
 }

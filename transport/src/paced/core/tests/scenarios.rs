@@ -1,6 +1,6 @@
 //! One behaviour each.
 
-use super::super::{Event, Pace, Refusal, StreamError};
+use super::super::{Event, Link, Pace, Refusal, StreamError};
 use super::world::{LISTENING, MS, World, pattern};
 use crate::addr::Port;
 use crate::error::ResetCause;
@@ -94,6 +94,58 @@ fn line_that_one_end_opens_again_unseen_is_resumed() {
     world.settle(LONG);
     assert_eq!(world.closed_sockets, ["the peer begins anew on it"]);
     assert_eq!((world.read(1, callee).0, world.ended), (b"before".to_vec(), [0, 0]));
+}
+
+#[test]
+fn line_that_breaks_unseen_by_one_end_is_resumed_at_once() {
+    // Wherever it breaks, and however much of what the other end had written comes still.
+    for (went, came) in (0..200).step_by(7).flat_map(|went| [0, 1, 47, 76, 500].map(|came| (went, came))) {
+        let mut world = World::line();
+        let (caller, callee) = world.streams(0);
+        world.ends[0].write(caller, b"there").unwrap();
+        world.ends[1].write(callee, b"back").unwrap();
+        world.transmit(0, went);
+        world.carry(0, came);
+        world.cut();
+        world.transmit(0, went);
+        let before = world.now;
+        world.settle(LONG);
+        assert!(world.now - before < 500 * MS, "{went}, {came}: after {} ms", (world.now - before) / MS);
+        assert_eq!(world.read(1, callee), (b"there".to_vec(), Ok(None)), "{went}, {came}");
+        assert_eq!(world.read(0, caller), (b"back".to_vec(), Ok(None)), "{went}, {came}");
+        assert!(world.closed_sockets.is_empty() && world.ended == [0, 0], "{:?}", world.closed_sockets);
+    }
+}
+
+#[test]
+fn hello_that_is_lost_on_a_line_is_said_again() {
+    let mut world = World::line();
+    world.streams(0);
+    world.cut();
+    for end in [0, 1, 0, 1] {
+        world.transmit(end, usize::MAX);
+        world.lose(end, usize::MAX);
+    }
+    let before = world.now;
+    world.settle(LONG);
+    assert!(world.ends.iter().all(Link::is_up) && world.now - before < 1000 * MS);
+    assert!(world.closed_sockets.is_empty(), "{:?}", world.closed_sockets);
+}
+
+#[test]
+fn next_program_at_one_end_of_a_line_is_heard_at_once() {
+    for end in [0, 1] {
+        let mut world = World::line();
+        let (caller, _) = world.streams(0);
+        world.ends[0].write(caller, &[7; 9000]).unwrap();
+        world.transmit(0, 5000);
+        world.carry(0, 4500);
+        world.restart(end);
+        let before = world.now;
+        world.settle(LONG);
+        assert!(world.ends.iter().all(Link::is_up) && world.now - before < 500 * MS, "end {end}");
+        assert_eq!(world.ended[1 - end], 1, "the other end knows that it is another");
+    }
 }
 
 #[test]

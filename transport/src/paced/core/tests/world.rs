@@ -25,13 +25,24 @@ pub(super) struct World {
     pub(super) frozen: Option<usize>,
     is_connected: bool,
     lives: u8,
+    /// The channel is a line: what happens at its other end the first does not see.
+    pub(super) is_line: bool,
 }
 
 impl World {
     pub(super) fn new() -> Self {
+        Self::over(false)
+    }
+
+    /// Over a terminal line, of which the dialler never sees the other end.
+    pub(super) fn line() -> Self {
+        Self::over(true)
+    }
+
+    fn over(is_line: bool) -> Self {
         let mut world = Self {
             now: 1000 * MS,
-            ends: [link(Role::Dialler, 1), link(Role::Acceptor, 2)],
+            ends: [link(Role::Dialler, 1, is_line), link(Role::Acceptor, 2, is_line)],
             wires: Default::default(),
             called: Default::default(),
             closed_sockets: Vec::new(),
@@ -39,6 +50,7 @@ impl World {
             frozen: None,
             is_connected: false,
             lives: 2,
+            is_line,
         };
         world.connect();
         world
@@ -55,19 +67,33 @@ impl World {
 
     /// The socket breaks, and what is under way is lost.
     pub(super) fn cut(&mut self) {
-        if self.is_connected {
+        if self.is_line {
+            self.wires.iter_mut().for_each(VecDeque::clear);
+            self.reopen(1);
+        } else if self.is_connected {
             self.is_connected = false;
             self.wires.iter_mut().for_each(VecDeque::clear);
             self.ends.iter_mut().for_each(Link::socket_lost);
         }
     }
 
+    /// An end opens its side of the line again.
+    fn reopen(&mut self, end: usize) {
+        self.wires[1 - end].clear();
+        self.ends[end].socket_lost();
+        self.ends[end].socket_opened(self.now);
+    }
+
     /// The program that holds an end dies, and another takes its place.
     pub(super) fn restart(&mut self, end: usize) {
         self.cut();
         self.lives += 1;
-        self.ends[end] = link(if end == 0 { Role::Dialler } else { Role::Acceptor }, self.lives);
+        let role = if end == 0 { Role::Dialler } else { Role::Acceptor };
+        self.ends[end] = link(role, self.lives, self.is_line);
         self.called[end].clear();
+        if self.is_line {
+            self.reopen(end);
+        }
     }
 
     /// Lets `end` write up to `bytes` bytes into the channel.
@@ -139,7 +165,8 @@ impl World {
                 continue;
             }
             let is_quiet = |end: usize| {
-                self.ends[end].is_up() && self.ends[end].outbox.is_empty() && self.ends[end].acks.by.is_none()
+                let end = &self.ends[end];
+                end.is_up() && end.outbox.is_empty() && end.acks.by.is_none() && !end.is_held_up()
             };
             if is_quiet(0) && is_quiet(1) {
                 return;
@@ -205,8 +232,9 @@ impl World {
                 Event::Called { stream, .. } => self.ends[end].refuse(stream, Refusal::NobodyListens),
                 Event::CloseSocket { why, .. } => {
                     self.closed_sockets.push(why);
-                    self.cut();
+                    if self.is_line { self.reopen(end) } else { self.cut() }
                 }
+                Event::BeginsAnew { .. } => {}
                 Event::Ended(_) => self.ended[end] += 1,
                 Event::Readable(_) | Event::Writable(_) | Event::Up { .. } => {}
             }
@@ -220,8 +248,8 @@ impl World {
     }
 }
 
-pub(super) fn link(role: Role, life: u8) -> Link {
-    Link::new(role, Pace::default(), Incarnation([life; 16]))
+pub(super) fn link(role: Role, life: u8, is_line: bool) -> Link {
+    Link::new(role, Pace { is_line, ..Pace::default() }, Incarnation([life; 16]))
 }
 
 /// Bytes that tell their place.
