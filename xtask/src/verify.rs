@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["steps", "seed"])]
     only_freeze: bool,
     /// How many kernels to have running when the daemon is killed, to see how soon the next one has them again; 0: none
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(0..=1022), value_name = "N")]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(0..=126), value_name = "N")]
     recover: u16,
     /// How many random inputs each fuzz target of the transport gets, from a seed that is new each time and told; 0: none
     #[arg(long, default_value_t = 200_000, value_name = "N")]

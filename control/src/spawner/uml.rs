@@ -82,6 +82,7 @@ impl Spawner for UmlSpawner {
         let name = &spec.agent_config.name;
         let bad_spec = |reason: String| SpawnError::BadSpec { name: name.clone(), reason };
         super::check_pool(spec).map_err(bad_spec)?;
+        check_pool_len(spec.pool.as_ref().map_or(0, |pool| pool.len)).map_err(bad_spec)?;
         super::check_agent(spec)?;
         let claim = Claim::take(&spec.runtime_dir).await?;
 
@@ -282,9 +283,28 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
+/// A kernel that is given more does not come up: it counts the bytes in an `int` (`struct iomem_region` in arch/um/include/shared/mem_user.h).
+fn check_pool_len(bytes: u64) -> Result<(), String> {
+    if i32::try_from(bytes).is_ok() {
+        return Ok(());
+    }
+    Err(format!(
+        "the pool has {} MiB, and a user-mode kernel can map less than 2048: begin a new pool with fewer --pool-members or a smaller --pool-extent",
+        bytes >> 20
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pool_that_no_user_mode_kernel_can_map_is_refused() {
+        check_pool_len(0).unwrap();
+        check_pool_len((2 << 30) - 4096).unwrap();
+        let reason = check_pool_len(2 << 30).unwrap_err();
+        assert!(reason.contains("2048 MiB") && reason.contains("--pool-extent"), "{reason}");
+    }
 
     #[test]
     fn blocking_descriptor_is_told_from_its_flags() {

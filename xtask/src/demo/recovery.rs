@@ -17,6 +17,8 @@ const ROUNDS: usize = 5;
 const RECOVERY_MAX: Duration = Duration::from_secs(30);
 /// Between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Shared memory of each, in MiB: user-mode kernels map a pool of less than 2 GiB.
+const EXTENT_MIB: &str = "16";
 /// Memory of each kernel, in MiB.
 const MEMORY_MIB: &str = "48";
 
@@ -24,7 +26,8 @@ const MEMORY_MIB: &str = "48";
 /// their agents.
 pub(crate) fn recover_many(programs: &Path, kernels: usize) -> Result<()> {
     let members = (kernels + 1).to_string();
-    on_user_mode_kernels(programs, &["--pool-members", &members], |bed| recover(bed, kernels))
+    let options = ["--pool-members", &members, "--pool-extent", EXTENT_MIB];
+    on_user_mode_kernels(programs, &options, |bed| recover(bed, kernels))
 }
 
 fn recover(mut bed: Bed, kernels: usize) -> Result<()> {
