@@ -20,7 +20,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Shared memory of each, in MiB: user-mode kernels map a pool of less than 2 GiB.
 const EXTENT_MIB: &str = "16";
 /// Memory of each kernel, in MiB.
-const MEMORY_MIB: &str = "48";
+const MEMORY_MIB: &str = "64";
 
 /// Boots so many kernels, kills the daemon a few times, and measures how long the next one takes to find them running, and to hear of
 /// their agents.
