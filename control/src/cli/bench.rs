@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::args::BenchArgs;
 use super::error::CliError;
-use super::output::{bytes, table, text_of};
+use super::output::{bytes, latency, table, text_of};
 use super::{Context, Outcome};
 use crate::api::measure::{LinkFigures, RoundTrips};
 
@@ -90,7 +90,7 @@ pub(super) async fn bench(cx: &Context, args: BenchArgs) -> Outcome {
     let floor = figures.floor;
     cx.output.line(format!(
         "floor: a wake-up takes {}, one thread copies {}/s",
-        microseconds(floor.wake_ns),
+        latency(floor.wake_ns),
         bytes(floor.copy_bytes_per_s)
     ))?;
     for Judged { what, by_floor, verdict } in judged {
@@ -103,7 +103,7 @@ fn rows(figures: &LinkFigures) -> comfy_table::Table {
     let mut rows = table(&["what", "count", "min", "p50", "p90", "p99", "max"]);
     let mut calls = |what: &str, trips: RoundTrips| {
         let RoundTrips { count, min_ns, p50_ns, p90_ns, p99_ns, max_ns } = trips;
-        let times = [min_ns, p50_ns, p90_ns, p99_ns, max_ns].map(microseconds);
+        let times = [min_ns, p50_ns, p90_ns, p99_ns, max_ns].map(latency);
         rows.add_row([what.to_owned(), count.to_string()].into_iter().chain(times));
     };
     calls("calls in turn", figures.in_turn);
@@ -115,10 +115,6 @@ fn rows(figures: &LinkFigures) -> comfy_table::Table {
         rows.add_row([what.to_owned(), "-".into(), "-".into(), format!("{}/s", bytes(per_second))]);
     }
     rows
-}
-
-fn microseconds(ns: u64) -> String {
-    format!("{:.1} µs", ns as f64 / 1e3)
 }
 
 #[cfg(test)]

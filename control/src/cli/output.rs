@@ -90,6 +90,15 @@ pub(super) fn text_of(table: &Table) -> String {
     table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
+/// `3.6us`, `271us`, `1.2ms`.
+pub(super) fn latency(ns: u64) -> String {
+    match ns {
+        0..10_000 => format!("{:.1}us", ns as f64 / 1e3),
+        10_000..1_000_000 => format!("{}us", ns / 1_000),
+        _ => format!("{:.1}ms", ns as f64 / 1e6),
+    }
+}
+
 /// `3s`, `5m12s`, `2h05m`, `4d03h`.
 pub(super) fn duration(value: Duration) -> String {
     let seconds = value.as_secs();

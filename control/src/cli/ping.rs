@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::args::PingArgs;
 use super::error::CliError;
+use super::output::latency;
 use super::{Context, Outcome};
 
 /// Longest round trip that is told apart, in ns: a minute.
@@ -41,12 +42,12 @@ pub(super) async fn ping(cx: &Context, args: PingArgs) -> Outcome {
     cx.output.line(format!("{} calls to the agent of {name}, daemon to agent and back:", histogram.len()))?;
     cx.output.line(format!(
         "min {}  p50 {}  p90 {}  p99 {}  p99.9 {}  max {}",
-        microseconds(histogram.min()),
-        microseconds(at(0.5)),
-        microseconds(at(0.9)),
-        microseconds(at(0.99)),
-        microseconds(at(0.999)),
-        microseconds(histogram.max()),
+        latency(histogram.min()),
+        latency(at(0.5)),
+        latency(at(0.9)),
+        latency(at(0.99)),
+        latency(at(0.999)),
+        latency(histogram.max()),
     ))?;
     // Powers of two: a tail of a hundred times the median still fits on a screen.
     let buckets: Vec<(u64, u64)> = histogram
@@ -57,15 +58,7 @@ pub(super) async fn ping(cx: &Context, args: PingArgs) -> Outcome {
     let most = buckets.iter().map(|(_, count)| *count).max().unwrap_or(1).max(1);
     for (to_ns, count) in buckets {
         let bar = "#".repeat((count * BAR).div_ceil(most) as usize);
-        cx.output.line(format!("{:>10}  {count:>7}  {bar}", format!("< {}", microseconds(to_ns + 1))))?;
+        cx.output.line(format!("{:>10}  {count:>7}  {bar}", format!("< {}", latency(to_ns + 1))))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn microseconds(ns: u64) -> String {
-    match ns {
-        0..10_000 => format!("{:.1}us", ns as f64 / 1e3),
-        10_000..1_000_000 => format!("{}us", ns / 1_000),
-        _ => format!("{:.1}ms", ns as f64 / 1e6),
-    }
 }

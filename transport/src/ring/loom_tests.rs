@@ -98,6 +98,22 @@ fn spin<T>(mut f: impl FnMut() -> Result<T, RingError>) -> T {
     }
 }
 
+/// Receives the words from 1 to `last`, asleep whenever there is none.
+fn receive_in_sleep(rx: &mut MessageRx<Model, Model, ()>, bell: &Bell, last: u64) {
+    for i in 1..=last {
+        loop {
+            match rx.try_recv_with(word) {
+                Ok(message) => {
+                    assert_eq!(message, Some(i));
+                    break;
+                }
+                Err(_) if rx.arm() == Arm::Sleep => bell.wait(),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
 fn word(message: &[u8]) -> u64 {
     u64::from_le_bytes(message.try_into().unwrap())
 }
@@ -148,18 +164,7 @@ fn a_parked_receiver_is_always_woken() {
                 ringing.ring_if(tx.flush().unwrap());
             }
         });
-        for i in 1..=2_u64 {
-            loop {
-                match rx.try_recv_with(word) {
-                    Ok(message) => {
-                        assert_eq!(message, Some(i));
-                        break;
-                    }
-                    Err(_) if rx.arm() == Arm::Sleep => bell.wait(),
-                    Err(_) => {}
-                }
-            }
-        }
+        receive_in_sleep(&mut rx, &bell, 2);
         sender.join().unwrap();
     });
 }
@@ -241,18 +246,7 @@ fn a_run_is_whole_when_its_slot_says_so_and_wakes_a_parked_receiver() {
             }
             ringing.ring_if(tx.flush().unwrap());
         });
-        for i in 1..=3_u64 {
-            loop {
-                match rx.try_recv_with(word) {
-                    Ok(message) => {
-                        assert_eq!(message, Some(i));
-                        break;
-                    }
-                    Err(_) if rx.arm() == Arm::Sleep => bell.wait(),
-                    Err(_) => {}
-                }
-            }
-        }
+        receive_in_sleep(&mut rx, &bell, 3);
         sender.join().unwrap();
     });
 }

@@ -101,16 +101,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
     pub fn try_recv(&mut self, out: &mut Vec<u8>) -> Result<Option<usize>, RingError> {
         out.clear();
         let Some(found) = self.find()? else { return Ok(None) };
-        if let Place::Inline { len } = found.place {
-            self.side.peer.mem.append(found.at + 8, len, out);
-        } else {
-            self.copy(&found, out);
-        }
-        if let Err(error) = self.side.check_alive() {
-            out.clear(); // it may be of anything
-            return Err(error);
-        }
-        self.consume(&found);
+        self.receive(&found, out)?;
         Ok(Some(out.len()))
     }
 
@@ -133,17 +124,24 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
             self.consume(&found);
             return Ok(Some(rest));
         }
+        self.receive(&found, out)?;
+        Ok(Some(0))
+    }
+
+    /// Copies the message to the empty `out` and counts it as received.
+    #[inline]
+    fn receive(&mut self, found: &Found, out: &mut Vec<u8>) -> Result<(), RingError> {
         if let Place::Inline { len } = found.place {
             self.side.peer.mem.append(found.at + 8, len, out);
         } else {
-            self.copy(&found, out);
+            self.copy(found, out);
         }
         if let Err(error) = self.side.check_alive() {
             out.clear(); // it may be of anything
             return Err(error);
         }
-        self.consume(&found);
-        Ok(Some(0))
+        self.consume(found);
+        Ok(())
     }
 
     /// Copies a message of the byte ring. Returns how many bytes went elsewhere.
