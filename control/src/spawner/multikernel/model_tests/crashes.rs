@@ -1,7 +1,6 @@
 //! Whatever the kernel does, whoever else works on it, and wherever we die: nothing has two owners, nothing of ours is lost, and nothing of
 //! others is touched.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use tombolo_mksim::model::{Machine, Quirk, State};
 
 use super::bench::Bench;
 use super::deeds::{Happening, NAMES, any_time, between_steps, number};
-use super::world::{Actor, Crash, Faults, MIB};
+use super::world::{Actor, Faults, MIB, dies_of};
 use crate::spawner::multikernel::folder;
 use crate::spawner::multikernel::ids::PhysicalCpu;
 use crate::spawner::multikernel::interface;
@@ -121,7 +120,7 @@ impl Daemon {
             world.crash_at = turn.crash.map(|half| 2 * calls + half);
             calls
         };
-        let done = catch_unwind(AssertUnwindSafe(|| self.perform(&turn.step)));
+        let died = dies_of(|| self.perform(&turn.step));
         {
             let mut world = self.bench.model.world();
             world.faults = Faults::default();
@@ -129,10 +128,7 @@ impl Daemon {
             world.crash_at = None;
             assert!(world.calls - calls < 10_000, "a step has an end");
         }
-        if let Err(panicked) = done {
-            if !panicked.is::<Crash>() {
-                resume_unwind(panicked);
-            }
+        if died {
             if turn.leaves_lock {
                 std::fs::write(self.bench.lock(), "tombolo 1 7\n").unwrap();
             }

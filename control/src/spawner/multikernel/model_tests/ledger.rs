@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::AsFd as _;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use tombolo_transport::{Cid, Incarnation};
 use super::bench::Bench;
 use super::crashes::{check_books, quirk};
 use super::deeds::{Happening, NAMES, any_time, between_steps, number};
-use super::world::{Actor, Crash, Faults, MIB};
+use super::world::{Actor, Crash, Faults, MIB, dies_of};
 use crate::core::backoff::RestartPolicy;
 use crate::core::lifecycle::{Effect, End, Found, Input};
 use crate::core::{InstanceSpec, State};
@@ -191,17 +191,14 @@ impl Daemon {
             world.crash_at = turn.crash_at_call.map(|half| 2 * calls + half);
         }
         self.journal.crash_at = turn.crash_at_write.map(|half| 2 * self.journal.writes + half);
-        let done = catch_unwind(AssertUnwindSafe(|| self.perform_wish(&turn.wish)));
+        let died = dies_of(|| self.perform_wish(&turn.wish));
         {
             let mut world = self.bench.model.world();
             (world.faults, world.crash_at) = (Faults::default(), None);
             world.deeds.clear();
         }
         self.journal.crash_at = None;
-        if let Err(panicked) = done {
-            if !panicked.is::<Crash>() {
-                resume_unwind(panicked);
-            }
+        if died {
             if turn.leaves_lock {
                 std::fs::write(self.bench.lock(), "tombolo 1 7\n").unwrap();
             }

@@ -1,14 +1,13 @@
 //! Instances of other programs that are taken over on request: what is refused, and that one that is taken over is ours, and nothing else is.
 
 use std::os::fd::AsFd as _;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 
 use tombolo_mksim::dtb::Op;
 use tombolo_mksim::model::{RebootCommand, State};
 
 use super::bench::Bench;
-use super::world::{Actor, Crash, MIB};
+use super::world::{Actor, MIB, dies_of};
 use crate::spawner::multikernel::folder;
 use crate::spawner::multikernel::hold::Hold;
 use crate::spawner::multikernel::record::{Origin, Record};
@@ -237,19 +236,13 @@ fn unless_we_die(bench: &Bench, half: u64, act: impl FnOnce() -> Result<(), Stri
         let mut world = bench.model.world();
         world.crash_at = Some(2 * world.calls + half);
     }
-    let done = catch_unwind(AssertUnwindSafe(act));
+    let died = dies_of(|| act().unwrap());
     bench.model.world().crash_at = None;
-    match done {
-        Ok(outcome) => outcome.map(|()| true).unwrap(),
-        Err(panicked) if panicked.is::<Crash>() => {
-            // Our lock is left behind, of a process that does not run.
-            if bench.lock().exists() {
-                std::fs::write(bench.lock(), "tombolo 1 7\n").unwrap();
-            }
-            false
-        }
-        Err(panicked) => resume_unwind(panicked),
+    // Our lock is left behind, of a process that does not run.
+    if died && bench.lock().exists() {
+        std::fs::write(bench.lock(), "tombolo 1 7\n").unwrap();
     }
+    !died
 }
 
 #[test]

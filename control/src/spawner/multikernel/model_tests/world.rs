@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -199,6 +200,15 @@ pub(super) struct Model {
 /// What unwinds when we die.
 pub(super) struct Crash;
 
+/// Whether whoever acts was struck dead at it. Any other panic goes on.
+pub(super) fn dies_of(act: impl FnOnce()) -> bool {
+    match catch_unwind(AssertUnwindSafe(act)) {
+        Ok(()) => false,
+        Err(panicked) if panicked.is::<Crash>() => true,
+        Err(panicked) => resume_unwind(panicked),
+    }
+}
+
 impl Model {
     /// A machine with a pool of [`POOL_CPUS`] and [`POOL_BYTES`].
     pub(super) fn with_pool() -> Self {
@@ -227,7 +237,7 @@ impl Model {
             }
             world.crash_at.filter(|half| half / 2 == number)
         };
-        let die = || -> ! { std::panic::resume_unwind(Box::new(Crash)) };
+        let die = || -> ! { resume_unwind(Box::new(Crash)) };
         match crash_at {
             Some(half) if half.is_multiple_of(2) => die(),
             Some(_) => {
