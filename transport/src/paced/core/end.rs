@@ -72,6 +72,7 @@ impl Link {
         self.streams.end_session(cause, keeps_calls, &mut self.events);
         self.outbox.clear();
         self.received = 0;
+        self.has_begun = false;
         self.acks = super::Acks::default();
         if self.peer.take().is_some() {
             self.events.push_back(Event::Ended(cause.clone()));

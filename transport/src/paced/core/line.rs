@@ -3,6 +3,9 @@
 //! Bytes of before and after may follow one another. So an end that begins anew passes over everything until a HELLO, and says HELLO again and again
 //! until one comes; and an end that is up answers a HELLO with its own and goes on from what that acknowledges. An **opening** has a number, by which a
 //! HELLO that was heard already is told from another beginning: without it two ends would answer each other for ever.
+//!
+//! An end is up once a HELLO has come that knows its present life, and not before: what goes before that on the line may be meant for a life before
+//! it, with numbers of that session. Until then each HELLO is answered by one that knows the peer, as in a handshake of three ways.
 
 use super::frame::{Frame, HEADER_BYTES, HELLO_FRAME_BYTES_MAX, Hello, Kind, NoFrame};
 use super::{Acks, Event, Fault, Link, Nanos, Socket};
@@ -57,6 +60,19 @@ impl Link {
         // It waits for ours, and passes over all that goes before.
         self.writing.greets = true;
         Ok(())
+    }
+
+    /// Tells the peer that we know it where our last HELLO did not. Whether the peer knows us, so that what it sends next is for us.
+    pub(super) fn greets_back(&mut self, hello: &Hello, now: Nanos) -> bool {
+        if !self.pace.is_line {
+            return true;
+        }
+        let knows_us = hello.knows == self.life;
+        self.writing.greets |= !knows_us || self.writing.greeted != self.peer;
+        if !knows_us {
+            self.socket = Socket::Greeting { since: now };
+        }
+        knows_us
     }
 
     /// Whether a HELLO was sent before another of which we have heard.

@@ -73,13 +73,15 @@ pub(crate) struct Link {
     opening: u64,
     /// The number of the peer's last opening of which we have heard, in its present life.
     heard_opening: u64,
+    /// The session has been up before.
+    has_begun: bool,
 }
 
 /// How far the present socket has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Socket {
     None,
-    /// The peer's HELLO has not come.
+    /// The peer's HELLO has not come, or it did not know us yet.
     Greeting {
         since: Nanos,
     },
@@ -100,6 +102,8 @@ struct Acks {
 struct Writing {
     /// Our HELLO has yet to go into this socket.
     greets: bool,
+    /// The life of the peer that our last HELLO in it knew.
+    greeted: Option<Incarnation>,
     frame: Vec<u8>,
     written: usize,
     /// It is the numbered frame that [`Outbox::unsent`] gives.
@@ -176,6 +180,7 @@ impl Link {
             ups: 0,
             opening: 0,
             heard_opening: 0,
+            has_begun: false,
         }
     }
 

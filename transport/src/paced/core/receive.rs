@@ -48,20 +48,23 @@ impl Link {
         if theirs == Incarnation::NONE || frame.header.seq != 0 {
             return Err(Fault::Violation("a HELLO without a life, or with a number".into()));
         }
-        let resumed = self.peer == Some(theirs);
-        if self.peer.is_some() && !resumed {
+        if self.peer.is_some_and(|known| known != theirs) {
             self.end_session(&ResetCause::PeerKernelDied, true);
+        }
+        self.peer = Some(theirs);
+        self.heard_opening = hello.opening;
+        self.clocks.heard = now;
+        self.writing.is_numbered = false;
+        if !self.greets_back(&hello, now) {
+            return Ok(());
         }
         // A peer that knows another life of ours, or none, has nothing of this one.
         let has = if hello.knows == self.life { frame.header.ack } else { 0 };
         self.outbox.resume(has)?;
-        self.writing.is_numbered = false;
-        self.heard_opening = hello.opening;
-        self.peer = Some(theirs);
         self.socket = Socket::Up;
-        self.clocks.heard = now;
         self.clocks.progressed = now;
         self.ups += 1;
+        let resumed = std::mem::replace(&mut self.has_begun, true);
         self.events.push_back(Event::Up { resumed });
         Ok(())
     }
@@ -69,7 +72,13 @@ impl Link {
     fn on_session_frame(&mut self, frame: &Frame<'_>, now: Nanos) -> Handled {
         let header = &frame.header;
         if Some(header.incarnation) != self.peer {
-            return Err(Fault::Violation("a frame of another life than its HELLO".into()));
+            let what = "a frame of another life than its HELLO";
+            // Over a line, that life's HELLO may have got lost.
+            return Err(if self.pace.is_line {
+                Fault::Socket(what.into())
+            } else {
+                Fault::Violation(what.into())
+            });
         }
         let is_numbered = header.kind != Kind::Ack;
         let expected = self.received + u64::from(is_numbered);

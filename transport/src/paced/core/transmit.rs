@@ -9,6 +9,7 @@ impl Writing {
     pub(super) fn new(refused: BackOffRange) -> Self {
         Self {
             greets: true,
+            greeted: None,
             frame: Vec::new(),
             written: 0,
             is_numbered: false,
@@ -74,6 +75,7 @@ impl Link {
 
     fn stage_hello(&mut self) {
         self.writing.greets = false;
+        self.writing.greeted = self.peer;
         let knows = self.peer.unwrap_or(Incarnation::NONE);
         let hello = Hello { role: self.role, knows, opening: self.opening };
         let header = self.header(Kind::Hello, 0, 0);

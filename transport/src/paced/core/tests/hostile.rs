@@ -11,6 +11,8 @@ use crate::addr::Port;
 use crate::incarnation::Incarnation;
 
 const PEER: Incarnation = Incarnation([9; 16]);
+/// The life of the end that is tried.
+const OWN: u8 = 2;
 
 /// An end that is up with a peer of our making.
 fn up() -> Link {
@@ -19,10 +21,10 @@ fn up() -> Link {
 
 /// The same over a line, or not.
 fn up_over(is_line: bool) -> Link {
-    let mut end = link(Role::Acceptor, 2, is_line);
+    let mut end = link(Role::Acceptor, OWN, is_line);
     end.socket_opened(0);
     let mut bytes = Vec::new();
-    let hello = Hello { role: Role::Dialler, knows: Incarnation::NONE, opening: 0 };
+    let hello = Hello { role: Role::Dialler, knows: Incarnation([OWN; 16]), opening: 0 };
     header(Kind::Hello, 0, 0).encode(&hello.encode(), &mut bytes);
     end.feed(&bytes, 0);
     assert!(end.is_up());
@@ -91,14 +93,14 @@ proptest! {
         is_line in any::<bool>(),
     ) {
         let mut bytes = Vec::new();
-        let hello = Hello { role: Role::Dialler, knows: Incarnation::NONE, opening: 0 };
+        let hello = Hello { role: Role::Dialler, knows: Incarnation([OWN; 16]), opening: 0 };
         header(Kind::Hello, 0, 0).encode(&hello.encode(), &mut bytes);
         header(Kind::Open, 1, 1).encode(&[1, 0, 0, 0, 7, 0, 0, 0], &mut bytes);
         header(Kind::Data, 2, 1).encode(b"some data", &mut bytes);
         header(Kind::Ack, 2, 0).encode(&[], &mut bytes);
         let at = at % bytes.len();
         bytes[at] ^= 1 << bit;
-        let mut end = link(Role::Acceptor, 2, is_line);
+        let mut end = link(Role::Acceptor, OWN, is_line);
         end.socket_opened(0);
         for chunk in bytes.chunks(7) {
             end.feed(chunk, 0);
@@ -182,7 +184,7 @@ fn flood_of_calls_is_bounded_and_ends_the_link() {
 
 #[test]
 fn what_is_no_hello_is_passed_over_on_a_line_and_takes_no_room() {
-    let mut end = link(Role::Acceptor, 2, true);
+    let mut end = link(Role::Acceptor, OWN, true);
     end.socket_opened(0);
     // All of it begins as a HELLO could.
     let nearly: Vec<u8> = [200, 0, 1, 0, 7].repeat(20_000);
@@ -192,7 +194,7 @@ fn what_is_no_hello_is_passed_over_on_a_line_and_takes_no_room() {
     }
     assert!(!end.is_up());
     let mut bytes = Vec::new();
-    let hello = Hello { role: Role::Dialler, knows: Incarnation::NONE, opening: 1 };
+    let hello = Hello { role: Role::Dialler, knows: Incarnation([OWN; 16]), opening: 1 };
     header(Kind::Hello, 0, 0).encode(&hello.encode(), &mut bytes);
     // Whatever seems to begin before it is over by then.
     bytes.extend([0; 256]);

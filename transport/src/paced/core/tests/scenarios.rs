@@ -149,6 +149,27 @@ fn next_program_at_one_end_of_a_line_is_heard_at_once() {
 }
 
 #[test]
+fn hello_for_a_life_before_brings_nobody_up() {
+    for end in [0, 1] {
+        let mut world = World::line();
+        let (caller, _) = world.streams(0);
+        world.ends[0].write(caller, &[7; 9000]).unwrap();
+        world.restart(end);
+        world.transmit(end, usize::MAX);
+        // The other end begins anew by itself, and the first HELLO of the new life gets lost by that.
+        world.reopen(1 - end);
+        world.transmit(1 - end, usize::MAX);
+        world.carry(1 - end, usize::MAX);
+        assert!(!world.ends[end].is_up(), "its peer has not heard of it yet");
+        let (caller, callee) = world.streams(end);
+        world.write_all(end, caller, b"all of it");
+        world.settle(LONG);
+        assert_eq!(world.read(1 - end, callee), (b"all of it".to_vec(), Ok(None)));
+        assert_eq!(world.ended, if end == 0 { [0, 1] } else { [1, 0] });
+    }
+}
+
+#[test]
 fn lost_bytes_are_noticed_and_sent_again() {
     for at in [0, 1, 47, 48, 500, 4027] {
         let mut world = World::new();

@@ -78,7 +78,7 @@ impl World {
     }
 
     /// An end opens its side of the line again.
-    fn reopen(&mut self, end: usize) {
+    pub(super) fn reopen(&mut self, end: usize) {
         self.wires[1 - end].clear();
         self.ends[end].socket_lost();
         self.ends[end].socket_opened(self.now);
