@@ -20,6 +20,8 @@ const NAMED_MAX: usize = 3;
 /// How much is written by one call, in bytes.
 const CHUNK_BYTES: usize = 1 << 20;
 const PAGE_BYTES: usize = 4096;
+/// How far apart marks are in memory that the kernel has written to, in bytes.
+const MARK_EVERY_BYTES: usize = 64 << 10;
 
 /// Whether so much can be spared: nothing, or who has it.
 pub(super) fn can_spare(bytes: u64) -> Option<Veto> {
@@ -42,7 +44,7 @@ pub(super) fn make_free(bytes: u64) -> Result<(), Veto> {
     if free >= wanted { Ok(()) } else { Err(too_little(bytes, free, "is free")) }
 }
 
-/// Proves that so much memory can be used: writes to every page of it and reads it back.
+/// Proves that so much memory can be used: has every page of it written to, and reads back what was.
 pub(super) fn prove(bytes: u64) -> Result<(), Veto> {
     let available = system_load().memory.available;
     if available < bytes.min(KEPT_BYTES) {
@@ -70,8 +72,8 @@ pub(super) fn prove(bytes: u64) -> Result<(), Veto> {
     }
 }
 
-/// Marks every page of so much memory, all at once; whether each holds its mark. The kernel fills memory with zeros before it gives it away,
-/// so all of it is written to. `None` where the kernel has no large pages: then mapping memory costs more than writing to it.
+/// Has the kernel fill so much memory with zeros, all at once, then marks it and reads the marks; whether they hold. `None` where the kernel has no large
+/// pages: then mapping memory costs more than writing to it.
 fn maps_and_reads_back(bytes: usize) -> Option<io::Result<bool>> {
     if bytes == 0 {
         return Some(Ok(true));
@@ -81,15 +83,18 @@ fn maps_and_reads_back(bytes: usize) -> Option<io::Result<bool>> {
         Err(error) => return Some(Err(error)),
     };
     memory.advise(Advice::HugePage).ok()?;
-    let mark = |page: usize| (page as u64 + 1).to_ne_bytes();
-    for (page, bytes) in memory.chunks_mut(PAGE_BYTES).enumerate() {
-        bytes.iter_mut().zip(mark(page)).for_each(|(byte, mark)| *byte = mark);
+    // Since Linux 5.14; it writes to every byte of every page, so a few marks in each large page tell whether they are kept.
+    let is_written = memory.advise(Advice::PopulateWrite).is_ok();
+    let step_bytes = if is_written { MARK_EVERY_BYTES } else { PAGE_BYTES };
+    let mark = |number: usize| (number as u64 + 1).to_ne_bytes();
+    for (number, bytes) in memory.chunks_mut(step_bytes).enumerate() {
+        bytes.iter_mut().zip(mark(number)).for_each(|(byte, mark)| *byte = mark);
     }
     // The compiler must not know what is in there.
     let memory = std::hint::black_box(&memory[..]);
     let holds =
-        |(page, bytes): (usize, &[u8])| bytes.iter().zip(mark(page)).all(|(byte, mark)| *byte == mark);
-    Some(Ok(memory.chunks(PAGE_BYTES).enumerate().all(holds)))
+        |(number, bytes): (usize, &[u8])| bytes.iter().zip(mark(number)).all(|(byte, mark)| *byte == mark);
+    Some(Ok(memory.chunks(step_bytes).enumerate().all(holds)))
 }
 
 /// The same with the pages of a file in memory: under user-mode Linux mapping a page costs a hundred times what writing it does.

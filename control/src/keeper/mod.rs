@@ -38,6 +38,7 @@ pub use cpus::CpuLease;
 pub(crate) use files::{remove_all, unix_address, write_atomically};
 pub use job::{BackendJob, Exit, ExitHow, Job, KernelRecord, MemoryJob};
 pub(crate) use process_table::{Process, descendants_of, kill_group_of};
+pub(crate) use wire::LINE_BYTES_MAX;
 pub use wire::{BackendState, MemoryState, Request, Status};
 
 /// Names of the files in a kernel's runtime folder. All but the console logs are removed when the kernel is forgotten.

@@ -6,11 +6,11 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recv, recvmsg};
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 
-use crate::keeper::{Request, Status, names, unix_address};
+use crate::keeper::{LINE_BYTES_MAX, Request, Status, names, unix_address};
 
 /// Why an exchange with a keeper failed.
 #[derive(Debug, thiserror::Error)]
@@ -84,19 +84,19 @@ impl KeeperLink {
         }
     }
 
-    /// Reads one byte at a time, so that nothing behind the line (the console's output) is taken. Lines are short.
+    /// Looks how long the line is before taking it, so that nothing behind it (the console's output) is taken.
     async fn read_line(&self) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
         let (mut line, mut fd) = (Vec::new(), None);
-        loop {
-            let (byte, received) =
-                self.stream.async_io(Interest::READABLE, || receive_byte(&self.stream)).await?;
-            fd = received.or(fd);
-            match byte {
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Some(b'\n') => return Ok((line, fd)),
-                Some(byte) => line.push(byte),
+        while line.last() != Some(&b'\n') {
+            let received = self
+                .stream
+                .async_io(Interest::READABLE, || receive_up_to_end_of_line(&self.stream, &mut line));
+            fd = received.await?.or(fd);
+            if line.len() > LINE_BYTES_MAX {
+                return Err(io::ErrorKind::InvalidData.into());
             }
         }
+        Ok((line, fd))
     }
 
     pub(super) fn into_std(self) -> Result<std::os::unix::net::UnixStream, LinkError> {
@@ -104,14 +104,65 @@ impl KeeperLink {
     }
 }
 
-fn receive_byte(stream: &UnixStream) -> io::Result<(Option<u8>, Option<OwnedFd>)> {
-    let mut byte = [0];
+/// Appends what is there of a line, to its end if that is there.
+fn receive_up_to_end_of_line(stream: &UnixStream, line: &mut Vec<u8>) -> io::Result<Option<OwnedFd>> {
+    let mut seen = [0; 1024];
+    let (_, seen_bytes) = recv(stream, &mut seen, RecvFlags::PEEK)?;
+    if seen_bytes == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let seen = &seen[..seen_bytes];
+    let wanted = seen.iter().position(|byte| *byte == b'\n').map_or(seen.len(), |at| at + 1);
+    let old_len = line.len();
+    line.resize(old_len + wanted, 0);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    let fd = control.drain().find_map(|message| match message {
+    let mut into = [IoSliceMut::new(&mut line[old_len..])];
+    let received = recvmsg(stream, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC);
+    let received_bytes = received.as_ref().map_or(0, |received| received.bytes);
+    line.truncate(old_len + received_bytes);
+    received?;
+    Ok(control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
         _ => None,
-    });
-    Ok(((received.bytes > 0).then_some(byte[0]), fd))
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    fn pair() -> (KeeperLink, std::os::unix::net::UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let theirs = theirs.into_std().unwrap();
+        theirs.set_nonblocking(false).unwrap();
+        (KeeperLink { stream: ours }, theirs)
+    }
+
+    #[tokio::test]
+    async fn what_comes_behind_a_line_stays_in_the_socket() {
+        let (link, mut keeper) = pair();
+        let line = [&[b'x'; 3000][..], b"\n"].concat();
+        keeper.write_all(&[&line, &b"the console's output"[..]].concat()).unwrap();
+        assert_eq!(link.read_line().await.unwrap().0, line);
+        drop(keeper);
+        let mut stream = link.into_std().unwrap();
+        stream.set_nonblocking(false).unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "the console's output");
+    }
+
+    #[tokio::test]
+    async fn a_line_that_does_not_end_is_an_error() {
+        let (link, mut keeper) = pair();
+        keeper.write_all(b"half a li").unwrap();
+        drop(keeper);
+        assert_eq!(link.read_line().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let (link, mut keeper) = pair();
+        keeper.write_all(&[b'x'; 2 * LINE_BYTES_MAX]).unwrap();
+        assert_eq!(link.read_line().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
 }

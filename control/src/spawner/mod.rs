@@ -43,7 +43,7 @@ pub use process::ProcessSpawner;
 pub use qemu::{Acceleration, Accelerator, Outlook, Prospect, QemuSpawner};
 pub use spec::{Availability, FileContent, InitrdFile, KernelSpec, PoolFile, SpawnerKind};
 pub use uml::UmlSpawner;
-pub use units::{CpuState, DeviceState};
+pub use units::{CpuState, DeviceState, MemoryWanted};
 
 /// A driver that makes kernels exist.
 pub trait Spawner {

@@ -16,7 +16,9 @@ use tombolo_agent::config::{Doorbell, PoolConfig};
 use super::distress::Key;
 use super::image::{self, Image};
 use super::launch::Claim;
-use super::{Availability, Kernel, KernelSpec, SpawnError, Spawner, SpawnerKind, initrd, mconsole};
+use super::{
+    Availability, Kernel, KernelSpec, MemoryWanted, SpawnError, Spawner, SpawnerKind, initrd, mconsole,
+};
 use crate::keeper::{Job, MemoryJob};
 
 /// What this spawner adds to a runtime folder.
@@ -147,10 +149,10 @@ async fn leave_memory(kernel: &Kernel, bytes: u64) -> Result<(), SpawnError> {
 /// A kernel that boots makes its console's socket a moment before it listens to it, and hears of what came in that moment only with
 /// what comes next: so it is told something else as long as it does not answer.
 async fn set_memory_at_boot(kernel: &Kernel, bytes: u64) -> Result<(), SpawnError> {
-    let mut setting = std::pin::pin!(kernel.set_memory(bytes, mconsole::ANSWER_MAX));
+    let mut setting = std::pin::pin!(kernel.set_memory(MemoryWanted::Exactly(bytes), mconsole::ANSWER_MAX));
     loop {
         tokio::select! {
-            outcome = &mut setting => return outcome,
+            outcome = &mut setting => return outcome.map(drop),
             () = tokio::time::sleep(NUDGE_AFTER) => {
                 let _ = mconsole::command(kernel.runtime_dir(), MCONSOLE, "version", NUDGE_AFTER).await;
             }

@@ -17,6 +17,10 @@ const PARK_MAX: Duration = Duration::from_secs(2);
 /// Between two looks at that.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
+/// In which memory comes and goes, in bytes.
+const MEMORY_STEP_BYTES: u64 = 2 << 20;
+const MEMORY_IS_FIXED: &str = "it has no memory that can leave or come";
+
 /// A CPU of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuState {
@@ -45,6 +49,33 @@ pub struct DeviceState {
     pub is_leaving: bool,
 }
 
+/// What a kernel's memory is to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryWanted {
+    /// So many bytes: asked for even if it seems to have them.
+    Exactly(u64),
+    /// So many bytes, unless it has fewer already.
+    AtMost(u64),
+    /// So many bytes, unless it has more already.
+    AtLeast(u64),
+}
+
+impl MemoryWanted {
+    /// To how many bytes what there is has to be changed; `None`: it is what is wanted. What is not certain, or under way, is changed
+    /// whatever it seems to be, and so is known afterwards. What is less than a step above is no part of what can be moved.
+    pub(super) fn bytes_from(self, present: &MemoryState) -> Option<u64> {
+        let steps = |bytes: u64| bytes / MEMORY_STEP_BYTES;
+        let has = steps(present.present_bytes);
+        let is_settled = present.certain && !present.pending;
+        let (bytes, is_so) = match self {
+            Self::Exactly(bytes) => (bytes, false),
+            Self::AtMost(bytes) => (bytes, has <= steps(bytes)),
+            Self::AtLeast(bytes) => (bytes, has >= steps(bytes)),
+        };
+        (!is_settled || !is_so).then_some(bytes)
+    }
+}
+
 impl Kernel {
     /// How much memory it has, where that can be changed while it runs; else `None`.
     ///
@@ -53,31 +84,42 @@ impl Kernel {
     pub async fn memory(&self) -> Result<Option<MemoryState>, SpawnError> {
         let action = "ask about the memory of";
         if self.kind() == SpawnerKind::Qemu {
-            self.must_run(action).await?;
-            let state = qemu::memory_state(self.runtime_dir()).await;
+            let (runs, state) = tokio::join!(self.must_run(action), qemu::memory_state(self.runtime_dir()));
+            runs?;
             return state.map_err(|error| self.refused_to(action, error));
         }
         let status = ask(self.runtime_dir(), Request::Status).await;
         status.map(|status| status.memory).map_err(|error| self.link_failed(action, error))
     }
 
-    /// Makes its memory so much: takes what is free from it, or gives back what was taken. Returns when that is so.
+    /// Makes its memory what is wanted: takes what is free from it, or gives back what was taken. Returns when that is so, with what it
+    /// has then.
     ///
     /// # Errors
     /// [`SpawnError::Refused`] when it could not be done, and then it has what it had before; [`SpawnError::Keeper`] when it did not
     /// end within `deadline`: it may still, [`Kernel::memory`] tells.
-    pub async fn set_memory(&self, bytes: u64, deadline: Duration) -> Result<(), SpawnError> {
+    pub async fn set_memory(
+        &self,
+        wanted: MemoryWanted,
+        deadline: Duration,
+    ) -> Result<MemoryState, SpawnError> {
         let action = "change the memory of";
         if self.kind() == SpawnerKind::Qemu {
             self.must_run(action).await?;
-            return self.done(action, qemu::set_memory(self.runtime_dir(), bytes, deadline).await);
+            return self.done(action, qemu::set_memory(self.runtime_dir(), wanted, deadline).await);
         }
         let changed = timeout(deadline, async {
-            let link = KeeperLink::connect(self.runtime_dir()).await?;
-            link.request(Request::SetMemory { bytes }).await
+            let mut link = KeeperLink::connect(self.runtime_dir()).await?;
+            let present = link.request_on(Request::Status).await?.0.memory;
+            match present.map(|present| (present, wanted.bytes_from(&present))) {
+                Some((present, None)) => Ok(Some(present)),
+                Some((_, Some(bytes))) => Ok(link.request_on(Request::SetMemory { bytes }).await?.0.memory),
+                None => Ok(None),
+            }
         });
         let changed = changed.await.unwrap_or(Err(LinkError::Silent(deadline)));
-        changed.map(drop).map_err(|error| self.link_failed(action, error))
+        let state = changed.map_err(|error| self.link_failed(action, error))?;
+        state.ok_or_else(|| self.refused(action, MEMORY_IS_FIXED.into()))
     }
 
     /// Its CPUs, in order, where they can be lent and taken while it runs; else `None`.
@@ -241,11 +283,11 @@ impl Kernel {
     }
 
     /// What a driver says of a change: done, refused, or not known.
-    fn done(
+    fn done<T>(
         &self,
         action: &'static str,
-        outcome: Result<Result<(), String>, String>,
-    ) -> Result<(), SpawnError> {
+        outcome: Result<Result<T, String>, String>,
+    ) -> Result<T, SpawnError> {
         outcome
             .map_err(|error| self.refused_to(action, error))?
             .map_err(|reason| self.refused(action, reason))
@@ -253,5 +295,34 @@ impl Kernel {
 
     fn refused(&self, action: &'static str, reason: String) -> SpawnError {
         SpawnError::Refused { action, runtime_dir: self.runtime_dir().to_owned(), reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn bytes_from(wanted: MemoryWanted, present_bytes: u64) -> Option<u64> {
+        let settled = MemoryState { present_bytes, max_bytes: 512 * MIB, pending: false, certain: true };
+        for unsettled in [MemoryState { pending: true, ..settled }, MemoryState { certain: false, ..settled }]
+        {
+            assert!(wanted.bytes_from(&unsettled).is_some(), "what it has is not known");
+        }
+        wanted.bytes_from(&settled)
+    }
+
+    #[test]
+    fn memory_is_changed_only_as_far_as_is_wanted() {
+        use MemoryWanted::*;
+        assert_eq!(bytes_from(AtMost(64 * MIB), 96 * MIB), Some(64 * MIB));
+        assert_eq!(bytes_from(AtMost(64 * MIB), 64 * MIB), None);
+        assert_eq!(bytes_from(AtMost(64 * MIB), 32 * MIB), None, "nothing is given back");
+        assert_eq!(bytes_from(AtMost(64 * MIB), 65 * MIB), None, "half a step cannot leave");
+        assert_eq!(bytes_from(AtLeast(64 * MIB), 32 * MIB), Some(64 * MIB));
+        assert_eq!(bytes_from(AtLeast(64 * MIB), 64 * MIB), None);
+        assert_eq!(bytes_from(AtLeast(64 * MIB), 96 * MIB), None, "nothing is taken");
+        assert_eq!(bytes_from(Exactly(64 * MIB), 64 * MIB), Some(64 * MIB));
     }
 }

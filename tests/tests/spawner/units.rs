@@ -4,7 +4,9 @@ use std::fs;
 use std::time::Duration;
 
 use tombolo_control::keeper::MemoryState;
-use tombolo_control::spawner::{Acceleration, Device, DeviceState, Kernel, QemuSpawner, SpawnError, Spawner};
+use tombolo_control::spawner::{
+    Acceleration, Device, DeviceState, Kernel, MemoryWanted, QemuSpawner, SpawnError, Spawner,
+};
 use tombolo_tests::prerequisites;
 use tombolo_tests::wait::{LONG, until};
 
@@ -35,16 +37,16 @@ pub(super) async fn memory_leaves_a_running_kernel_and_comes_back<S: Spawner>(mu
     assert_eq!(kernel.memory().await.unwrap(), has(96 * MIB), "it is left with what it is to have");
     let at_96 = free_bytes(&kernel).await;
     for present in [64, 160, 128, 96] {
-        kernel.set_memory(present * MIB, LONG).await.unwrap();
+        kernel.set_memory(MemoryWanted::Exactly(present * MIB), LONG).await.unwrap();
         assert_eq!(kernel.memory().await.unwrap(), has(present * MIB));
         let expected = (at_96 + present * MIB).saturating_sub(96 * MIB);
         let free = free_bytes(&kernel).await;
         assert!(free.abs_diff(expected) < 2 * MIB, "{present} MiB: {free} are free, not {expected}");
     }
 
-    let error = kernel.set_memory(20 * MIB, LONG).await.unwrap_err();
+    let error = kernel.set_memory(MemoryWanted::Exactly(20 * MIB), LONG).await.unwrap_err();
     assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("MiB free")), "{error}");
-    let error = kernel.set_memory(161 * MIB, LONG).await.unwrap_err();
+    let error = kernel.set_memory(MemoryWanted::Exactly(161 * MIB), LONG).await.unwrap_err();
     assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("160 MiB")), "{error}");
     assert_eq!(kernel.memory().await.unwrap(), has(96 * MIB), "what is refused changes nothing");
     assert!(free_bytes(&kernel).await.abs_diff(at_96) < 2 * MIB);
@@ -70,21 +72,22 @@ pub(super) async fn memory_of_a_device_leaves_and_comes_back<S: Spawner>(mut bed
     until("the memory it is to begin with", async || (present().await == Some(160)).then_some(())).await;
     let at_160 = free_bytes(&kernel).await;
     for wanted in [256, 128, 200, 160] {
-        kernel.set_memory(wanted * MIB, LONG).await.unwrap();
+        kernel.set_memory(MemoryWanted::Exactly(wanted * MIB), LONG).await.unwrap();
         assert_eq!(present().await, Some(wanted));
         let expected = at_160 + wanted * MIB - 160 * MIB;
         let free = free_bytes(&kernel).await;
         assert!(free.abs_diff(expected) < 8 * MIB, "{wanted} MiB: {free} are free, not {expected}");
     }
     for (wanted, reason) in [(126, "128 MiB for good"), (1024, "has room for"), (161, "steps of 2")] {
-        let error = kernel.set_memory(wanted * MIB, LONG).await.unwrap_err();
+        let error = kernel.set_memory(MemoryWanted::Exactly(wanted * MIB), LONG).await.unwrap_err();
         assert!(
             matches!(&error, SpawnError::Refused { reason: said, .. } if said.contains(reason)),
             "{error}"
         );
     }
     kernel.freeze().await.unwrap();
-    let error = kernel.set_memory(200 * MIB, Duration::from_secs(6)).await.unwrap_err();
+    let error =
+        kernel.set_memory(MemoryWanted::Exactly(200 * MIB), Duration::from_secs(6)).await.unwrap_err();
     assert!(
         matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("came to 160")),
         "{error}"
@@ -329,10 +332,10 @@ pub(super) async fn change_of_memory_that_a_stopped_kernel_does_not_answer_ends_
     let before = kernel.memory().await.unwrap().unwrap();
     let target = before.present_bytes - (32 << 20);
     signal(kernel.pid(), "STOP");
-    kernel.set_memory(target, Duration::from_millis(300)).await.unwrap_err();
+    kernel.set_memory(MemoryWanted::Exactly(target), Duration::from_millis(300)).await.unwrap_err();
     let state = kernel.memory().await.unwrap().unwrap();
     assert!(state.pending && state.present_bytes == before.present_bytes, "{state:?}");
-    let error = kernel.set_memory(before.present_bytes, LONG).await.unwrap_err();
+    let error = kernel.set_memory(MemoryWanted::Exactly(before.present_bytes), LONG).await.unwrap_err();
     assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("earlier")), "{error}");
     signal(kernel.pid(), "CONT");
     let state = until("the end of the change", || async {
@@ -346,7 +349,7 @@ pub(super) async fn change_of_memory_that_a_stopped_kernel_does_not_answer_ends_
 pub(super) async fn memory_that_is_for_good_cannot_be_changed<S: Spawner>(bed: Bed<S>) {
     let kernel = booted(&bed).await;
     assert_eq!(kernel.memory().await.unwrap(), None);
-    let error = kernel.set_memory(64 << 20, LONG).await.unwrap_err();
+    let error = kernel.set_memory(MemoryWanted::Exactly(64 << 20), LONG).await.unwrap_err();
     assert!(matches!(error, SpawnError::Refused { .. }), "{error}");
     kernel.kill().await.unwrap();
     nothing_is_left_of(kernel).await;

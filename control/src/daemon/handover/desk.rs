@@ -18,6 +18,7 @@ use tombolo_transport::{Cid, Incarnation};
 
 use super::books::{Books, GRANULE_BYTES};
 use super::mend::{Claims, Mend, Target};
+use super::queue::carry_out_all;
 use super::witness::Witnesses;
 use super::{Holding, LedgerError, Order, Unproven, granules, instance_of};
 use crate::core::{EventKind, InstanceSpec};
@@ -40,7 +41,7 @@ pub(super) struct Desk {
     scribe: Scribe,
     books: watch::Sender<Books>,
     timers: HashMap<OpId, AbortHandle>,
-    /// For each operation, what is to be done about its units: one by one, in the order in which it was decided.
+    /// For each operation, what is to be done about its units, in the order in which it was decided.
     queues: HashMap<OpId, mpsc::UnboundedSender<Act>>,
     claims: Claims,
     /// What waits until a claim is dropped or an operation ends.
@@ -337,15 +338,8 @@ impl Desk {
 
     fn queue(&mut self, act: Act) {
         let queue = self.queues.entry(act.operation).or_insert_with(|| {
-            let (queue, mut acts) = mpsc::unbounded_channel();
-            let (witnesses, ledger) = (self.witnesses.clone(), self.shared.ledger.clone());
-            tokio::spawn(async move {
-                while let Some(act) = acts.recv().await {
-                    if let Some(input) = witnesses.act(act).await {
-                        let _ = ledger.orders.send(Order::Input(Box::new(input))).await;
-                    }
-                }
-            });
+            let (queue, acts) = mpsc::unbounded_channel();
+            tokio::spawn(carry_out_all(acts, self.witnesses.clone(), self.shared.ledger.clone()));
             queue
         });
         let _ = queue.send(act);

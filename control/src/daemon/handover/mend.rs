@@ -16,7 +16,7 @@ use super::{Holding, Order};
 use crate::core::{EventKind, InstanceName};
 use crate::daemon::chain;
 use crate::daemon::shared::Shared;
-use crate::spawner::{self, Device, SpawnError};
+use crate::spawner::{self, Device, MemoryWanted, SpawnError};
 
 /// How long a kernel may take for each change.
 const CHANGE_MAX: Duration = Duration::from_secs(10);
@@ -190,7 +190,8 @@ impl Mend {
         if !target.knows_of_memory() || !present.certain || present.pending || has == wanted {
             return Ok(None);
         }
-        self.handle.set_memory(wanted, CHANGE_MAX).await.map_err(Trouble::NotChanged)?;
+        let changed = self.handle.set_memory(MemoryWanted::Exactly(wanted), CHANGE_MAX).await;
+        changed.map_err(Trouble::NotChanged)?;
         Ok(Some(format!("{} -> {} MiB", has >> 20, wanted >> 20)))
     }
 

@@ -13,6 +13,7 @@ mod desk;
 mod heal;
 mod mend;
 mod place;
+mod queue;
 mod search;
 mod tie;
 mod witness;

@@ -1,10 +1,10 @@
 //! Where a lot of memory is: from what kernels have, and for the host and the pool, of which nobody can be asked, from the
 //! journal. No I/O.
 
-use tombolo_handover::Party;
 use tombolo_handover::lots::{Lot, locate};
 use tombolo_handover::observe::{Command, Inside};
 use tombolo_handover::operation::{Progress, Resting, Step};
+use tombolo_handover::{Party, UnitId};
 
 use super::books::GRANULE_BYTES;
 use crate::keeper::MemoryState;
@@ -34,6 +34,7 @@ impl Has {
 /// The lots of an operation that have no owner yet, in order, and its ends.
 #[derive(Clone, Debug)]
 pub(super) struct Lots {
+    pub(super) units: Vec<UnitId>,
     pub(super) sizes: Vec<u64>,
     pub(super) resting: Resting,
     pub(super) donor: Party,
@@ -113,7 +114,7 @@ pub(super) fn inside_host(progress: &Progress, is_donor: bool) -> Inside {
 #[cfg(test)]
 mod tests {
     use tombolo_handover::observe::{Doubt, Whereabouts};
-    use tombolo_handover::{Incarnation, InstanceId, Kernel, UnitId};
+    use tombolo_handover::{Incarnation, InstanceId, Kernel};
 
     use super::*;
 
@@ -139,7 +140,13 @@ mod tests {
     }
 
     fn lots(donor: Party, receiver: Party) -> Lots {
-        Lots { sizes: vec![10, 5], resting: Resting { donor: 100, receiver: 50 }, donor, receiver }
+        Lots {
+            units: vec![UnitId::Lot(1), UnitId::Lot(2)],
+            sizes: vec![10, 5],
+            resting: Resting { donor: 100, receiver: 50 },
+            donor,
+            receiver,
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::qmp::{QmpError, Session, session};
 use super::{MONITOR, MONITOR_MAX};
 use crate::keeper::MemoryState;
-use crate::spawner::KernelSpec;
+use crate::spawner::{KernelSpec, MemoryWanted};
 
 /// What the kernel's driver plugs and unplugs, in bytes.
 const BLOCK_BYTES: u64 = 2 << 20;
@@ -25,6 +25,8 @@ const SECTION_BYTES: u64 = 128 << 20;
 const SLACK_BYTES: u64 = 1 << 30;
 /// The device's name.
 const DEVICE: &str = "vmem0";
+/// What tells how large everything is.
+const LOOK: [&str; 2] = ["query-memory-devices", "query-memory-size-summary"];
 /// Between two looks at how far a change is.
 const LOOK_AGAIN: Duration = Duration::from_millis(4);
 /// How long a change may take to be taken back.
@@ -65,10 +67,13 @@ impl Layout {
         self.device_bytes > 0
     }
 
-    /// The options that make it.
-    pub(super) fn options(&self) -> Vec<(&'static str, String)> {
+    /// The options that make it. `is_shared`: a program beside the machine's own maps its memory too.
+    pub(super) fn options(&self, is_shared: bool) -> Vec<(&'static str, String)> {
+        // Memory of the machine's own comes to it in large pages where this host has them (MADV_HUGEPAGE, by QEMU itself); that of a
+        // memfd page by page.
+        let backend = if is_shared { "memory-backend-memfd,share=on" } else { "memory-backend-ram" };
         let Self { base_bytes, device_bytes, requested_bytes } = self;
-        let base = format!("memory-backend-memfd,id=mem0,share=on,size={base_bytes}");
+        let base = format!("{backend},id=mem0,size={base_bytes}");
         if !self.can_change() {
             return vec![("-m", format!("{base_bytes}B")), ("-object", base)];
         }
@@ -76,7 +81,7 @@ impl Layout {
         vec![
             ("-m", format!("size={base_bytes}B,slots=1,maxmem={most}B")),
             ("-object", base),
-            ("-object", format!("memory-backend-memfd,id=vmem,share=on,size={device_bytes}")),
+            ("-object", format!("{backend},id=vmem,size={device_bytes}")),
             ("-device", format!("virtio-mem-pci,id={DEVICE},memdev=vmem,requested-size={requested_bytes}")),
         ]
     }
@@ -90,29 +95,32 @@ pub(in crate::spawner) async fn state(runtime_dir: &Path) -> Result<Option<Memor
     looked.await.map_err(|error| error.to_string())
 }
 
-/// Makes it so much within `deadline`, or takes the change back and says why. The outer error: what came of it is not known.
+/// Makes it what is wanted within `deadline`, and says what it is then; or takes the change back and says why. The outer error: what came of it
+/// is not known.
 pub(in crate::spawner) async fn set(
     runtime_dir: &Path,
-    bytes: u64,
+    wanted: MemoryWanted,
     deadline: Duration,
-) -> Result<Result<(), String>, String> {
+) -> Result<Result<MemoryState, String>, String> {
     let until = Instant::now() + deadline.saturating_sub(2 * TAKE_BACK_MAX).max(LOOK_AGAIN);
     let changed = session(runtime_dir, MONITOR, deadline, |mut session| async move {
         let Some(before) = look(&mut session).await? else {
             return Ok(Err("it has no memory that can leave or come".into()));
         };
-        let wanted = match before.device_size_for(bytes) {
-            Ok(wanted) => wanted,
+        let Some(bytes) = wanted.bytes_from(&before.state()) else { return Ok(Ok(before.state())) };
+        let size = match before.device_size_for(bytes) {
+            Ok(size) => size,
             Err(reason) => return Ok(Err(reason)),
         };
-        request(&mut session, wanted).await?;
-        let Some(reached) = wait_for(&mut session, wanted, until).await? else { return Ok(Ok(())) };
-        request(&mut session, before.size).await?;
-        let back = wait_for(&mut session, before.size, Instant::now() + TAKE_BACK_MAX).await?;
+        let reached = match resize(&mut session, size, until).await? {
+            Ok(()) => return Ok(Ok(Seen { size, requested: size, ..before }.state())),
+            Err(reached) => reached,
+        };
+        let back = resize(&mut session, before.size, Instant::now() + TAKE_BACK_MAX).await?;
         let mib = |size: u64| (before.base + size) >> 20;
         let mut reason =
-            format!("of {} MiB it came to {} and not to {}", mib(before.size), mib(reached), mib(wanted));
-        if let Some(left) = back {
+            format!("of {} MiB it came to {} and not to {}", mib(before.size), mib(reached), mib(size));
+        if let Err(left) = back {
             reason.push_str(&format!("; it has {} MiB now", mib(left)));
         }
         Ok(Err(reason))
@@ -154,8 +162,7 @@ impl Seen {
 }
 
 async fn look(session: &mut Session<UnixStream>) -> Result<Option<Seen>, QmpError> {
-    let devices = session.run("query-memory-devices", json!({})).await?;
-    let sizes = session.run("query-memory-size-summary", json!({})).await?;
+    let [devices, sizes] = session.run_all(LOOK.map(|command| (command, json!({})))).await?;
     Ok(parse(&devices, &sizes))
 }
 
@@ -171,25 +178,23 @@ fn parse(devices: &Value, sizes: &Value) -> Option<Seen> {
     })
 }
 
-async fn request(session: &mut Session<UnixStream>, size: u64) -> Result<(), QmpError> {
-    let path = format!("/machine/peripheral/{DEVICE}");
-    let order = json!({ "path": path, "property": "requested-size", "value": size });
-    session.run("qom-set", order).await.map(drop)
-}
-
-/// Waits until the device has this size; what it has instead when the time is over.
-async fn wait_for(
+/// Has the kernel make the device so large, and waits until it is; else what it is when the time is over.
+async fn resize(
     session: &mut Session<UnixStream>,
     size: u64,
     until: Instant,
-) -> Result<Option<u64>, QmpError> {
+) -> Result<Result<(), u64>, QmpError> {
+    let path = format!("/machine/peripheral/{DEVICE}");
+    let order = json!({ "path": path, "property": "requested-size", "value": size });
+    session.run("qom-set", order).await?;
     loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
         let seen = look(session).await?.map(|seen| seen.size);
         match seen {
-            Some(seen) if seen == size => return Ok(None),
-            Some(seen) if Instant::now() >= until => return Ok(Some(seen)),
-            Some(_) => tokio::time::sleep(LOOK_AGAIN).await,
-            None => return Ok(Some(0)),
+            Some(seen) if seen == size => return Ok(Ok(())),
+            Some(seen) if Instant::now() >= until => return Ok(Err(seen)),
+            Some(_) => {}
+            None => return Ok(Err(0)),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The `qemu` spawner: real Linux kernels in emulated machines.
 //!
-//! The machine runs in its runtime folder. Its memory is a memfd, and what can leave or come a second one ([`memory`]); the pool
+//! The machine runs in its runtime folder. Its memory is in two parts, what it always has and what can leave or come ([`memory`]); the pool
 //! is the memory of a PCI function (ivshmem-plain), the console its first serial line on stdio, the doorbell its second on the
 //! descriptor that the keeper hands on, and everything else (agent, configuration, secret, modules) is in one initial archive. It is
 //! run by KVM where that works, else emulated ([`accel`]). What of its CPUs and devices its kernel may use changes while it runs ([`cpu`], [`device`]).
@@ -226,7 +226,9 @@ impl Spawner for QemuSpawner {
         let initrd_bytes = initrd::write(spec, config, &modules).await?;
         initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;
         let layout = Layout::new(spec, MEMORY_BYTES_MIN + 2 * initrd_bytes);
-        let mut argv = arguments(spec, &image, &layout, &acceleration, method).map_err(bad_spec)?;
+        let shares_memory = self.vsock_device.is_some();
+        let mut argv =
+            arguments(spec, &image, &layout, shares_memory, &acceleration, method).map_err(bad_spec)?;
         let backend = match &self.vsock_device {
             Some(program) => {
                 argv.extend(vsock::OPTIONS.map(str::to_owned));
@@ -269,6 +271,7 @@ fn arguments(
     spec: &KernelSpec,
     image: &Image,
     layout: &Layout,
+    shares_memory: bool,
     acceleration: &Acceleration,
     method: Method,
 ) -> Result<Vec<String>, String> {
@@ -322,7 +325,7 @@ fn arguments(
             .into_iter()
             .chain(acceleration.options())
             .chain(cpus)
-            .chain(layout.options())
+            .chain(layout.options(shares_memory))
             .chain(device::options(spec))
             .flat_map(|(option, value)| [option.to_owned(), value]),
     );

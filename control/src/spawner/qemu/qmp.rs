@@ -2,7 +2,8 @@
 //!
 //! QEMU greets; `qmp_capabilities` must be the first command; events may come between a command and its answer, which bears
 //! its id (docs/interop/qmp-spec.txt in QEMU's source). Those of a session are kept for who asks ([`Session::take_events`]); how a
-//! machine ends its keeper hears over a monitor of its own (see [`crate::keeper`]).
+//! machine ends its keeper hears over a monitor of its own (see [`crate::keeper`]). QEMU carries out commands in the order in which they come, so what
+//! does not depend on an answer does not wait for it: under emulation each round trip costs a millisecond or more.
 //!
 //! QEMU serves one client at a time and lets others wait, so sessions are short and every one has a deadline.
 
@@ -23,6 +24,8 @@ use crate::keeper::unix_address;
 
 /// Longest line that is read, in bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20;
+/// Of the first command, which is `qmp_capabilities`.
+const CAPABILITIES_ID: u64 = 1;
 /// Events that are kept.
 const EVENTS_MAX: usize = 64;
 
@@ -61,7 +64,7 @@ where
     let whole = async {
         let (path, _dir) = unix_address(dir, name).map_err(QmpError::Absent)?;
         let stream = UnixStream::connect(path).await.map_err(QmpError::Absent)?;
-        exchange(Session::begin(stream).await?).await
+        exchange(Session::begin(stream)).await
     };
     timeout(deadline, whole).await.unwrap_or(Err(QmpError::Silent(deadline)))
 }
@@ -70,29 +73,67 @@ where
 #[derive(Debug)]
 pub(super) struct Session<S> {
     stream: BufReader<S>,
+    /// Whether QEMU has greeted.
+    is_greeted: bool,
+    /// What is to go with the next command.
+    unsent: String,
     next_id: u64,
     /// The last events that came while answers were waited for.
     events: VecDeque<Value>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
-    async fn begin(stream: S) -> Result<Self, QmpError> {
-        let mut session = Self { stream: BufReader::new(stream), next_id: 1, events: VecDeque::new() };
-        let greeting = session.line().await?;
-        if greeting.get("QMP").is_none() {
-            return Err(broken("it does not greet as QEMU does"));
-        }
-        session.run("qmp_capabilities", json!({})).await?;
-        Ok(session)
+    fn begin(stream: S) -> Self {
+        let mut session = Self {
+            stream: BufReader::new(stream),
+            is_greeted: false,
+            unsent: String::new(),
+            next_id: 1,
+            events: VecDeque::new(),
+        };
+        session.add("qmp_capabilities", &json!({}));
+        session
     }
 
     /// Has one command carried out, and returns its answer.
     pub(super) async fn run(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        let [answer] = self.run_all([(command, arguments)]).await?;
+        Ok(answer)
+    }
+
+    /// Has commands carried out one after the other, and returns their answers. What comes after one that is refused is carried out all the
+    /// same.
+    pub(super) async fn run_all<const N: usize>(
+        &mut self,
+        commands: [(&str, Value); N],
+    ) -> Result<[Value; N], QmpError> {
+        let ids = commands.each_ref().map(|(command, arguments)| self.add(command, arguments));
+        let lines = std::mem::take(&mut self.unsent);
+        self.stream.write_all(lines.as_bytes()).await.map_err(QmpError::Broken)?;
+        if !self.is_greeted {
+            if self.line().await?.get("QMP").is_none() {
+                return Err(broken("it does not greet as QEMU does"));
+            }
+            self.is_greeted = true;
+            self.answer(CAPABILITIES_ID, "qmp_capabilities").await?;
+        }
+        let mut answers = [const { Value::Null }; N];
+        for ((answer, id), (command, _)) in answers.iter_mut().zip(ids).zip(&commands) {
+            *answer = self.answer(id, command).await?;
+        }
+        Ok(answers)
+    }
+
+    /// Lets a command go with the next that is sent; returns its id.
+    fn add(&mut self, command: &str, arguments: &Value) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         let request = json!({ "execute": command, "arguments": arguments, "id": id });
-        let written = self.stream.write_all(format!("{request}\n").as_bytes()).await;
-        written.map_err(QmpError::Broken)?;
+        self.unsent.push_str(&format!("{request}\n"));
+        id
+    }
+
+    async fn answer(&mut self, id: u64, command: &str) -> Result<Value, QmpError> {
         loop {
             let mut answer = self.line().await?;
             // Events and answers to others come in between.
@@ -153,7 +194,7 @@ mod tests {
             let _ = from.read_to_string(&mut told).await;
             told
         });
-        let outcome = async { Session::begin(ours).await?.run("stop", json!({})).await }.await;
+        let outcome = async { Session::begin(ours).run("stop", json!({})).await }.await;
         (outcome, qemu.await.unwrap())
     }
 
@@ -173,12 +214,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn commands_that_go_together_get_an_answer_each() {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 20);
+        let refusal = r#"{"error": {"desc": "not now"}, "id": 4}"#;
+        let answers = r#"{"return": 5, "id": 2}"#.to_owned() + "\n" + r#"{"return": 6, "id": 3}"#;
+        theirs.write_all(format!("{GREETING}\n{READY}\n{answers}\n{refusal}\n").as_bytes()).await.unwrap();
+        let mut session = Session::begin(ours);
+        let both = session.run_all([("stop", json!({})), ("cont", json!({}))]).await.unwrap();
+        assert_eq!(both, [json!(5), json!(6)]);
+        let two = session.run_all([("quit", json!({})), ("stop", json!({}))]).await;
+        assert_eq!(two.unwrap_err().to_string(), "its monitor refused `quit`: not now");
+    }
+
+    #[tokio::test]
     async fn events_are_kept_until_they_are_taken_and_the_oldest_are_lost() {
         let (ours, mut theirs) = tokio::io::duplex(1 << 20);
         let events: String = (0..100).map(|n| format!("{{\"event\": \"E\", \"data\": {n}}}\n")).collect();
         let answer = r#"{"return": {}, "id": 2}"#;
         theirs.write_all(format!("{GREETING}\n{READY}\n{events}{answer}\n").as_bytes()).await.unwrap();
-        let mut session = Session::begin(ours).await.unwrap();
+        let mut session = Session::begin(ours);
         session.run("stop", json!({})).await.unwrap();
         let taken: Vec<u64> =
             session.take_events().iter().map(|event| event["data"].as_u64().unwrap()).collect();

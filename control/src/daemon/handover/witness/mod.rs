@@ -18,6 +18,7 @@ use tombolo_handover::{InstanceId, Kernel, Kind, OpId, Party, UnitId};
 use tombolo_rpc::{CallError, Failure, Link};
 use tombolo_transport::Cid;
 
+pub(super) use self::memory::Together;
 use super::books::Books;
 use super::{Ledger, instance_of};
 use crate::core::InstanceName;
@@ -96,15 +97,16 @@ impl Witnesses {
         }
     }
 
-    /// Does something about a unit, or nothing, and looks where it is. `None` if nobody waits for that any more.
-    pub(super) async fn act(&self, act: Act) -> Option<Input> {
+    /// Does something about a unit, or nothing, and looks where it is. `None` if nobody waits for that any more. `together`: with what it is
+    /// done.
+    pub(super) async fn act(&self, act: Act, together: &Together) -> Option<Input> {
         if act.after_ms > 0 {
             tokio::time::sleep(Duration::from_millis(act.after_ms)).await;
         }
         let Act { operation, epoch, .. } = act;
         let unit = act.unit.id;
         let (refused, sighting) = match unit.kind() {
-            Kind::Memory => self.act_on_lot(&act).await?,
+            Kind::Memory => self.act_on_lot(&act, together).await?,
             Kind::Cpu | Kind::Device => self.act_on_unit(&act).await?,
             Kind::LlcWay => {
                 let unseen = Sighting {
