@@ -1,13 +1,13 @@
 //! The pumps: frames from the transport to the protocol and back, by whoever is there.
 
-use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 use tombolo_transport::TryRecvApart;
 
 use super::Inner;
-use super::shared::{Opened, Rx, Tx, lock};
+use super::shared::{Core, Opened, Rx, Tx, lock};
 use super::slots::{Slot, Streams};
 use crate::clock;
 use crate::connection::{Frame, SMALL_BYTES};
@@ -18,6 +18,9 @@ use crate::service::{Reply, ReplyKind, ServeRequest, Started};
 
 /// Frames taken in one go before other tasks get their turn.
 const RX_BUDGET: usize = 64;
+
+/// Wakers kept until they are all woken at once.
+const WAKES_MAX: usize = 16;
 
 /// Answers that may wait for each other, to go out in one go.
 const ANSWERS_MAX: usize = 16;
@@ -72,18 +75,24 @@ impl Inner {
         let mut cx = Context::from_waker(&self.rx_ready);
         let looks_max = if self.core().slots.len() > 1 { 1 } else { LOOKS };
         let (mut taken, mut looks) = (0, 0);
-        while taken < RX_BUDGET {
-            // Taken when there is a long frame, while it is copied to where it belongs.
-            let mut core = None;
+        // Held while frames are there already: most batches take it once.
+        let mut core: Option<MutexGuard<'_, Core>> = None;
+        let goes_on = loop {
+            if taken == RX_BUDGET {
+                break true;
+            }
+            let is_polled = taken == 0 || !*hot;
+            if is_polled || wake.len() >= WAKES_MAX {
+                // Not while others may be needed to go on.
+                core = None;
+                wake.drain(..).for_each(Waker::wake);
+            }
             let slot = &mut core;
             let place = move |head: &[u8], rest| {
                 let slot = slot; // moved, so that what is returned may outlive this call
-                slot.insert(self.core()).conn.place(head, rest)
+                slot.get_or_insert_with(|| self.core()).conn.place(head, rest)
             };
-            let found = if taken != 0 && *hot {
-                // Polling would linger for the next frame, with this one still to be acted on.
-                receiver.try_recv_apart(frame, place)
-            } else {
+            let found = if is_polled {
                 self.rx_waker.asked.store(false, Ordering::SeqCst);
                 match receiver.poll_recv_apart(&mut cx, frame, place) {
                     Poll::Ready(found) => found,
@@ -91,26 +100,29 @@ impl Inner {
                         *hot = self.rx_waker.asked.load(Ordering::SeqCst);
                         looks += 1;
                         if taken != 0 || looks == looks_max || !*hot {
-                            return false;
+                            break false;
                         }
                         std::hint::spin_loop();
                         continue;
                     }
                 }
+            } else {
+                // Polling would linger for the next frame, with this one still to be acted on.
+                receiver.try_recv_apart(frame, place)
             };
-            let mut core = core.unwrap_or_else(|| self.core());
+            let core = core.get_or_insert_with(|| self.core());
             match found {
-                Ok(TryRecvApart::Empty) => return true,
+                Ok(TryRecvApart::Empty) => break true,
                 Ok(TryRecvApart::Whole) => {
                     taken += 1;
                     if let Some(event) = core.conn.handle_frame(clock::ceiling_ns(), frame) {
-                        self.dispatch(&mut core, event, wake, opened);
+                        self.dispatch(core, event, wake, opened);
                     }
                 }
                 Ok(TryRecvApart::Apart(rest)) => {
                     taken += 1;
                     if let Some(event) = core.conn.handle_placed(clock::ceiling_ns(), frame, rest) {
-                        self.dispatch(&mut core, event, wake, opened);
+                        self.dispatch(core, event, wake, opened);
                     }
                 }
                 Ok(TryRecvApart::End) => {
@@ -118,16 +130,15 @@ impl Inner {
                 }
                 Err(error) => core.conn.lost(LinkError::Lost(error.to_string())),
             }
-            self.dispatch_queued(&mut core, wake);
-            let over = core.conn.closed().is_some();
-            drop(core);
-            wake.drain(..).for_each(Waker::wake);
-            if over {
+            self.dispatch_queued(core, wake);
+            if core.conn.closed().is_some() {
                 self.waker.wake_by_ref();
-                return false;
+                break false;
             }
-        }
-        true
+        };
+        drop(core);
+        wake.drain(..).for_each(Waker::wake);
+        goes_on
     }
 
     /// Moves frames out until there are none or the transport is full.

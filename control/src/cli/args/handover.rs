@@ -85,8 +85,11 @@ pub struct HandoverArgs {
     /// Only show what would be done
     #[arg(long, conflicts_with = "no_wait")]
     pub dry_run: bool,
+    /// Wait until it has ended, which is the default: the last of this and `--no-wait` counts
+    #[arg(long, overrides_with = "no_wait")]
+    pub wait: bool,
     /// Do not wait until it has ended
-    #[arg(long)]
+    #[arg(long, overrides_with = "wait")]
     pub no_wait: bool,
     /// Move what can be had, instead of nothing, when some of it cannot
     #[arg(long)]
