@@ -10,7 +10,7 @@ use iceoryx2::port::notifier::Notifier;
 use iceoryx2::port::publisher::Publisher;
 use iceoryx2::port::subscriber::Subscriber;
 use iceoryx2::prelude::*;
-use tombolo_benches::payload::number_of;
+use tombolo_benches::payload::{number_of, room};
 use tombolo_benches::probe::{Probe, Test};
 
 use crate::link::{Link, Loans, Meet, Wakes};
@@ -159,16 +159,22 @@ pub(crate) struct Copying {
     own: Vec<u8>,
 }
 
+fn own_buffer(bytes: usize) -> Vec<u8> {
+    let mut own = room(bytes);
+    own.resize(bytes, 0);
+    own
+}
+
 impl Meet for Copying {
     type Offer = Self;
 
     fn offer(at: &Path, probe: &Probe) -> anyhow::Result<(Self::Offer, String)> {
         let (link, word) = InPlace::offer(at, probe)?;
-        Ok((Self { link, own: vec![0; probe.bytes] }, word))
+        Ok((Self { link, own: own_buffer(probe.bytes) }, word))
     }
 
     fn join(word: &str, probe: &Probe) -> anyhow::Result<Self> {
-        Ok(Self { link: InPlace::join(word, probe)?, own: vec![0; probe.bytes] })
+        Ok(Self { link: InPlace::join(word, probe)?, own: own_buffer(probe.bytes) })
     }
 
     fn accept(offer: Self::Offer) -> anyhow::Result<Self> {

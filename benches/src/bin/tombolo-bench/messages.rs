@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use tokio::runtime::Runtime;
 use tombolo_benches::fabric;
-use tombolo_benches::payload::Payload;
+use tombolo_benches::payload::{self, Payload};
 use tombolo_benches::probe::{Probe, Reading, Test, Waiting};
 use tombolo_benches::rounds::Rounds;
 use tombolo_benches::turns::{Following, Leading};
@@ -34,7 +34,7 @@ pub(crate) fn lead_round_trips(leading: &mut Leading) -> anyhow::Result<Reading>
 
 fn lead_polling(leading: &mut Leading, mut pipe: impl Pipe) -> anyhow::Result<Reading> {
     let mut payload = Payload::new(leading.probe().bytes);
-    let mut received = Vec::with_capacity(leading.probe().bytes);
+    let mut received = payload::room(leading.probe().bytes);
     let mut number = 0;
     leading.times(Some(ECHO), |mut rounds| {
         while rounds.another() {
@@ -63,7 +63,7 @@ pub(crate) fn follow(probe: &Probe, following: &mut Following) -> anyhow::Result
 fn follow_polling(probe: &Probe, following: &mut Following, mut pipe: impl Pipe) -> anyhow::Result<()> {
     let answers = probe.test == Test::RoundTrip;
     let mut payload = Payload::new(probe.bytes);
-    let mut received = Vec::with_capacity(probe.bytes);
+    let mut received = payload::room(probe.bytes);
     let mut number = 0;
     while let Some(order) = next_batch(following, if answers { ECHO } else { DRAIN })? {
         following.batch(&order, |count| {
@@ -124,13 +124,7 @@ struct Talk {
 impl Talk {
     fn new(messages: Messages, bytes: usize) -> Self {
         let (sender, receiver) = messages.split();
-        Self {
-            sender,
-            receiver,
-            payload: Payload::new(bytes),
-            received: Vec::with_capacity(bytes),
-            number: 0,
-        }
+        Self { sender, receiver, payload: Payload::new(bytes), received: payload::room(bytes), number: 0 }
     }
 
     async fn ask(&mut self, mut rounds: Rounds) -> anyhow::Result<Rounds> {
