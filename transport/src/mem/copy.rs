@@ -5,11 +5,13 @@
 //! the atomic that publishes or acquires them. Elsewhere (under Miri, and with `--cfg tombolo_word_atomic`) they are relaxed atomics, byte by byte up to
 //! alignment and then word by word, which is two to three times slower for bulk and defined by the language.
 
-pub(super) use imp::{from_shared, prefetch_read, prefetch_write, to_shared};
+pub(super) use imp::{demote, from_shared, prefetch_read, prefetch_write, to_shared};
 
 #[cfg(all(target_arch = "x86_64", not(any(miri, tombolo_word_atomic))))]
 mod imp {
     use std::arch::asm;
+
+    use super::super::CACHE_LINE;
 
     /// From here `rep movsb` is used. Within one core a loop of vector moves is as fast; but the copies that matter go
     /// to lines that another core holds or come from there, and for those the string move is two to five times
@@ -39,11 +41,30 @@ mod imp {
         unsafe { asm!("prefetcht0 [{}]", in(reg) address, options(nostack, preserves_flags)) }
     }
 
-    /// Brings the line at `address` here for writing. A hint: it cannot fault.
+    /// Brings the lines of the `n` bytes at `address` here for writing. A hint: it cannot fault.
     #[inline]
-    pub(in super::super) fn prefetch_write(address: *const u8) {
-        // SAFETY: a prefetch changes no architectural state and does not fault, whatever the address.
-        unsafe { asm!("prefetchw [{}]", in(reg) address, options(nostack, preserves_flags)) }
+    pub(in super::super) fn prefetch_write(address: *const u8, n: usize) {
+        for line in lines(address, n) {
+            // SAFETY: a prefetch changes no architectural state and does not fault, whatever the address.
+            unsafe { asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags)) }
+        }
+    }
+
+    /// Moves the lines of the `n` bytes at `address` from this core's caches to the one that all cores share. A hint: it cannot fault, and
+    /// processors that do not know it take it for a no-op.
+    #[inline]
+    pub(in super::super) fn demote(address: *const u8, n: usize) {
+        for line in lines(address, n) {
+            // SAFETY: it changes no architectural state and does not fault, whatever the address.
+            unsafe { asm!("cldemote [{}]", in(reg) line, options(nostack, preserves_flags)) }
+        }
+    }
+
+    /// An address in each line of the `n` bytes at `address`.
+    #[inline]
+    fn lines(address: *const u8, n: usize) -> impl Iterator<Item = *const u8> {
+        let skew = address.addr() % CACHE_LINE;
+        (0..n + skew).step_by(CACHE_LINE).map(move |at| address.wrapping_sub(skew).wrapping_add(at))
     }
 
     /// # Safety
@@ -197,7 +218,9 @@ mod imp {
 
     pub(in super::super) fn prefetch_read(_address: *const u8) {}
 
-    pub(in super::super) fn prefetch_write(_address: *const u8) {}
+    pub(in super::super) fn prefetch_write(_address: *const u8, _n: usize) {}
+
+    pub(in super::super) fn demote(_address: *const u8, _n: usize) {}
 }
 
 /// The portable copies. Also built where they are not used, so that the tests compare both.

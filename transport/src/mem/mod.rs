@@ -100,10 +100,16 @@ pub trait MemoryMut: Memory {
     /// Adds to the aligned word at `offset`, wrapping; returns what was there. As [`MemoryMut::fetch_or`].
     fn fetch_add(&self, offset: usize, value: u64) -> u64;
 
-    /// Hints that the line at `offset` will be written soon. Changes nothing else.
+    /// Hints that the `len` bytes at `offset` will be written soon. Changes nothing else.
     #[inline]
-    fn prefetch_write(&self, offset: usize) {
-        let _ = offset;
+    fn prefetch_write(&self, offset: usize, len: usize) {
+        let _ = (offset, len);
+    }
+
+    /// Hints that another core will read the `len` bytes at `offset` next. Changes nothing else.
+    #[inline]
+    fn demote(&self, offset: usize, len: usize) {
+        let _ = (offset, len);
     }
 
     /// Stores zeroes into the `len` bytes at `offset`, both multiples of 8.

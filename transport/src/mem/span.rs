@@ -125,7 +125,12 @@ impl MemoryMut for OwnSpan {
     }
 
     #[inline]
-    fn prefetch_write(&self, offset: usize) {
-        self.0.prefetch_write(offset);
+    fn prefetch_write(&self, offset: usize, len: usize) {
+        self.0.prefetch_write(offset, len);
+    }
+
+    #[inline]
+    fn demote(&self, offset: usize, len: usize) {
+        self.0.demote(offset, len);
     }
 }

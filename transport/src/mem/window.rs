@@ -101,8 +101,13 @@ impl Window {
     }
 
     #[inline]
-    pub(super) fn prefetch_write(&self, offset: usize) {
-        copy::prefetch_write(self.bytes(offset, 1));
+    pub(super) fn prefetch_write(&self, offset: usize, n: usize) {
+        copy::prefetch_write(self.bytes(offset, n), n);
+    }
+
+    #[inline]
+    pub(super) fn demote(&self, offset: usize, n: usize) {
+        copy::demote(self.bytes(offset, n), n);
     }
 }
 

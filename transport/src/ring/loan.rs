@@ -52,7 +52,7 @@ impl<M: MemoryMut> LoanTable<M> {
             if returned == lent {
                 self.lent &= !bit;
                 // Its reader has had the first line.
-                self.lender.own.mem.prefetch_write(self.lender.own.layout.loan_at(index));
+                self.lender.own.mem.prefetch_write(self.lender.own.layout.loan_at(index), SLOT);
                 self.lender.free.fetch_or(bit, Ordering::AcqRel);
             } else if returned != lent - 1 {
                 return Err(format!("it returned lending {returned} of loan {index}, which is at {lent}"));

@@ -401,7 +401,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
         let borrower = Arc::clone(self.borrower.as_ref()?);
         self.cross.held.fetch_or(1 << index, Ordering::AcqRel);
         // The sender has looked at that line; the fence of the return would wait for it.
-        self.side.own.mem.prefetch_write(AT_LOAN_RETURNS + 8 * index);
+        self.side.own.mem.prefetch_write(AT_LOAN_RETURNS + 8 * index, 8);
         Some(Lent { borrower, index, len, sequence, head: [0; LOAN_HEAD], head_len: 0 })
     }
 

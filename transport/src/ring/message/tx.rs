@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use super::run::{Pending, RUN_BYTES};
 use super::{Cross, INLINE_MAX, KIND_BYTES, KIND_LOAN};
 use crate::mem::{Memory, MemoryMut, Word};
-use crate::ring::bytes::Outgoing;
+use crate::ring::bytes::{DEMOTE_MAX, Outgoing};
 use crate::ring::half::{OwnHalf, PeerHalf};
 use crate::ring::layout::*;
 use crate::ring::loan::{LoanMut, LoanTable, SendLoanError};
@@ -181,7 +181,12 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
             self.out.write(&self.side.own.mem, part);
         }
         self.side.own.mem.store(at + 8, len as u64, Ordering::Relaxed);
+        // All that was sent before is consumed: most likely somebody waits for this.
+        let alone = self.limit - self.position > self.mask as u64;
         self.publish(at, KIND_BYTES);
+        if alone && len <= DEMOTE_MAX {
+            self.out.demote(&self.side.own.mem, len);
+        }
         self.unflushed_bytes += len;
         Ok(())
     }
@@ -225,7 +230,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         loan.into_sent();
         if let Some(next) = self.loans.next() {
             // Its last reader has had the first line.
-            self.side.own.mem.prefetch_write(self.side.own.layout.loan_at(next));
+            self.side.own.mem.prefetch_write(self.side.own.layout.loan_at(next), SLOT);
         }
         Ok(())
     }
@@ -341,7 +346,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         self.slot = (self.slot + 1) & self.mask;
         self.side.unflushed = true;
         self.side.disarm();
-        self.side.own.mem.prefetch_write(HalfLayout::slot_at((self.slot + PREFETCH) & self.mask));
+        self.side.own.mem.prefetch_write(HalfLayout::slot_at((self.slot + PREFETCH) & self.mask), SLOT);
     }
 
     /// Nothing was sent: says why, and remembers it for [`MessageTx::arm`].
