@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 
 use anyhow::anyhow;
-use tombolo_transport::mem::{Mapping, OwnSpan, PeerSpan};
+use tombolo_transport::mem::{Mapping, OwnSpan, PAGE, PeerSpan};
 use tombolo_transport::ring::{
     ByteRx, ByteTx, HalfLayout, MessageRx, MessageTx, OwnHalf, PeerHalf, byte_pair, message_pair,
 };
@@ -46,13 +46,18 @@ pub struct Halves {
 
 /// Bytes of a file that two halves of `layout` need.
 pub fn halves_bytes(layout: HalfLayout) -> usize {
-    2 * layout.total_len()
+    2 * pages_bytes(layout)
+}
+
+/// Each half has pages of its own.
+fn pages_bytes(layout: HalfLayout) -> usize {
+    layout.total_len().next_multiple_of(PAGE)
 }
 
 impl Halves {
     /// Makes this side's half.
     pub fn make(file: impl AsFd, offset: usize, layout: HalfLayout, side: Side) -> anyhow::Result<Self> {
-        let len = layout.total_len();
+        let len = pages_bytes(layout);
         let mapping = Mapping::map(file, 0, offset + 2 * len)?;
         let (own, other) = match side {
             Side::Leader => (offset, offset + len),

@@ -76,13 +76,13 @@ impl From<TryRecv> for TryRecvApart {
 
 #[derive(Debug)]
 enum Tx {
-    Framed(FramedSender),
+    Framed(Box<FramedSender>),
     Shm(Box<ShmSender>),
 }
 
 #[derive(Debug)]
 enum Rx {
-    Framed(FramedReceiver),
+    Framed(Box<FramedReceiver>),
     Shm(Box<ShmReceiver>),
 }
 
@@ -92,7 +92,10 @@ impl Messages {
     /// `max_len` bounds a message in bytes in both directions; a longer one from the peer resets the connection.
     pub fn framed(io: impl IoStream, local: Addr, peer: Addr, max_len: usize) -> Self {
         let (tx, rx) = Framed::split(io, local, peer, max_len);
-        Self { sender: MessageSender(Tx::Framed(tx)), receiver: MessageReceiver(Rx::Framed(rx)) }
+        Self {
+            sender: MessageSender(Tx::Framed(Box::new(tx))),
+            receiver: MessageReceiver(Rx::Framed(Box::new(rx))),
+        }
     }
 
     pub(crate) fn shm(sender: ShmSender, receiver: ShmReceiver) -> Self {

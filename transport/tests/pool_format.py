@@ -15,8 +15,8 @@ def need(holds, what):
         sys.exit(f"not as documented: {what}")
 
 
-def up(value):
-    return -(-value // PAGE) * PAGE
+def up(value, unit=PAGE):
+    return -(-value // unit) * unit
 
 
 def main(path):
@@ -31,7 +31,7 @@ def main(path):
 
     # Section 2.
     need(pool[:8] == b"TOMBOLO\0", "magic")
-    need((u32(8), u32(12)) == (3, 128), "version and length")
+    need((u32(8), u32(12)) == (4, 128), "version and length")
     length, members, extent_len, boxes = u64(32), u32(40), u64(64), u32(76)
     extents = 4096 + up(members * 128)
     control = 4096 + up(boxes * 256)
@@ -93,32 +93,33 @@ def main(path):
                 print(f"record {u64(at)} from {writer} to {reader}: {kind} {pool[record + 1]}")
                 if kind in ("CONNECT", "ACCEPT"):
                     offset, nonce, layout = u64(record + 24), u64(record + 32), u32(record + 4)
-                    need(offset % PAGE == 0 and extent(writer) + heap <= offset, "offset of a half")
+                    on_pages = layout >> 16 & 0xFF or (layout >> 8 & 0xFF) >= 16
+                    need(offset % (PAGE if on_pages else 128) == 0 and extent(writer) + heap <= offset, "offset of a half")
                     half(pool, u64, u32, writer, offset, nonce, layout)
                     # Section 10.
-                    group = (offset // PAGE * 0x9E3779B1 & 0xFFFFFFFF) >> 24
+                    group = (offset // 128 * 0x9E3779B1 & 0xFFFFFFFF) >> 24
                     counted = extent(writer) + board
-                    need(u64(offset + 0x100) <= u64(counted + 2048 + 8 * group), "bells counted in the group of a half")
+                    need(u64(offset + 0x038) <= u64(counted + 2048 + 8 * group), "bells counted in the group of a half")
                     groups = sum(u64(counted + 2048 + 8 * (group // 16 * 16 + place)) for place in range(16))
                     need(groups == u64(counted + 8 * (group // 16)), "groups and their summary")
 
 
 def half(pool, u64, u32, member, at, nonce, layout):
     # Sections 7 and 8.
-    need(pool[at : at + 8] == b"TmbHalf1", "magic of a half")
+    need(pool[at : at + 8] == b"TmbHalf2", "magic of a half")
     need((u64(at + 8), u64(at + 16)) == (nonce, layout), "nonce and layout of a half")
     slots, ring = (1 << (layout >> shift & 0xFF) if layout >> shift & 0xFF else 0 for shift in (0, 8))
-    ring_at = at + up(0x800 + 64 * slots)
-    said = f"half of member {member}, state {u64(at + 0x80)}"
+    ring_at = at + up(0x180 + 64 * slots, PAGE if ring >= 64 << 10 else 128)
+    said = f"half of member {member}, state {u64(at + 0x18)}"
     if not slots:
-        tail = u64(at + 0x180)
+        tail = u64(at + 0x100)
         need(tail <= ring, "this reader knows streams that have not gone round only")
         print(f"{said}: {tail} bytes, {pool[ring_at : ring_at + tail].decode()}")
         return
     number, position = 0, 0
     # Nothing is acknowledged, so nothing starts again at slot 0.
-    while u32(at + 0x800 + 64 * number) == number + 1:
-        slot = at + 0x800 + 64 * number
+    while u32(at + 0x180 + 64 * number) == number + 1:
+        slot = at + 0x180 + 64 * number
         kind = pool[slot + 4]
         if kind <= 56:
             print(f"{said}: message {number} in its slot, {pool[slot + 8 : slot + 8 + kind].decode()}")

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::mem::{CACHE_LINE, Memory, MemoryMut, PAGE};
+use crate::ring::layout::HALF_ALIGN;
 
 /// Bytes of a board: a page of its own, since every process of the kernel writes it.
 pub(crate) const BOARD_BYTES: usize = PAGE;
@@ -19,9 +20,9 @@ const _: () = assert!(AT_GROUPS + 8 * GROUPS <= BOARD_BYTES);
 
 /// The group of the half at `offset` of the pool: both sides know that, and halves of any size spread evenly.
 pub(super) fn group_of(half_offset: u64) -> usize {
-    // Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4), of the page.
-    let page = (half_offset / PAGE as u64) as u32;
-    (page.wrapping_mul(0x9E37_79B1) >> 24) as usize
+    // Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4), of the place.
+    let place = (half_offset / HALF_ALIGN as u64) as u32;
+    (place.wrapping_mul(0x9E37_79B1) >> 24) as usize
 }
 
 /// Where the bells of our kernel are counted.
@@ -84,14 +85,20 @@ fn look(board: &impl Memory, at: usize, seen: &mut u64) -> bool {
 mod tests {
     use super::*;
     use crate::mem::ModelMemory;
+    use crate::ring::HalfLayout;
 
     #[test]
     fn halves_of_any_size_spread_over_the_groups() {
-        for stride in [1, 2, 16, 65, 66, 512] {
+        let messages = HalfLayout { slots_log2: 6, bytes_log2: 12, ..HalfLayout::MESSAGES };
+        let sizes =
+            [messages, HalfLayout::MESSAGES, HalfLayout::STREAM].map(|layout| layout.total_len() as u64);
+        let pages = [1, 2, 16, 65, 66, 512].map(|pages| pages * PAGE as u64);
+        for stride in sizes.into_iter().chain(pages).chain([HALF_ALIGN as u64]) {
             let mut counts = [0; GROUPS];
-            (0..10_000).for_each(|number| counts[group_of((82 + number * stride) * PAGE as u64)] += 1);
+            let first = 82 * PAGE as u64;
+            (0..10_000).for_each(|number| counts[group_of(first + number * stride)] += 1);
             let most = counts.iter().max().unwrap();
-            assert!(*most <= 120, "{most} of 10000 halves, {stride} pages apart, in one of {GROUPS} groups");
+            assert!(*most <= 120, "{most} of 10000 halves, {stride} bytes apart, in one of {GROUPS} groups");
         }
     }
 

@@ -28,7 +28,12 @@ impl<P: Memory, T> Hearers<P, T> {
 
     /// Adds one whose bells are counted for the member's half at `half_offset`. Bells counted before it may not be reported.
     pub(crate) fn insert(&mut self, half_offset: u64, item: T) {
-        self.groups[group_of(half_offset)].push((half_offset, item));
+        let group = &mut self.groups[group_of(half_offset)];
+        if group.len() == group.capacity() {
+            // By a quarter, since there are many groups: half of what doubling makes would be in no use.
+            group.reserve_exact(group.len() / 4 + 1);
+        }
+        group.push((half_offset, item));
         self.len += 1;
     }
 

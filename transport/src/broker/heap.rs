@@ -1,12 +1,19 @@
-//! The allocator of an extent's heap: whole pages, its books kept in private memory.
+//! The allocator of an extent's heap, its books kept in private memory.
 //!
-//! Small spans of one owner lie in *blocks* of its own as long as there are blocks, lowest first: what is used again is what is in the caches, and the
-//! record locks on an owner's spans (see [`locks`](super::locks)) are few, since the kernel merges those that touch each other, and walks all there are on a file for
-//! each one it is asked for. Large spans come from the other end of the heap, small ones from anywhere when all blocks are taken.
+//! Small spans of one owner lie in *blocks* of its own as long as there are blocks, lowest first and close together: what is used again is what is in the
+//! caches, and the record locks on an owner's spans (see [`locks`](super::locks)) are few, since the kernel merges those that touch each other, and walks all there
+//! are on a file for each one it is asked for. Large spans come from the other end of the heap, small ones from anywhere when all blocks are taken.
+//!
+//! A page is never given to two owners, since what a process can write is a matter of pages: what is in no block takes whole ones.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 
-use crate::mem::PAGE;
+use crate::ring::layout::HALF_ALIGN;
+
+const PAGE: u64 = crate::mem::PAGE as u64;
+/// Spans in a block are multiples of this, in bytes, and lie at such.
+const GRAIN: u64 = HALF_ALIGN as u64;
 
 /// Bytes of a block: a 32nd of the heap, rounded up to a power of two within these.
 const BLOCK_BYTES: (u64, u64) = (1 << 20, 8 << 20);
@@ -25,8 +32,8 @@ pub(crate) struct Heap {
     blocks: HashMap<u64, Block>,
     /// The numbers of each owner's blocks.
     of_owner: HashMap<u64, BTreeSet<u64>>,
-    /// Spans that lie in their owner's block, by offset: the block's number.
-    in_block: HashMap<u64, u64>,
+    /// Offsets of the spans that lie in no block of their owner: they take whole pages.
+    in_pages: HashSet<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,33 +52,38 @@ impl Heap {
     }
 
     fn with_blocks(start: u64, len: u64, block_len: u64) -> Self {
-        let (blocks, of_owner, in_block) = Default::default();
-        Self { free: BTreeMap::from([(start, len)]), start, len, block_len, blocks, of_owner, in_block }
+        let (blocks, of_owner, in_pages) = Default::default();
+        Self { free: BTreeMap::from([(start, len)]), start, len, block_len, blocks, of_owner, in_pages }
     }
 
-    /// `len` bytes, rounded up to pages, for an owner.
-    pub(crate) fn allocate(&mut self, len: u64, owner: u64) -> Option<u64> {
-        let len = len.checked_next_multiple_of(PAGE as u64).filter(|len| *len > 0)?;
-        if len > self.block_len / SMALL_PART {
-            let (span, span_len) = self.free.iter().rev().find(|(_, span_len)| **span_len >= len)?;
-            let offset = span + span_len - len;
-            self.withhold(offset, len);
-            return Some(offset);
-        }
-        if let Some((offset, block)) = self.find_in_blocks(len, owner).or_else(|| self.find_block()) {
+    /// `len` bytes at a multiple of `align` (a power of two from [`HALF_ALIGN`] to a page) for an owner.
+    pub(crate) fn allocate(&mut self, len: u64, align: u64, owner: u64) -> Option<u64> {
+        let len = len.checked_next_multiple_of(GRAIN).filter(|len| *len > 0)?;
+        let is_small = len <= self.block_len / SMALL_PART;
+        if is_small
+            && let Some((offset, block)) =
+                self.find_in_blocks(len, align, owner).or_else(|| self.find_block())
+        {
             self.withhold(offset, len);
             self.blocks.entry(block).or_insert(Block { owner, used: 0 }).used += len;
             self.of_owner.entry(owner).or_default().insert(block);
-            self.in_block.insert(offset, block);
             return Some(offset);
         }
-        let (&offset, _) = self.free.iter().find(|(_, span_len)| **span_len >= len)?;
+        let len = len.checked_next_multiple_of(PAGE)?;
+        // The whole pages of a free span.
+        let mut pages = self.free.iter().map(|(span, span_len)| {
+            let end = span + span_len;
+            span.next_multiple_of(PAGE)..end - end % PAGE
+        });
+        let fits = |pages: &Range<u64>| pages.end.saturating_sub(pages.start) >= len;
+        let offset = if is_small { pages.find(fits)?.start } else { pages.rfind(fits)?.end - len };
         self.withhold(offset, len);
+        self.in_pages.insert(offset);
         Some(offset)
     }
 
     /// The lowest place for `len` bytes in a block of this owner, and the block.
-    fn find_in_blocks(&self, len: u64, owner: u64) -> Option<(u64, u64)> {
+    fn find_in_blocks(&self, len: u64, align: u64, owner: u64) -> Option<(u64, u64)> {
         let mut blocks = self.of_owner.get(&owner)?.iter().copied();
         blocks.find_map(|block| {
             let used = self.blocks.get(&block).map_or(0, |block| block.used);
@@ -82,7 +94,7 @@ impl Heap {
             let before = self.free.range(..from).next_back();
             let mut spans = before.into_iter().chain(self.free.range(from..to));
             spans.find_map(|(span, span_len)| {
-                let (start, end) = ((*span).max(from), (span + span_len).min(to));
+                let (start, end) = ((*span).max(from).next_multiple_of(align), (span + span_len).min(to));
                 (start + len <= end).then_some((start, block))
             })
         })
@@ -124,14 +136,29 @@ impl Heap {
         }
     }
 
-    /// Gives back what [`Heap::allocate`] gave or [`Heap::withhold`] took. `len` is rounded up to pages.
+    /// What a span at `offset`, of `len` bytes by what [`Heap::allocate`] was told, takes of the heap.
+    pub(crate) fn taken(&self, offset: u64, len: u64) -> u64 {
+        len.next_multiple_of(if self.in_pages.contains(&offset) { PAGE } else { GRAIN })
+    }
+
+    /// Gives back what [`Heap::allocate`] gave.
     ///
     /// # Panics
     /// If part of it is free already or outside the heap: our own books would be wrong.
     pub(crate) fn release(&mut self, offset: u64, len: u64) {
-        let len = len.next_multiple_of(PAGE as u64);
-        self.leave_block(offset, len);
-        let (mut offset, mut end) = (offset, offset + len);
+        let len = self.taken(offset, len);
+        if !self.in_pages.remove(&offset) {
+            self.leave_block(offset, len);
+        }
+        self.restore(offset, len);
+    }
+
+    /// Gives back what [`Heap::withhold`] took.
+    ///
+    /// # Panics
+    /// As [`Heap::release`].
+    pub(crate) fn restore(&mut self, mut offset: u64, len: u64) {
+        let mut end = offset + len;
         assert!(offset >= self.start && end <= self.start + self.len, "{offset:#x} is not of this heap");
         if let Some((&next, &next_len)) = self.free.range(offset..).next() {
             assert!(next >= end, "{offset:#x} released twice");
@@ -150,7 +177,7 @@ impl Heap {
     }
 
     fn leave_block(&mut self, offset: u64, len: u64) {
-        let Some(number) = self.in_block.remove(&offset) else { return };
+        let number = offset.saturating_sub(self.start) / self.block_len;
         let Some(block) = self.blocks.get_mut(&number) else { return };
         block.used = block.used.saturating_sub(len);
         if block.used != 0 {
@@ -181,7 +208,8 @@ mod tests {
 
     use super::*;
 
-    const P: u64 = PAGE as u64;
+    const P: u64 = PAGE;
+    const G: u64 = GRAIN;
     const A: u64 = 1;
     const B: u64 = 2;
 
@@ -190,7 +218,7 @@ mod tests {
         let mut heap = Heap::with_blocks(P, 64 * P, 16 * P);
         let empty = heap.clone();
         let turns: Vec<_> =
-            (0..10).map(|_| [A, B].map(|owner| heap.allocate(2 * P, owner).unwrap())).collect();
+            (0..10).map(|_| [A, B].map(|owner| heap.allocate(2 * P, G, owner).unwrap())).collect();
         for owner in [0, 1] {
             let spans: Vec<_> = turns.iter().map(|turn| turn[owner]).collect();
             let neighbours = spans.windows(2).filter(|pair| pair[0] + 2 * P == pair[1]).count();
@@ -198,9 +226,9 @@ mod tests {
         }
         // What is given back is used again first.
         heap.release(turns[3][0], 2 * P);
-        assert_eq!(heap.allocate(2 * P, B), Some(turns[9][1] + 2 * P));
+        assert_eq!(heap.allocate(2 * P, G, B), Some(turns[9][1] + 2 * P));
         heap.release(turns[9][1] + 2 * P, 2 * P);
-        assert_eq!(heap.allocate(2 * P, A), Some(turns[3][0]));
+        assert_eq!(heap.allocate(2 * P, G, A), Some(turns[3][0]));
         turns.iter().flatten().for_each(|span| heap.release(*span, 2 * P));
         assert_eq!(heap, empty, "and nothing is owned any more");
     }
@@ -208,19 +236,19 @@ mod tests {
     #[test]
     fn large_spans_leave_the_blocks_alone_and_small_ones_take_what_is_left() {
         let mut heap = Heap::with_blocks(P, 32 * P, 16 * P);
-        assert_eq!(heap.allocate(8 * P, A), Some(25 * P));
-        assert_eq!(heap.allocate(P, A), Some(P));
-        assert_eq!(heap.allocate(P, B), Some(2 * P), "no block is free as a whole");
-        assert_eq!(heap.allocate(22 * P, B), Some(3 * P));
-        assert_eq!(heap.allocate(P, A), None);
+        assert_eq!(heap.allocate(8 * P, G, A), Some(25 * P));
+        assert_eq!(heap.allocate(P, G, A), Some(P));
+        assert_eq!(heap.allocate(P, G, B), Some(2 * P), "no block is free as a whole");
+        assert_eq!(heap.allocate(22 * P, G, B), Some(3 * P));
+        assert_eq!(heap.allocate(P, G, A), None);
     }
 
     #[test]
     fn what_is_released_can_be_allocated_whole_again() {
         let mut heap = Heap::new(16 * P, 8 * P);
         let empty = heap.clone();
-        let spans: Vec<_> = (0..4).map(|_| heap.allocate(2 * P - 5, A).unwrap()).collect();
-        assert_eq!(heap.allocate(1, A), None);
+        let spans: Vec<_> = (0..4).map(|_| heap.allocate(2 * P - 5, G, A).unwrap()).collect();
+        assert_eq!(heap.allocate(1, G, A), None);
         for index in [2, 0, 3, 1] {
             heap.release(spans[index], 2 * P - 5);
         }
@@ -233,9 +261,9 @@ mod tests {
         let empty = heap.clone();
         heap.withhold(2 * P, 3 * P);
         assert_eq!(heap.free_bytes(), 5 * P);
-        assert_eq!(heap.allocate(3 * P, A), Some(5 * P));
+        assert_eq!(heap.allocate(3 * P, G, A), Some(5 * P));
         heap.release(5 * P, 3 * P);
-        heap.release(2 * P, 3 * P);
+        heap.restore(2 * P, 3 * P);
         assert_eq!(heap, empty);
     }
 
@@ -243,7 +271,7 @@ mod tests {
     #[should_panic(expected = "released twice")]
     fn releasing_twice_is_noticed() {
         let mut heap = Heap::new(0, 8 * P);
-        let span = heap.allocate(P, A).unwrap();
+        let span = heap.allocate(P, G, A).unwrap();
         heap.release(span, P);
         heap.release(span, P);
     }
@@ -252,30 +280,55 @@ mod tests {
     fn absurd_lengths_do_not_fit() {
         let mut heap = Heap::new(0, 8 * P);
         for len in [0, 9 * P, u64::MAX, u64::MAX - P] {
-            assert_eq!(heap.allocate(len, A), None);
+            assert_eq!(heap.allocate(len, G, A), None);
         }
+    }
+
+    #[test]
+    fn small_spans_are_close_and_those_that_need_it_on_pages() {
+        let mut heap = Heap::with_blocks(P, 32 * P, 16 * P);
+        let empty = heap.clone();
+        let len = 2 * P + 3 * G;
+        let spans = [(len - 1, G), (len, G), (2 * P, P)];
+        let [first, second, third] = spans.map(|(len, align)| heap.allocate(len, align, A).unwrap());
+        assert_eq!((first, second), (P, P + len));
+        assert_eq!(third, (second + len).next_multiple_of(P), "the next page");
+        assert_eq!(heap.allocate(G, G, A), Some(second + len), "what is left of the page before");
+        for (offset, len) in [(first, len - 1), (second, len), (third, 2 * P), (second + len, G)] {
+            heap.release(offset, len);
+        }
+        assert_eq!(heap, empty);
     }
 
     proptest! {
         #[test]
-        fn spans_never_overlap_and_nothing_is_lost(steps in proptest::collection::vec((0u64..5, 0usize..16), 1..200)) {
+        fn spans_never_overlap_nor_share_pages_and_nothing_is_lost(
+            steps in proptest::collection::vec((0u64..150, 0usize..16, any::<bool>()), 1..200),
+        ) {
             let mut heap = Heap::with_blocks(P, 32 * P, 8 * P);
             let empty = heap.clone();
-            let mut held: Vec<(u64, u64)> = Vec::new();
-            for (pages, victim) in steps {
-                if pages == 0 && !held.is_empty() {
-                    let (offset, len) = held.swap_remove(victim % held.len());
+            let mut held: Vec<(u64, u64, u64)> = Vec::new();
+            for (grains, victim, on_page) in steps {
+                let (owner, align) = (victim as u64 % 3, if on_page { P } else { G });
+                // Few are of whole grains.
+                let len = (grains * G).saturating_sub(grains % 3);
+                if grains < 30 && !held.is_empty() {
+                    let (offset, len, _) = held.swap_remove(victim % held.len());
                     heap.release(offset, len);
-                } else if let Some(offset) = heap.allocate(pages * P, victim as u64 % 3) {
-                    for (other, len) in &held {
-                        prop_assert!(offset + pages * P <= *other || other + len <= offset);
+                } else if let Some(offset) = heap.allocate(len, align, owner) {
+                    prop_assert!(offset.is_multiple_of(align));
+                    for &(other, other_len, whose) in &held {
+                        prop_assert!(offset + len <= other || other + other_len <= offset);
+                        let pages = |from: u64, len: u64| from / P..=(from + len - 1) / P;
+                        let (ours, theirs) = (pages(offset, len), pages(other, other_len));
+                        prop_assert!(whose == owner || ours.end() < theirs.start() || theirs.end() < ours.start());
                     }
-                    held.push((offset, pages * P));
+                    held.push((offset, len, owner));
                 }
-                let used: u64 = held.iter().map(|(_, len)| len).sum();
+                let used: u64 = held.iter().map(|(offset, len, _)| heap.taken(*offset, *len)).sum();
                 prop_assert_eq!(heap.free_bytes() + used, 32 * P);
             }
-            held.into_iter().for_each(|(offset, len)| heap.release(offset, len));
+            held.into_iter().for_each(|(offset, len, _)| heap.release(offset, len));
             prop_assert_eq!(heap, empty);
         }
     }

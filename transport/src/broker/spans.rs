@@ -50,6 +50,10 @@ impl Spans {
         taken
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Range<u64>> {
+        self.0.iter().map(|(start, end)| *start..*end)
+    }
+
     /// Takes everything out.
     pub(crate) fn take_all(&mut self) -> Vec<Range<u64>> {
         std::mem::take(&mut self.0).into_iter().map(|(start, end)| start..end).collect()

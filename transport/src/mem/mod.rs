@@ -97,6 +97,9 @@ pub trait MemoryMut: Memory {
     /// Several threads and processes of *our own* kernel may do so at once; no other kernel ever writes here.
     fn fetch_or(&self, offset: usize, bits: u64) -> u64;
 
+    /// Changes bits of the aligned word at `offset`; returns what was there. As [`MemoryMut::fetch_or`].
+    fn fetch_xor(&self, offset: usize, bits: u64) -> u64;
+
     /// Adds to the aligned word at `offset`, wrapping; returns what was there. As [`MemoryMut::fetch_or`].
     fn fetch_add(&self, offset: usize, value: u64) -> u64;
 
@@ -130,6 +133,8 @@ pub trait Word: Send + Sync + 'static {
     fn store(&self, value: u64, order: Ordering);
     /// As [`AtomicU64::fetch_or`].
     fn fetch_or(&self, bits: u64, order: Ordering) -> u64;
+    /// As [`AtomicU64::fetch_xor`].
+    fn fetch_xor(&self, bits: u64, order: Ordering) -> u64;
     /// As [`AtomicU64::fetch_and`].
     fn fetch_and(&self, bits: u64, order: Ordering) -> u64;
     /// As [`AtomicU64::fetch_add`].
@@ -156,6 +161,10 @@ macro_rules! impl_word {
             #[inline]
             fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
                 <$word>::fetch_or(self, bits, order)
+            }
+            #[inline]
+            fn fetch_xor(&self, bits: u64, order: Ordering) -> u64 {
+                <$word>::fetch_xor(self, bits, order)
             }
             #[inline]
             fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {

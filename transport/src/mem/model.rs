@@ -113,6 +113,10 @@ impl<W: Word> MemoryMut for ModelMemory<W> {
         self.word(offset).fetch_or(bits, Ordering::AcqRel)
     }
 
+    fn fetch_xor(&self, offset: usize, bits: u64) -> u64 {
+        self.word(offset).fetch_xor(bits, Ordering::AcqRel)
+    }
+
     fn fetch_add(&self, offset: usize, value: u64) -> u64 {
         self.word(offset).fetch_add(value, Ordering::AcqRel)
     }

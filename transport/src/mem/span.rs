@@ -120,6 +120,11 @@ impl MemoryMut for OwnSpan {
     }
 
     #[inline]
+    fn fetch_xor(&self, offset: usize, bits: u64) -> u64 {
+        self.0.word(offset).fetch_xor(bits, Ordering::AcqRel)
+    }
+
+    #[inline]
     fn fetch_add(&self, offset: usize, value: u64) -> u64 {
         self.0.word(offset).fetch_add(value, Ordering::AcqRel)
     }

@@ -10,7 +10,7 @@ pub(crate) mod superblock {
     /// `TOMBOLO\0`.
     pub(crate) const MAGIC: [u8; 8] = *b"TOMBOLO\0";
     /// The layout this crate reads and writes. Another is refused.
-    pub(crate) const VERSION: u32 = 3;
+    pub(crate) const VERSION: u32 = 4;
     /// Bytes of the static part, CRC included.
     pub(crate) const LEN: usize = 128;
     /// The CRC-32 (IEEE) of the bytes before it.

@@ -204,12 +204,12 @@ mod tests {
         let sample = sample();
         let error = Superblock::decode(&sample.encode(), sample.layout.pool_len - 1).unwrap_err();
         assert!(error.contains("truncated"), "{error}");
-        for version in [1, 2, 4] {
+        for version in [1, 2, 3, 5] {
             let mut other = sample.encode();
             other[8] = version;
             let error = Superblock::decode(&other, u64::MAX).unwrap_err();
             assert!(
-                error.contains(&format!("is version {version}, this program knows version 3")),
+                error.contains(&format!("is version {version}, this program knows version 4")),
                 "{error}"
             );
         }

@@ -11,7 +11,7 @@ use crate::addr::Cid;
 use crate::bells::BOARD_BYTES;
 use crate::error::{Error, Result};
 use crate::incarnation::Incarnation;
-use crate::mem::{Mapping, Memory, MemoryMut, OwnSpan, PeerSpan};
+use crate::mem::{Mapping, Memory, MemoryMut, OwnSpan, PAGE, PeerSpan};
 use crate::pool::layout::{Layout, row, superblock};
 use crate::pool::superblock::{RowContent, Superblock};
 use crate::pool::{
@@ -245,10 +245,14 @@ impl Pool {
         &self.whole
     }
 
+    /// The pages that these bytes lie on become writable.
     pub(crate) fn writable(&self, start: usize, len: usize) -> Result<OwnSpan> {
-        self.mapping
-            .make_writable(start..start + len)
-            .map_err(|e| Error::BadPool { path: self.name.to_string(), reason: explain(&e) })
+        let bad =
+            |e: &dyn std::error::Error| Error::BadPool { path: self.name.to_string(), reason: explain(e) };
+        let (before, end) = (start % PAGE, start.saturating_add(len));
+        let pages = start - before..end.checked_next_multiple_of(PAGE).unwrap_or(end);
+        let span = self.mapping.make_writable(pages).map_err(|e| bad(&e))?;
+        span.sub(before, len).map_err(|e| bad(&e))
     }
 }
 

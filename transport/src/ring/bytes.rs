@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use super::half::{OwnHalf, PeerHalf};
 use super::layout::*;
 use super::park::{Arm, Wake};
-use super::side::Side;
+use super::side::{ReceivingSide, SendingSide, Side};
 use super::{Liveness, RingError};
 use crate::mem::{Memory, MemoryMut};
 
@@ -36,21 +36,21 @@ where
     L: Liveness,
 {
     assert!(own.layout.bytes_log2 != 0 && peer.layout.bytes_log2 != 0, "a byte stream needs byte rings");
-    let tx = Side::sending(own.clone(), peer.clone(), live.clone());
-    (ByteTx::new(tx), ByteRx::new(Side::receiving(own, peer, live)))
+    let tx = Side::new(own.clone(), peer.clone(), live.clone());
+    (ByteTx::new(tx), ByteRx::new(Side::new(own, peer, live)))
 }
 
 /// The writing end of a byte stream. One owner; may move between threads.
 #[derive(Debug)]
 pub struct ByteTx<M: MemoryMut, P: Memory, L: Liveness> {
-    side: Side<M, P, L>,
+    side: SendingSide<M, P, L>,
     out: Outgoing,
 }
 
 /// The reading end of a byte stream. One owner; may move between threads.
 #[derive(Debug)]
 pub struct ByteRx<M: MemoryMut, P: Memory, L: Liveness> {
-    side: Side<M, P, L>,
+    side: ReceivingSide<M, P, L>,
     ring: Ring,
     /// Bytes consumed.
     head: u64,
@@ -62,7 +62,7 @@ pub struct ByteRx<M: MemoryMut, P: Memory, L: Liveness> {
 }
 
 impl<M: MemoryMut, P: Memory, L: Liveness> ByteTx<M, P, L> {
-    fn new(side: Side<M, P, L>) -> Self {
+    fn new(side: SendingSide<M, P, L>) -> Self {
         let out = Outgoing::new(side.own.layout);
         Self { side, out }
     }
@@ -134,7 +134,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> ByteTx<M, P, L> {
 }
 
 impl<M: MemoryMut, P: Memory, L: Liveness> ByteRx<M, P, L> {
-    fn new(side: Side<M, P, L>) -> Self {
+    fn new(side: ReceivingSide<M, P, L>) -> Self {
         let ring = Ring::of(side.peer.layout);
         Self { side, ring, head: 0, head_published: 0, tail: 0, owed: Wake::NotNeeded }
     }
@@ -294,7 +294,7 @@ impl Outgoing {
     }
 
     /// Asks the peer how much it has consumed.
-    pub(super) fn refresh<M, P, L>(&mut self, side: &mut Side<M, P, L>) -> Result<(), RingError>
+    pub(super) fn refresh<M, P, L>(&mut self, side: &mut SendingSide<M, P, L>) -> Result<(), RingError>
     where
         M: MemoryMut,
         P: Memory,

@@ -17,7 +17,7 @@ const MESSAGES: HalfLayout = HalfLayout { slots_log2: 2, bytes_log2: 7, loan_cou
 const STREAM: HalfLayout = HalfLayout { slots_log2: 0, bytes_log2: 7, loan_count: 0, loan_log2: 0 };
 
 /// What the peer's half says beyond its slots.
-pub(super) const CONTROL: [usize; 10] = [
+pub(super) const CONTROL: [usize; 9] = [
     AT_STATE,
     AT_BELL_COUNT,
     AT_BYTE_TAIL,
@@ -27,7 +27,6 @@ pub(super) const CONTROL: [usize; 10] = [
     AT_SPACE_TICKET,
     AT_SPACE_WANTED,
     AT_LOAN_RETURNS,
-    AT_LOAN_RETURNS + 8,
 ];
 
 /// A peer that may die at any moment.

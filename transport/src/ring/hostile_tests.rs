@@ -181,8 +181,9 @@ fn a_foreign_return_of_a_loan_is_refused() {
     assert!(tx.loan(1).is_ok());
     let loan = tx.loan(1).unwrap();
     tx.send_loan(loan).unwrap();
-    memory[1].store(AT_LOAN_RETURNS, 9, Ordering::Relaxed);
-    assert_eq!(misbehaviour(tx.loan(1)), "it returned lending 9 of loan 0, which is at 2");
+    // The other one is lent.
+    memory[1].store(AT_LOAN_RETURNS, 0b100, Ordering::Relaxed);
+    assert_eq!(misbehaviour(tx.loan(1)), "it returned loan 2, which it does not have");
 }
 
 #[test]
@@ -217,7 +218,7 @@ fn a_scribbling_peer_does_no_harm() {
                 random ^= random << 17;
                 let at = (random >> 32) as usize % (AT_SLOTS + 8 * SLOT);
                 let at = at - at % 8;
-                if at >= 0x20 {
+                if at >= AT_STATE {
                     let small = if random & 1 == 0 { random & 0xf } else { random & 0x3f_0000_000f };
                     their_half.store(at, small, Ordering::Release);
                 }

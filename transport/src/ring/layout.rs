@@ -2,50 +2,52 @@
 //!
 //! A half is the part of a connection's memory that one side alone writes. All words are 64 bits, 8-byte aligned, in
 //! **little-endian** order (both kernels run on one machine; big-endian machines are not supported). "Reader" is the other side. Offsets in bytes
-//! from the start of the half, which is page-aligned in its extent. What is not listed is reserved: zero.
+//! from the start of the half, which is [aligned](HalfLayout::align) in its extent. What is not listed is reserved: zero.
 //!
 //! | offset | word | written | a reader must check |
 //! |---|---|---|---|
 //! | 0x000 | magic [`MAGIC`] | last of the first line, once, before the half is announced | equal |
 //! | 0x008 | nonce: chosen for this connection | once | equal to what the broker said |
 //! | 0x010 | layout word, see [`HalfLayout::to_word`] | once | equal to what the broker said, which must be valid |
-//! | 0x080 | state bits, see [`State`](super::State) | bits are only ever set, with Release | unknown bits are ignored |
-//! | 0x100 | bell count | +1 each time this side decides to ring the other | any value; only a change means something |
-//! | 0x180 | byte tail: bytes published in this half's byte ring | by the byte stream's writer, Release | >= the last seen, <= own head + size of the ring |
-//! | 0x200 | slots consumed: messages taken out of the *other* half's slots | lazily, Release | >= the last seen, <= messages sent |
-//! | 0x208 | bytes consumed: taken out of the *other* half's byte ring | lazily, Release | >= the last seen, <= bytes sent |
-//! | 0x280 | data ticket: odd while this side sleeps until data come | on parking | any value |
-//! | 0x288 | space ticket: odd while this side sleeps until there is room | on parking | any value |
-//! | 0x290 | space wanted: bytes of room needed before waking is worth it | before the space ticket | clamped to the ring's size |
-//! | 0x400 + 8 i | return word of the other half's loan i: the sequence number of the loan returned last | on return, Release | the last accepted, or the one now lent |
-//! | 0x800 + 64 s | slot s: a cache line, see [`message`](super::message) | | see there |
+//! | 0x018 | state bits, see [`State`](super::State) | bits are only ever set, with Release | unknown bits are ignored |
+//! | 0x020 | data ticket: odd while this side sleeps until data come | on parking | any value |
+//! | 0x028 | space ticket: odd while this side sleeps until there is room | on parking | any value |
+//! | 0x030 | space wanted: bytes of room needed before waking is worth it | before the space ticket | clamped to the ring's size |
+//! | 0x038 | bell count | +1 each time this side decides to ring the other | any value; only a change means something |
+//! | 0x080 | slots consumed: messages taken out of the *other* half's slots | lazily, Release | >= the last seen, <= messages sent |
+//! | 0x088 | bytes consumed: taken out of the *other* half's byte ring | lazily, Release | >= the last seen, <= bytes sent |
+//! | 0x090 | loan returns: bit i changes with each return of the *other* half's loan i | on return, Release | only bits of loans that are lent have changed since it was last accepted |
+//! | 0x100 | byte tail: bytes published in this half's byte ring | by the byte stream's writer, Release | >= the last seen, <= own head + size of the ring |
+//! | 0x180 + 64 s | slot s: a cache line, see [`message`](super::message) | | see there |
 //! | [`bytes_at`](HalfLayout::bytes_at) | byte ring | before the tail (or the slot) that publishes it | never interpreted |
 //! | [`loans_at`](HalfLayout::loans_at) | loans, one after the other | before the slot that names it | never interpreted |
 //!
-//! Words that are written often by different tasks lie 128 bytes apart: some processors fetch lines in pairs.
+//! Words that are written often by different tasks lie 128 bytes apart, and so do halves: some processors fetch lines in pairs. What shares a line is
+//! written by one task (what has been taken and returned), or a few times in a life or only where a system call follows (state, tickets, bells): who
+//! flushes looks at all of the first line.
 
 /// The first word of a half.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"TmbHalf1");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"TmbHalf2");
 
 pub(super) const AT_MAGIC: usize = 0x000;
 pub(super) const AT_NONCE: usize = 0x008;
 pub(super) const AT_LAYOUT: usize = 0x010;
-pub(super) const AT_STATE: usize = 0x080;
-pub(super) const AT_BELL_COUNT: usize = 0x100;
-pub(super) const AT_BYTE_TAIL: usize = 0x180;
-pub(super) const AT_SLOTS_CONSUMED: usize = 0x200;
-pub(super) const AT_BYTES_CONSUMED: usize = 0x208;
-pub(super) const AT_DATA_TICKET: usize = 0x280;
-pub(super) const AT_SPACE_TICKET: usize = 0x288;
-pub(super) const AT_SPACE_WANTED: usize = 0x290;
-pub(super) const AT_LOAN_RETURNS: usize = 0x400;
-pub(super) const AT_SLOTS: usize = 0x800;
+pub(super) const AT_STATE: usize = 0x018;
+pub(super) const AT_DATA_TICKET: usize = 0x020;
+pub(super) const AT_SPACE_TICKET: usize = 0x028;
+pub(super) const AT_SPACE_WANTED: usize = 0x030;
+pub(super) const AT_BELL_COUNT: usize = 0x038;
+pub(super) const AT_SLOTS_CONSUMED: usize = 0x080;
+pub(super) const AT_BYTES_CONSUMED: usize = 0x088;
+pub(super) const AT_LOAN_RETURNS: usize = 0x090;
+pub(super) const AT_BYTE_TAIL: usize = 0x100;
+pub(super) const AT_SLOTS: usize = 0x180;
 
 /// Bytes of a slot: one cache line.
 pub const SLOT: usize = 64;
 
 /// Where in the slot that announces a loan its first bytes are, and how many at most.
-pub(super) const LOAN_HEAD_AT: usize = 32;
+pub(super) const LOAN_HEAD_AT: usize = 24;
 pub(super) const LOAN_HEAD: usize = SLOT - LOAN_HEAD_AT;
 
 /// Most slots in a half, as a power of two: 4 MiB of them.
@@ -54,17 +56,23 @@ pub const SLOTS_LOG2_MAX: u8 = 16;
 pub const BYTES_LOG2_MIN: u8 = 6;
 /// Largest byte ring, as a power of two: 1 GiB.
 pub const BYTES_LOG2_MAX: u8 = 30;
-/// Most loans in a half: their states fit one word.
+/// Most loans in a half: a word has a bit for each.
 pub const LOANS_MAX: u8 = 64;
 /// Smallest loan, as a power of two: a page.
 pub const LOAN_LOG2_MIN: u8 = 12;
 /// Largest loan, as a power of two: 1 GiB.
 pub const LOAN_LOG2_MAX: u8 = 30;
 
+/// Halves lie at multiples of this, in bytes: two cache lines.
+pub const HALF_ALIGN: usize = 128;
+/// Byte rings of this size, as a power of two, and larger ones begin on a page: 64 KiB. Long messages and parts of streams, often of whole pages, then lie on
+/// fewer pages. Beside smaller rings, what would lie idle is too much.
+const BYTES_ON_PAGE_LOG2: u8 = 16;
+
 const PAGE: usize = crate::mem::PAGE;
 
-const _: () = assert!(AT_LOAN_RETURNS + 8 * LOANS_MAX as usize <= AT_SLOTS);
-const _: () = assert!(AT_SLOTS.is_multiple_of(SLOT));
+const _: () = assert!(LOANS_MAX as u32 <= u64::BITS);
+const _: () = assert!(AT_SLOTS.is_multiple_of(HALF_ALIGN) && PAGE.is_multiple_of(HALF_ALIGN));
 
 /// The sizes of one half. A size of zero means there is none of that kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -173,14 +181,23 @@ impl HalfLayout {
         AT_SLOTS + index * SLOT
     }
 
-    /// Offset of the byte ring: the first page after the slots.
-    pub fn bytes_at(self) -> usize {
-        (AT_SLOTS + self.slots() * SLOT).next_multiple_of(PAGE)
+    /// What a half lies at a multiple of, in bytes: a page if something in it begins on one, else [`HALF_ALIGN`].
+    pub fn align(self) -> usize {
+        if self.loan_count == 0 { self.bytes_align() } else { PAGE }
     }
 
-    /// Offset of the first loan: the first page after the byte ring.
+    fn bytes_align(self) -> usize {
+        if self.bytes_log2 < BYTES_ON_PAGE_LOG2 { HALF_ALIGN } else { PAGE }
+    }
+
+    /// Offset of the byte ring: the first pair of lines after the slots, or the first page if it is large.
+    pub fn bytes_at(self) -> usize {
+        (AT_SLOTS + self.slots() * SLOT).next_multiple_of(self.bytes_align())
+    }
+
+    /// Offset of the first loan: the first page after the byte ring. Without loans the end of the half.
     pub fn loans_at(self) -> usize {
-        (self.bytes_at() + self.byte_capacity()).next_multiple_of(PAGE)
+        (self.bytes_at() + self.byte_capacity()).next_multiple_of(self.align())
     }
 
     /// Offset of loan `index`.
@@ -188,7 +205,7 @@ impl HalfLayout {
         self.loans_at() + (index << self.loan_log2)
     }
 
-    /// Length of the half in bytes: whole pages.
+    /// Length of the half in bytes: a multiple of [`HalfLayout::align`].
     pub fn total_len(self) -> usize {
         self.loans_at() + usize::from(self.loan_count) * self.loan_len()
     }
@@ -202,8 +219,8 @@ mod tests {
 
     #[test]
     fn the_defaults_are_valid_and_as_long_as_documented() {
-        assert_eq!(HalfLayout::MESSAGES.validate().unwrap().total_len(), 264 * 1024);
-        assert_eq!(HalfLayout::STREAM.validate().unwrap().total_len(), 260 * 1024);
+        assert_eq!(HalfLayout::MESSAGES.validate().unwrap().total_len(), 264 << 10);
+        assert_eq!(HalfLayout::STREAM.validate().unwrap().total_len(), 260 << 10);
     }
 
     proptest! {
@@ -215,7 +232,14 @@ mod tests {
                 prop_assert!(HalfLayout::slot_at(layout.slots()) <= layout.bytes_at());
                 prop_assert!(layout.bytes_at() + layout.byte_capacity() <= layout.loans_at());
                 prop_assert!(layout.loan_at(layout.loan_count.into()) <= layout.total_len());
-                prop_assert!(layout.total_len().is_multiple_of(PAGE));
+                prop_assert!(layout.total_len().is_multiple_of(layout.align()));
+                let is_large = layout.byte_capacity() >= 64 << 10;
+                let bytes_align = if is_large { PAGE } else { HALF_ALIGN };
+                prop_assert!(layout.bytes_at().is_multiple_of(bytes_align));
+                prop_assert!(layout.loan_count == 0 || layout.loans_at().is_multiple_of(PAGE));
+                let slots_and_ring = layout.slots() * SLOT + layout.byte_capacity();
+                let is_close = layout.total_len() < AT_SLOTS + slots_and_ring + HALF_ALIGN;
+                prop_assert!(is_close || is_large || layout.loan_count != 0);
             }
         }
     }

@@ -1,10 +1,10 @@
 //! Very long messages without copying them through a ring: buffers in the sender's half, lent and returned.
 //!
 //! The sender [loans](super::MessageTx::loan) a buffer, writes it in place and sends its descriptor in a slot. The receiver gets a
-//! [`Received`] guard that reads it where it is; dropping the guard returns the buffer, by storing the loan's *sequence number* in the
-//! receiver's half. Each lending of a buffer has the next number, so a word says by itself whether the buffer is back: nothing has to
-//! arrive in order. Which buffers are free is known to the sender privately; a word that is
-//! neither the last accepted number nor the one now lent (a double or foreign return) ends the connection.
+//! [`Received`] guard that reads it where it is; dropping the guard returns the buffer, by changing the loan's *bit* in a word of the
+//! receiver's half. Lendings and returns of a buffer take turns, so the bit says by itself whether the buffer is back: nothing has to
+//! arrive in order. Which buffers are lent is known to the sender privately; a change of the bit of one that is not (a foreign
+//! return) ends the connection. Changing a bit twice only keeps the buffer, as holding it does.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,12 +18,12 @@ use crate::mem::{Memory, MemoryMut, Word};
 
 /// The sender's private account of its buffers.
 pub(super) struct LoanTable<M: MemoryMut> {
-    /// Shared with the [`LoanMut`]s, which put themselves back.
-    lender: Arc<Lender<M>>,
+    /// Shared with the [`LoanMut`]s, which put themselves back. `None`: there are no loans.
+    lender: Option<Arc<Lender<M>>>,
     /// Bit i: buffer i is with the receiver.
     lent: u64,
-    /// The number of the latest lending of each buffer; 0: never lent.
-    sequence: Box<[u64]>,
+    /// The receiver's word as last accepted: bit i has changed with each return of buffer i.
+    returned: u64,
 }
 
 struct Lender<M: MemoryMut> {
@@ -36,65 +36,60 @@ impl<M: MemoryMut> LoanTable<M> {
     pub(super) fn new(own: &OwnHalf<M>) -> Self {
         let count = usize::from(own.layout.loan_count);
         let all = if count == 64 { u64::MAX } else { (1 << count) - 1 };
-        let lender = Arc::new(Lender { own: own.clone(), free: M::Word::new(all) });
-        Self { lender, lent: 0, sequence: vec![0; count].into() }
+        let lender = (count != 0).then(|| Arc::new(Lender { own: own.clone(), free: M::Word::new(all) }));
+        Self { lender, lent: 0, returned: 0 }
     }
 
     /// Takes the buffers back that the receiver has returned. The error says what the receiver did wrong.
     pub(super) fn reclaim<P: Memory>(&mut self, peer: &P) -> Result<(), String> {
-        let mut rest = self.lent;
-        while rest != 0 {
-            let index = rest.trailing_zeros() as usize;
-            let bit = 1 << index;
-            rest &= !bit;
-            let returned = peer.load(AT_LOAN_RETURNS + 8 * index, Ordering::Acquire); // SYNC: loan
-            let lent = self.sequence[index];
-            if returned == lent {
-                self.lent &= !bit;
-                // Its reader has had the first line.
-                self.lender.own.mem.prefetch_write(self.lender.own.layout.loan_at(index), SLOT);
-                self.lender.free.fetch_or(bit, Ordering::AcqRel);
-            } else if returned != lent - 1 {
-                return Err(format!("it returned lending {returned} of loan {index}, which is at {lent}"));
-            }
+        let back = peer.load(AT_LOAN_RETURNS, Ordering::Acquire) ^ self.returned; // SYNC: loan
+        let foreign = back & !self.lent;
+        if foreign != 0 {
+            return Err(format!("it returned loan {}, which it does not have", foreign.trailing_zeros()));
         }
+        let Some(lender) = self.lender.as_ref().filter(|_| back != 0) else { return Ok(()) };
+        self.lent &= !back;
+        self.returned ^= back;
+        let mut rest = back;
+        while rest != 0 {
+            // Their reader has had the first line.
+            let at = lender.own.layout.loan_at(rest.trailing_zeros() as usize);
+            lender.own.mem.prefetch_write(at, SLOT);
+            rest &= rest - 1;
+        }
+        lender.free.fetch_or(back, Ordering::AcqRel);
         Ok(())
     }
 
     pub(super) fn any_free(&self) -> bool {
-        self.lender.free.load(Ordering::Acquire) != 0
+        self.lender.as_ref().is_some_and(|lender| lender.free.load(Ordering::Acquire) != 0)
     }
 
-    /// A free buffer, now taken.
-    pub(super) fn take(&mut self) -> Option<usize> {
-        let free = self.lender.free.load(Ordering::Acquire);
+    /// A free buffer, now taken, for a message of `len` bytes.
+    pub(super) fn take(&mut self, len: usize) -> Option<LoanMut<M>> {
+        let lender = self.lender.as_ref()?;
+        let free = lender.free.load(Ordering::Acquire);
         (free != 0).then(|| {
-            let index = free.trailing_zeros();
-            self.lender.free.fetch_and(!(1 << index), Ordering::AcqRel);
-            index as usize
+            let index = free.trailing_zeros() as usize;
+            lender.free.fetch_and(!(1 << index), Ordering::AcqRel);
+            let at = lender.own.layout.loan_at(index);
+            LoanMut { lender: Arc::clone(lender), at, len, index, sent: false }
         })
     }
 
     /// The buffer that [`LoanTable::take`] would give.
     pub(super) fn next(&self) -> Option<usize> {
-        let free = self.lender.free.load(Ordering::Relaxed);
+        let free = self.lender.as_ref()?.free.load(Ordering::Relaxed);
         (free != 0).then(|| free.trailing_zeros() as usize)
     }
 
-    /// The number of the lending that begins now.
-    pub(super) fn lend(&mut self, index: usize) -> u64 {
+    /// The receiver gets it.
+    pub(super) fn lend(&mut self, index: usize) {
         self.lent |= 1 << index;
-        self.sequence[index] += 1;
-        self.sequence[index]
     }
 
     pub(super) fn owns(&self, loan: &LoanMut<M>) -> bool {
-        Arc::ptr_eq(&self.lender, &loan.lender)
-    }
-
-    pub(super) fn guard(&self, index: usize, len: usize) -> LoanMut<M> {
-        let at = self.lender.own.layout.loan_at(index);
-        LoanMut { lender: Arc::clone(&self.lender), at, len, index, sent: false }
+        self.lender.as_ref().is_some_and(|lender| Arc::ptr_eq(lender, &loan.lender))
     }
 }
 
@@ -196,7 +191,6 @@ pub(super) struct Lent<M: MemoryMut, P: Memory, L: Liveness> {
     pub(super) borrower: Arc<Borrower<M, P, L>>,
     pub(super) index: usize,
     pub(super) len: usize,
-    pub(super) sequence: u64,
     /// The first `head_len` bytes, as the slot had them: most messages begin with what says what they are.
     pub(super) head: [u8; LOAN_HEAD],
     pub(super) head_len: usize,
@@ -299,7 +293,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> Drop for Lent<M, P, L> {
         let Borrower { own, peer, cross, bell, .. } = &*self.borrower;
         // Before the return is visible: the sender may lend the buffer again at once.
         cross.held.fetch_and(!(1 << self.index), Ordering::AcqRel);
-        own.mem.store(AT_LOAN_RETURNS + 8 * self.index, self.sequence, Ordering::Release); // SYNC: loan
+        own.mem.fetch_xor(AT_LOAN_RETURNS, 1 << self.index); // Release, SYNC: loan
         M::fence(); // pairs with the fence in `Parker::arm`
         let ticket = peer.mem.load(AT_SPACE_TICKET, Ordering::Acquire);
         if ticket.is_multiple_of(2) || ticket == cross.rung_for_loan.load(Ordering::Relaxed) {

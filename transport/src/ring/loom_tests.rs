@@ -55,11 +55,11 @@ fn half(layout: HalfLayout) -> Model {
     let rest = [
         words(AT_MAGIC, 3),
         words(AT_STATE, 1),
-        words(AT_BELL_COUNT, 1),
         words(AT_BYTE_TAIL, 1),
         words(AT_SLOTS_CONSUMED, 2),
+        words(AT_LOAN_RETURNS, 1),
         words(AT_DATA_TICKET, 3),
-        words(AT_LOAN_RETURNS, usize::from(layout.loan_count)),
+        words(AT_BELL_COUNT, 1),
         words(layout.bytes_at(), layout.byte_capacity() / 8),
         words(layout.loans_at(), usize::from(layout.loan_count)),
     ];

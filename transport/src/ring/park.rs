@@ -10,7 +10,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::layout::{AT_BELL_COUNT, AT_DATA_TICKET, AT_SPACE_TICKET};
+use super::layout::AT_BELL_COUNT;
 use crate::mem::{Memory, MemoryMut};
 
 /// Whether the peer has to be woken.
@@ -33,22 +33,13 @@ pub enum Arm {
     Ready,
 }
 
-/// The sleeper's side: one ticket word in our own half.
-#[derive(Debug)]
-pub(super) struct Parker {
-    at: usize,
+/// The sleeper's side: the ticket word `AT` in our own half.
+#[derive(Debug, Default)]
+pub(super) struct Parker<const AT: usize> {
     ticket: u64,
 }
 
-impl Parker {
-    pub(super) fn for_data() -> Self {
-        Self { at: AT_DATA_TICKET, ticket: 0 }
-    }
-
-    pub(super) fn for_space() -> Self {
-        Self { at: AT_SPACE_TICKET, ticket: 0 }
-    }
-
+impl<const AT: usize> Parker<AT> {
     #[inline]
     pub(super) fn is_armed(&self) -> bool {
         self.ticket % 2 == 1
@@ -57,7 +48,7 @@ impl Parker {
     /// Publishes a new odd ticket. The caller must look for work again after this, before it sleeps.
     pub(super) fn arm<M: MemoryMut>(&mut self, own: &M) {
         self.ticket = self.ticket.wrapping_add(1) | 1;
-        own.store(self.at, self.ticket, Ordering::Release);
+        own.store(AT, self.ticket, Ordering::Release);
         M::fence(); // pairs with the fence in `Ringer::due`'s callers
     }
 
@@ -65,31 +56,22 @@ impl Parker {
     pub(super) fn disarm<M: MemoryMut>(&mut self, own: &M) {
         if self.is_armed() {
             self.ticket = self.ticket.wrapping_add(1);
-            own.store(self.at, self.ticket, Ordering::Release);
+            own.store(AT, self.ticket, Ordering::Release);
         }
     }
 }
 
-/// The writer's side: one ticket word in the peer's half, and what we rang for.
-#[derive(Debug)]
-pub(super) struct Ringer {
-    at: usize,
+/// The writer's side: the ticket word `AT` in the peer's half, and what we rang for.
+#[derive(Debug, Default)]
+pub(super) struct Ringer<const AT: usize> {
     rung: u64,
 }
 
-impl Ringer {
-    pub(super) fn for_data() -> Self {
-        Self { at: AT_DATA_TICKET, rung: 0 }
-    }
-
-    pub(super) fn for_space() -> Self {
-        Self { at: AT_SPACE_TICKET, rung: 0 }
-    }
-
+impl<const AT: usize> Ringer<AT> {
     /// The ticket of a sleeper that we have not rung for yet. Call it after publishing and a fence.
     #[inline]
     pub(super) fn sleeper<P: Memory>(&self, peer: &P) -> Option<u64> {
-        let ticket = peer.load(self.at, Ordering::Acquire);
+        let ticket = peer.load(AT, Ordering::Acquire);
         (ticket % 2 == 1 && ticket != self.rung).then_some(ticket)
     }
 
@@ -106,12 +88,14 @@ impl Ringer {
 mod tests {
     use super::*;
     use crate::mem::ModelMemory;
+    use crate::ring::layout::{AT_DATA_TICKET, AT_SPACE_TICKET};
 
     #[test]
     fn a_sleeper_is_rung_once_per_ticket() {
         let memory: ModelMemory = ModelMemory::new(4096);
         let own: ModelMemory = ModelMemory::new(4096);
-        let (mut parker, mut ringer) = (Parker::for_data(), Ringer::for_data());
+        let mut parker = Parker::<AT_DATA_TICKET>::default();
+        let mut ringer = Ringer::<AT_DATA_TICKET>::default();
         for sleep in 1..4 {
             assert_eq!(ringer.sleeper(&memory), None);
             parker.arm(&memory);
@@ -126,7 +110,8 @@ mod tests {
     #[test]
     fn arming_again_takes_a_new_ticket() {
         let memory: ModelMemory = ModelMemory::new(4096);
-        let (mut parker, mut ringer) = (Parker::for_space(), Ringer::for_space());
+        let mut parker = Parker::<AT_SPACE_TICKET>::default();
+        let mut ringer = Ringer::<AT_SPACE_TICKET>::default();
         parker.arm(&memory);
         let first = ringer.sleeper(&memory).unwrap();
         let _ = ringer.ring(first, &memory);

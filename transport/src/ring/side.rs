@@ -2,6 +2,7 @@
 //! wakes the other side.
 
 use super::half::{OwnHalf, PeerHalf, State};
+use super::layout::{AT_DATA_TICKET, AT_SPACE_TICKET};
 use super::park::{Arm, Parker, Ringer, Wake};
 use super::{Liveness, RingError, misbehaved};
 use crate::error::ResetCause;
@@ -12,29 +13,33 @@ pub(super) const ENDED: State = State::SHUT_WR.or(State::CLOSED).or(State::RESET
 /// Bits of the peer's state after which it reads nothing more.
 pub(super) const DEAF: State = State::SHUT_RD.or(State::CLOSED).or(State::RESET);
 
+/// Of the end that waits for room and wakes whoever waits for data.
+pub(super) type SendingSide<M, P, L> = Side<M, P, L, AT_SPACE_TICKET, AT_DATA_TICKET>;
+/// Of the end that waits for data and wakes whoever waits for room.
+pub(super) type ReceivingSide<M, P, L> = Side<M, P, L, AT_DATA_TICKET, AT_SPACE_TICKET>;
+
+/// It parks with our ticket word `PARK` and rings for the peer's ticket word `RING`.
 #[derive(Debug)]
-pub(super) struct Side<M, P, L> {
+pub(super) struct Side<M, P, L, const PARK: usize, const RING: usize> {
     pub(super) own: OwnHalf<M>,
     pub(super) peer: PeerHalf<P>,
     pub(super) live: L,
     /// Why nothing works here any more. Once set it stays.
-    pub(super) stopped: Option<RingError>,
-    pub(super) parker: Parker,
-    pub(super) ringer: Ringer,
+    pub(super) stopped: Option<Box<RingError>>,
+    pub(super) parker: Parker<PARK>,
+    pub(super) ringer: Ringer<RING>,
     /// For senders: something was published, or the end said, since the last flush.
     pub(super) unflushed: bool,
 }
 
-impl<M: MemoryMut, P: Memory, L: Liveness> Side<M, P, L> {
-    /// One that waits for room and wakes whoever waits for data.
-    pub(super) fn sending(own: OwnHalf<M>, peer: PeerHalf<P>, live: L) -> Self {
-        let (parker, ringer) = (Parker::for_space(), Ringer::for_data());
-        Self { own, peer, live, stopped: None, parker, ringer, unflushed: false }
-    }
-
-    /// One that waits for data and wakes whoever waits for room.
-    pub(super) fn receiving(own: OwnHalf<M>, peer: PeerHalf<P>, live: L) -> Self {
-        let (parker, ringer) = (Parker::for_data(), Ringer::for_space());
+impl<M, P, L, const PARK: usize, const RING: usize> Side<M, P, L, PARK, RING>
+where
+    M: MemoryMut,
+    P: Memory,
+    L: Liveness,
+{
+    pub(super) fn new(own: OwnHalf<M>, peer: PeerHalf<P>, live: L) -> Self {
+        let (parker, ringer) = Default::default();
         Self { own, peer, live, stopped: None, parker, ringer, unflushed: false }
     }
 
@@ -76,7 +81,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> Side<M, P, L> {
     pub(super) fn running(&self) -> Result<(), RingError> {
         match &self.stopped {
             None => Ok(()),
-            Some(error) => Err(error.clone()),
+            Some(error) => Err(RingError::clone(error)),
         }
     }
 
@@ -118,7 +123,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> Side<M, P, L> {
     #[cold]
     pub(super) fn reset(&mut self, cause: ResetCause) -> RingError {
         let error = RingError::Reset(cause);
-        self.stopped = Some(error.clone());
+        self.stopped = Some(Box::new(error.clone()));
         error
     }
 
@@ -126,7 +131,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> Side<M, P, L> {
     pub(super) fn shut_writing(&mut self) {
         if self.stopped.is_none() {
             self.own.set_state(State::SHUT_WR);
-            self.stopped = Some(RingError::Shutdown);
+            self.stopped = Some(Box::new(RingError::Shutdown));
             self.unflushed = true;
         }
     }
@@ -135,7 +140,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> Side<M, P, L> {
     pub(super) fn shut_reading(&mut self) {
         if self.stopped.is_none() {
             self.own.set_state(State::SHUT_RD);
-            self.stopped = Some(RingError::Shutdown);
+            self.stopped = Some(Box::new(RingError::Shutdown));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use super::half::{OwnHalf, PeerHalf};
 use super::layout::HalfLayout;
 use super::{ByteRx, ByteTx, MessageRx, MessageTx, byte_pair, message_pair};
-use crate::mem::{Mapping, ModelMemory, OwnSpan, PeerSpan};
+use crate::mem::{Mapping, ModelMemory, OwnSpan, PAGE, PeerSpan};
 
 pub(super) type Model = ModelMemory<AtomicU64>;
 pub(super) type Mapped<E> = (E, E);
@@ -61,7 +61,7 @@ pub(super) fn mapped_bytes(layout: HalfLayout) -> Mapped<MappedBytes> {
 
 fn mapped<E>(layout: HalfLayout, end: impl Fn(OwnHalf<OwnSpan>, PeerHalf<PeerSpan>) -> E) -> Mapped<E> {
     let file = tempfile::tempfile().unwrap();
-    let len = layout.total_len();
+    let len = layout.total_len().next_multiple_of(PAGE);
     file.set_len(2 * len as u64).unwrap();
     let mappings = [0, 1].map(|_| Mapping::map(&file, 0, 2 * len).unwrap());
     let owns = [0, 1].map(|i| {

@@ -23,7 +23,7 @@ use crate::fds;
 use crate::mem::OwnSpan;
 use crate::options::AttachOptions;
 use crate::pool::{Member, Pool};
-use crate::shm::conn::Conn;
+use crate::shm::conn::{Conn, OwnWords};
 use crate::shm::conns::Conns;
 use crate::shm::{budget, reactor};
 
@@ -39,6 +39,7 @@ pub(super) struct Client {
     pub(super) cid: Cid,
     pub(super) member: Member,
     pub(super) pool: Pool,
+    pub(super) own_words: OwnWords,
     /// How long a task asks before it sleeps, at most.
     pub(super) budget_ticks: u64,
     /// This kernel has one processor.
@@ -106,6 +107,7 @@ impl Client {
         let client = Arc::new(Self {
             cid,
             member,
+            own_words: OwnWords::new(&pool, member),
             pool,
             budget_ticks: budget::budget_ticks(options.spin),
             is_uniprocessor: budget::is_uniprocessor(),

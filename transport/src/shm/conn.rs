@@ -33,41 +33,53 @@ pub(super) struct Conn {
     pub(super) own: OwnHalf<OwnSpan>,
     pub(super) theirs: PeerHalf<PeerSpan>,
     words: LiveWords,
-    pub(super) reading: Parking,
-    pub(super) writing: Parking,
+    /// Where each [direction](Direction) sleeps, and whether it does.
+    wakers: [AtomicWaker; 2],
+    parked: [AtomicBool; 2],
     /// Dropping it tells the peer that data was lost.
     reset_on_drop: AtomicBool,
     /// The peer's bells that the reactor has seen.
     bells_seen: AtomicU64,
 }
 
-/// Where one direction sleeps.
-#[derive(Debug, Default)]
-pub(super) struct Parking {
-    pub(super) waker: AtomicWaker,
-    pub(super) parked: AtomicBool,
+/// What a task of ours does with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    Reading,
+    Writing,
 }
 
-/// The words that say whether both sides still are who they were.
+/// The words that say whether the peer still is who it was, by their offsets in the pool; and what they, and [our own](OwnWords), said then.
 #[derive(Clone, Debug)]
 struct LiveWords {
-    pool: PeerSpan,
-    own_status: usize,
     peer_status: usize,
-    own_fence: usize,
     peer_fence: usize,
     own_generation: u64,
     peer_generation: u64,
 }
 
-impl LiveWords {
-    fn new(pool: &Pool, own: Member, grant: &Grant) -> Self {
+/// The words that say whether we still are who we were, by their offsets in the pool. All connections of a process share them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OwnWords {
+    status: usize,
+    fence: usize,
+}
+
+impl OwnWords {
+    pub(super) fn new(pool: &Pool, own: Member) -> Self {
         let layout = &pool.layout;
         Self {
-            pool: pool.whole().clone(),
-            own_status: layout.extent(own) + status::GENERATION,
+            status: layout.extent(own) + status::GENERATION,
+            fence: layout.row(own) + row::FENCED_GENERATION,
+        }
+    }
+}
+
+impl LiveWords {
+    fn new(pool: &Pool, grant: &Grant) -> Self {
+        let layout = &pool.layout;
+        Self {
             peer_status: layout.extent(grant.peer) + status::GENERATION,
-            own_fence: layout.row(own) + row::FENCED_GENERATION,
             peer_fence: layout.row(grant.peer) + row::FENCED_GENERATION,
             own_generation: grant.own_generation,
             peer_generation: grant.peer_generation,
@@ -75,26 +87,26 @@ impl LiveWords {
     }
 
     #[inline]
-    fn check(&self) -> Result<(), ResetCause> {
+    fn check(&self, pool: &PeerSpan, own: OwnWords) -> Result<(), ResetCause> {
         // What was copied before was copied before these loads, as in a seqlock. Free on x86-64.
         fence(Ordering::Acquire);
-        let load = |offset| self.pool.load(offset, Ordering::Acquire);
+        let load = |offset| pool.load(offset, Ordering::Acquire);
         if load(self.peer_status) == self.peer_generation
             && load(self.peer_fence) < self.peer_generation
-            && load(self.own_status) == self.own_generation
-            && load(self.own_fence) < self.own_generation
+            && load(own.status) == self.own_generation
+            && load(own.fence) < self.own_generation
         {
             return Ok(());
         }
-        Err(self.cause())
+        Err(self.cause(pool, own))
     }
 
     #[cold]
-    fn cause(&self) -> ResetCause {
-        let load = |offset| self.pool.load(offset, Ordering::Acquire);
-        if load(self.own_fence) >= self.own_generation {
+    fn cause(&self, pool: &PeerSpan, own: OwnWords) -> ResetCause {
+        let load = |offset| pool.load(offset, Ordering::Acquire);
+        if load(own.fence) >= self.own_generation {
             ResetCause::Fenced
-        } else if load(self.own_status) != self.own_generation {
+        } else if load(own.status) != self.own_generation {
             ResetCause::BrokerDied
         } else {
             ResetCause::PeerKernelDied
@@ -143,9 +155,9 @@ impl Conn {
             peer_bell: grant.peer_process.and_then(|process| client.neighbour(process)),
             own,
             theirs,
-            words: LiveWords::new(pool, client.member, grant),
-            reading: Parking::default(),
-            writing: Parking::default(),
+            words: LiveWords::new(pool, grant),
+            wakers: Default::default(),
+            parked: Default::default(),
             reset_on_drop: AtomicBool::new(true),
             bells_seen,
         });
@@ -194,7 +206,7 @@ impl Conn {
         if self.client.broker_died() {
             return Err(ResetCause::BrokerDied);
         }
-        self.words.check()
+        self.words.check(self.client.pool.whole(), self.client.own_words)
     }
 
     /// For the reactor: wakes the sleepers if there is something for them. Whether the peer has rung since the last look.
@@ -209,12 +221,19 @@ impl Conn {
     }
 
     pub(super) fn is_parked(&self) -> bool {
-        self.reading.parked.load(Ordering::Relaxed) || self.writing.parked.load(Ordering::Relaxed)
+        self.parked.iter().any(|parked| parked.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn waker(&self, direction: Direction) -> &AtomicWaker {
+        &self.wakers[direction as usize]
+    }
+
+    pub(super) fn parked(&self, direction: Direction) -> &AtomicBool {
+        &self.parked[direction as usize]
     }
 
     pub(super) fn wake(&self) {
-        self.reading.waker.wake();
-        self.writing.waker.wake();
+        self.wakers.iter().for_each(AtomicWaker::wake);
     }
 
     /// Our broker has died: says so to the peer, whom nobody will ring.

@@ -10,7 +10,7 @@ use crate::error::{Error, ResetCause, Result};
 use crate::mem::{OwnSpan, PeerSpan};
 use crate::messages::{Messages, TryRecv, TryRecvApart};
 use crate::ring::{LoanMut, MessageRx, MessageTx, Received, RingError, Wake, message_pair};
-use crate::shm::conn::{Conn, Live};
+use crate::shm::conn::{Conn, Direction, Live};
 use crate::shm::wait::Waiter;
 
 pub(super) fn open(conn: &Arc<Conn>) -> Messages {
@@ -18,9 +18,9 @@ pub(super) fn open(conn: &Arc<Conn>) -> Messages {
     let bell = Arc::new(move || ringing.ring());
     let (tx, rx) = message_pair(conn.own.clone(), conn.theirs.clone(), Live(Arc::clone(conn)), Some(bell));
     conn.adopt();
-    let waiter = || Waiter::new(conn.budget_ticks());
-    let sender = ShmSender { tx, waiter: waiter(), conn: Arc::clone(conn) };
-    let receiver = ShmReceiver { rx, waiter: waiter(), conn: Arc::clone(conn) };
+    let waiter = |direction| Waiter::new(conn, direction);
+    let sender = ShmSender { tx, waiter: waiter(Direction::Writing), conn: Arc::clone(conn) };
+    let receiver = ShmReceiver { rx, waiter: waiter(Direction::Reading), conn: Arc::clone(conn) };
     Messages::shm(sender, receiver)
 }
 
@@ -148,17 +148,17 @@ impl ShmSender {
         loop {
             match attempt(&mut self.tx) {
                 Ok(done) => {
-                    self.waiter.done(&self.conn.client, &self.conn.writing);
+                    self.waiter.done(&self.conn);
                     return Poll::Ready(Ok(done));
                 }
                 Err(RingError::WouldBlock) => {
                     // A peer that sleeps would never make room.
                     self.flush()?;
                     let Self { tx, waiter, conn } = self;
-                    ready!(waiter.poll(cx, &conn.client, &conn.writing, || tx.arm()));
+                    ready!(waiter.poll(cx, conn, || tx.arm()));
                 }
                 Err(error) => {
-                    self.waiter.done(&self.conn.client, &self.conn.writing);
+                    self.waiter.done(&self.conn);
                     return Poll::Ready(Err(self.conn.error(error)));
                 }
             }
@@ -170,7 +170,7 @@ impl Drop for ShmSender {
     fn drop(&mut self) {
         self.tx.disarm();
         let _ = self.shutdown();
-        self.waiter.done(&self.conn.client, &self.conn.writing);
+        self.waiter.done(&self.conn);
     }
 }
 
@@ -270,16 +270,16 @@ impl ShmReceiver {
             match attempt(&mut self.rx) {
                 Ok(done) => {
                     self.flush();
-                    self.waiter.done(&self.conn.client, &self.conn.reading);
+                    self.waiter.done(&self.conn);
                     return Poll::Ready(Ok(done));
                 }
                 Err(RingError::WouldBlock) => {
                     self.flush();
                     let Self { rx, waiter, conn } = self;
-                    ready!(waiter.poll(cx, &conn.client, &conn.reading, || rx.arm()));
+                    ready!(waiter.poll(cx, conn, || rx.arm()));
                 }
                 Err(error) => {
-                    self.waiter.done(&self.conn.client, &self.conn.reading);
+                    self.waiter.done(&self.conn);
                     return Poll::Ready(Err(self.conn.error(error)));
                 }
             }
@@ -295,7 +295,7 @@ impl Drop for ShmReceiver {
         self.rx.disarm();
         self.rx.shutdown();
         self.flush();
-        self.waiter.done(&self.conn.client, &self.conn.reading);
+        self.waiter.done(&self.conn);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::addr::Addr;
 use crate::error::{Error, ResetCause};
 use crate::mem::{OwnSpan, PeerSpan};
 use crate::ring::{ByteRx, ByteTx, RingError, Wake, byte_pair};
-use crate::shm::conn::{Conn, Live};
+use crate::shm::conn::{Conn, Direction, Live};
 use crate::shm::wait::Waiter;
 use crate::stream::Stream;
 
@@ -20,9 +20,9 @@ const WAKE_FOR_BYTES: usize = 64 * 1024;
 pub(super) fn open(conn: &Arc<Conn>) -> Stream {
     let (tx, rx) = byte_pair(conn.own.clone(), conn.theirs.clone(), Live(Arc::clone(conn)));
     conn.adopt();
-    let waiter = || Waiter::new(conn.budget_ticks());
-    let reader = ShmReader { rx, waiter: waiter(), conn: Arc::clone(conn) };
-    let writer = ShmWriter { tx, waiter: waiter(), conn: Arc::clone(conn) };
+    let waiter = |direction| Waiter::new(conn, direction);
+    let reader = ShmReader { rx, waiter: waiter(Direction::Reading), conn: Arc::clone(conn) };
+    let writer = ShmWriter { tx, waiter: waiter(Direction::Writing), conn: Arc::clone(conn) };
     Stream::shm(reader, writer)
 }
 
@@ -59,7 +59,7 @@ impl ShmReader {
                 Err(RingError::WouldBlock) => {
                     self.flush();
                     let Self { rx, waiter, conn } = self;
-                    ready!(waiter.poll(cx, &conn.client, &conn.reading, || rx.arm()));
+                    ready!(waiter.poll(cx, conn, || rx.arm()));
                 }
                 Err(error) => {
                     self.finished();
@@ -72,7 +72,7 @@ impl ShmReader {
     #[inline]
     fn finished(&mut self) {
         self.flush();
-        self.waiter.done(&self.conn.client, &self.conn.reading);
+        self.waiter.done(&self.conn);
     }
 
     /// Gives room back to a writer that waits for it.
@@ -100,7 +100,7 @@ impl ShmWriter {
         loop {
             match self.tx.try_write(data) {
                 Ok(n) => {
-                    self.waiter.done(&self.conn.client, &self.conn.writing);
+                    self.waiter.done(&self.conn);
                     // At once, as with a socket: few callers flush.
                     return Poll::Ready(self.flush().map(|()| n));
                 }
@@ -110,10 +110,10 @@ impl ShmWriter {
                     // Never more than half the ring: the reader gives room back from a quarter on.
                     let half = tx.own().layout().byte_capacity() / 2;
                     let wanted = data.len().min(WAKE_FOR_BYTES).min(half);
-                    ready!(waiter.poll(cx, &conn.client, &conn.writing, || tx.arm(wanted)));
+                    ready!(waiter.poll(cx, conn, || tx.arm(wanted)));
                 }
                 Err(error) => {
-                    self.waiter.done(&self.conn.client, &self.conn.writing);
+                    self.waiter.done(&self.conn);
                     return Poll::Ready(Err(self.conn.error(error).into()));
                 }
             }
@@ -153,6 +153,6 @@ impl Drop for ShmWriter {
         self.tx.disarm();
         self.tx.shutdown();
         let _ = self.flush();
-        self.waiter.done(&self.conn.client, &self.conn.writing);
+        self.waiter.done(&self.conn);
     }
 }

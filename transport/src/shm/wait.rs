@@ -11,8 +11,7 @@ use std::task::{Context, Poll};
 
 use crate::mem::ticks;
 use crate::ring::Arm;
-use crate::shm::client::Client;
-use crate::shm::conn::Parking;
+use crate::shm::conn::{Conn, Direction};
 
 /// How often to look before letting others run: under a microsecond in all.
 const LOOKS: u32 = 32;
@@ -25,8 +24,8 @@ const QUICK_WAKE: u64 = 20;
 #[derive(Debug)]
 pub(super) struct Waiter {
     looks_left: u32,
+    direction: Direction,
     budget: u64,
-    budget_max: u64,
     state: WaitState,
 }
 
@@ -38,18 +37,12 @@ enum WaitState {
 }
 
 impl Waiter {
-    pub(super) fn new(budget_max: u64) -> Self {
-        Self { looks_left: LOOKS, budget: budget_max, budget_max, state: WaitState::Awake }
+    pub(super) fn new(conn: &Conn, direction: Direction) -> Self {
+        Self { looks_left: LOOKS, direction, budget: conn.budget_ticks(), state: WaitState::Awake }
     }
 
     /// Call when there is nothing to do. `Ready`: try again at once. `Pending`: the task will be woken.
-    pub(super) fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        client: &Client,
-        parking: &Parking,
-        arm: impl FnOnce() -> Arm,
-    ) -> Poll<()> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, conn: &Conn, arm: impl FnOnce() -> Arm) -> Poll<()> {
         if !matches!(self.state, WaitState::Parked { .. }) && self.budget != 0 {
             if self.looks_left != 0 {
                 self.looks_left -= 1;
@@ -68,16 +61,16 @@ impl Waiter {
             }
         }
         // The waker before the ticket: whoever sees the ticket may ring at once.
-        parking.waker.register(cx.waker());
+        conn.waker(self.direction).register(cx.waker());
         if !matches!(self.state, WaitState::Parked { .. }) {
-            parking.parked.store(true, Ordering::SeqCst);
-            client.parked();
+            conn.parked(self.direction).store(true, Ordering::SeqCst);
+            conn.client.parked();
             self.state = WaitState::Parked { since: ticks() };
         }
         match arm() {
             Arm::Sleep => Poll::Pending,
             Arm::Ready => {
-                self.done(client, parking);
+                self.done(conn);
                 Poll::Ready(())
             }
         }
@@ -85,25 +78,26 @@ impl Waiter {
 
     /// Call when something was done, or failed for good.
     #[inline]
-    pub(super) fn done(&mut self, client: &Client, parking: &Parking) {
+    pub(super) fn done(&mut self, conn: &Conn) {
         self.looks_left = LOOKS;
         if self.state != WaitState::Awake {
-            self.awake(client, parking);
+            self.awake(conn);
         }
     }
 
     #[cold]
-    fn awake(&mut self, client: &Client, parking: &Parking) {
+    fn awake(&mut self, conn: &Conn) {
+        let budget_max = conn.budget_ticks();
         match self.state {
             WaitState::Awake => {}
-            WaitState::Asking { .. } => self.budget = self.budget_max,
+            WaitState::Asking { .. } => self.budget = budget_max,
             WaitState::Parked { since } => {
-                parking.parked.store(false, Ordering::SeqCst);
-                client.unparked();
+                conn.parked(self.direction).store(false, Ordering::SeqCst);
+                conn.client.unparked();
                 let slept = ticks().saturating_sub(since);
-                self.budget = if slept < QUICK_WAKE * self.budget_max {
-                    self.budget_max
-                } else if self.budget > self.budget_max / 8 {
+                self.budget = if slept < QUICK_WAKE * budget_max {
+                    budget_max
+                } else if self.budget > budget_max / 8 {
                     self.budget / 2
                 } else {
                     0

@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::{BrokerCore, ClientId, Conn, ConnState, Output, half_len};
+use super::{BrokerCore, Call, ClientId, Conn, ConnState, Ends, Output, half_len};
 use crate::addr::{Addr, Cid, Port};
 use crate::broker::protocol::{Failure, Grant, Reply, ServerMessage};
 use crate::broker::quota::Held;
 use crate::broker::record::{ConnKind, HalfRef, Record, RefuseCode};
-use crate::mem::PAGE;
 use crate::pool::Member;
 use crate::ring::HalfLayout;
 
@@ -42,21 +41,18 @@ impl BrokerCore {
             NoHalf::Memory => Failure::NoMemory { cid: self.own_cid(), needed: layout.total_len() as u64 },
             NoHalf::Quota => Failure::Refused { reason: self.quota_reached(peer) },
         })?;
-        let id = self.fresh_id();
+        let id = self.fresh_id().get();
         let local = Addr::new(self.own_cid(), self.fresh_ephemeral());
         let remote = Addr::new(if addr.cid == Cid::LOCAL { self.own_cid() } else { addr.cid }, addr.port);
         let deadline = now + Duration::from_millis(timeout_ms.min(TIMEOUT_MS_MAX));
-        let state = ConnState::Connecting { client, request, deadline };
+        let call = Call { client, request, deadline, ends: Ends { kind, local, remote } };
         let conn = Conn {
-            state,
+            state: ConnState::Connecting(Box::new(call)),
             peer,
             peer_generation,
             peer_id: 0,
             peer_closed: false,
             half,
-            local,
-            remote,
-            kind,
             waits_at: None,
             is_charged: true,
         };
@@ -116,7 +112,7 @@ impl BrokerCore {
             NoHalf::Memory => RefuseCode::NoMemory,
             NoHalf::Quota => RefuseCode::Quota,
         })?;
-        let id = self.fresh_id();
+        let id = self.fresh_id().get();
         let conn = Conn {
             state: ConnState::Established { client },
             peer,
@@ -124,16 +120,14 @@ impl BrokerCore {
             peer_id: from,
             peer_closed: false,
             half,
-            local: Addr::new(self.own_cid(), dst),
-            remote: Addr::new(peer_cid, src),
-            kind,
             waits_at: Some(listener_id),
             is_charged: true,
         };
         if let Some(listener) = self.listeners.get_mut(&dst) {
             listener.waiting += 1;
         }
-        let grant = self.grant(id, &conn, client, peer_half);
+        let ends = Ends { kind, local: Addr::new(self.own_cid(), dst), remote: Addr::new(peer_cid, src) };
+        let grant = self.grant(id, &conn, client, ends, peer_half);
         self.conns.insert(id, conn);
         self.outputs.push_back(Output::ToClient(client, ServerMessage::Incoming { port: dst, grant }));
         self.send(peer, Record::Accept { from: id, to: from, half });
@@ -142,12 +136,11 @@ impl BrokerCore {
 
     pub(super) fn handle_accept(&mut self, peer: Member, from: u64, to: u64, peer_half: HalfRef) {
         let Some(conn) = self.conn_of(peer, to) else { return };
-        let kind = conn.kind;
-        let state = conn.state.clone();
-        match state {
-            ConnState::Connecting { client, request, deadline } => {
+        match &conn.state {
+            ConnState::Connecting(call) => {
+                let Call { client, request, deadline, ends } = **call;
                 self.deadlines.remove(&(deadline, to));
-                if let Err(reason) = self.check_peer_half(peer, &peer_half, kind) {
+                if let Err(reason) = self.check_peer_half(peer, &peer_half, ends.kind) {
                     // We hold no memory of theirs, they hold none that we would ever tell them to free: give ours up
                     // only once they say CLOSED.
                     self.bad_records += 1;
@@ -159,7 +152,7 @@ impl BrokerCore {
                 conn.state = ConnState::Established { client };
                 conn.peer_id = from;
                 let conn = conn.clone();
-                let grant = self.grant(to, &conn, client, peer_half);
+                let grant = self.grant(to, &conn, client, ends, peer_half);
                 self.answer(client, request, Ok(Reply::Connected(grant)));
             }
             ConnState::Abandoned => self.leave(to, from),
@@ -169,11 +162,11 @@ impl BrokerCore {
 
     pub(super) fn handle_refuse(&mut self, peer: Member, to: u64, code: RefuseCode) {
         let Some(conn) = self.conn_of(peer, to) else { return };
-        let (state, remote, half) = (conn.state.clone(), conn.remote, conn.half);
-        match state {
-            ConnState::Connecting { client, request, .. } => {
+        match &conn.state {
+            ConnState::Connecting(call) => {
+                let (Call { client, request, ends, .. }, needed) = (**call, half_len(&conn.half));
                 self.free(to);
-                self.fail(client, request, refusal(code, remote, half_len(&half)));
+                self.fail(client, request, refusal(code, ends.remote, needed));
             }
             ConnState::Abandoned => self.free(to),
             ConnState::Established { .. } | ConnState::Leaving => self.bad_records += 1,
@@ -191,7 +184,7 @@ impl BrokerCore {
                 // It finds the end, or the reset, in the half; its bell may have been lost.
                 self.outputs.push_back(Output::Wake(client));
             }
-            ConnState::Connecting { .. } | ConnState::Abandoned => self.bad_records += 1,
+            ConnState::Connecting(_) | ConnState::Abandoned => self.bad_records += 1,
         }
     }
 
@@ -206,7 +199,7 @@ impl BrokerCore {
     pub(super) fn reset_conn(&mut self, id: u64) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         match conn.state {
-            ConnState::Connecting { .. } => self.abandon(id),
+            ConnState::Connecting(_) => self.abandon(id),
             ConnState::Established { .. } => {
                 let (half, peer) = (conn.half, conn.peer);
                 self.outputs.push_back(Output::ResetHalf(half));
@@ -218,8 +211,8 @@ impl BrokerCore {
     }
 
     pub(super) fn cancel(&mut self, client: ClientId, request: u64) {
-        let is_it = |conn: &Conn| match conn.state {
-            ConnState::Connecting { client: c, request: r, .. } => (c, r) == (client, request),
+        let is_it = |conn: &Conn| match &conn.state {
+            ConnState::Connecting(call) => (call.client, call.request) == (client, request),
             _ => false,
         };
         if let Some(id) = self.conns.iter().find_map(|(id, conn)| is_it(conn).then_some(*id)) {
@@ -231,7 +224,8 @@ impl BrokerCore {
     /// `id`, if it is a connect under way, has taken too long.
     pub(super) fn expire_connect(&mut self, id: u64) {
         let Some(conn) = self.conns.get(&id) else { return };
-        if let ConnState::Connecting { client, request, .. } = conn.state {
+        if let ConnState::Connecting(call) = &conn.state {
+            let Call { client, request, .. } = **call;
             self.abandon(id);
             self.fail(client, request, Failure::TimedOut);
         }
@@ -240,7 +234,8 @@ impl BrokerCore {
     /// Nobody waits for this connect any more. Our half stays until the peer is known not to use it.
     fn abandon(&mut self, id: u64) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        if let ConnState::Connecting { deadline, .. } = conn.state {
+        if let ConnState::Connecting(call) = &conn.state {
+            let deadline = call.deadline;
             conn.state = ConnState::Abandoned;
             self.deadlines.remove(&(deadline, id));
         }
@@ -257,7 +252,8 @@ impl BrokerCore {
         for id in lost {
             let Some(conn) = self.conns.get_mut(&id) else { continue };
             match conn.state {
-                ConnState::Connecting { client, request, .. } => {
+                ConnState::Connecting(ref call) => {
+                    let Call { client, request, .. } = **call;
                     self.free(id);
                     let reason = "its kernel died, or it or its broker restarted".into();
                     self.fail(client, request, Failure::Refused { reason });
@@ -265,7 +261,7 @@ impl BrokerCore {
                 ConnState::Established { client } => {
                     conn.peer_closed = true;
                     // The dead hold nothing: what our process has yet to let go of is not for the member's next life to answer for.
-                    conn.discharge(&mut self.held);
+                    conn.discharge(&mut self.held, &self.heap);
                     self.outputs.push_back(Output::Wake(client));
                 }
                 ConnState::Abandoned | ConnState::Leaving => self.free(id),
@@ -276,14 +272,14 @@ impl BrokerCore {
     /// Tells the peer that our side is done, and waits for it to be done too unless it is.
     fn close(&mut self, id: u64) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        let (peer, peer_id, waits_at, client) =
-            (conn.peer, conn.peer_id, conn.waits_at.take(), conn.client());
+        let (peer, peer_id, half) = (conn.peer, conn.peer_id, conn.half);
+        let (waits_at, client) = (conn.waits_at.take(), conn.client());
         let peer_is_alive = self.members[peer.index()]
             .as_ref()
             .is_some_and(|member| member.generation == conn.peer_generation);
         conn.state = ConnState::Leaving;
         let done = conn.peer_closed;
-        self.outputs.push_back(Output::Released { client, conn: id });
+        self.outputs.push_back(Output::Released { client, conn: id, half });
         if let Some(listener) = waits_at {
             self.leave_backlog(listener);
         }
@@ -308,14 +304,14 @@ impl BrokerCore {
 
     fn free(&mut self, id: u64) {
         let Some(mut conn) = self.conns.remove(&id) else { return };
-        if let ConnState::Connecting { deadline, .. } = conn.state {
-            self.deadlines.remove(&(deadline, id));
+        if let ConnState::Connecting(call) = &conn.state {
+            self.deadlines.remove(&(call.deadline, id));
         }
         if conn.client().is_some() {
-            self.outputs.push_back(Output::Released { client: conn.client(), conn: id });
+            self.outputs.push_back(Output::Released { client: conn.client(), conn: id, half: conn.half });
         }
         let (offset, len) = (conn.half.offset, half_len(&conn.half));
-        conn.discharge(&mut self.held);
+        conn.discharge(&mut self.held, &self.heap);
         match self.quarantined.get_mut(&offset) {
             Some(release) => *release = Some(len),
             None => self.heap.release(offset, len),
@@ -330,8 +326,8 @@ impl BrokerCore {
         layout: HalfLayout,
     ) -> Result<HalfRef, NoHalf> {
         let len = layout.total_len() as u64;
-        let offset = self.heap.allocate(len, client.0).ok_or(NoHalf::Memory)?;
-        let held = self.held[peer.index()].with(len);
+        let offset = self.heap.allocate(len, layout.align() as u64, client.0).ok_or(NoHalf::Memory)?;
+        let held = self.held[peer.index()].with(self.heap.taken(offset, len));
         let is_bound = peer != Member::PRIMARY && peer != self.member;
         let refused = if is_bound && !self.quota.allows(held, self.heap.free_bytes()) {
             Some(NoHalf::Quota)
@@ -344,7 +340,7 @@ impl BrokerCore {
         }
         self.held[peer.index()] = held;
         // Unique in the life of this extent: a half is never taken for the one that was there before.
-        let nonce = self.generation << 40 ^ self.next_id;
+        let nonce = self.generation << 40 ^ self.next_id.get();
         let half = HalfRef { offset, layout: layout.to_word() as u32, nonce };
         self.outputs.push_back(Output::InitHalf(half));
         Ok(half)
@@ -358,7 +354,7 @@ impl BrokerCore {
         )
     }
 
-    fn grant(&mut self, id: u64, conn: &Conn, client: ClientId, peer_half: HalfRef) -> Grant {
+    fn grant(&mut self, id: u64, conn: &Conn, client: ClientId, ends: Ends, peer_half: HalfRef) -> Grant {
         let peer_process = match conn.peer == self.member {
             true => self.conns.get(&conn.peer_id).and_then(Conn::client),
             false => None,
@@ -373,9 +369,9 @@ impl BrokerCore {
         });
         Grant {
             conn: id,
-            kind: conn.kind,
-            local: conn.local,
-            remote: conn.remote,
+            kind: ends.kind,
+            local: ends.local,
+            remote: ends.remote,
             own_half: conn.half,
             peer_half,
             peer: conn.peer,
@@ -388,7 +384,9 @@ impl BrokerCore {
     fn check_peer_half(&self, peer: Member, half: &HalfRef, kind: ConnKind) -> Result<(), String> {
         let layout = checked_layout(half.layout, kind)?;
         let len = layout.total_len() as u64;
-        if !half.offset.is_multiple_of(PAGE as u64) || !self.layout.heap_contains(peer, half.offset, len) {
+        if !half.offset.is_multiple_of(layout.align() as u64)
+            || !self.layout.heap_contains(peer, half.offset, len)
+        {
             return Err(format!(
                 "its broker offered {len} bytes at {:#x}, which is not in its heap",
                 half.offset

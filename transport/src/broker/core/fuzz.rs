@@ -20,6 +20,7 @@ fn half(input: &mut Input<'_>, layout: &Layout, peer: Member) -> HalfRef {
     let offset = match input.byte() % 8 {
         0 => input.lie(),
         1 => heap + input.lie() % 4096,
+        2 => heap + 128 * u64::from(input.byte()),
         _ => heap + 4096 * u64::from(input.byte()),
     };
     let word = if input.one_in(8) { input.lie() as u32 } else { input.pick(&LAYOUTS) };
@@ -163,19 +164,20 @@ fn check(core: &mut BrokerCore, layout: &Layout) {
         }
     }
     // Halves in use, in order of their places, overlap neither each other nor what is free.
-    let mut halves: Vec<(u64, u64)> =
-        core.conns.values().map(|c| (c.half.offset, half_len(&c.half))).collect();
-    halves.extend(core.quarantined.iter().filter_map(|(offset, len)| Some((*offset, (*len)?))));
+    let taken = |half: &HalfRef| core.heap.taken(half.offset, half_len(half));
+    let mut halves: Vec<(u64, u64)> = core.conns.values().map(|c| (c.half.offset, taken(&c.half))).collect();
+    let left = core.quarantined.iter().filter_map(|(offset, len)| Some((*offset, (*len)?)));
+    halves.extend(left.map(|(offset, len)| (offset, core.heap.taken(offset, len))));
     halves.sort_unstable();
     assert!(halves.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "halves overlap: {halves:?}");
     let used: u64 = halves.iter().map(|(_, len)| len).sum();
     assert_eq!(used + core.heap.free_bytes(), core.heap.len());
     for peer in layout.members() {
         let charged = core.conns.values().filter(|conn| conn.is_charged && conn.peer == peer);
-        let held = charged.fold(Held::default(), |held, conn| held.with(half_len(&conn.half)));
+        let held = charged.fold(Held::default(), |held, conn| held.with(taken(&conn.half)));
         assert_eq!(core.held_by(peer), held, "what member {peer} holds");
     }
-    let connecting = core.conns.values().filter(|c| matches!(c.state, ConnState::Connecting { .. })).count();
+    let connecting = core.conns.values().filter(|c| matches!(c.state, ConnState::Connecting(_))).count();
     assert!(core.deadlines.len() >= connecting, "a connect that nothing ends");
     let waiting: u32 = core.listeners.values().map(|listener| listener.waiting).sum();
     let at_listener = core.conns.values().filter_map(|c| c.waits_at);

@@ -109,7 +109,7 @@ impl BrokerCore {
         match self.find_service(name) {
             Ok(Found::Here(addr)) => self.answer(client, request, Ok(Reply::Resolved(addr))),
             Ok(Found::Ask(peer, service)) => {
-                let id = self.fresh_id();
+                let id = self.fresh_id().get();
                 let deadline = now + RESOLVE_TIMEOUT;
                 let question = Question { client, request, peer, service: service.clone(), deadline };
                 self.questions.insert(id, question);

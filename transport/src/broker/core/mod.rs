@@ -26,6 +26,7 @@ mod model_tests;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::num::NonZeroU64;
 use std::time::Instant;
 
 use crate::addr::{Addr, Cid, Port};
@@ -73,9 +74,11 @@ pub(crate) enum Output {
     Released {
         client: Option<ClientId>,
         conn: u64,
+        half: HalfRef,
     },
 }
 
+/// All there is of a connection at rest. There may be very many: what it takes to make one is in [`Call`].
 #[derive(Clone, Debug)]
 struct Conn {
     state: ConnState,
@@ -86,9 +89,6 @@ struct Conn {
     /// The peer will not read our half again.
     peer_closed: bool,
     half: HalfRef,
-    local: Addr,
-    remote: Addr,
-    kind: ConnKind,
     /// Not yet accepted by the application: the listener it waits at.
     waits_at: Option<ListenerId>,
     /// Our half counts as held by the peer.
@@ -97,12 +97,8 @@ struct Conn {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum ConnState {
-    /// CONNECT is sent; ACCEPT or REFUSE must come before `deadline`.
-    Connecting {
-        client: ClientId,
-        request: u64,
-        deadline: Instant,
-    },
+    /// CONNECT is sent; ACCEPT or REFUSE must come before the deadline.
+    Connecting(Box<Call>),
     /// Nobody here waits any more; but the peer may be using our half until it answers.
     Abandoned,
     Established {
@@ -112,8 +108,25 @@ enum ConnState {
     Leaving,
 }
 
+/// A connect under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Call {
+    client: ClientId,
+    request: u64,
+    deadline: Instant,
+    ends: Ends,
+}
+
+/// What a connection connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ends {
+    kind: ConnKind,
+    local: Addr,
+    remote: Addr,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct ListenerId(u64);
+struct ListenerId(NonZeroU64);
 
 #[derive(Clone, Debug)]
 struct Listener {
@@ -182,8 +195,8 @@ pub(crate) struct BrokerCore {
     questions: HashMap<u64, Question>,
     /// When which connect or question under way has taken too long.
     deadlines: BTreeSet<(Instant, u64)>,
-    /// Numbers connections, listeners and questions. Never 0, never reused within a generation.
-    next_id: u64,
+    /// Numbers connections, listeners and questions. Never reused within a generation.
+    next_id: NonZeroU64,
     next_ephemeral: Port,
     /// Records from us to us: both sides of a connection within this kernel.
     loopback: VecDeque<Record>,
@@ -220,7 +233,7 @@ impl BrokerCore {
             names: BTreeMap::new(),
             questions: HashMap::new(),
             deadlines: BTreeSet::new(),
-            next_id: 1,
+            next_id: NonZeroU64::MIN,
             next_ephemeral: Port::EPHEMERAL_FIRST,
             loopback: VecDeque::new(),
             outputs: VecDeque::new(),
@@ -313,7 +326,13 @@ impl BrokerCore {
 
     /// Ends [`BrokerCore::withhold`].
     pub(crate) fn restore(&mut self, offset: u64, len: u64) {
-        self.heap.release(offset, len);
+        self.heap.restore(offset, len);
+    }
+
+    /// The halves that are in the hands of this process.
+    pub(crate) fn halves_of(&self, client: ClientId) -> Vec<HalfRef> {
+        let is_its = |conn: &&Conn| conn.state == ConnState::Established { client };
+        self.conns.values().filter(is_its).map(|conn| conn.half).collect()
     }
 
     /// The half at `offset`, which is granted, is not to be given to anybody else until [`BrokerCore::end_quarantine`].
@@ -386,9 +405,9 @@ impl BrokerCore {
         self.answer(client, request, Err(failure));
     }
 
-    fn fresh_id(&mut self) -> u64 {
+    fn fresh_id(&mut self) -> NonZeroU64 {
         let id = self.next_id;
-        self.next_id += 1;
+        self.next_id = id.saturating_add(1);
         id
     }
 
@@ -399,17 +418,18 @@ impl BrokerCore {
 
 impl Conn {
     fn client(&self) -> Option<ClientId> {
-        match self.state {
-            ConnState::Connecting { client, .. } | ConnState::Established { client } => Some(client),
+        match &self.state {
+            ConnState::Connecting(call) => Some(call.client),
+            ConnState::Established { client } => Some(*client),
             ConnState::Abandoned | ConnState::Leaving => None,
         }
     }
 
     /// Our half no longer counts as held by the peer.
-    fn discharge(&mut self, held: &mut [Held]) {
+    fn discharge(&mut self, held: &mut [Held], heap: &Heap) {
         if std::mem::take(&mut self.is_charged) {
             let held = &mut held[self.peer.index()];
-            *held = held.without(half_len(&self.half));
+            *held = held.without(heap.taken(self.half.offset, half_len(&self.half)));
         }
     }
 }

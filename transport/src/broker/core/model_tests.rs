@@ -235,7 +235,7 @@ impl World {
         let mut core =
             BrokerCore::new(Member(kernel as u16), generation, layout, Policy::default(), quota, backing);
         let withheld: Vec<HalfRef> = self.processes[kernel].holds.iter().map(|hold| hold.own).collect();
-        withheld.iter().for_each(|half| core.withhold(half.offset, half_len(half)));
+        withheld.iter().for_each(|half| core.withhold(half.offset, pages_len(half)));
         core.handle_member_change(Member(kernel as u16), Some(info(kernel, generation)));
         let [own, theirs] = [kernel, 1 - kernel].map(|kernel| self.blocks[kernel].clone());
         let link = ControlLink::new(own, theirs, layout.control_slots, generation);
@@ -326,7 +326,7 @@ impl World {
         let (withheld, free): (Vec<_>, Vec<_>) =
             std::mem::take(&mut broker.withheld).into_iter().partition(is_held);
         broker.withheld = withheld;
-        free.iter().for_each(|half| broker.core.restore(half.offset, half_len(half)));
+        free.iter().for_each(|half| broker.core.restore(half.offset, pages_len(half)));
         self.carry_out(kernel);
         while let Some(broker) = &mut self.brokers[kernel] {
             match broker.link.take() {
@@ -529,6 +529,11 @@ impl World {
 
 fn info(kernel: usize, generation: u64) -> MemberInfo {
     MemberInfo { cid: Cid(2 + kernel as u32), name: ["host", "web"][kernel].into(), generation }
+}
+
+/// What the shell withholds for a half: the pages that it lies on.
+fn pages_len(half: &HalfRef) -> u64 {
+    half_len(half).next_multiple_of(crate::mem::PAGE as u64)
 }
 
 fn overlap(one: &HalfRef, other: &HalfRef) -> bool {

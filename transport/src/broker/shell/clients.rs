@@ -1,6 +1,6 @@
 //! The processes of this kernel: hello, messages, and their end.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
@@ -42,8 +42,8 @@ pub(super) struct ClientHandle {
     neighbours: HashSet<ClientId>,
     /// A copy of the process's own descriptor of the pool, which its halves are locked on. See [`locks`].
     pub(super) pool: OwnedFd,
-    /// What it holds, by connection.
-    pub(super) halves: HashMap<u64, HalfRef>,
+    /// Its halves. Those that touch each other are one span, so this is small however many there are.
+    held: Spans,
     /// What is locked on that descriptor: its halves, and what was one when it was last looked (see [`ClientHandle::unlock_unused`]).
     locked: Spans,
     /// It has given back halves since then.
@@ -53,9 +53,9 @@ pub(super) struct ClientHandle {
 
 impl ClientHandle {
     /// The process has this half from here on. A lock of an earlier half of its own is as good as a new one.
-    pub(super) fn hold(&mut self, conn: u64, half: HalfRef) {
-        let range = range(&half);
-        self.halves.insert(conn, half);
+    pub(super) fn hold(&mut self, half: &HalfRef) {
+        let range = range(half);
+        self.held.add(range.clone());
         if self.locked.covers(&range) {
             return;
         }
@@ -73,8 +73,8 @@ impl ClientHandle {
     }
 
     /// The process will not write this half again.
-    pub(super) fn let_go(&mut self, conn: u64) {
-        self.has_unused |= self.halves.remove(&conn).is_some();
+    pub(super) fn let_go(&mut self, half: &HalfRef) {
+        self.has_unused |= !self.held.take(&range(half)).is_empty();
     }
 
     /// Unlocks what of `range` is locked here: another process gets it.
@@ -90,7 +90,7 @@ impl ClientHandle {
             return;
         }
         let mut unused = self.locked.clone();
-        self.halves.values().for_each(|half| drop(unused.take(&range(half))));
+        self.held.iter().for_each(|range| drop(unused.take(&range)));
         for range in unused.take_all() {
             self.unlock(&range);
         }
@@ -293,9 +293,9 @@ impl Shell {
         let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);
         tokio::spawn(write(write_half, queue));
         let reader = tokio::spawn(read(read_half, client, self.events.clone()));
-        let (halves, neighbours, locked) = Default::default();
+        let (held, neighbours, locked) = Default::default();
         let handle =
-            ClientHandle { outgoing, eventfd, neighbours, pool, halves, locked, has_unused: false, reader };
+            ClientHandle { outgoing, eventfd, neighbours, pool, held, locked, has_unused: false, reader };
         self.life.clients.insert(client, handle);
         self.life.core.handle_client(client, privileged);
         tracing::debug!(?client, privileged, "a process attached");
@@ -353,10 +353,10 @@ impl Shell {
         let Some(mut handle) = self.life.clients.remove(&client) else { return };
         // Copies of its descriptor, in children of its, keep the locks.
         handle.unlock_unused();
-        let halves = std::mem::take(&mut handle.halves);
         drop(handle);
+        let halves = self.life.core.halves_of(client);
         tracing::debug!(?client, halves = halves.len(), "a process has gone");
-        for half in halves.into_values() {
+        for half in halves {
             if locks::first_locked(&self.pool_fd, range(&half)).is_ok_and(|locked| locked.is_some()) {
                 self.life.core.quarantine(half.offset);
                 self.life.quarantined.push(half);

@@ -298,7 +298,7 @@ impl Shell {
                 }
                 Output::InitHalf(half) => self.init_half(&half),
                 Output::Granted { client, conn, own, peer, peer_half, peer_process } => {
-                    self.granted(client, conn, own);
+                    self.granted(client, own);
                     if peer == self.member {
                         self.introduce(client, peer_process);
                     } else {
@@ -311,7 +311,7 @@ impl Shell {
                     self.life.dirty.insert(peer);
                     self.ring(peer);
                 }
-                Output::Released { client, conn } => self.released(client, conn),
+                Output::Released { client, conn, half } => self.released(client, conn, &half),
             }
         }
     }
@@ -360,13 +360,13 @@ impl Shell {
         }
     }
 
-    fn granted(&mut self, client: ClientId, conn: u64, own: HalfRef) {
+    fn granted(&mut self, client: ClientId, own: HalfRef) {
         let range = range(&own);
         if !self.life.clients.get(&client).is_some_and(|handle| handle.has_locked(&range)) {
             self.life.clients.values_mut().for_each(|other| other.unlock(&range));
         }
         if let Some(handle) = self.life.clients.get_mut(&client) {
-            handle.hold(conn, own);
+            handle.hold(&own);
         }
     }
 
@@ -387,14 +387,14 @@ impl Shell {
         }
     }
 
-    fn released(&mut self, client: Option<ClientId>, conn: u64) {
-        if let Some((peer, half)) = self.life.watched.remove(&conn)
+    fn released(&mut self, client: Option<ClientId>, conn: u64, half: &HalfRef) {
+        if let Some((peer, peer_half)) = self.life.watched.remove(&conn)
             && let Some(hearers) = &mut self.life.watches[peer.index()]
         {
-            hearers.remove(half, |watch| watch.conn == conn);
+            hearers.remove(peer_half, |watch| watch.conn == conn);
         }
         if let Some(handle) = client.and_then(|client| self.life.clients.get_mut(&client)) {
-            handle.let_go(conn);
+            handle.let_go(half);
         }
     }
 

@@ -10,7 +10,7 @@
 //! | 40..64 | acks: how many more messages of the other direction the sender has consumed since the slot before (piggybacked credit) |
 //!
 //! Payload of kind 57: the length (u64), at most the byte ring's size; the bytes follow each other in the byte ring, in the order of
-//! messages. Of kind 58: index of the loan (u64), length (u64, at most the loan's size), sequence number of the lending (u64), the first 32 bytes of the message, which are in the loan too. Of a run: the length of
+//! messages. Of kind 58: index of the loan (u64), length (u64, at most the loan's size), the first 40 bytes of the message, which are in the loan too. Of a run: the length of
 //! each message (u16 each), the sum at most the byte ring's size.
 //!
 //! # Where the next message is
@@ -35,8 +35,6 @@ mod tx;
 
 use std::sync::Arc;
 
-use crossbeam::utils::CachePadded;
-
 pub use self::rx::{APART, MessageRx};
 pub use self::tx::MessageTx;
 use super::Liveness;
@@ -53,18 +51,29 @@ const KIND_BYTES: u64 = 57;
 const KIND_LOAN: u64 = 58;
 
 /// What the two directions of one side tell each other, in private memory.
+///
+/// Our receiver writes it for each message, so it is not to share a line with what others use. It has room around it instead of being aligned: aligned
+/// memory is cut out of a larger piece, and what is cut off serves nobody.
+#[repr(C)]
 pub(super) struct Cross<W> {
+    _before: [u64; BEFORE],
     /// Messages our receiver has consumed. Written by it, read by our sender.
-    consumed: CachePadded<W>,
+    consumed: W,
     /// Messages of ours that the peer's acks say are consumed. Written by our receiver, read by our sender.
-    acked: CachePadded<W>,
+    acked: W,
     /// Bit i: the peer's loan i is held by a `Received` of ours.
     pub(super) held: W,
     /// The space ticket that a returned loan has rung for.
     pub(super) rung_for_loan: W,
     /// 1: a returned loan wants the peer rung, and there was no hook to do it.
     pub(super) bell_owed: W,
+    _after: [u64; AFTER],
 }
+
+/// Words of room. What is allocated is 16-byte aligned, and the two counts of the `Arc` go before it, so that the first word is 48 bytes into it: it lies
+/// in the first line only if that is all ours. The last ends at 88 bytes; a line that it reaches into ends at 144 at the latest, where the next piece begins.
+const BEFORE: usize = 4;
+const AFTER: usize = 6;
 
 /// Both directions of messages over a pair of halves.
 ///
@@ -81,15 +90,16 @@ pub fn message_pair<M: MemoryMut, P: Memory, L: Liveness>(
     bell: Option<LoanBell>,
 ) -> (MessageTx<M, P, L>, MessageRx<M, P, L>) {
     assert!(own.layout.slots() != 0 && peer.layout.slots() != 0, "messages need slots");
-    let zero = || CachePadded::new(M::Word::new(0));
     let cross = Arc::new(Cross {
-        consumed: zero(),
-        acked: zero(),
+        _before: [0; BEFORE],
+        consumed: M::Word::new(0),
+        acked: M::Word::new(0),
         held: M::Word::new(0),
         rung_for_loan: M::Word::new(0),
         bell_owed: M::Word::new(0),
+        _after: [0; AFTER],
     });
-    let tx = Side::sending(own.clone(), peer.clone(), live.clone());
-    let rx = Side::receiving(own, peer, live);
+    let tx = Side::new(own.clone(), peer.clone(), live.clone());
+    let rx = Side::new(own, peer, live);
     (MessageTx::new(tx, Arc::clone(&cross)), MessageRx::new(rx, cross, bell))
 }

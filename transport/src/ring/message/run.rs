@@ -21,59 +21,74 @@ const PER_WORD: usize = 4;
 pub(super) struct Pending {
     /// The slot claimed for them.
     pub(super) at: usize,
-    pub(super) count: usize,
-    bytes: usize,
-    lengths: [u64; RUN_MAX / PER_WORD],
+    pub(super) count: u32,
+    bytes: u32,
+    /// Made with the first run: most connections have none.
+    lengths: Option<Box<[u64; RUN_MAX / PER_WORD]>>,
 }
 
 impl Pending {
     /// Adds a message of `len` bytes. Returns whether no other may follow.
     #[inline]
     pub(super) fn push(&mut self, len: usize) -> bool {
-        let (word, place) = (self.count / PER_WORD, self.count % PER_WORD);
+        let (word, place) = (self.count as usize / PER_WORD, self.count as usize % PER_WORD);
+        let lengths = self.lengths.get_or_insert_default();
         if place == 0 {
-            self.lengths[word] = 0;
+            lengths[word] = 0;
         }
-        self.lengths[word] |= (len as u64) << (16 * place);
+        lengths[word] |= (len as u64) << (16 * place);
         self.count += 1;
-        self.bytes += len;
-        self.count == RUN_MAX || self.bytes >= RUN_BYTES
+        self.bytes += len as u32;
+        self.count as usize == RUN_MAX || self.bytes as usize >= RUN_BYTES
     }
 
     /// Writes the lengths into the slot and begins anew. Returns the kind to publish.
     #[inline]
     pub(super) fn take<M: MemoryMut>(&mut self, mem: &M) -> u64 {
-        for (word, lengths) in self.lengths[..self.count.div_ceil(PER_WORD)].iter().enumerate() {
+        let words = (self.count as usize).div_ceil(PER_WORD);
+        for (word, lengths) in self.lengths.iter().flat_map(|lengths| &lengths[..words]).enumerate() {
             mem.store(self.at + 8 + 8 * word, *lengths, Ordering::Relaxed);
         }
         self.bytes = 0;
-        RUN + std::mem::take(&mut self.count) as u64
+        RUN + u64::from(std::mem::take(&mut self.count))
     }
 }
 
 /// A run that is being received.
 #[derive(Debug, Default)]
 pub(super) struct Arrived {
-    next: usize,
-    count: usize,
-    lengths: [u16; RUN_MAX],
+    next: u32,
+    count: u32,
+    /// As in [`Pending`].
+    lengths: Option<Box<[u16; RUN_MAX]>>,
     /// From the header, for when all of it is consumed.
     pub(super) acks: u64,
 }
 
 impl Arrived {
-    /// The run announced in the slot at `at` by this kind, and how many bytes it has; `None` if there can be no such run.
-    pub(super) fn read<P: Memory>(mem: &P, at: usize, kind: u64, acks: u64) -> Option<(Self, usize)> {
+    /// Begins with the run announced in the slot at `at` by this kind, if it has at most `bytes_max` bytes. Returns how many it has; `None` if there can be
+    /// no such run. Then, and if they are too many, nothing is begun.
+    pub(super) fn begin<P: Memory>(
+        &mut self,
+        mem: &P,
+        at: usize,
+        kind: u64,
+        acks: u64,
+        bytes_max: usize,
+    ) -> Option<usize> {
         let count = kind.checked_sub(RUN).filter(|count| (1..=RUN_MAX as u64).contains(count))? as usize;
-        let mut run = Self { count, acks, ..Self::default() };
-        for (word, lengths) in run.lengths[..count].chunks_mut(PER_WORD).enumerate() {
+        let lengths = &mut self.lengths.get_or_insert_default()[..count];
+        for (word, lengths) in lengths.chunks_mut(PER_WORD).enumerate() {
             let found = mem.load(at + 8 + 8 * word, Ordering::Relaxed);
             for (place, len) in lengths.iter_mut().enumerate() {
                 *len = (found >> (16 * place)) as u16;
             }
         }
-        let bytes = run.lengths.iter().map(|len| usize::from(*len)).sum();
-        Some((run, bytes))
+        let bytes = lengths.iter().map(|len| usize::from(*len)).sum();
+        if bytes <= bytes_max {
+            (self.next, self.count, self.acks) = (0, count as u32, acks);
+        }
+        Some(bytes)
     }
 
     /// Whether there are messages left.
@@ -85,7 +100,8 @@ impl Arrived {
     /// Length of the next message, in bytes.
     #[inline]
     pub(super) fn front(&self) -> usize {
-        self.lengths.get(self.next).copied().unwrap_or_default().into()
+        let len = self.lengths.as_ref().and_then(|lengths| lengths.get(self.next as usize));
+        len.copied().unwrap_or_default().into()
     }
 
     /// The next message is consumed. Returns whether it was the last.

@@ -11,7 +11,7 @@ use crate::ring::bytes::Ring;
 use crate::ring::layout::*;
 use crate::ring::loan::{Borrower, Lent, LoanBell, Received};
 use crate::ring::park::{Arm, Wake};
-use crate::ring::side::{ENDED, Side};
+use crate::ring::side::{ENDED, ReceivingSide};
 use crate::ring::{Liveness, RingError};
 
 /// The bytes of a long message by which it is decided where the rest goes.
@@ -21,13 +21,13 @@ const APART_MIN: usize = if cfg!(any(test, feature = "fuzzing")) { 64 } else { 1
 
 /// The receiving end. One owner; may move between threads.
 pub struct MessageRx<M: MemoryMut, P: Memory, L: Liveness> {
-    side: Side<M, P, L>,
+    side: ReceivingSide<M, P, L>,
     cross: Arc<Cross<M::Word>>,
-    mask: usize,
+    mask: u32,
     /// Messages consumed.
     position: u64,
     /// The slot after the last one consumed.
-    slot: usize,
+    slot: u32,
     /// Of the messages consumed, those told to the peer in our half.
     published: u64,
     /// Messages of ours that the peer's headers acknowledged.
@@ -58,22 +58,26 @@ enum Place {
     Inline { len: usize },
     Bytes { len: usize },
     Run { len: usize },
-    Loan { index: usize, len: usize, sequence: u64 },
+    Loan { index: usize, len: usize },
 }
 
 impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
-    pub(super) fn new(side: Side<M, P, L>, cross: Arc<Cross<M::Word>>, bell: Option<LoanBell>) -> Self {
+    pub(super) fn new(
+        side: ReceivingSide<M, P, L>,
+        cross: Arc<Cross<M::Word>>,
+        bell: Option<LoanBell>,
+    ) -> Self {
         let layout = side.peer.layout;
         let has_bell = bell.is_some();
         let borrower = (layout.loan_count != 0).then(|| {
-            let Side { own, peer, live, .. } = &side;
+            let ReceivingSide { own, peer, live, .. } = &side;
             let (own, peer, live) = (own.clone(), peer.clone(), live.clone());
             Arc::new(Borrower { own, peer, live, cross: Arc::clone(&cross), bell })
         });
         Self {
             side,
             cross,
-            mask: layout.slots() - 1,
+            mask: layout.slots() as u32 - 1,
             position: 0,
             slot: 0,
             published: 0,
@@ -253,7 +257,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
     #[inline]
     fn look(&mut self) -> Option<(usize, u64)> {
         let stamp = (self.position as u32).wrapping_add(1);
-        let at = HalfLayout::slot_at(self.slot);
+        let at = HalfLayout::slot_at(self.slot as usize);
         let header = self.side.peer.mem.load(at, Ordering::Acquire); // SYNC: slot
         if header as u32 == stamp {
             return Some((at, header));
@@ -295,8 +299,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
 
     fn validate_long(&mut self, at: usize, kind: u64, acks: u64) -> Result<Place, RingError> {
         let layout = self.side.peer.layout;
-        let [first, second, sequence] =
-            [8, 16, 24].map(|word| self.side.peer.mem.load(at + word, Ordering::Relaxed));
+        let [first, second] = [8, 16].map(|word| self.side.peer.mem.load(at + word, Ordering::Relaxed));
         match kind {
             KIND_BYTES if first <= layout.byte_capacity() as u64 => Ok(Place::Bytes { len: first as usize }),
             KIND_BYTES => {
@@ -310,7 +313,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
                         format!("{second} bytes in loan {first}, which does not exist, is shorter, or is lent already")
                     }));
                 }
-                Ok(Place::Loan { index: first as usize, len: second as usize, sequence })
+                Ok(Place::Loan { index: first as usize, len: second as usize })
             }
             _ => self.validate_run(at, kind, acks),
         }
@@ -319,13 +322,12 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
     #[inline(never)]
     fn validate_run(&mut self, at: usize, kind: u64, acks: u64) -> Result<Place, RingError> {
         let (mem, capacity) = (&self.side.peer.mem, self.side.peer.layout.byte_capacity());
-        match Arrived::read(mem, at, kind, acks) {
-            Some((run, bytes)) if bytes <= capacity => {
+        match self.run.begin(mem, at, kind, acks, capacity) {
+            Some(bytes) if bytes <= capacity => {
                 self.ring.prefetch_read(mem, self.byte_head, bytes.min(RUN_BYTES));
-                self.run = run;
                 Ok(Place::Run { len: self.run.front() })
             }
-            Some((_, bytes)) => {
+            Some(bytes) => {
                 Err(self.side.misbehaved(|| format!("messages of {bytes} bytes in its byte ring at once")))
             }
             None => Err(self.side.misbehaved(|| format!("a message of kind {kind}"))),
@@ -358,7 +360,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
             Place::Bytes { len } | Place::Run { len } => {
                 self.ring.append(&peer.mem, self.byte_head, len, out);
             }
-            Place::Loan { index, len, .. } => peer.mem.append(peer.layout.loan_at(index), len, out),
+            Place::Loan { index, len } => peer.mem.append(peer.layout.loan_at(index), len, out),
         }
     }
 
@@ -387,22 +389,22 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
             self.byte_head += len as u64;
         }
         let lent = match found.place {
-            Place::Loan { index, len, sequence } => self.hold(index, len, sequence),
+            Place::Loan { index, len } => self.hold(index, len),
             _ => None,
         };
-        let slots = self.position - self.published > self.mask as u64 / 4;
+        let slots = self.position - self.published > u64::from(self.mask) / 4;
         if slots || self.byte_head - self.byte_head_published > self.ring.quarter() {
             self.give_back();
         }
         lent
     }
 
-    fn hold(&mut self, index: usize, len: usize, sequence: u64) -> Option<Lent<M, P, L>> {
+    fn hold(&mut self, index: usize, len: usize) -> Option<Lent<M, P, L>> {
         let borrower = Arc::clone(self.borrower.as_ref()?);
         self.cross.held.fetch_or(1 << index, Ordering::AcqRel);
         // The sender has looked at that line; the fence of the return would wait for it.
-        self.side.own.mem.prefetch_write(AT_LOAN_RETURNS + 8 * index, 8);
-        Some(Lent { borrower, index, len, sequence, head: [0; LOAN_HEAD], head_len: 0 })
+        self.side.own.mem.prefetch_write(AT_LOAN_RETURNS, 8);
+        Some(Lent { borrower, index, len, head: [0; LOAN_HEAD], head_len: 0 })
     }
 
     fn give_back(&mut self) {

@@ -12,7 +12,7 @@ use crate::ring::half::{OwnHalf, PeerHalf};
 use crate::ring::layout::*;
 use crate::ring::loan::{LoanMut, LoanTable, SendLoanError};
 use crate::ring::park::{Arm, Wake};
-use crate::ring::side::Side;
+use crate::ring::side::SendingSide;
 use crate::ring::{Liveness, RingError};
 
 /// Most messages that one header can acknowledge.
@@ -20,17 +20,17 @@ const ACKS_MAX: u64 = (1 << 24) - 1;
 /// After that many messages a restart first renews the stamps; see the module's doc.
 const STAMP_RENEWAL: u64 = 1 << 30;
 /// How many slots ahead the sender asks for the line it will write.
-const PREFETCH: usize = 8;
+const PREFETCH: u32 = 8;
 
 /// The sending end. One owner; may move between threads.
 pub struct MessageTx<M: MemoryMut, P: Memory, L: Liveness> {
-    side: Side<M, P, L>,
+    side: SendingSide<M, P, L>,
     cross: Arc<Cross<M::Word>>,
-    mask: usize,
+    mask: u32,
     /// Messages sent.
     position: u64,
     /// The slot after the last one used.
-    slot: usize,
+    slot: u32,
     /// `position` may not reach this: messages known to be consumed, plus the number of slots.
     limit: u64,
     /// The slots-consumed word as last accepted.
@@ -55,13 +55,13 @@ enum Need {
 }
 
 impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
-    pub(super) fn new(side: Side<M, P, L>, cross: Arc<Cross<M::Word>>) -> Self {
+    pub(super) fn new(side: SendingSide<M, P, L>, cross: Arc<Cross<M::Word>>) -> Self {
         let layout = side.own.layout;
         let loans = LoanTable::new(&side.own);
         Self {
             side,
             cross,
-            mask: layout.slots() - 1,
+            mask: layout.slots() as u32 - 1,
             position: 0,
             slot: 0,
             limit: layout.slots() as u64,
@@ -201,8 +201,8 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         if !self.loans.any_free() {
             self.reclaim()?;
         }
-        match self.loans.take() {
-            Some(index) => Ok(self.loans.guard(index, len)),
+        match self.loans.take(len) {
+            Some(loan) => Ok(loan),
             None => Err(self.blocked(Need::Loan)),
         }
     }
@@ -221,10 +221,9 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         let (index, len) = (loan.index(), loan.len());
         let (head, head_len) = loan.head();
         self.side.own.mem.write(at + LOAN_HEAD_AT, &head[..head_len]);
-        let sequence = self.loans.lend(index);
-        for (i, word) in [index as u64, len as u64, sequence].into_iter().enumerate() {
-            self.side.own.mem.store(at + 8 + 8 * i, word, Ordering::Relaxed);
-        }
+        self.loans.lend(index);
+        self.side.own.mem.store(at + 8, index as u64, Ordering::Relaxed);
+        self.side.own.mem.store(at + 16, len as u64, Ordering::Relaxed);
         self.publish(at, KIND_LOAN);
         // Only now: letting go of it waits until all that was written is visible.
         loan.into_sent();
@@ -292,7 +291,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         } else if self.position >= self.limit {
             self.wait_for_slot()?;
         }
-        Ok(HalfLayout::slot_at(self.slot))
+        Ok(HalfLayout::slot_at(self.slot as usize))
     }
 
     /// Everything sent has been consumed: back to slot 0.
@@ -305,7 +304,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         if self.position - self.stamps_renewed >= STAMP_RENEWAL {
             self.renew_stamps();
         }
-        self.limit = self.position + self.mask as u64 + 1;
+        self.limit = self.position + u64::from(self.mask) + 1;
         self.slot = 0;
         Ok(())
     }
@@ -314,7 +313,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
     fn renew_stamps(&mut self) {
         self.stamps_renewed = self.position;
         let stamp = u64::from(self.position as u32); // that of the message consumed last
-        for slot in 0..=self.mask {
+        for slot in 0..=self.mask as usize {
             self.side.own.mem.store(HalfLayout::slot_at(slot), stamp, Ordering::Relaxed);
         }
     }
@@ -346,7 +345,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         self.slot = (self.slot + 1) & self.mask;
         self.side.unflushed = true;
         self.side.disarm();
-        self.side.own.mem.prefetch_write(HalfLayout::slot_at((self.slot + PREFETCH) & self.mask), SLOT);
+        self.side.own.mem.prefetch_write(HalfLayout::slot_at(((self.slot + PREFETCH) & self.mask) as usize), SLOT);
     }
 
     /// Nothing was sent: says why, and remembers it for [`MessageTx::arm`].
@@ -387,7 +386,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
             }));
         }
         self.credit = credit;
-        self.limit = self.limit.max(credit.max(acked) + self.mask as u64 + 1);
+        self.limit = self.limit.max(credit.max(acked) + u64::from(self.mask) + 1);
         Ok(())
     }
 
