@@ -34,9 +34,15 @@ pub(crate) struct Args {
     /// How many processes and kernels of the transport's tests are killed
     #[arg(long, default_value_t = 10_000, value_name = "N")]
     kills: u64,
+    /// How many connections two processes make, accept and close, of which nothing may be left; 0: none
+    #[arg(long, default_value_t = 10_000_000, value_name = "N")]
+    connects: u64,
     /// Only the transport
     #[arg(long, conflicts_with_all = ["steps", "seed", "only_freeze", "only_recover"])]
     only_transport: bool,
+    /// Only make connections and close them
+    #[arg(long, conflicts_with_all = ["steps", "seed", "only_freeze", "only_recover", "only_transport"])]
+    only_connects: bool,
     /// Only kill daemons
     #[arg(long, conflicts_with_all = ["steps", "seed", "only_freeze"])]
     only_recover: bool,
@@ -56,6 +62,10 @@ fn verify(args: &Args) -> Result<()> {
     let mut checks = Checks::default();
     if args.only_transport {
         transport(&mut checks, args);
+        return checks.finish();
+    }
+    if args.only_connects {
+        connects(&mut checks, args.connects);
         return checks.finish();
     }
     if args.only_freeze || args.only_recover {
@@ -125,9 +135,28 @@ fn transport(checks: &mut Checks, args: &Args) {
         kills.env("TOMBOLO_KILLS", args.kills.to_string()).env("TOMBOLO_ERROR_WITHIN_MS", "250");
         succeed(&mut kills)
     });
+    if args.connects > 0 {
+        connects(checks, args.connects);
+    }
     checks.check("rings on the word-atomic copies", || {
         let mut rings = of_transport(&["--target-dir", "target/word-atomic", "--lib", "ring::"]);
         succeed(rings.env("RUSTFLAGS", "--cfg tombolo_word_atomic"))
+    });
+}
+
+fn connects(checks: &mut Checks, count: u64) {
+    checks.check("connections made and closed, and nothing left of them", || {
+        let mut cargo = build::cargo();
+        cargo.args([
+            "run",
+            "--release",
+            "--package",
+            "tombolo-benches",
+            "--bin",
+            "tombolo-bench-scale",
+            "--",
+        ]);
+        succeed(cargo.args(["connects", "--count", &count.to_string()]))
     });
 }
 

@@ -13,7 +13,7 @@ use crate::process::{Held, held};
 use crate::tell;
 
 /// Callers at a time.
-const CALLERS: u32 = 32;
+pub(crate) const CALLERS: u32 = 32;
 /// For what was closed to be gone everywhere.
 const SETTLED_MAX: Duration = Duration::from_secs(10);
 const WARM_UP: Duration = Duration::from_millis(200);
@@ -39,12 +39,12 @@ pub(crate) fn measure(quick: bool) -> anyhow::Result<()> {
     tell("connect/pieces", made, pieces as f64, "pieces of the pool's mapping, both processes", None)
 }
 
-fn both(pair: &Pair) -> anyhow::Result<[Held; 2]> {
+pub(crate) fn both(pair: &Pair) -> anyhow::Result<[Held; 2]> {
     Ok([held(std::process::id())?, held(pair.follower.pid())?])
 }
 
 /// Waits until no half is held. Returns how many still are when that takes too long.
-fn settle(pair: &Pair) -> anyhow::Result<usize> {
+pub(crate) fn settle(pair: &Pair) -> anyhow::Result<usize> {
     let deadline = Instant::now() + SETTLED_MAX;
     loop {
         let held = pair.runtime.block_on(pair.fabric.broker().status())?.connections;
@@ -56,7 +56,7 @@ fn settle(pair: &Pair) -> anyhow::Result<usize> {
 }
 
 /// Waits until both processes hold no more than `before`. Returns how much more they do when that takes too long.
-fn settle_held(pair: &Pair, before: [Held; 2]) -> anyhow::Result<usize> {
+pub(crate) fn settle_held(pair: &Pair, before: [Held; 2]) -> anyhow::Result<usize> {
     let deadline = Instant::now() + SETTLED_MAX;
     let more = |(now, then): (Held, Held)| {
         now.descriptors.saturating_sub(then.descriptors) + now.maps.saturating_sub(then.maps)

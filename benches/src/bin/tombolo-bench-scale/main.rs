@@ -1,6 +1,7 @@
-//! How cost grows with connections and kernels, for `cargo xtask bench`: one task at a time, each of which prints its figures.
+//! How cost grows with connections and kernels, for `cargo xtask bench` and `cargo xtask verify`: one task at a time, each of which prints its figures.
 
 mod connect;
+mod connects;
 mod control_plane;
 mod heartbeats;
 mod idle;
@@ -22,12 +23,17 @@ struct Args {
     /// For a shorter time, where it is time that makes the figure better
     #[arg(long)]
     quick: bool,
+    /// How many connections `connects` makes
+    #[arg(long, default_value_t = 10_000_000, value_name = "N")]
+    count: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Task {
     /// Connections made, accepted and closed
     Connect,
+    /// Whether anything is left of so many connections; fails if so
+    Connects,
     /// What parked connections cost
     Idle,
     /// What looking at heartbeats costs
@@ -58,6 +64,7 @@ fn main() -> ExitCode {
 fn lead(args: &Args) -> anyhow::Result<()> {
     match args.task {
         Task::Connect => connect::measure(args.quick),
+        Task::Connects => connects::check(args.count),
         Task::Idle => idle::measure(args.quick),
         Task::Heartbeats => heartbeats::measure(args.quick),
         Task::ControlPlane => control_plane::measure(),
