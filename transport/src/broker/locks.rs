@@ -64,8 +64,8 @@ pub(crate) fn all_locked(fd: impl AsFd, range: Range<u64>) -> io::Result<Vec<Ran
     Ok(found)
 }
 
-/// The whole pages that `ranges`, sorted by their starts, touch; what then touches each other is one. Brokers lock whole pages, but
-/// whoever has the pool can lock what it likes.
+/// The whole pages that `ranges`, sorted by their starts, touch; what then touches each other is one. Brokers lock halves, which
+/// may end within a page; and whoever has the pool can lock what it likes.
 pub(crate) fn whole_pages(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut whole: Vec<Range<u64>> = Vec::new();
     for range in ranges.iter().filter(|range| !range.is_empty()) {
