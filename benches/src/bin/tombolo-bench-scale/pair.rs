@@ -1,7 +1,7 @@
 //! Two processes attached to one broker, which runs in the leader's.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::runtime::Runtime;
@@ -16,6 +16,8 @@ pub(crate) const SIZES: Sizes =
     Sizes { slots: 64, ring_bytes: 4096, loans: 0, loan_bytes: 0, message_bytes_max: 4096 };
 
 const BACKLOG: u32 = 1024;
+/// Other programs may have the processors for a while.
+const CONNECT_MAX: Duration = Duration::from_secs(60);
 
 pub(crate) fn ring_bytes() -> u64 {
     u64::from(SIZES.slots) * 64 + u64::from(SIZES.ring_bytes)
@@ -44,7 +46,7 @@ impl Pair {
 
 /// Connects; a listener whose backlog is full is asked again.
 pub(crate) async fn connect(endpoint: &Endpoint, addr: Addr) -> anyhow::Result<Messages> {
-    let options = ConnectOptions { sizes: SIZES, ..ConnectOptions::default() };
+    let options = ConnectOptions { sizes: SIZES, timeout: CONNECT_MAX };
     let deadline = Instant::now() + options.timeout;
     loop {
         match endpoint.connect_messages_with(addr, &options).await {
