@@ -145,7 +145,7 @@ impl PacedLine {
     /// The same over a terminal line: the line discipline holds 4096 bytes (`N_TTY_BUF_SIZE`) and holds the line up before it is full, after
     /// which the lines of User-mode Linux stay still.
     pub fn pace_of_terminal() -> PacedConfig {
-        PacedConfig { window_bytes: 3584, is_line: true, ..Self::pace() }
+        PacedConfig { window_bytes: Some(3584), is_line: true, ..Self::pace() }
     }
 }
 

@@ -22,7 +22,7 @@ const DIAL_MAX: Duration = Duration::from_secs(2);
 
 /// A line to this port of the parent kernel. Must be called on a Tokio runtime.
 pub(crate) fn of_parent(port: Port) -> io::Result<OwnedFd> {
-    let config = VsockConfig { transport: VsockTransport::Multikernel, local_cid: None };
+    let config = VsockConfig { transport: VsockTransport::Multikernel, ..VsockConfig::default() };
     let vsock = VsockEndpoint::new(config).map_err(io::Error::other)?;
     dialled(VsockDial::new(vsock, Addr::new(PARENT, port)))
 }

@@ -31,7 +31,11 @@ pub(crate) fn of_primary(config: &AgentConfig, line: &PacedLine) -> tombolo_tran
         PacedLine::Vsock(port) => {
             let paced = PacedEndpoint::new(config.cid, PacedLine::pace())?;
             let transport = VsockTransport::Multikernel;
-            let vsock = VsockEndpoint::new(VsockConfig { transport, local_cid: Some(config.cid) })?;
+            let vsock = VsockEndpoint::new(VsockConfig {
+                transport,
+                local_cid: Some(config.cid),
+                ..VsockConfig::default()
+            })?;
             paced.dial(config.primary_cid, VsockDial::new(vsock, Addr::new(PARENT, *port)))?;
             Ok(paced)
         }

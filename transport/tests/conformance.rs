@@ -6,6 +6,7 @@ use tombolo_transport::conformance::{
     self, Backend, Direction, Failure, Limits, Outcome, Pair, Party, RemoteParty,
 };
 use tombolo_transport::memory::MemoryFabric;
+use tombolo_transport::paced::SocketKind;
 use tombolo_transport::{Cid, Endpoint};
 
 async fn conforms(backend: impl Backend) {
@@ -39,22 +40,37 @@ async fn hybrid_conforms_on_one_thread() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn paced_conforms() {
-    conforms(Paced::over_sound_sockets()).await;
+    conforms(Paced::over_sound_sockets(SocketKind::Multikernel)).await;
 }
 
 #[tokio::test]
 async fn paced_conforms_on_one_thread() {
-    conforms(Paced::over_sound_sockets()).await;
+    conforms(Paced::over_sound_sockets(SocketKind::Multikernel)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn paced_conforms_over_faulty_sockets() {
-    conforms(Paced::over_faulty_sockets()).await;
+    conforms(Paced::over_faulty_sockets(SocketKind::Multikernel)).await;
 }
 
 #[tokio::test]
 async fn paced_conforms_over_faulty_sockets_on_one_thread() {
-    conforms(Paced::over_faulty_sockets()).await;
+    conforms(Paced::over_faulty_sockets(SocketKind::Multikernel)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn paced_with_long_frames_conforms() {
+    conforms(Paced::over_sound_sockets(SocketKind::Sound)).await;
+}
+
+#[tokio::test]
+async fn paced_with_long_frames_conforms_on_one_thread() {
+    conforms(Paced::over_sound_sockets(SocketKind::Sound)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn paced_with_long_frames_conforms_over_faulty_sockets() {
+    conforms(Paced::over_faulty_sockets(SocketKind::Sound)).await;
 }
 
 async fn shm_conforms(kernels: ShmKernels) {

@@ -215,14 +215,14 @@ pub(crate) fn tests_on_kernels(kernel: &Path, programs: &Path, has_qemu: bool) -
     cargo
 }
 
-/// Boots a kernel whose only program is the conformance suite, on AF_VSOCK over its loopback and on a paced link over that.
+/// Boots a kernel whose only program is the conformance suite, on AF_VSOCK over its loopback and on paced links of both kinds over that.
 fn vsock_in_a_kernel(kernel: &Path, programs: &Path) -> Result<()> {
     let mut boot = Command::new(programs.join("tombolo-boot"));
     boot.arg("--image").arg(kernel).arg("--init").arg(programs.join("tombolo-conformance"));
     for module in VSOCK_MODULES {
         boot.args(["--module", module]);
     }
-    passes(&mut boot, 2)
+    passes(&mut boot, 3)
 }
 
 /// Shared memory between two real kernels, and between one of them and this one.

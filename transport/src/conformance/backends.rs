@@ -14,7 +14,7 @@ use crate::endpoint::Endpoint;
 use crate::hybrid::HybridConfig;
 use crate::incarnation::Incarnation;
 use crate::memory::MemoryFabric;
-use crate::paced::{PacedConfig, PacedEndpoint, SocketsFrom, VsockDial};
+use crate::paced::{PacedConfig, PacedEndpoint, SocketKind, SocketsFrom, VsockDial};
 use crate::pool::{Geometry, Member, Pool, PoolSource};
 use crate::vsock::{VsockConfig, VsockEndpoint};
 
@@ -83,19 +83,20 @@ impl Backend for VsockLoopback {
 /// can be.
 #[derive(Debug)]
 pub struct Paced {
+    sockets: SocketKind,
     faults: Option<Faults>,
     pairs: AtomicU32,
 }
 
 impl Paced {
-    /// Over sockets that do what they should.
-    pub fn over_sound_sockets() -> Self {
-        Self { faults: None, pairs: AtomicU32::new(0) }
+    /// Over sockets that do what they should, by links that take them for what `sockets` says.
+    pub fn over_sound_sockets(sockets: SocketKind) -> Self {
+        Self { sockets, faults: None, pairs: AtomicU32::new(0) }
     }
 
-    /// Over sockets that break, lose bytes, and are full without saying when they are no more, all of it often.
-    pub fn over_faulty_sockets() -> Self {
-        Self { faults: Some(Faults::default()), pairs: AtomicU32::new(0) }
+    /// The same over sockets that break, lose bytes, and are full without saying when they are no more, all of it often.
+    pub fn over_faulty_sockets(sockets: SocketKind) -> Self {
+        Self { sockets, faults: Some(Faults::default()), pairs: AtomicU32::new(0) }
     }
 }
 
@@ -107,6 +108,7 @@ impl Backend for Paced {
             keepalive: Duration::from_millis(100),
             silence: Duration::from_secs(2),
             redial_max: Duration::from_millis(50),
+            sockets: self.sockets,
             ..PacedConfig::default()
         };
         let parent = PacedEndpoint::new(Cid(0), config)?;
@@ -140,19 +142,14 @@ impl Backend for Paced {
 /// [`Cid::LOCAL`]. Needs CAP_NET_BIND_SERVICE.
 #[derive(Debug)]
 pub struct PacedVsockLoopback {
+    sockets: SocketKind,
     pairs: AtomicU32,
 }
 
 impl PacedVsockLoopback {
-    /// Takes one port after another from 7000 on.
-    pub fn new() -> Self {
-        Self { pairs: AtomicU32::new(0) }
-    }
-}
-
-impl Default for PacedVsockLoopback {
-    fn default() -> Self {
-        Self::new()
+    /// By links that take its sockets for what `sockets` says. Takes one port after another from 7000 on.
+    pub fn new(sockets: SocketKind) -> Self {
+        Self { sockets, pairs: AtomicU32::new(0) }
     }
 }
 
@@ -161,11 +158,12 @@ impl Backend for PacedVsockLoopback {
         let port = Port(7000 + self.pairs.fetch_add(1, Ordering::Relaxed));
         let vsock =
             VsockEndpoint::new(VsockConfig { local_cid: Some(Cid::LOCAL), ..VsockConfig::default() })?;
+        let config = PacedConfig { sockets: self.sockets, ..PacedConfig::default() };
         // Every socket of a loopback comes from that CID, so that is the child's.
-        let parent = PacedEndpoint::new(Cid(0), PacedConfig::default())?;
+        let parent = PacedEndpoint::new(Cid(0), config)?;
         parent.serve(vsock.listen(port, 16)?, SocketsFrom::PrivilegedPorts);
         parent.expect(Cid::LOCAL)?;
-        let child = PacedEndpoint::new(Cid::LOCAL, PacedConfig::default())?;
+        let child = PacedEndpoint::new(Cid::LOCAL, config)?;
         child.dial(Cid(0), VsockDial::new(vsock, Addr::new(Cid::LOCAL, port)))?;
         Ok(Pair {
             caller: Endpoint::paced(parent).into(),

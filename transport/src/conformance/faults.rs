@@ -1,6 +1,6 @@
 //! A socket that does what Multikernel's may do: refuse a write with ENOSPC, lose bytes without a word, break.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -89,6 +89,22 @@ impl<S: IoStream> AsyncWrite for FaultySocket<S> {
             Poll::Ready(Ok(_)) => Poll::Ready(Ok(claimed)),
             other => other,
         }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.faults.is_none() {
+            return Pin::new(self.io()?).poll_write_vectored(cx, slices);
+        }
+        let first = slices.iter().find(|slice| !slice.is_empty());
+        self.poll_write(cx, first.map_or(&[], |slice| slice))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.faults.is_none() && self.io.as_ref().is_some_and(AsyncWrite::is_write_vectored)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

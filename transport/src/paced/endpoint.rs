@@ -178,7 +178,8 @@ impl PacedEndpoint {
         };
         let (user, shared) = Shared::new(self.hub.local, peer, Link::new(role, config.pace(), life));
         place.insert(Entrance { user, role });
-        tokio::spawn(Driver::new(Arc::clone(&shared), self.hub.ports.clone(), seed));
+        let driver = Driver::new(Arc::clone(&shared), self.hub.ports.clone(), config.sockets, seed);
+        tokio::spawn(driver);
         Ok((shared, seed))
     }
 }

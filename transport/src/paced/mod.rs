@@ -50,6 +50,7 @@
 //! # }
 //! ```
 
+mod blocks;
 mod config;
 mod core;
 mod driver;
@@ -61,7 +62,7 @@ mod stream;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::core::fuzz_link;
 
-pub use self::config::PacedConfig;
+pub use self::config::{PacedConfig, SocketKind};
 pub use self::endpoint::{PacedAcceptor, PacedEndpoint, PacedListener};
 pub use self::sockets::{Dial, SocketsFrom, VsockDial};
 pub use self::stream::PacedStream;

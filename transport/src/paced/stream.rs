@@ -77,10 +77,13 @@ impl AsyncRead for PacedStream {
         let mut state = self.user.0.lock();
         match state.link.read(self.id, buf.initialize_unfilled()) {
             Ok(Some(read)) => {
+                // Credit, perhaps.
+                let is_due = state.link.has_due();
                 drop(state);
                 buf.advance(read);
-                // Credit may be due.
-                self.user.0.task.wake();
+                if is_due {
+                    self.user.0.task.wake();
+                }
                 Poll::Ready(Ok(()))
             }
             Ok(None) => {
@@ -97,8 +100,11 @@ impl AsyncWrite for PacedStream {
         let mut state = self.user.0.lock();
         match state.link.write(self.id, bytes) {
             Ok(Some(taken)) => {
+                let is_due = state.link.has_due();
                 drop(state);
-                self.user.0.task.wake();
+                if is_due {
+                    self.user.0.task.wake();
+                }
                 Poll::Ready(Ok(taken))
             }
             Ok(None) => {

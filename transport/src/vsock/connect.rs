@@ -20,6 +20,9 @@ use crate::error::{Error, Result};
 const SO_VM_SOCKETS_TRANSPORT: libc::c_int = 9;
 /// `VSOCK_TRANSPORT_MULTIKERNEL`.
 const TRANSPORT_MULTIKERNEL: libc::c_int = 1;
+/// `SO_VM_SOCKETS_BUFFER_SIZE`, and how large that may be made.
+const SO_VM_SOCKETS_BUFFER_SIZE: libc::c_int = 0;
+const SO_VM_SOCKETS_BUFFER_MAX_SIZE: libc::c_int = 2;
 /// `SO_VM_SOCKETS_CONNECT_TIMEOUT`, the form that takes a `struct timeval`.
 const SO_VM_SOCKETS_CONNECT_TIMEOUT: libc::c_int = 6;
 
@@ -43,12 +46,24 @@ nix::setsockopt_impl!(
     SetStruct<'_, TimeVal>
 );
 
-/// A non-blocking stream socket that uses `transport`.
-pub(super) fn open(transport: VsockTransport) -> io::Result<OwnedFd> {
+#[derive(Clone, Copy, Debug)]
+struct BufferBytes;
+nix::setsockopt_impl!(BufferBytes, libc::AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, u64, SetStruct<'_, u64>);
+
+#[derive(Clone, Copy, Debug)]
+struct BufferBytesMax;
+nix::setsockopt_impl!(BufferBytesMax, libc::AF_VSOCK, SO_VM_SOCKETS_BUFFER_MAX_SIZE, u64, SetStruct<'_, u64>);
+
+/// A non-blocking stream socket that uses `transport`, with buffers of so many bytes. Those that a listening one accepts have the same.
+pub(super) fn open(transport: VsockTransport, buffer_bytes: Option<u32>) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
     if transport == VsockTransport::Multikernel {
         Transport.set(&fd, &TRANSPORT_MULTIKERNEL)?;
+    }
+    if let Some(bytes) = buffer_bytes.map(u64::from) {
+        BufferBytesMax.set(&fd, &bytes)?;
+        BufferBytes.set(&fd, &bytes)?;
     }
     Ok(fd)
 }

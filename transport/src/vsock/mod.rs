@@ -34,6 +34,9 @@ pub struct VsockConfig {
     pub transport: VsockTransport,
     /// The CID that connections are said to come from in [`VsockEndpoint::local_cid`]. Default: asked of /dev/vsock.
     pub local_cid: Option<Cid>,
+    /// Bytes that the kernel keeps for a connection in each direction, at either end that says so; more of them under way are fewer system
+    /// calls and wake-ups a byte. Default: the kernel's own, 256 KiB. Multikernel Linux's transport has nothing of the kind.
+    pub buffer_bytes: Option<u32>,
 }
 
 /// One of the kernel's vsock transports.
@@ -50,6 +53,7 @@ pub enum VsockTransport {
 #[derive(Clone, Debug)]
 pub struct VsockEndpoint {
     transport: VsockTransport,
+    buffer_bytes: Option<u32>,
     local_cid: Cid,
 }
 
@@ -72,7 +76,7 @@ impl VsockEndpoint {
             Some(cid) => cid,
             None => Cid(vsock::get_local_cid().map_err(cid)?),
         };
-        Ok(Self { transport: config.transport, local_cid })
+        Ok(Self { transport: config.transport, buffer_bytes: config.buffer_bytes, local_cid })
     }
 
     /// This kernel's CID.
@@ -117,9 +121,10 @@ impl VsockEndpoint {
 
     async fn connect_socket(&self, socket: OwnedFd, addr: Addr, deadline: Duration) -> Result<VsockStream> {
         let io = connect::connect(socket, addr, deadline).await?;
-        let from = io.local_addr().map_err(|source| Error::io(format!("connecting to {addr}"), source))?;
+        let failed = |source| Error::io(format!("connecting to {addr}"), source);
+        let from = io.local_addr().map_err(failed)?;
         let local = Addr::new(self.cid_or_own(from.cid()), Port(from.port()));
-        Ok(VsockStream::new(io, self.transport, local, addr))
+        VsockStream::new(io, self.transport, local, addr).map_err(failed)
     }
 
     /// Listens on `port` of this kernel ([`Port::ANY`]: a free one). Must be called on a Tokio runtime.
@@ -159,7 +164,7 @@ impl VsockEndpoint {
     }
 
     fn socket(&self, attempt: &str) -> Result<OwnedFd> {
-        connect::open(self.transport).map_err(|source| Error::io(attempt, source))
+        connect::open(self.transport, self.buffer_bytes).map_err(|source| Error::io(attempt, source))
     }
 
     fn cid_or_own(&self, cid: u32) -> Cid {
@@ -173,11 +178,10 @@ impl VsockListener {
     /// # Cancel safety
     /// Dropping the future loses no connection.
     pub async fn accept(&self) -> Result<VsockStream> {
-        let accepted = self.listener.accept().await;
-        let (io, from) =
-            accepted.map_err(|source| Error::io(format!("accepting on {}", self.local), source))?;
+        let failed = |source| Error::io(format!("accepting on {}", self.local), source);
+        let (io, from) = self.listener.accept().await.map_err(failed)?;
         let peer = Addr::new(Cid(from.cid()), Port(from.port()));
-        Ok(VsockStream::new(io, self.transport, self.local, peer))
+        VsockStream::new(io, self.transport, self.local, peer).map_err(failed)
     }
 
     /// Where this listens.

@@ -37,7 +37,11 @@ enum Listener {
 pub(crate) fn vsock() -> tombolo_transport::Result<VsockEndpoint> {
     // What the parent of all kernels is called there.
     let local_cid = Some(Cid(0));
-    VsockEndpoint::new(VsockConfig { transport: VsockTransport::Multikernel, local_cid })
+    VsockEndpoint::new(VsockConfig {
+        transport: VsockTransport::Multikernel,
+        local_cid,
+        ..VsockConfig::default()
+    })
 }
 
 /// Where the kernel of that number dials: a port for each, as a process stands for each.

@@ -19,13 +19,14 @@ use tombolo_transport::conformance::backends::{
     Between, Hybrid, Memory, Paced, PacedVsockLoopback, Shm, ShmKernels, VsockLoopback,
 };
 use tombolo_transport::conformance::{self, Backend, Counts, RemoteParty};
+use tombolo_transport::paced::SocketKind;
 use tombolo_transport::vsock::VsockConfig;
 use tombolo_transport::{Cid, Endpoint};
 
 const USAGE: &str = "\
 usage: tombolo-conformance WORDS [--filter BEHAVIOUR]
-  here BACKEND            both sides in this process: memory, hybrid, shm, paced, paced-faulty, vsock-loopback or
-                          paced-vsock-loopback
+  here BACKEND            both sides in this process: memory, hybrid, shm, paced, paced-sound, paced-faulty, vsock-loopback
+                          or paced-vsock-loopback
   kernels [qemu]          shared memory between two real kernels, and between one and this one (boots them: user-mode ones,
                           or those of emulated machines)
   device PROGRAM [qemu]   hybrid here against AF_VSOCK in a real kernel (boots it: a user-mode one, or that of an emulated
@@ -66,7 +67,7 @@ fn run(mut words: Vec<String>, is_init: bool) -> Result<()> {
             [] if is_init => {
                 // Both, whatever comes of the first.
                 let vsock = suite(VsockLoopback, &filter).await;
-                suite(PacedVsockLoopback::new(), &filter).await.and(vsock)
+                paced_vsock_loopback(&filter).await.and(vsock)
             }
             ["here", backend] => here(backend, &filter).await,
             ["kernels"] => kernels::run("uml", &filter).await,
@@ -98,12 +99,19 @@ async fn here(backend: &str, filter: &str) -> Result<()> {
             }
             Ok(())
         }
-        "paced" => suite(Paced::over_sound_sockets(), filter).await,
-        "paced-faulty" => suite(Paced::over_faulty_sockets(), filter).await,
+        "paced" => suite(Paced::over_sound_sockets(SocketKind::Multikernel), filter).await,
+        "paced-sound" => suite(Paced::over_sound_sockets(SocketKind::Sound), filter).await,
+        "paced-faulty" => suite(Paced::over_faulty_sockets(SocketKind::Multikernel), filter).await,
         "vsock-loopback" => suite(VsockLoopback, filter).await,
-        "paced-vsock-loopback" => suite(PacedVsockLoopback::new(), filter).await,
+        "paced-vsock-loopback" => paced_vsock_loopback(filter).await,
         other => bail!("no backend is called `{other}`\n{USAGE}"),
     }
+}
+
+/// By links that know that it has a flow control, and by links that take it for one that has none.
+async fn paced_vsock_loopback(filter: &str) -> Result<()> {
+    let sound = suite(PacedVsockLoopback::new(SocketKind::Sound), filter).await;
+    suite(PacedVsockLoopback::new(SocketKind::Multikernel), filter).await.and(sound)
 }
 
 async fn between_shm(socket: PathBuf, peer: Cid, filter: &str) -> Result<()> {

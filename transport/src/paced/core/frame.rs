@@ -1,19 +1,20 @@
 //! Frames: what travels on the socket. See `docs/paced-link.md` for the table.
 
+use super::arrived::Place;
+use super::limits::Limits;
 use crate::incarnation::Incarnation;
 
-/// Bytes of one frame, header included: the payload of one packet of Multikernel's ring (4096 less its own header of 24 and the vsock
-/// header of 44), so that one write is one packet.
-pub(crate) const FRAME_BYTES_MAX: usize = 4096 - 24 - 44;
 pub(crate) const HEADER_BYTES: usize = 48;
-pub(crate) const PAYLOAD_BYTES_MAX: usize = FRAME_BYTES_MAX - HEADER_BYTES;
+/// The longest payload that the field for the length has room for.
+const PAYLOAD_BYTES_MAX: usize = u16::MAX as usize - HEADER_BYTES;
 
 /// The one version there is.
 pub(crate) const VERSION: u16 = 1;
 const MAGIC: [u8; 4] = *b"TBPL";
-/// What every HELLO has; ours has the number of its opening besides.
+/// What every HELLO has; ours has the number of its opening and our limits besides.
 const HELLO_BYTES_MIN: usize = 28;
-const HELLO_BYTES: usize = HELLO_BYTES_MIN + 8;
+const HELLO_LIMITS_AT: usize = HELLO_BYTES_MIN + 8;
+const HELLO_BYTES: usize = HELLO_LIMITS_AT + 16;
 /// The longest HELLO that is looked for among other bytes, its header included: room for what later versions may add.
 pub(crate) const HELLO_FRAME_BYTES_MAX: usize = 256;
 
@@ -78,6 +79,8 @@ pub(crate) struct Header {
 pub(crate) struct Frame<'a> {
     pub(crate) header: Header,
     pub(crate) payload: &'a [u8],
+    /// Where the payload lies, if that may be kept.
+    pub(crate) place: Option<Place<'a>>,
 }
 
 /// What HELLO says beyond its header.
@@ -88,6 +91,8 @@ pub(crate) struct Hello {
     pub(crate) knows: Incarnation,
     /// The number of this opening of the sender's: one more for each time that it begins anew, in one life. 0 where it does not tell.
     pub(crate) opening: u64,
+    /// What the sender takes: [`Limits::PACKETS`] where it does not tell.
+    pub(crate) limits: Limits,
 }
 
 /// Why bytes are no frame.
@@ -107,26 +112,34 @@ impl Header {
     /// # Panics
     /// If `payload` is longer than [`PAYLOAD_BYTES_MAX`].
     pub(crate) fn encode(&self, payload: &[u8], out: &mut Vec<u8>) {
-        assert!(payload.len() <= PAYLOAD_BYTES_MAX, "a frame of {} bytes of payload", payload.len());
         let start = out.len();
-        let len = (HEADER_BYTES + payload.len()) as u16;
-        out.extend_from_slice(&len.to_le_bytes());
-        out.extend_from_slice(&[self.kind as u8, self.flags]);
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(self.incarnation.as_bytes());
-        out.extend_from_slice(&self.seq.to_le_bytes());
-        out.extend_from_slice(&self.ack.to_le_bytes());
-        out.extend_from_slice(&self.stream.to_le_bytes());
+        out.resize(start + HEADER_BYTES, 0);
         out.extend_from_slice(payload);
-        let checksum = checksum(&out[start..]);
-        out[start + 4..start + 8].copy_from_slice(&checksum.to_le_bytes());
+        self.seal(&mut out[start..]);
+    }
+
+    /// Writes the header into the first [`HEADER_BYTES`] of `frame`, whose payload is there already.
+    ///
+    /// # Panics
+    /// If `frame` is shorter than a header, or its payload longer than [`PAYLOAD_BYTES_MAX`].
+    pub(crate) fn seal(&self, frame: &mut [u8]) {
+        assert!(frame.len() <= HEADER_BYTES + PAYLOAD_BYTES_MAX, "a frame of {} bytes", frame.len());
+        let len = frame.len() as u16;
+        frame[..2].copy_from_slice(&len.to_le_bytes());
+        frame[2..4].copy_from_slice(&[self.kind as u8, self.flags]);
+        frame[8..24].copy_from_slice(self.incarnation.as_bytes());
+        frame[24..32].copy_from_slice(&self.seq.to_le_bytes());
+        frame[32..40].copy_from_slice(&self.ack.to_le_bytes());
+        frame[40..48].copy_from_slice(&self.stream.to_le_bytes());
+        let checksum = checksum(frame);
+        frame[4..8].copy_from_slice(&checksum.to_le_bytes());
     }
 }
 
 impl<'a> Frame<'a> {
-    /// The frame at the start of `bytes`, and its length.
-    pub(crate) fn decode(bytes: &'a [u8]) -> Result<(Self, usize), NoFrame> {
-        let len = frame_len(bytes)?;
+    /// The frame at the start of `bytes`, and its length: `frame_bytes_max` at most.
+    pub(crate) fn decode(bytes: &'a [u8], frame_bytes_max: usize) -> Result<(Self, usize), NoFrame> {
+        let len = frame_len(bytes, frame_bytes_max)?;
         let Some(frame) = bytes.get(..len) else { return Err(NoFrame::Incomplete) };
         if u32_at(frame, 4) != checksum(frame) {
             return Err(NoFrame::Damaged("a frame arrived with a wrong checksum"));
@@ -149,7 +162,7 @@ impl<'a> Frame<'a> {
         if (header.stream == 0) != matches!(kind, Kind::Hello | Kind::Ack) {
             return Err(NoFrame::Foreign(format!("a frame of kind {kind:?} about stream {}", header.stream)));
         }
-        Ok((Self { header, payload: &frame[HEADER_BYTES..] }, len))
+        Ok((Self { header, payload: &frame[HEADER_BYTES..], place: None }, len))
     }
 
     /// The payload, which must be `N` bytes.
@@ -162,10 +175,10 @@ impl<'a> Frame<'a> {
 }
 
 /// How long the frame at the start of `bytes` says it is.
-pub(crate) fn frame_len(bytes: &[u8]) -> Result<usize, NoFrame> {
+pub(crate) fn frame_len(bytes: &[u8], frame_bytes_max: usize) -> Result<usize, NoFrame> {
     let Some(len) = bytes.first_chunk() else { return Err(NoFrame::Incomplete) };
     let len = usize::from(u16::from_le_bytes(*len));
-    if !(HEADER_BYTES..=FRAME_BYTES_MAX).contains(&len) {
+    if !(HEADER_BYTES..=frame_bytes_max).contains(&len) {
         return Err(NoFrame::Damaged("a frame arrived with an impossible length"));
     }
     Ok(len)
@@ -208,7 +221,12 @@ impl Hello {
         bytes[6..8].copy_from_slice(&VERSION.to_le_bytes());
         bytes[8] = self.role as u8;
         bytes[12..HELLO_BYTES_MIN].copy_from_slice(self.knows.as_bytes());
-        bytes[HELLO_BYTES_MIN..].copy_from_slice(&self.opening.to_le_bytes());
+        bytes[HELLO_BYTES_MIN..HELLO_LIMITS_AT].copy_from_slice(&self.opening.to_le_bytes());
+        let Limits { frame_bytes, window_bytes, window_frames, stream_bytes } = self.limits;
+        let limits = [frame_bytes, window_bytes, window_frames, stream_bytes];
+        for (field, limit) in bytes[HELLO_LIMITS_AT..].chunks_exact_mut(4).zip(limits) {
+            field.copy_from_slice(&u32::try_from(limit).unwrap_or(u32::MAX).to_le_bytes());
+        }
         bytes
     }
 
@@ -230,8 +248,20 @@ impl Hello {
         };
         let mut knows = [0; 16];
         knows.copy_from_slice(&bytes[12..]);
-        let opening = payload.get(HELLO_BYTES_MIN..HELLO_BYTES).map_or(0, |field| u64_at(field, 0));
-        Ok(Self { role, knows: Incarnation(knows), opening })
+        let opening = payload.get(HELLO_BYTES_MIN..HELLO_LIMITS_AT).map_or(0, |field| u64_at(field, 0));
+        let limits = payload.get(HELLO_LIMITS_AT..HELLO_BYTES).map_or(Limits::PACKETS, |fields| {
+            let field = |nth: usize| u32_at(fields, 4 * nth) as usize;
+            Limits {
+                frame_bytes: field(0),
+                window_bytes: field(1),
+                window_frames: field(2),
+                stream_bytes: field(3),
+            }
+        });
+        if !limits.suffice() {
+            return Err(format!("it takes less than a link needs: {limits:?}"));
+        }
+        Ok(Self { role, knows: Incarnation(knows), opening, limits })
     }
 }
 
@@ -262,6 +292,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 mod tests {
     use super::*;
 
+    const MAX: usize = Limits::PACKETS.frame_bytes;
+
     fn header(kind: Kind, stream: u64) -> Header {
         Header { kind, flags: 0, incarnation: Incarnation([9; 16]), seq: 5, ack: 7, stream }
     }
@@ -271,10 +303,10 @@ mod tests {
         let mut bytes = Vec::new();
         let header = header(Kind::Data, 3);
         header.encode(b"hello", &mut bytes);
-        let (frame, len) = Frame::decode(&bytes).unwrap();
+        let (frame, len) = Frame::decode(&bytes, MAX).unwrap();
         assert_eq!((frame.header, frame.payload, len), (header, &b"hello"[..], bytes.len()));
         for short in 0..bytes.len() {
-            assert_eq!(Frame::decode(&bytes[..short]).unwrap_err(), NoFrame::Incomplete);
+            assert_eq!(Frame::decode(&bytes[..short], MAX).unwrap_err(), NoFrame::Incomplete);
         }
     }
 
@@ -285,7 +317,7 @@ mod tests {
         for bit in 0..bytes.len() * 8 {
             let mut changed = bytes.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
-            assert!(Frame::decode(&changed).is_err(), "bit {bit}");
+            assert!(Frame::decode(&changed, MAX).is_err(), "bit {bit}");
         }
     }
 
@@ -293,25 +325,47 @@ mod tests {
     fn kinds_flags_and_streams_that_do_not_exist_are_foreign() {
         let mut bytes = Vec::new();
         header(Kind::Data, 0).encode(b"x", &mut bytes);
-        assert!(matches!(Frame::decode(&bytes), Err(NoFrame::Foreign(_))));
+        assert!(matches!(Frame::decode(&bytes, MAX), Err(NoFrame::Foreign(_))));
         bytes.clear();
         Header { flags: FLAG_ASK, ..header(Kind::Data, 1) }.encode(b"x", &mut bytes);
-        assert!(matches!(Frame::decode(&bytes), Err(NoFrame::Foreign(_))));
+        assert!(matches!(Frame::decode(&bytes, MAX), Err(NoFrame::Foreign(_))));
         assert!(matches!(Kind::of(11), Err(NoFrame::Foreign(_))));
     }
 
     #[test]
     fn hello_of_no_common_version_is_refused() {
-        let hello = Hello { role: Role::Dialler, knows: Incarnation([1; 16]), opening: 3 };
-        let mut bytes = hello.encode();
-        assert_eq!(Hello::decode(&bytes), Ok(hello));
-        assert_eq!(
-            Hello::decode(&bytes[..HELLO_BYTES_MIN]),
-            Ok(Hello { opening: 0, ..hello }),
-            "an earlier one"
-        );
+        let mut bytes = hello().encode();
+        assert_eq!(Hello::decode(&bytes), Ok(hello()));
         bytes[4..6].copy_from_slice(&2u16.to_le_bytes());
         bytes[6..8].copy_from_slice(&3u16.to_le_bytes());
         assert!(Hello::decode(&bytes).unwrap_err().contains("versions 2 to 3"));
+    }
+    fn hello() -> Hello {
+        Hello { role: Role::Dialler, knows: Incarnation([1; 16]), opening: 3, limits: Limits::SOUND }
+    }
+
+    #[test]
+    fn hello_that_tells_no_limits_means_those_of_packets() {
+        let bytes = hello().encode();
+        let earlier = Hello { opening: 0, limits: Limits::PACKETS, ..hello() };
+        assert_eq!(Hello::decode(&bytes[..HELLO_BYTES_MIN]), Ok(earlier));
+        assert_eq!(Hello::decode(&bytes[..HELLO_BYTES - 1]), Ok(Hello { opening: 3, ..earlier }));
+    }
+
+    #[test]
+    fn hello_with_limits_that_no_link_works_with_is_refused() {
+        for at in 0..4 {
+            let mut bytes = hello().encode();
+            bytes[HELLO_LIMITS_AT + 4 * at..][..4].copy_from_slice(&1u32.to_le_bytes());
+            assert!(Hello::decode(&bytes).unwrap_err().contains("less than a link needs"));
+        }
+    }
+
+    #[test]
+    fn frame_longer_than_agreed_is_damage() {
+        let mut bytes = Vec::new();
+        header(Kind::Data, 3).encode(&[1; 5000], &mut bytes);
+        assert!(matches!(Frame::decode(&bytes, MAX), Err(NoFrame::Damaged(_))));
+        assert!(Frame::decode(&bytes, Limits::SOUND.frame_bytes).is_ok());
     }
 }

@@ -1,7 +1,7 @@
 //! An end of a link that is fed anything, in whole frames or in pieces, while its streams are used.
 
-use super::frame::{Header, Hello, Kind, PAYLOAD_BYTES_MAX};
-use super::{Event, Link, Nanos, Pace, Role, StreamId};
+use super::frame::{Header, Hello, Kind};
+use super::{Event, Limits, Link, Nanos, Pace, Role, StreamId};
 use crate::addr::Port;
 use crate::fuzzing::Input;
 use crate::incarnation::Incarnation;
@@ -13,8 +13,8 @@ const PEER: Incarnation = Incarnation([9; 16]);
 const FRAMES_MAX: usize = 2000;
 
 /// The last frames of an honest peer: its numbers are right unless the input wants them wrong.
-#[derive(Default)]
 struct Peer {
+    limits: Limits,
     seq: u64,
     acked: u64,
 }
@@ -30,7 +30,7 @@ impl Peer {
             Kind::Hello => 28,
             Kind::Open | Kind::Credit | Kind::Close => 8,
             Kind::Refuse => 1,
-            Kind::Data => input.pick(&[1, 10, 1000, PAYLOAD_BYTES_MAX]),
+            Kind::Data => input.pick(&[1, 10, 1000, self.limits.payload_bytes()]),
             _ => 0,
         };
         let len = if wrong { input.below(100) } else { len };
@@ -39,7 +39,7 @@ impl Peer {
         if kind == Kind::Hello && !wrong {
             let knows = input.pick(&[OWN, Incarnation::NONE, PEER]);
             let (role, opening) = (input.pick(&[Role::Dialler, Role::Acceptor]), u64::from(input.byte()));
-            payload = Hello { role, knows, opening }.encode().to_vec();
+            payload = Hello { role, knows, opening, limits: self.limits }.encode().to_vec();
         }
         let header = Header {
             kind,
@@ -60,16 +60,22 @@ impl Peer {
         let mut bytes = Vec::new();
         let header =
             Header { kind: Kind::Hello, flags: 0, incarnation: PEER, seq: 0, ack: self.acked, stream: 0 };
-        header.encode(&Hello { role: Role::Dialler, knows: OWN, opening: 0 }.encode(), &mut bytes);
+        let hello = Hello { role: Role::Dialler, knows: OWN, opening: 0, limits: self.limits };
+        header.encode(&hello.encode(), &mut bytes);
         end.feed(&bytes, now);
     }
 }
 
-/// See the module.
+/// See the module; over either kind of socket.
 pub(crate) fn link(data: &[u8]) {
+    link_over(Pace::DEFAULT, data);
+    link_over(Pace { limits: Limits::SOUND, is_sound: true, ..Pace::DEFAULT }, data);
+}
+
+fn link_over(pace: Pace, data: &[u8]) {
     let mut input = Input::new(data);
-    let mut end = Link::new(Role::Acceptor, Pace::default(), OWN);
-    let (mut peer, mut now) = (Peer::default(), 1000 * MS);
+    let mut end = Link::new(Role::Acceptor, pace, OWN);
+    let (mut peer, mut now) = (Peer { limits: pace.limits, seq: 0, acked: 0 }, 1000 * MS);
     let mut streams = Vec::new();
     peer.greet(&mut end, now);
     while let Some(choice) = input.next() {

@@ -15,22 +15,23 @@ impl Link {
     pub(super) fn feed_line(&mut self, bytes: &[u8], now: Nanos) {
         let mut partial = self.inbox.take();
         partial.extend_from_slice(bytes);
+        let frame_bytes_max = self.pace.limits.frame_bytes;
         let mut at = 0;
         loop {
             let rest = &partial[at..];
             let decoded = match self.socket {
                 Socket::None => return,
-                Socket::Greeting { .. } => match find_hello(rest) {
+                Socket::Greeting { .. } => match find_hello(rest, frame_bytes_max) {
                     Found::At(from) => {
                         at += from;
-                        Frame::decode(&partial[at..])
+                        Frame::decode(&partial[at..], frame_bytes_max)
                     }
                     Found::PerhapsAt(from) => {
                         at += from;
                         break;
                     }
                 },
-                Socket::Up => Frame::decode(rest),
+                Socket::Up => Frame::decode(rest, frame_bytes_max),
             };
             let outcome = match decoded {
                 Ok((frame, len)) => {
@@ -101,7 +102,7 @@ impl Link {
         self.opening += 1;
         self.acks = Acks::default();
         // What is being written goes to its end: the peer may not have seen that anything is wrong.
-        (self.writing.greets, self.writing.is_numbered) = (true, false);
+        self.writing.greets = true;
         self.events.push_back(Event::BeginsAnew { why });
     }
 }
@@ -113,13 +114,13 @@ enum Found {
     PerhapsAt(usize),
 }
 
-fn find_hello(bytes: &[u8]) -> Found {
+fn find_hello(bytes: &[u8], frame_bytes_max: usize) -> Found {
     for at in 0..bytes.len() {
         let rest = &bytes[at..];
         if !may_be_hello(rest) {
             continue;
         }
-        match Frame::decode(rest) {
+        match Frame::decode(rest, frame_bytes_max) {
             Ok(_) => return Found::At(at),
             Err(NoFrame::Incomplete) => return Found::PerhapsAt(at),
             Err(_) => {}

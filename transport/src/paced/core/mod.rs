@@ -4,7 +4,7 @@
 //! 1. [`Link::feed`] with what arrived, [`Link::socket_opened`] or [`Link::socket_lost`];
 //! 2. [`Link::handle_timeout`] with the present time, which never goes back;
 //! 3. [`Link::poll_event`] until there is none;
-//! 4. [`Link::poll_transmit`] until there is nothing to write, each time followed by [`Link::transmitted`] or [`Link::refused`];
+//! 4. [`Link::poll_transmit`] (or, after it, [`Link::transmittable`]) until there is nothing to write, each time followed by [`Link::transmitted`] or [`Link::refused`];
 //! 5. and sleeps until [`Link::next_timeout`].
 //!
 //! ```text
@@ -17,11 +17,14 @@
 //! it is silent past [`Pace::give_up`], or when it breaks the protocol; then every stream fails. In the latter two cases we begin another
 //! life ourselves, so that the peer, who may not have noticed, ends its session too.
 
+mod arrived;
+mod buffers;
 mod end;
 mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 mod fuzz;
 mod inbox;
+mod limits;
 mod line;
 mod operations;
 mod outbox;
@@ -35,16 +38,18 @@ mod transmit;
 
 use std::collections::VecDeque;
 
+pub(crate) use self::arrived::Block;
 pub(crate) use self::frame::{Refusal, Role};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::fuzz::link as fuzz_link;
 use self::inbox::Inbox;
+pub(crate) use self::limits::Limits;
 use self::outbox::Outbox;
-pub(crate) use self::outbox::WINDOW_BYTES;
 pub(crate) use self::pace::{BackOff, BackOffRange, Nanos, Pace};
 pub(crate) use self::stream::StreamError;
 pub(crate) use self::streams::StreamId;
 use self::streams::Streams;
+pub(crate) use self::transmit::SLICES_MAX;
 use crate::addr::Port;
 use crate::error::ResetCause;
 use crate::incarnation::Incarnation;
@@ -97,17 +102,21 @@ struct Acks {
     by: Option<Nanos>,
 }
 
-/// The frame that is being written to the socket.
+/// What is being written to the socket: a batch, or frames from where they are kept.
 #[derive(Debug)]
 struct Writing {
     /// Our HELLO has yet to go into this socket.
     greets: bool,
     /// The life of the peer that our last HELLO in it knew.
     greeted: Option<Incarnation>,
-    frame: Vec<u8>,
+    /// Copies of frames.
+    batch: Vec<u8>,
+    /// In place of the batch, so many frames from that which [`Outbox::unsent`] gives.
+    kept: usize,
+    /// Bytes of the batch, or of the first of those frames, that went.
     written: usize,
-    /// It is the numbered frame that [`Outbox::unsent`] gives.
-    is_numbered: bool,
+    /// With what is being written something begins to wait for its acknowledgement.
+    begins_to_wait: bool,
     back_off: BackOff,
     refused_until: Option<Nanos>,
 }
@@ -169,8 +178,8 @@ impl Link {
             life,
             peer: None,
             socket: Socket::None,
-            inbox: Inbox::default(),
-            outbox: Outbox::new(pace.window_bytes),
+            inbox: Inbox::new(pace.limits.frame_bytes),
+            outbox: Outbox::new(pace.limits),
             streams: Streams::new(role),
             events: VecDeque::new(),
             received: 0,
@@ -202,14 +211,24 @@ impl Link {
 
     /// Bytes of the present socket. Ignored after [`Event::CloseSocket`], until there is another.
     pub(crate) fn feed(&mut self, bytes: &[u8], now: Nanos) {
+        self.feed_from(bytes, None, now);
+    }
+
+    /// The same for the first `len` bytes of `block`, of which long payloads are kept until they are read.
+    pub(crate) fn feed_block(&mut self, block: &Block, len: usize, now: Nanos) {
+        self.feed_from(&block[..len], Some(block), now);
+    }
+
+    fn feed_from(&mut self, bytes: &[u8], block: Option<&Block>, now: Nanos) {
         if self.socket == Socket::None {
             return;
         }
         if self.pace.is_line {
             return self.feed_line(bytes, now);
         }
-        let mut inbox = std::mem::take(&mut self.inbox);
-        let fed = inbox.feed(bytes, |frame| self.on_frame(&frame, now));
+        let without = Inbox::new(self.pace.limits.frame_bytes);
+        let mut inbox = std::mem::replace(&mut self.inbox, without);
+        let fed = inbox.feed(bytes, block, |frame| self.on_frame(&frame, now));
         self.inbox = inbox;
         match fed {
             Ok(()) => {}

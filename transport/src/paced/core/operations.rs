@@ -62,9 +62,17 @@ impl Link {
 
     /// Takes some of `bytes`, or `None` while there is no room ([`Writable`](super::Event::Writable) follows). What was taken goes without further ado.
     pub(crate) fn write(&mut self, id: StreamId, bytes: &[u8]) -> Result<Option<usize>, StreamError> {
-        let taken = self.streams.get_mut(id).ok_or(CLOSED)?.write(bytes)?;
+        let limits = self.outbox.limits();
+        let stream = self.streams.get_mut(id).ok_or(CLOSED)?;
+        let taken = stream.write(bytes, &limits, &mut self.outbox.buffers)?;
         self.streams.schedule(id);
         Ok(taken)
+    }
+
+    /// Whether something could go that the shell may not know of: where the window is full, or a frame held up, it learns by other means when that
+    /// is over.
+    pub(crate) fn has_due(&self) -> bool {
+        self.streams.has_due() && self.outbox.has_room(0) && !self.is_held_up()
     }
 
     /// Ends our direction after what was written. Ending it twice is no error.

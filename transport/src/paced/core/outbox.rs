@@ -2,25 +2,23 @@
 
 use std::collections::VecDeque;
 
-use super::frame::{HEADER_BYTES, Kind, PAYLOAD_BYTES_MAX};
+use super::buffers::{Buffers, Chunk};
+use super::frame::{HEADER_BYTES, Header, Kind};
+use super::limits::Limits;
 
-/// Bytes under way at most, headers included, all streams together. Half of what Multikernel's ring of 64 slots holds in 16 of
-/// them, which leaves room for the console, for notices of the kernel and for other kernels.
-pub(crate) const WINDOW_BYTES: usize = 32 * 1024;
-/// Frames under way at most: each takes one slot of that ring, however short it is.
-pub(crate) const WINDOW_FRAMES: usize = 16;
+/// The longest payload of a control frame.
+const CONTROL_BYTES_MAX: usize = 8;
 
 #[derive(Debug)]
 pub(crate) struct Outbox {
-    /// Bytes under way at most: [`WINDOW_BYTES`], or less.
-    window_bytes: usize,
+    /// What both ends take.
+    limits: Limits,
     kept: VecDeque<Kept>,
-    /// Buffers of frames that were acknowledged, to be filled again.
-    spare: Vec<Vec<u8>>,
+    pub(crate) buffers: Buffers,
     bytes: usize,
     /// The last frame that the peer has, with all before it.
     acked: u64,
-    /// The last frame that went wholly into the present socket, or that the peer had before.
+    /// The last frame that went into the present socket, or that the peer had before.
     sent: u64,
 }
 
@@ -29,38 +27,83 @@ pub(crate) struct Kept {
     pub(crate) seq: u64,
     pub(crate) kind: Kind,
     pub(crate) stream: u64,
-    pub(crate) payload: Vec<u8>,
+    body: Body,
+}
+
+#[derive(Debug)]
+enum Body {
+    Control { frame: [u8; HEADER_BYTES + CONTROL_BYTES_MAX], len: usize },
+    Data(Chunk),
+}
+
+impl Kept {
+    /// The frame, header included.
+    pub(crate) fn frame(&self) -> &[u8] {
+        match &self.body {
+            Body::Control { frame, len } => &frame[..*len],
+            Body::Data(chunk) => chunk.frame(),
+        }
+    }
+
+    /// Writes the header.
+    pub(crate) fn seal(&mut self, header: &Header) {
+        match &mut self.body {
+            Body::Control { frame, len } => header.seal(&mut frame[..*len]),
+            Body::Data(chunk) => chunk.seal(header),
+        }
+    }
 }
 
 impl Outbox {
-    pub(crate) fn new(window_bytes: usize) -> Self {
-        Self { window_bytes, kept: VecDeque::new(), spare: Vec::new(), bytes: 0, acked: 0, sent: 0 }
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limits, kept: VecDeque::new(), buffers: Buffers::default(), bytes: 0, acked: 0, sent: 0 }
     }
 
-    /// The longest payload with which two frames have room.
-    pub(crate) fn payload_bytes_max(&self) -> usize {
-        (self.window_bytes / 2 - HEADER_BYTES).min(PAYLOAD_BYTES_MAX)
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// What both ends take, where nothing is kept.
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     /// Whether a frame with `payload_len` bytes may be made now.
     pub(crate) fn has_room(&self, payload_len: usize) -> bool {
-        self.kept.len() < WINDOW_FRAMES && self.bytes + HEADER_BYTES + payload_len <= self.window_bytes
+        self.kept.len() < self.limits.window_frames
+            && self.bytes + HEADER_BYTES + payload_len <= self.limits.window_bytes
     }
 
-    /// Makes the next frame; `fill` writes its payload into an empty buffer.
-    pub(crate) fn push(&mut self, kind: Kind, stream: u64, fill: impl FnOnce(&mut Vec<u8>)) {
-        let mut payload = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(PAYLOAD_BYTES_MAX));
-        fill(&mut payload);
-        self.bytes += HEADER_BYTES + payload.len();
-        self.kept.push_back(Kept { seq: self.last_made() + 1, kind, stream, payload });
+    /// Makes the next frame, of control.
+    pub(crate) fn push_control(&mut self, kind: Kind, stream: u64, payload: &[u8]) {
+        let mut frame = [0; HEADER_BYTES + CONTROL_BYTES_MAX];
+        let len = HEADER_BYTES + payload.len();
+        frame[HEADER_BYTES..len].copy_from_slice(payload);
+        self.push(kind, stream, Body::Control { frame, len });
     }
 
-    /// The next frame that has not gone into the present socket.
-    pub(crate) fn unsent(&self) -> Option<&Kept> {
-        self.kept.get((self.sent - self.acked) as usize)
+    /// Makes the next frame, of bytes of a stream.
+    pub(crate) fn push_data(&mut self, stream: u64, chunk: Chunk) {
+        self.push(Kind::Data, stream, Body::Data(chunk));
     }
 
-    /// The frame of [`Outbox::unsent`] went.
+    fn push(&mut self, kind: Kind, stream: u64, body: Body) {
+        let kept = Kept { seq: self.last_made() + 1, kind, stream, body };
+        self.bytes += kept.frame().len();
+        self.kept.push_back(kept);
+    }
+
+    /// The frames that have not gone into the present socket, from the `nth` on.
+    pub(crate) fn unsent(&self, nth: usize) -> impl Iterator<Item = &Kept> {
+        self.kept.iter().skip((self.sent - self.acked) as usize + nth)
+    }
+
+    /// The `nth` of them, to give it its header.
+    pub(crate) fn unsent_mut(&mut self, nth: usize) -> Option<&mut Kept> {
+        self.kept.get_mut((self.sent - self.acked) as usize + nth)
+    }
+
+    /// The first of [`Outbox::unsent`] went, or will go whatever happens to what is kept.
     pub(crate) fn sent_one(&mut self) {
         self.sent += 1;
     }
@@ -122,11 +165,12 @@ impl Outbox {
     fn drop_until(&mut self, ack: u64) -> bool {
         let news = ack > self.acked;
         while self.acked < ack {
-            let Some(mut kept) = self.kept.pop_front() else { break };
+            let Some(kept) = self.kept.pop_front() else { break };
             self.acked += 1;
-            self.bytes -= HEADER_BYTES + kept.payload.len();
-            kept.payload.clear();
-            self.spare.push(kept.payload);
+            self.bytes -= kept.frame().len();
+            if let Body::Data(chunk) = kept.body {
+                self.buffers.give_back(chunk);
+            }
         }
         news
     }
@@ -137,15 +181,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_of_the_longest_frames_and_no_more_have_room_in_a_small_window() {
-        let mut outbox = Outbox::new(3584);
-        let len = outbox.payload_bytes_max();
+    fn window_is_full_in_bytes_or_in_frames() {
+        let limits = Limits::PACKETS.with_window(3584);
+        let mut outbox = Outbox::new(limits);
         for _ in 0..2 {
+            let len = limits.payload_bytes();
             assert!(outbox.has_room(len));
-            outbox.push(Kind::Data, 1, |payload| payload.resize(len, 0));
+            let mut chunk = outbox.buffers.take(len);
+            chunk.append(&vec![0; len], len);
+            outbox.push_data(1, chunk);
         }
         assert!(!outbox.has_room(0));
         assert_eq!(outbox.bytes_under_way(), 3584);
-        assert_eq!(Outbox::new(WINDOW_BYTES).payload_bytes_max(), PAYLOAD_BYTES_MAX);
+        let mut outbox = Outbox::new(Limits::PACKETS);
+        (0..16).for_each(|_| outbox.push_control(Kind::End, 1, &[]));
+        assert!(!outbox.has_room(0));
     }
 }

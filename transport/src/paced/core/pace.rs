@@ -1,6 +1,6 @@
 //! Times: how long to wait for what, and how long to back off.
 
-use super::outbox::WINDOW_BYTES;
+use super::limits::Limits;
 
 /// A point in time, in nanoseconds since some start that the caller chose.
 pub(crate) type Nanos = u64;
@@ -22,8 +22,10 @@ pub(crate) struct Pace {
     pub(crate) ack_delay: u64,
     /// Pauses after a write that found the peer's ring full.
     pub(crate) refused: BackOffRange,
-    /// Bytes under way at most.
-    pub(crate) window_bytes: usize,
+    /// What this end takes, and sends at most.
+    pub(crate) limits: Limits,
+    /// The socket has a flow control of its own: many frames may go in one write.
+    pub(crate) is_sound: bool,
     /// Neither end need see that the other has opened the socket anew.
     pub(crate) is_line: bool,
 }
@@ -42,19 +44,18 @@ pub(crate) struct BackOff {
     pauses: u32,
 }
 
-impl Default for Pace {
-    fn default() -> Self {
-        Self {
-            keepalive: 1000 * MS,
-            silence: 4000 * MS,
-            give_up: 10_000 * MS,
-            ask: 200 * MS,
-            ack_delay: 5 * MS,
-            refused: BackOffRange { first: MS / 4, max: 20 * MS },
-            window_bytes: WINDOW_BYTES,
-            is_line: false,
-        }
-    }
+impl Pace {
+    pub(crate) const DEFAULT: Self = Self {
+        keepalive: 1000 * MS,
+        silence: 4000 * MS,
+        give_up: 10_000 * MS,
+        ask: 200 * MS,
+        ack_delay: 5 * MS,
+        refused: BackOffRange { first: MS / 4, max: 20 * MS },
+        limits: Limits::PACKETS,
+        is_sound: false,
+        is_line: false,
+    };
 }
 
 impl BackOff {

@@ -1,7 +1,6 @@
 //! What frames of the peer do.
 
 use super::frame::{FLAG_ASK, Frame, Hello, Kind, NoFrame, Refusal};
-use super::outbox::WINDOW_FRAMES;
 use super::stream::{Life, Stream};
 use super::streams::{Found, STREAMS_MAX};
 use super::{Event, Fault, Link, Nanos, Socket};
@@ -51,10 +50,16 @@ impl Link {
         if self.peer.is_some_and(|known| known != theirs) {
             self.end_session(&ResetCause::PeerKernelDied, true);
         }
+        let limits = self.pace.limits.and(hello.limits);
+        if self.peer.is_none() {
+            self.outbox.set_limits(limits);
+        } else if limits != self.outbox.limits() {
+            // What is kept for it was made by those.
+            return Err(Fault::Violation("it takes something else than before in the same life".into()));
+        }
         self.peer = Some(theirs);
         self.heard_opening = hello.opening;
         self.clocks.heard = now;
-        self.writing.is_numbered = false;
         if !self.greets_back(&hello, now) {
             return Ok(());
         }
@@ -95,7 +100,6 @@ impl Link {
         let is_ahead = self.pace.is_line && header.ack > self.outbox.last_sent();
         if is_ahead {
             self.outbox.resume(header.ack)?;
-            self.writing.is_numbered = false;
             self.clocks.progressed = now;
         } else if self.outbox.acknowledge(header.ack)? {
             self.clocks.progressed = now;
@@ -122,7 +126,8 @@ impl Link {
     fn owe_ack(&mut self, bytes: usize, now: Nanos) {
         self.acks.frames += 1;
         self.acks.bytes += bytes;
-        let many = self.acks.frames >= WINDOW_FRAMES / 4 || self.acks.bytes >= self.pace.window_bytes / 4;
+        let limits = self.outbox.limits();
+        let many = self.acks.frames >= limits.window_frames / 4 || self.acks.bytes >= limits.window_bytes / 4;
         let by = if many { now } else { now + self.pace.ack_delay };
         self.acks.by = Some(self.acks.by.map_or(by, |earlier| earlier.min(by)));
     }
@@ -158,14 +163,15 @@ impl Link {
                 }
             }
             Kind::Data => {
-                if stream.on_data(frame.payload)? {
+                if stream.on_data(frame.payload, frame.place)? {
                     self.streams.tell_readable(id, &mut self.events);
                 } else {
                     self.streams.schedule(id);
                 }
             }
             Kind::Credit => {
-                stream.on_credit(u64::from_le_bytes(frame.fields()?))?;
+                let window_max = self.outbox.limits().stream_bytes as u64;
+                stream.on_credit(u64::from_le_bytes(frame.fields()?), window_max)?;
                 self.streams.schedule(id);
             }
             Kind::End => {

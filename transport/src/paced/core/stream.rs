@@ -2,15 +2,21 @@
 
 use std::collections::VecDeque;
 
-use super::frame::{Kind, PAYLOAD_BYTES_MAX, Refusal};
+use super::arrived::{Arrived, Place};
+use super::buffers::{Buffers, Chunk};
+use super::frame::{Kind, Refusal};
+use super::limits::Limits;
 use crate::addr::Port;
 use crate::error::ResetCause;
 
 /// Bytes of one stream that may have arrived without being read, in each direction. The peer sends no more before the reader has
-/// taken some, so a reader who does not read holds up its own stream only. Twice what a link has under way.
+/// taken some, so a reader who does not read holds up its own stream only. Every stream begins with it; where both ends take more, it grows
+/// with what is read.
 pub(crate) const STREAM_WINDOW: u64 = 64 * 1024;
 /// Bytes of one stream that may be written without having gone.
 const SEND_BYTES_MAX: usize = 64 * 1024;
+/// The same where frames are long: a few of them.
+const SEND_FRAMES_MAX: usize = 8;
 
 /// Where a stream is in its life, and who still holds it.
 ///
@@ -47,17 +53,21 @@ pub(crate) enum Life {
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub(crate) life: Life,
-    recv: VecDeque<u8>,
+    recv: Arrived,
     received: u64,
     /// How far the peer knows that it may send.
     granted: u64,
+    /// How much may have arrived without being read.
+    window: u64,
     /// The peer has ended its direction.
     peer_ended: bool,
     /// The peer reads no more, and has forgotten the stream.
     peer_closed: bool,
     /// ... without having read all that we had written.
     cut: bool,
-    send: VecDeque<u8>,
+    /// What was written and has not gone, by frame.
+    send: VecDeque<Chunk>,
+    send_bytes: usize,
     sent: u64,
     /// How far we may send.
     limit: u64,
@@ -88,13 +98,15 @@ impl Stream {
     pub(crate) fn new(life: Life) -> Self {
         Self {
             life,
-            recv: VecDeque::new(),
+            recv: Arrived::default(),
             received: 0,
             granted: STREAM_WINDOW,
+            window: STREAM_WINDOW,
             peer_ended: false,
             peer_closed: false,
             cut: false,
             send: VecDeque::new(),
+            send_bytes: 0,
             sent: 0,
             limit: STREAM_WINDOW,
             finishing: false,
@@ -112,7 +124,7 @@ impl Stream {
     /// Bytes that have arrived: some, none at the end (`Some(0)`), or none yet (`None`).
     pub(crate) fn read(&mut self, into: &mut [u8]) -> Result<Option<usize>, StreamError> {
         if !self.recv.is_empty() {
-            return Ok(Some(take(&mut self.recv, into)));
+            return Ok(Some(self.recv.take(into)));
         }
         match &self.life {
             Life::Failed(cause) => Err(StreamError::Reset(cause.clone())),
@@ -127,7 +139,12 @@ impl Stream {
     }
 
     /// Takes some of `bytes`, or `None` while there is no room.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<Option<usize>, StreamError> {
+    pub(crate) fn write(
+        &mut self,
+        bytes: &[u8],
+        limits: &Limits,
+        buffers: &mut Buffers,
+    ) -> Result<Option<usize>, StreamError> {
         if self.finishing {
             return Err(StreamError::Shutdown);
         }
@@ -137,13 +154,26 @@ impl Stream {
             _ if self.peer_closed => return Err(StreamError::Reset(ResetCause::PeerClosed)),
             _ => {}
         }
-        let room = SEND_BYTES_MAX - self.send.len();
+        let payload_max = limits.payload_bytes();
+        let most = SEND_BYTES_MAX.max(SEND_FRAMES_MAX * payload_max);
+        let room = most.saturating_sub(self.send_bytes);
         if room == 0 && !bytes.is_empty() {
             self.wants_write = true;
             return Ok(None);
         }
         let taken = room.min(bytes.len());
-        self.send.extend(&bytes[..taken]);
+        let mut rest = &bytes[..taken];
+        if let Some(last) = self.send.back_mut() {
+            rest = &rest[last.append(rest, payload_max)..];
+        }
+        while !rest.is_empty() {
+            // After what waits already, more will come.
+            let wanted = if self.send.is_empty() { rest.len().min(payload_max) } else { payload_max };
+            let mut chunk = buffers.take(wanted);
+            rest = &rest[chunk.append(rest, payload_max)..];
+            self.send.push_back(chunk);
+        }
+        self.send_bytes += taken;
         Ok(Some(taken))
     }
 
@@ -167,9 +197,9 @@ impl Stream {
             // Closing, Aborting and Rejecting are of streams that nobody holds.
             _ => return false,
         };
-        self.recv = VecDeque::new();
+        self.recv = Arrived::default();
         if self.life == Life::Aborting {
-            self.send = VecDeque::new();
+            self.drop_unsent();
         }
         true
     }
@@ -183,7 +213,7 @@ impl Stream {
             Life::Open if self.peer_closed => true,
             _ => {
                 self.life = Life::Failed(cause.clone());
-                self.send = VecDeque::new();
+                self.drop_unsent();
                 true
             }
         }
@@ -192,7 +222,7 @@ impl Stream {
     // What the peer does. An `Err` says what it did wrong.
 
     /// Bytes of the peer; true if they are kept, false if nobody reads here any more.
-    pub(crate) fn on_data(&mut self, bytes: &[u8]) -> Result<bool, String> {
+    pub(crate) fn on_data(&mut self, bytes: &[u8], place: Option<Place<'_>>) -> Result<bool, String> {
         if bytes.is_empty() || self.peer_ended {
             return Err("it sent data after its end, or none in a frame for data".into());
         }
@@ -203,12 +233,12 @@ impl Stream {
         }
         match self.life {
             Life::Open => {
-                self.recv.extend(bytes);
+                self.recv.push(bytes, place);
                 Ok(true)
             }
             Life::Closing => {
                 self.life = Life::Aborting;
-                self.send = VecDeque::new();
+                self.drop_unsent();
                 Ok(false)
             }
             Life::Aborting | Life::Failed(_) => Ok(false),
@@ -225,8 +255,9 @@ impl Stream {
         Ok(())
     }
 
-    pub(crate) fn on_credit(&mut self, limit: u64) -> Result<(), String> {
-        if limit < self.limit || limit > self.sent + STREAM_WINDOW {
+    /// The peer takes bytes up to `limit`, of which it may not have read `window_max`.
+    pub(crate) fn on_credit(&mut self, limit: u64, window_max: u64) -> Result<(), String> {
+        if limit < self.limit || limit > self.sent + window_max {
             let (had, sent) = (self.limit, self.sent);
             return Err(format!(
                 "it granted {limit} bytes of a stream that had {had} and of which {sent} went"
@@ -246,8 +277,8 @@ impl Stream {
         }
         self.peer_ended = true;
         self.peer_closed = true;
-        self.cut = consumed < self.sent + self.send.len() as u64;
-        self.send = VecDeque::new();
+        self.cut = consumed < self.sent + self.send_bytes as u64;
+        self.drop_unsent();
         Ok(matches!(self.life, Life::Open | Life::Failed(_)))
     }
 
@@ -276,9 +307,9 @@ impl Stream {
         if !matches!(self.life, Life::Open | Life::Closing) || self.peer_closed {
             return None;
         }
-        if !self.send.is_empty() {
+        if let Some(chunk) = self.send.front() {
             let credit = usize::try_from(self.limit - self.sent).unwrap_or(usize::MAX);
-            let len = self.send.len().min(credit).min(PAYLOAD_BYTES_MAX);
+            let len = chunk.len().min(credit);
             return (len > 0).then_some((Kind::Data, len));
         }
         match self.life {
@@ -288,24 +319,38 @@ impl Stream {
         }
     }
 
-    /// Moves `len` bytes that were written into a frame.
-    pub(crate) fn take_data(&mut self, len: usize, payload: &mut Vec<u8>) {
-        let (front, back) = self.send.as_slices();
-        let first = len.min(front.len());
-        payload.extend_from_slice(&front[..first]);
-        payload.extend_from_slice(&back[..len - first]);
-        self.send.drain(..len);
-        self.sent += len as u64;
+    /// Takes the first `len` bytes that were written, of those that [`Stream::data_due`] told.
+    pub(crate) fn take_data(&mut self, len: usize, buffers: &mut Buffers) -> Option<Chunk> {
+        let front = self.send.front_mut()?;
+        let taken =
+            if len < front.len() { front.split_off_front(len, buffers) } else { self.send.pop_front()? };
+        self.send_bytes -= taken.len();
+        self.sent += taken.len() as u64;
+        Some(taken)
+    }
+
+    fn drop_unsent(&mut self) {
+        self.send = VecDeque::new();
+        self.send_bytes = 0;
     }
 
     pub(crate) fn end_went(&mut self) {
         self.end_sent = true;
     }
 
-    /// Grants what the reader has made room for; the limit to be told.
-    pub(crate) fn grant(&mut self) -> u64 {
-        self.granted = self.consumed() + STREAM_WINDOW;
+    /// Grants what the reader has made room for; the limit to be told. The window doubles up to `window_max`, by at most a part of what is
+    /// `spare` for that in the whole link, so that something is left for streams to come.
+    pub(crate) fn grant(&mut self, window_max: u64, spare: &mut u64) -> u64 {
+        let growth = self.window.min(window_max.saturating_sub(self.window)).min(*spare / 4);
+        *spare -= growth;
+        self.window += growth;
+        self.granted = self.consumed() + self.window;
         self.granted
+    }
+
+    /// How much larger than that of a new stream the window is.
+    pub(crate) fn growth(&self) -> u64 {
+        self.window - STREAM_WINDOW
     }
 
     /// How far the application has read.
@@ -315,19 +360,8 @@ impl Stream {
 
     /// Told in halves of the window, not for every read.
     fn credit_due(&self) -> bool {
-        self.consumed() + STREAM_WINDOW >= self.granted + STREAM_WINDOW / 2
+        self.consumed() + self.window >= self.granted + self.window / 2
     }
-}
-
-/// Moves bytes from the front of `queue`; how many.
-fn take(queue: &mut VecDeque<u8>, into: &mut [u8]) -> usize {
-    let (front, back) = queue.as_slices();
-    let first = front.len().min(into.len());
-    into[..first].copy_from_slice(&front[..first]);
-    let second = back.len().min(into.len() - first);
-    into[first..first + second].copy_from_slice(&back[..second]);
-    queue.drain(..first + second);
-    first + second
 }
 
 #[cfg(test)]
@@ -338,32 +372,51 @@ mod tests {
         Stream::new(Life::Open)
     }
 
+    fn send(stream: &mut Stream, bytes: &[u8]) {
+        let mut buffers = Buffers::default();
+        assert_eq!(stream.write(bytes, &Limits::PACKETS, &mut buffers), Ok(Some(bytes.len())));
+        stream.take_data(bytes.len(), &mut buffers).unwrap();
+    }
+
     #[test]
     fn peer_may_send_what_was_granted_and_no_more() {
         let mut stream = open();
         let chunk = vec![1; STREAM_WINDOW as usize];
-        assert_eq!(stream.on_data(&chunk), Ok(true));
-        assert!(stream.on_data(&[1]).unwrap_err().contains("granted"));
+        assert_eq!(stream.on_data(&chunk, None), Ok(true));
+        assert!(stream.on_data(&[1], None).unwrap_err().contains("granted"));
     }
 
     #[test]
     fn reading_half_a_window_makes_credit_due() {
         let mut stream = open();
-        stream.on_data(&vec![1; STREAM_WINDOW as usize]).unwrap();
+        stream.on_data(&vec![1; STREAM_WINDOW as usize], None).unwrap();
         let mut half = vec![0; STREAM_WINDOW as usize / 2];
         assert_eq!(stream.control_due(), None);
         assert_eq!(stream.read(&mut half), Ok(Some(half.len())));
         assert_eq!(stream.control_due(), Some(Kind::Credit));
-        assert_eq!(stream.grant(), STREAM_WINDOW + half.len() as u64);
+        assert_eq!(stream.grant(STREAM_WINDOW, &mut 1000), STREAM_WINDOW + half.len() as u64);
         assert_eq!(stream.control_due(), None);
+    }
+
+    #[test]
+    fn window_doubles_with_what_is_read_as_far_as_the_link_has_room() {
+        let mut stream = open();
+        let mut spare = 3 * STREAM_WINDOW;
+        for window in [STREAM_WINDOW * 7 / 4, STREAM_WINDOW * 37 / 16] {
+            let received = stream.granted - stream.received;
+            stream.on_data(&vec![1; received as usize], None).unwrap();
+            while stream.read(&mut [0; 10_000]).unwrap().is_some() {}
+            let read = stream.received;
+            assert_eq!(stream.grant(3 * STREAM_WINDOW, &mut spare), read + window);
+        }
+        assert_eq!(spare + stream.growth(), 3 * STREAM_WINDOW);
     }
 
     #[test]
     fn close_by_a_peer_that_left_something_unread_is_a_reset_after_what_came() {
         let mut stream = open();
-        stream.on_data(b"answer").unwrap();
-        stream.write(b"question").unwrap();
-        stream.take_data(8, &mut Vec::new());
+        stream.on_data(b"answer", None).unwrap();
+        send(&mut stream, b"question");
         assert_eq!(stream.on_close(5), Ok(true));
         let mut into = [0; 16];
         assert_eq!(stream.read(&mut into), Ok(Some(6)));
@@ -373,18 +426,18 @@ mod tests {
     #[test]
     fn close_by_a_peer_that_read_all_is_an_end() {
         let mut stream = open();
-        stream.write(b"question").unwrap();
-        stream.take_data(8, &mut Vec::new());
+        send(&mut stream, b"question");
         assert_eq!(stream.on_close(8), Ok(true));
         assert_eq!(stream.read(&mut [0; 4]), Ok(Some(0)));
-        assert_eq!(stream.write(b"x"), Err(StreamError::Reset(ResetCause::PeerClosed)));
+        let written = stream.write(b"x", &Limits::PACKETS, &mut Buffers::default());
+        assert_eq!(written, Err(StreamError::Reset(ResetCause::PeerClosed)));
         assert_eq!(stream.finish(), Ok(()));
     }
 
     #[test]
     fn closing_with_unread_data_aborts() {
         let mut stream = open();
-        stream.on_data(b"unread").unwrap();
+        stream.on_data(b"unread", None).unwrap();
         assert!(stream.close());
         assert_eq!(stream.control_due(), Some(Kind::Reset));
     }

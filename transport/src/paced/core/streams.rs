@@ -10,6 +10,8 @@ use crate::error::ResetCause;
 
 /// Streams that either side may have opened to the other at one time. With a window of 64 KiB each, a hostile peer makes us keep 32 MiB.
 pub(crate) const STREAMS_MAX: usize = 512;
+/// What the windows of all streams of a link together may have grown beyond that, where sockets are sound.
+const GROWTH_BYTES_MAX: u64 = 16 << 20;
 
 /// A stream of one link. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +37,8 @@ pub(super) struct Streams {
     next_own: u64,
     last_of_peer: u64,
     session: u64,
+    /// What windows of streams may yet grow by, all together.
+    spare_window: u64,
 }
 
 /// A stream that the peer names.
@@ -64,6 +68,7 @@ impl Streams {
             next_own: first_of(role),
             last_of_peer: 0,
             session: 1,
+            spare_window: GROWTH_BYTES_MAX,
         }
     }
 
@@ -71,12 +76,19 @@ impl Streams {
         self.map.is_empty()
     }
 
+    /// Whether a stream owes a frame.
+    pub(super) fn has_due(&self) -> bool {
+        !self.control.is_empty() || !self.data.is_empty()
+    }
+
     pub(super) fn get_mut(&mut self, id: StreamId) -> Option<&mut Stream> {
         self.map.get_mut(&id)
     }
 
     pub(super) fn remove(&mut self, id: StreamId) {
-        self.map.remove(&id);
+        if let Some(stream) = self.map.remove(&id) {
+            self.spare_window += stream.growth();
+        }
     }
 
     pub(super) fn insert_own(&mut self, stream: Stream) -> Result<StreamId, TooManyStreams> {
@@ -160,7 +172,7 @@ impl Streams {
             let Some(stream) = self.map.get_mut(&id) else { continue };
             stream.in_control = false;
             let Some(kind) = due else { continue };
-            if make_control(kind, id, stream, outbox) {
+            if make_control(kind, id, stream, outbox, &mut self.spare_window) {
                 self.schedule(id);
             } else {
                 self.remove(id);
@@ -169,7 +181,7 @@ impl Streams {
         }
         while let Some(id) = self.data.front().copied() {
             let due = self.map.get(&id).and_then(Stream::data_due);
-            let due = due.map(|(kind, len)| (kind, len.min(outbox.payload_bytes_max())));
+            let due = due.map(|(kind, len)| (kind, len.min(outbox.limits().payload_bytes())));
             if due.is_some_and(|(_, len)| !outbox.has_room(len)) {
                 return;
             }
@@ -216,6 +228,11 @@ impl Streams {
         self.session += 1;
     }
 
+    #[cfg(test)]
+    pub(super) fn spare_window(&self) -> u64 {
+        self.spare_window
+    }
+
     fn is_own(&self, wire: u64) -> bool {
         wire % 2 == first_of(self.role) % 2
     }
@@ -229,32 +246,32 @@ fn first_of(role: Role) -> u64 {
 }
 
 /// False if the stream is to be forgotten.
-fn make_control(kind: Kind, id: StreamId, stream: &mut Stream, outbox: &mut Outbox) -> bool {
+fn make_control(kind: Kind, id: StreamId, stream: &mut Stream, outbox: &mut Outbox, spare: &mut u64) -> bool {
     match (kind, &stream.life) {
         (Kind::Open, Life::Calling { from, to }) => {
-            outbox.push(kind, id.wire, |payload| {
-                payload.extend_from_slice(&from.0.to_le_bytes());
-                payload.extend_from_slice(&to.0.to_le_bytes());
-            });
+            let mut ports = [0; 8];
+            ports[..4].copy_from_slice(&from.0.to_le_bytes());
+            ports[4..].copy_from_slice(&to.0.to_le_bytes());
+            outbox.push_control(kind, id.wire, &ports);
             stream.life = Life::Awaiting;
             true
         }
         (Kind::Refuse, Life::Rejecting(refusal)) => {
-            outbox.push(kind, id.wire, |payload| payload.push(*refusal as u8));
+            outbox.push_control(kind, id.wire, &[*refusal as u8]);
             false
         }
         (Kind::Accept, _) => {
-            outbox.push(kind, id.wire, |_| {});
+            outbox.push_control(kind, id.wire, &[]);
             stream.owes_accept = false;
             true
         }
         (Kind::Credit, _) => {
-            let limit = stream.grant();
-            outbox.push(kind, id.wire, |payload| payload.extend_from_slice(&limit.to_le_bytes()));
+            let limit = stream.grant(outbox.limits().stream_bytes as u64, spare);
+            outbox.push_control(kind, id.wire, &limit.to_le_bytes());
             true
         }
         _ => {
-            outbox.push(Kind::Reset, id.wire, |_| {});
+            outbox.push_control(Kind::Reset, id.wire, &[]);
             false
         }
     }
@@ -263,14 +280,17 @@ fn make_control(kind: Kind, id: StreamId, stream: &mut Stream, outbox: &mut Outb
 /// False if the stream is to be forgotten.
 fn make_data(kind: Kind, len: usize, id: StreamId, stream: &mut Stream, outbox: &mut Outbox) -> bool {
     match kind {
-        Kind::Data => outbox.push(kind, id.wire, |payload| stream.take_data(len, payload)),
+        Kind::Data => {
+            if let Some(chunk) = stream.take_data(len, &mut outbox.buffers) {
+                outbox.push_data(id.wire, chunk);
+            }
+        }
         Kind::End => {
-            outbox.push(kind, id.wire, |_| {});
+            outbox.push_control(kind, id.wire, &[]);
             stream.end_went();
         }
         _ => {
-            let consumed = stream.consumed();
-            outbox.push(Kind::Close, id.wire, |payload| payload.extend_from_slice(&consumed.to_le_bytes()));
+            outbox.push_control(Kind::Close, id.wire, &stream.consumed().to_le_bytes());
             return false;
         }
     }

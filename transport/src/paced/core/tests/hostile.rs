@@ -5,26 +5,29 @@ use proptest::prelude::*;
 use super::super::frame::{Header, Hello, Kind};
 use super::super::fuzz::drain;
 use super::super::streams::STREAMS_MAX;
-use super::super::{Event, Link, Role};
-use super::world::{LISTENING, MS, link};
+use super::super::{Event, Limits, Link, Pace, Role};
+use super::world::{LISTENING, MS, SMALL_AND_SOUND, line, link};
 use crate::addr::Port;
 use crate::incarnation::Incarnation;
 
 const PEER: Incarnation = Incarnation([9; 16]);
 /// The life of the end that is tried.
 const OWN: u8 = 2;
+/// Of every kind of socket.
+const PACES: [fn() -> Pace; 3] = [|| Pace::DEFAULT, line, || SMALL_AND_SOUND];
 
 /// An end that is up with a peer of our making.
 fn up() -> Link {
-    up_over(false)
+    up_over(Pace::DEFAULT)
 }
 
-/// The same over a line, or not.
-fn up_over(is_line: bool) -> Link {
-    let mut end = link(Role::Acceptor, OWN, is_line);
+/// The same over any kind of socket.
+fn up_over(pace: Pace) -> Link {
+    let mut end = link(Role::Acceptor, OWN, pace);
     end.socket_opened(0);
     let mut bytes = Vec::new();
-    let hello = Hello { role: Role::Dialler, knows: Incarnation([OWN; 16]), opening: 0 };
+    let limits = pace.limits;
+    let hello = Hello { role: Role::Dialler, knows: Incarnation([OWN; 16]), opening: 0, limits };
     header(Kind::Hello, 0, 0).encode(&hello.encode(), &mut bytes);
     end.feed(&bytes, 0);
     assert!(end.is_up());
@@ -43,7 +46,7 @@ fn kind() -> impl Strategy<Value = Kind> {
 proptest! {
     #[test]
     fn garbage_never_panics(chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..20)) {
-        let ends = [false, true].map(|is_line| [link(Role::Dialler, 1, is_line), up_over(is_line)]);
+        let ends = PACES.map(|pace| [link(Role::Dialler, 1, pace()), up_over(pace())]);
         for mut end in ends.into_iter().flatten() {
             end.socket_opened(0);
             for (at, chunk) in chunks.iter().enumerate() {
@@ -59,9 +62,9 @@ proptest! {
             (kind(), 0..6u64, prop_oneof![Just(8usize), Just(0), Just(1), 0..100usize], any::<u8>(), 0..3u64),
             0..120,
         ),
-        is_line in any::<bool>(),
+        pace in prop::sample::select(PACES.to_vec()),
     ) {
-        let mut end = up_over(is_line);
+        let mut end = up_over(pace());
         let mut seq = 0;
         let mut streams = vec![end.open(Port(1), Port(2)).unwrap()];
         for (at, (kind, stream, len, fill, ack)) in frames.into_iter().enumerate() {
@@ -79,7 +82,7 @@ proptest! {
                 let _ = end.write(*stream, &[1; 50]);
             }
             if !end.is_up() {
-                end = up_over(is_line);
+                end = up_over(pace());
                 seq = 0;
                 streams.clear();
             }
@@ -90,17 +93,17 @@ proptest! {
     fn damaged_bytes_of_a_good_conversation_never_panic(
         at in 0..400usize,
         bit in 0..8u8,
-        is_line in any::<bool>(),
+        pace in prop::sample::select(PACES.to_vec()),
     ) {
         let mut bytes = Vec::new();
-        let hello = Hello { role: Role::Dialler, knows: Incarnation([OWN; 16]), opening: 0 };
+        let hello = Hello { role: Role::Dialler, knows: Incarnation([OWN; 16]), opening: 0, limits: Limits::PACKETS };
         header(Kind::Hello, 0, 0).encode(&hello.encode(), &mut bytes);
         header(Kind::Open, 1, 1).encode(&[1, 0, 0, 0, 7, 0, 0, 0], &mut bytes);
         header(Kind::Data, 2, 1).encode(b"some data", &mut bytes);
         header(Kind::Ack, 2, 0).encode(&[], &mut bytes);
         let at = at % bytes.len();
         bytes[at] ^= 1 << bit;
-        let mut end = link(Role::Acceptor, OWN, is_line);
+        let mut end = link(Role::Acceptor, OWN, pace());
         end.socket_opened(0);
         for chunk in bytes.chunks(7) {
             end.feed(chunk, 0);
@@ -184,7 +187,7 @@ fn flood_of_calls_is_bounded_and_ends_the_link() {
 
 #[test]
 fn what_is_no_hello_is_passed_over_on_a_line_and_takes_no_room() {
-    let mut end = link(Role::Acceptor, OWN, true);
+    let mut end = link(Role::Acceptor, OWN, line());
     end.socket_opened(0);
     // All of it begins as a HELLO could.
     let nearly: Vec<u8> = [200, 0, 1, 0, 7].repeat(20_000);
@@ -194,7 +197,8 @@ fn what_is_no_hello_is_passed_over_on_a_line_and_takes_no_room() {
     }
     assert!(!end.is_up());
     let mut bytes = Vec::new();
-    let hello = Hello { role: Role::Dialler, knows: Incarnation([OWN; 16]), opening: 1 };
+    let hello =
+        Hello { role: Role::Dialler, knows: Incarnation([OWN; 16]), opening: 1, limits: Limits::PACKETS };
     header(Kind::Hello, 0, 0).encode(&hello.encode(), &mut bytes);
     // Whatever seems to begin before it is over by then.
     bytes.extend([0; 256]);

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use super::super::{StreamError, StreamId};
-use super::world::{LISTENING, MS, World};
+use super::super::{Pace, StreamError, StreamId};
+use super::world::{LISTENING, MS, SMALL_AND_SOUND, World};
 use crate::addr::Port;
 
 #[derive(Clone, Copy, Debug)]
@@ -133,6 +133,34 @@ proptest! {
     }
 
     #[test]
+    fn whatever_is_written_arrives_whole_once_in_order_over_a_sound_socket(
+        steps in prop::collection::vec(step(false), 1..400)
+    ) {
+        let mut run = Run::on(World::sound(), false);
+        steps.into_iter().for_each(|step| run.step(step));
+        run.finish();
+    }
+
+    #[test]
+    fn whatever_is_written_arrives_whole_once_in_order_between_ends_of_two_kinds(
+        steps in prop::collection::vec(step(false), 1..400),
+        is_dialler in any::<bool>(),
+    ) {
+        let mut paces = [Pace::DEFAULT; 2];
+        paces[usize::from(is_dialler)] = SMALL_AND_SOUND;
+        let mut run = Run::on(World::with(paces), false);
+        steps.into_iter().for_each(|step| run.step(step));
+        run.finish();
+    }
+
+    #[test]
+    fn whatever_a_restart_swallows_is_told_over_a_sound_socket(steps in prop::collection::vec(step(true), 1..400)) {
+        let mut run = Run::on(World::sound(), true);
+        steps.into_iter().for_each(|step| run.step(step));
+        run.finish();
+    }
+
+    #[test]
     fn whatever_is_written_arrives_whole_once_in_order_over_a_line(
         steps in prop::collection::vec(step(false), 1..400)
     ) {
@@ -207,7 +235,7 @@ impl Run {
         if self.flows.len() >= 12 {
             return;
         }
-        if self.world.is_line {
+        if self.world.is_line() {
             // An end may not know yet that the other is another, and call the one before.
             self.world.settle(20_000 * MS);
         }

@@ -194,7 +194,7 @@ fn loss_of_the_last_frame_is_noticed_though_nothing_follows() {
     world.lose(0, usize::MAX);
     let before = world.now;
     world.settle(LONG);
-    assert!(world.now - before < Pace::default().keepalive, "noticed by the next keepalive only");
+    assert!(world.now - before < Pace::DEFAULT.keepalive, "noticed by the next keepalive only");
     assert_eq!(world.read(1, callee), (b"last words".to_vec(), Ok(None)));
     assert_eq!(world.closed_sockets, ["1 frames got lost on the way"]);
 }

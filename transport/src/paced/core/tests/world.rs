@@ -1,9 +1,9 @@
 //! Two ends of a link and the channel between them.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 
-use super::super::outbox::{WINDOW_BYTES, WINDOW_FRAMES};
-use super::super::{Event, Link, Nanos, Pace, Refusal, Role, StreamError, StreamId};
+use super::super::{Event, Limits, Link, Nanos, Pace, Refusal, Role, SLICES_MAX, StreamError, StreamId};
 use crate::addr::Port;
 use crate::incarnation::Incarnation;
 
@@ -25,24 +25,36 @@ pub(super) struct World {
     pub(super) frozen: Option<usize>,
     is_connected: bool,
     lives: u8,
-    /// The channel is a line: what happens at its other end the first does not see.
-    pub(super) is_line: bool,
+    /// Of either end. A line, if they say so: what happens at its other end the first does not see.
+    paces: [Pace; 2],
 }
+
+/// Small enough that a few steps reach every limit; frames are long enough to go alone.
+pub(super) const SMALL_AND_SOUND: Pace = Pace {
+    limits: Limits { frame_bytes: 9000, window_bytes: 20_000, window_frames: 7, stream_bytes: 100_000 },
+    is_sound: true,
+    ..Pace::DEFAULT
+};
 
 impl World {
     pub(super) fn new() -> Self {
-        Self::over(false)
+        Self::with([Pace::DEFAULT; 2])
     }
 
     /// Over a terminal line, of which the dialler never sees the other end.
     pub(super) fn line() -> Self {
-        Self::over(true)
+        Self::with([line(); 2])
     }
 
-    fn over(is_line: bool) -> Self {
+    /// Over a socket with a flow control of its own.
+    pub(super) fn sound() -> Self {
+        Self::with([SMALL_AND_SOUND; 2])
+    }
+
+    pub(super) fn with(paces: [Pace; 2]) -> Self {
         let mut world = Self {
             now: 1000 * MS,
-            ends: [link(Role::Dialler, 1, is_line), link(Role::Acceptor, 2, is_line)],
+            ends: [link(Role::Dialler, 1, paces[0]), link(Role::Acceptor, 2, paces[1])],
             wires: Default::default(),
             called: Default::default(),
             closed_sockets: Vec::new(),
@@ -50,10 +62,14 @@ impl World {
             frozen: None,
             is_connected: false,
             lives: 2,
-            is_line,
+            paces,
         };
         world.connect();
         world
+    }
+
+    pub(super) fn is_line(&self) -> bool {
+        self.paces[0].is_line
     }
 
     /// A socket, if there is none.
@@ -67,7 +83,7 @@ impl World {
 
     /// The socket breaks, and what is under way is lost.
     pub(super) fn cut(&mut self) {
-        if self.is_line {
+        if self.is_line() {
             self.wires.iter_mut().for_each(VecDeque::clear);
             self.reopen(1);
         } else if self.is_connected {
@@ -89,9 +105,9 @@ impl World {
         self.cut();
         self.lives += 1;
         let role = if end == 0 { Role::Dialler } else { Role::Acceptor };
-        self.ends[end] = link(role, self.lives, self.is_line);
+        self.ends[end] = link(role, self.lives, self.paces[end]);
         self.called[end].clear();
-        if self.is_line {
+        if self.is_line() {
             self.reopen(end);
         }
     }
@@ -99,7 +115,18 @@ impl World {
     /// Lets `end` write up to `bytes` bytes into the channel.
     pub(super) fn transmit(&mut self, end: usize, mut bytes: usize) {
         while bytes > 0 && self.is_connected {
-            let Some(rest) = self.ends[end].poll_transmit(self.now) else { break };
+            if self.ends[end].poll_transmit(self.now).is_none() {
+                break;
+            }
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let count = self.ends[end].transmittable(&mut slices);
+            let rest: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect();
+            if !self.paces[end].is_sound {
+                assert!(
+                    count == 1 && rest.len() <= Limits::PACKETS.frame_bytes,
+                    "a write of more than a packet"
+                );
+            }
             let taken = rest.len().min(bytes);
             self.wires[end].extend(&rest[..taken]);
             bytes -= taken;
@@ -232,7 +259,7 @@ impl World {
                 Event::Called { stream, .. } => self.ends[end].refuse(stream, Refusal::NobodyListens),
                 Event::CloseSocket { why, .. } => {
                     self.closed_sockets.push(why);
-                    if self.is_line { self.reopen(end) } else { self.cut() }
+                    if self.is_line() { self.reopen(end) } else { self.cut() }
                 }
                 Event::BeginsAnew { .. } => {}
                 Event::Ended(_) => self.ended[end] += 1,
@@ -243,13 +270,19 @@ impl World {
 
     fn check(&self, end: usize) {
         let outbox = &self.ends[end].outbox;
-        assert!(outbox.bytes_under_way() <= WINDOW_BYTES);
-        assert!(outbox.frames_under_way() <= WINDOW_FRAMES);
+        let limits = self.paces[0].limits.and(self.paces[1].limits);
+        assert!(outbox.bytes_under_way() <= limits.window_bytes);
+        assert!(outbox.frames_under_way() <= limits.window_frames);
     }
 }
 
-pub(super) fn link(role: Role, life: u8, is_line: bool) -> Link {
-    Link::new(role, Pace { is_line, ..Pace::default() }, Incarnation([life; 16]))
+pub(super) fn link(role: Role, life: u8, pace: Pace) -> Link {
+    Link::new(role, pace, Incarnation([life; 16]))
+}
+
+/// Of an end at a line.
+pub(super) fn line() -> Pace {
+    Pace { is_line: true, ..Pace::DEFAULT }
 }
 
 /// Bytes that tell their place.
