@@ -2,14 +2,14 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::time::{Instant, sleep};
-use tombolo_transport::paced::{PacedAcceptor, PacedConfig, PacedEndpoint};
+use tombolo_transport::paced::{PacedAcceptor, PacedConfig, PacedEndpoint, SocketKind};
 use tombolo_transport::{Addr, Cid, Endpoint, Error, ListenOptions, Port, Stream};
 
 const PARENT: Cid = Cid(0);
@@ -193,4 +193,66 @@ fn waits_that_cannot_work_are_refused() {
         };
         assert!(matches!(PacedEndpoint::new(CHILD, config), Err(Error::Invalid(_))));
     }
+}
+
+#[test]
+fn windows_and_lines_that_cannot_work_are_refused() {
+    let default = PacedConfig::default();
+    let sound = PacedConfig { sockets: SocketKind::Sound, ..default };
+    for (config, window_bytes, works) in [
+        (default, 1023, false),
+        (default, 1024, true),
+        (default, 32 << 10, true),
+        (default, (32 << 10) + 1, false),
+        (sound, 4 << 20, true),
+        (sound, (4 << 20) + 1, false),
+    ] {
+        let config = PacedConfig { window_bytes: Some(window_bytes), ..config };
+        assert_eq!(PacedEndpoint::new(CHILD, config).is_ok(), works, "{config:?}");
+    }
+    assert!(PacedEndpoint::new(CHILD, PacedConfig { is_line: true, ..sound }).is_err());
+}
+
+#[tokio::test]
+async fn bytes_arrive_whole_over_sound_sockets_that_break() {
+    let config = PacedConfig { sockets: SocketKind::Sound, ..PacedConfig::default() };
+    let (parent, child) =
+        (PacedEndpoint::new(PARENT, config).unwrap(), PacedEndpoint::new(CHILD, config).unwrap());
+    let acceptor = parent.expect(CHILD).unwrap();
+    let sockets = Arc::new(Mutex::new(Vec::new()));
+    let dialled = Arc::clone(&sockets);
+    let dial = move || {
+        let made = tokio::net::UnixStream::pair().map(|(near, far)| {
+            dialled.lock().unwrap().push(rustix::io::dup(&near).unwrap());
+            acceptor.replace(far);
+            near
+        });
+        std::future::ready(made)
+    };
+    child.dial(PARENT, dial).unwrap();
+    let (mut near, mut far) = streams(&Endpoint::paced(parent), &Endpoint::paced(child)).await;
+    let sent: Vec<u8> = (0..8 << 20).map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let outgoing = sent.clone();
+    let writing = tokio::spawn(async move {
+        near.write_all(&outgoing).await?;
+        near.shutdown().await.map(|()| near)
+    });
+    let mut read = Vec::new();
+    let mut piece = vec![0; 100_000];
+    loop {
+        let len = far.read(&mut piece).await.unwrap();
+        if len == 0 {
+            break;
+        }
+        let before = read.len();
+        read.extend_from_slice(&piece[..len]);
+        // Each MiB or so, in the middle of whatever is under way.
+        if before >> 20 != read.len() >> 20 {
+            if let Some(last) = sockets.lock().unwrap().pop() {
+                let _ = rustix::net::shutdown(&last, rustix::net::Shutdown::Both);
+            }
+        }
+    }
+    assert!(read == sent);
+    writing.await.unwrap().unwrap();
 }

@@ -19,7 +19,7 @@ pub enum SocketKind {
     #[default]
     Multikernel,
     /// A socket that holds its writer up while it is full and loses nothing while it lives: AF_VSOCK of other transports, Unix sockets, TCP. Frames of
-    /// up to 32 KiB, several in one write, up to 2 MiB and 512 frames under way.
+    /// up to 32 KiB, several in one write, up to 4 MiB and 512 frames under way.
     Sound,
 }
 

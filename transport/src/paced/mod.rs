@@ -12,7 +12,8 @@
 //!                                  Dial: redials       PacedAcceptor: takes each new socket
 //! ```
 //! - **Paced**: at most 32 KiB and 16 frames are under way, all streams together, so that the ring of the peer's kernel keeps room for
-//!   others. A full ring is waited for, with growing pauses.
+//!   others. A full ring is waited for, with growing pauses. More goes where both ends say that the socket has a flow control of its own
+//!   ([`SocketKind::Sound`]).
 //! - **Whole**: frames are numbered and have checksums; what is missing or damaged closes the socket. What was not acknowledged goes again
 //!   on the next one, so streams do not notice the loss of a socket.
 //! - **Never silent**: a peer that says nothing for [`PacedConfig::give_up`], or that lives another life than before, ends every stream with

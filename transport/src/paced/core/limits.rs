@@ -27,7 +27,7 @@ impl Limits {
     };
     /// Of a socket that holds up its writer when it is full.
     pub(crate) const SOUND: Self =
-        Self { frame_bytes: 32 * 1024, window_bytes: 2 << 20, window_frames: 512, stream_bytes: 1 << 20 };
+        Self { frame_bytes: 32 * 1024, window_bytes: 4 << 20, window_frames: 512, stream_bytes: 2 << 20 };
     /// With less a link does not work: two frames that carry something.
     pub(crate) const LEAST: Self =
         Self { frame_bytes: 512, window_bytes: 1024, window_frames: 2, stream_bytes: 64 * 1024 };
