@@ -247,10 +247,10 @@ async fn bytes_arrive_whole_over_sound_sockets_that_break() {
         let before = read.len();
         read.extend_from_slice(&piece[..len]);
         // Each MiB or so, in the middle of whatever is under way.
-        if before >> 20 != read.len() >> 20 {
-            if let Some(last) = sockets.lock().unwrap().pop() {
-                let _ = rustix::net::shutdown(&last, rustix::net::Shutdown::Both);
-            }
+        if before >> 20 != read.len() >> 20
+            && let Some(last) = sockets.lock().unwrap().pop()
+        {
+            let _ = rustix::net::shutdown(&last, rustix::net::Shutdown::Both);
         }
     }
     assert!(read == sent);

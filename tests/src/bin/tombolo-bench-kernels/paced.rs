@@ -87,7 +87,9 @@ async fn compare(bytes: u64) -> Result<()> {
         paced.push(over_the_link(&child, &parent, bytes).await.context("the paced link")?);
     }
     // The first turn warms up.
-    [&mut raw, &mut raw_in_frames, &mut raw_large, &mut paced].map(|figures| figures.remove(0));
+    for figures in [&mut raw, &mut raw_in_frames, &mut raw_large, &mut paced] {
+        figures.remove(0);
+    }
     let by = |floor: &[f64]| median(floor.iter().zip(&paced).map(|(floor, paced)| paced / floor).collect());
     let (ratio, ratio_large) = (by(&raw), by(&raw_large));
     let note = format!(
