@@ -1,7 +1,8 @@
 //! What is to be done about the units of one operation: in the order in which it was decided, and together where nothing depends on it.
 //!
-//! Kernels can be asked about all units at once, and so can agents, which have an order of their own. Spawners are told one thing after the other, but
-//! for memory: where a lot is follows from amounts, and one change of an amount moves several.
+//! Lots of memory go together: what kernels have is asked once for all of them, agents have an order of their own, and since where a lot is follows from
+//! amounts, one change of an amount moves several. What can be told apart is seen to one by one: each CPU and device is a question of its own to a
+//! machine, which answers one at a time.
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -54,23 +55,24 @@ fn goes_with(act: &Act, group: &[Act]) -> bool {
     if is_again || changes >= CHANGES_MAX {
         return false;
     }
-    match changes_what_is_attached(act) {
-        true => {
-            group.iter().all(|other| other.command == act.command && moves_an_amount(other))
-                && moves_an_amount(act)
-        }
-        false => changes == 0,
-    }
+    let is_like = |other: &Act| match changes_what_is_attached(act) {
+        true => other.command == act.command && follows_from_an_amount(other),
+        false => !changes_what_is_attached(other),
+    };
+    is_lot(act) && follows_from_an_amount(act) && group.iter().all(|other| is_lot(other) && is_like(other))
 }
 
 fn changes_what_is_attached(act: &Act) -> bool {
     matches!(act.command, Some(Command::Revoke(_) | Command::Grant(_)))
 }
 
-/// Whether it is about a lot of memory, and follows from what the kernel is to have in the end.
-fn moves_an_amount(act: &Act) -> bool {
-    let is_lot = matches!(act.unit.id, UnitId::Lot(_));
-    is_lot && !matches!(act.command, Some(Command::Revoke(from)) if !from.is_same_holder(act.donor))
+fn is_lot(act: &Act) -> bool {
+    matches!(act.unit.id, UnitId::Lot(_))
+}
+
+/// Whether it follows from what the operation's end is to have, and not from what there is when it is carried out.
+fn follows_from_an_amount(act: &Act) -> bool {
+    !matches!(act.command, Some(Command::Revoke(from)) if !from.is_same_holder(act.donor))
 }
 
 #[cfg(test)]
@@ -134,11 +136,13 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_told_apart_is_changed_one_by_one() {
-        let lend = |cpu| Act { unit: Unit::cpu(cpu, 0, None), ..act(0, Some(Command::Grant(Party::Pool))) };
-        let mut waiting = VecDeque::from([lend(2), lend(3)]);
-        let (group, next) = take_with(lend(1), || waiting.pop_front());
-        assert_eq!((group, next), (vec![lend(1)], Some(lend(2))));
+    fn what_can_be_told_apart_is_seen_to_one_by_one() {
+        for command in [Some(Command::Grant(Party::Pool)), Some(Command::Drain), None] {
+            let of = |cpu| Act { unit: Unit::cpu(cpu, 0, None), ..act(0, command) };
+            let mut waiting = VecDeque::from([of(2), of(3)]);
+            let (group, next) = take_with(of(1), || waiting.pop_front());
+            assert_eq!((group, next), (vec![of(1)], Some(of(2))));
+        }
     }
 
     #[test]

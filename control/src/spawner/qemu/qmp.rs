@@ -18,7 +18,7 @@ use tokio::io::{
     AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
 };
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::keeper::unix_address;
 
@@ -26,6 +26,8 @@ use crate::keeper::unix_address;
 const LINE_BYTES_MAX: u64 = 1 << 20;
 /// Of the first command, which is `qmp_capabilities`.
 const CAPABILITIES_ID: u64 = 1;
+/// When it is tried again to connect where too many wait.
+const CONNECT_AGAIN: Duration = Duration::from_millis(2);
 /// Events that are kept.
 const EVENTS_MAX: usize = 64;
 
@@ -63,7 +65,13 @@ where
 {
     let whole = async {
         let (path, _dir) = unix_address(dir, name).map_err(QmpError::Absent)?;
-        let stream = UnixStream::connect(path).await.map_err(QmpError::Absent)?;
+        let stream = loop {
+            match UnixStream::connect(&path).await {
+                // Others wait for their turn, too, and the queue is short.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(CONNECT_AGAIN).await,
+                outcome => break outcome.map_err(QmpError::Absent)?,
+            }
+        };
         exchange(Session::begin(stream)).await
     };
     timeout(deadline, whole).await.unwrap_or(Err(QmpError::Silent(deadline)))
@@ -263,6 +271,36 @@ mod tests {
         }
         let endless = "x".repeat(2 << 20);
         assert!(stop(&[&endless]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn many_who_want_a_monitor_at_once_all_get_their_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("q");
+        let socket =
+            rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None);
+        let socket = socket.unwrap();
+        rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
+        // As QEMU does.
+        rustix::net::listen(&socket, 1).unwrap();
+        let listener = std::os::unix::net::UnixListener::from(socket);
+        let qemu = std::thread::spawn(move || {
+            for _ in 0..8 {
+                let (mut client, _) = listener.accept().unwrap();
+                let answers = format!("{GREETING}\n{READY}\n{{\"return\": 5, \"id\": 2}}\n");
+                std::io::Write::write_all(&mut client, answers.as_bytes()).unwrap();
+                // Until it has had enough.
+                let _ = std::io::Read::read_to_string(&mut client, &mut String::new());
+            }
+        });
+        let limit = Duration::from_secs(60);
+        let ask = || {
+            session(dir.path(), "q", limit, |mut session| async move { session.run("stop", json!({})).await })
+        };
+        let answers = tokio::join!(ask(), ask(), ask(), ask(), ask(), ask(), ask(), ask());
+        let (a, b, c, d, e, f, g, h) = answers;
+        assert!([a, b, c, d, e, f, g, h].into_iter().all(|answer| answer.unwrap() == 5));
+        qemu.join().unwrap();
     }
 
     #[tokio::test]

@@ -345,7 +345,10 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         self.slot = (self.slot + 1) & self.mask;
         self.side.unflushed = true;
         self.side.disarm();
-        self.side.own.mem.prefetch_write(HalfLayout::slot_at(((self.slot + PREFETCH) & self.mask) as usize), SLOT);
+        self.side
+            .own
+            .mem
+            .prefetch_write(HalfLayout::slot_at(((self.slot + PREFETCH) & self.mask) as usize), SLOT);
     }
 
     /// Nothing was sent: says why, and remembers it for [`MessageTx::arm`].
