@@ -13,6 +13,9 @@ use crate::prerequisites;
 use crate::standin::StandIn;
 use crate::wait::LONG;
 
+/// Lines of a console that a failure shows.
+const CONSOLE_LINES: usize = 40;
+
 /// A daemon and its folders. Dropping it kills every process it has made and removes its files.
 #[derive(Debug)]
 pub struct Bed {
@@ -250,8 +253,10 @@ impl Bed {
             listed["instances"].as_array().into_iter().flatten().filter_map(|row| row["name"].as_str());
         names
             .map(|name| {
-                let said = self.tombolo(&["logs", "--console", "--tail", "40", name]);
-                format!("the console of {name}:\n{}{}", said.stdout, said.stderr)
+                let said = self.tombolo(&["logs", "--console", name]);
+                let lines: Vec<&str> = said.stdout.lines().collect();
+                let end = lines[lines.len().saturating_sub(CONSOLE_LINES)..].join("\n");
+                format!("the console of {name}:\n{end}\n{}", said.stderr)
             })
             .collect()
     }
