@@ -19,7 +19,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// In which memory comes and goes, in bytes.
 const MEMORY_STEP_BYTES: u64 = 2 << 20;
-const MEMORY_IS_FIXED: &str = "it has no memory that can leave or come";
+/// Why the memory of a kernel cannot be changed.
+pub(super) const MEMORY_IS_FIXED: &str = "it has no memory that can leave or come";
 
 /// A CPU of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,10 +112,9 @@ impl Kernel {
         let changed = timeout(deadline, async {
             let mut link = KeeperLink::connect(self.runtime_dir()).await?;
             let present = link.request_on(Request::Status).await?.0.memory;
-            match present.map(|present| (present, wanted.bytes_from(&present))) {
-                Some((present, None)) => Ok(Some(present)),
-                Some((_, Some(bytes))) => Ok(link.request_on(Request::SetMemory { bytes }).await?.0.memory),
-                None => Ok(None),
+            match present.and_then(|present| wanted.bytes_from(&present)) {
+                Some(bytes) => Ok(link.request_on(Request::SetMemory { bytes }).await?.0.memory),
+                None => Ok(present),
             }
         });
         let changed = changed.await.unwrap_or(Err(LinkError::Silent(deadline)));

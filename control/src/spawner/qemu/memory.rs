@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::qmp::{QmpError, Session, session};
 use super::{MONITOR, MONITOR_MAX};
 use crate::keeper::MemoryState;
+use crate::spawner::units::MEMORY_IS_FIXED;
 use crate::spawner::{KernelSpec, MemoryWanted};
 
 /// What the kernel's driver plugs and unplugs, in bytes.
@@ -105,7 +106,7 @@ pub(in crate::spawner) async fn set(
     let until = Instant::now() + deadline.saturating_sub(2 * TAKE_BACK_MAX).max(LOOK_AGAIN);
     let changed = session(runtime_dir, MONITOR, deadline, |mut session| async move {
         let Some(before) = look(&mut session).await? else {
-            return Ok(Err("it has no memory that can leave or come".into()));
+            return Ok(Err(MEMORY_IS_FIXED.into()));
         };
         let Some(bytes) = wanted.bytes_from(&before.state()) else { return Ok(Ok(before.state())) };
         let size = match before.device_size_for(bytes) {
