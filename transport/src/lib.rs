@@ -45,6 +45,7 @@ mod doorbell;
 pub mod endpoint;
 pub mod error;
 mod fds;
+mod found;
 pub mod framed;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
@@ -73,8 +74,8 @@ pub use endpoint::Endpoint;
 pub use error::{Error, ResetCause, Result};
 pub use incarnation::Incarnation;
 pub use listener::{Listener, MessageListener};
-pub use loan::{Loan, Received};
-pub use messages::{MessageReceiver, MessageSender, Messages, TryRecv, TryRecvApart};
+pub use loan::{Loan, MessageMut, MessageRef, Received};
+pub use messages::{MessageReceiver, MessageSender, Messages, TryRead, TryRecv, TryRecvApart};
 pub use options::{AttachOptions, ConnectOptions, ListenOptions, Sizes};
 pub use pool::{Member, Pool};
 pub use stream::{Stream, StreamReader, StreamWriter};

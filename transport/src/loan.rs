@@ -6,6 +6,8 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::error::{Error, Result};
+use crate::mem::{OwnSpan, PeerSpan};
+use crate::ring::{InPlace, InPlaceMut};
 use crate::shm::{ShmLoan, ShmReceived};
 
 /// A message being written, in the memory it will be read from where the backend can do that. Dropping it unsent gives the memory back.
@@ -124,12 +126,120 @@ impl Received {
     }
 }
 
+/// A message being written for as long as one call lasts, in the memory it will be read from where the backend can do that: see
+/// [`MessageSender::send_in_place`](crate::MessageSender::send_in_place).
+#[derive(Debug)]
+pub struct MessageMut<'a>(MutKind<'a>);
+
+#[derive(Debug)]
+enum MutKind<'a> {
+    Private(&'a mut Vec<u8>),
+    Shm(InPlaceMut<'a, OwnSpan>),
+}
+
+/// A received message for as long as one call lasts, still in the sender's memory where it came as a loan: see
+/// [`MessageReceiver::recv_in_place`](crate::MessageReceiver::recv_in_place).
+///
+/// The sender could change it while it is read: copy what you check, and use the copy.
+#[derive(Debug)]
+pub struct MessageRef<'a>(RefKind<'a>);
+
+#[derive(Debug)]
+enum RefKind<'a> {
+    Private(&'a [u8]),
+    Shm(&'a InPlace<'a, PeerSpan>),
+}
+
+impl<'a> MessageMut<'a> {
+    pub(crate) fn private(message: &'a mut Vec<u8>) -> Self {
+        Self(MutKind::Private(message))
+    }
+
+    #[inline]
+    pub(crate) fn shm(message: InPlaceMut<'a, OwnSpan>) -> Self {
+        Self(MutKind::Shm(message))
+    }
+
+    /// Length of the message in bytes.
+    #[inline]
+    #[expect(clippy::len_without_is_empty, reason = "an empty message is one too")]
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            MutKind::Private(message) => message.len(),
+            MutKind::Shm(message) => message.len(),
+        }
+    }
+
+    /// Shortens the message to `len` bytes.
+    pub fn truncate(&mut self, len: usize) {
+        match &mut self.0 {
+            MutKind::Private(message) => message.truncate(len),
+            MutKind::Shm(message) => message.truncate(len),
+        }
+    }
+
+    /// Copies `data` to `offset`. What is never written holds anything.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it does not fit.
+    #[inline]
+    pub fn write_at(&mut self, offset: usize, data: &[u8]) -> Result<()> {
+        let range = within(self.len(), offset, data.len())?;
+        match &mut self.0 {
+            MutKind::Private(message) => message[range].copy_from_slice(data),
+            MutKind::Shm(message) => message.write_at(range.start, data),
+        }
+        Ok(())
+    }
+}
+
+impl<'a> MessageRef<'a> {
+    pub(crate) fn private(message: &'a [u8]) -> Self {
+        Self(RefKind::Private(message))
+    }
+
+    #[inline]
+    pub(crate) fn shm(message: &'a InPlace<'a, PeerSpan>) -> Self {
+        Self(RefKind::Shm(message))
+    }
+
+    /// Length of the message in bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            RefKind::Private(message) => message.len(),
+            RefKind::Shm(message) => message.len(),
+        }
+    }
+
+    /// Whether the message has no bytes.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies `out.len()` bytes at `offset` out.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the message has no such bytes.
+    #[inline]
+    pub fn read_at(&self, offset: usize, out: &mut [u8]) -> Result<()> {
+        let range = within(self.len(), offset, out.len())?;
+        match &self.0 {
+            RefKind::Private(message) => out.copy_from_slice(&message[range]),
+            RefKind::Shm(message) => message.read_at(range.start, out),
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Debug for Received {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Received").field("len", &self.len()).finish_non_exhaustive()
     }
 }
 
+#[inline]
 fn within(whole: usize, offset: usize, len: usize) -> Result<Range<usize>> {
     match offset.checked_add(len) {
         Some(end) if end <= whole => Ok(offset..end),

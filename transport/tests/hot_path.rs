@@ -18,7 +18,7 @@ use seccompiler::{SeccompAction, SeccompFilter};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
 use tombolo_transport::{
-    Addr, Cid, ConnectOptions, Endpoint, ListenOptions, Messages, Port, Sizes, Stream, TryRecv,
+    Addr, Cid, ConnectOptions, Endpoint, ListenOptions, Messages, Port, Sizes, Stream, TryRead, TryRecv,
 };
 
 /// For the process that is filtered: what it does.
@@ -109,6 +109,34 @@ impl Ends {
         assert_eq!(start, [7; 4096]);
     }
 
+    /// As loans, without one.
+    fn in_place(&mut self) {
+        assert!(
+            self.near
+                .try_send_in_place(64 * 1024, |message| message.write_at(0, &[7; 4096]).unwrap())
+                .unwrap()
+        );
+        let mut start = [0; 4096];
+        let read = self.far.try_recv_in_place(|message| message.read_at(0, &mut start));
+        assert!(matches!(read, Ok(TryRead::Read(Ok(())))), "{read:?}");
+        assert_eq!(start, [7; 4096]);
+    }
+
+    /// Several at once.
+    fn many(&mut self) {
+        let message = [7; 64];
+        assert_eq!(self.near.try_put_many((0..60).map(|len| &message[..len])).unwrap(), 60);
+        assert!(self.near.try_flush().unwrap());
+        let mut count = 0;
+        while count < 60 {
+            let found = self.far.try_recv_many(|message| {
+                assert_eq!(message.len(), count);
+                count += 1;
+            });
+            assert!(matches!(found, Ok(TryRead::Read(_))), "{found:?}");
+        }
+    }
+
     fn stream(&mut self) {
         let mut out = [0; 16 * 1024];
         for len in [64, out.len()] {
@@ -124,6 +152,8 @@ impl Ends {
             "batch" => self.batch(),
             "awaited" => self.awaited_messages(),
             "loans" => self.loans(),
+            "in place" => self.in_place(),
+            "many" => self.many(),
             "stream" => self.stream(),
             "entering the kernel" => {
                 self.messages(56);
@@ -142,7 +172,7 @@ fn at_once<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-const SHAPES: [&str; 6] = ["inline", "ring", "batch", "awaited", "loans", "stream"];
+const SHAPES: [&str; 8] = ["inline", "ring", "batch", "awaited", "loans", "in place", "many", "stream"];
 
 #[test]
 fn nothing_is_allocated_per_message() {

@@ -45,6 +45,68 @@ pub(super) async fn boundaries_are_kept_at_every_length(case: Case) -> Check {
     arrived
 }
 
+pub(super) async fn messages_in_place_and_many_at_once_arrive_as_others_do(case: Case) -> Check {
+    let (caller, callee) = case.messages().await?;
+    let (mut tx, _caller_rx) = caller.split();
+    let (_callee_tx, mut rx) = callee.split();
+    let mut random = Random::new(27);
+    let rounds: Vec<Vec<Vec<u8>>> = (0..60)
+        .map(|_| {
+            let many = random.below(80) + 1;
+            (0..many)
+                .map(|_| {
+                    let is_long = random.below(20) == 0;
+                    let len = random.below(if is_long { 9000 } else { 100 });
+                    random.bytes(len)
+                })
+                .collect()
+        })
+        .collect();
+    let sending = async {
+        for (round, messages) in rounds.iter().enumerate() {
+            match round % 3 {
+                0 => tx.send_many(messages).await?,
+                1 => {
+                    for message in messages {
+                        tx.send_in_place(message).await?;
+                    }
+                }
+                _ => {
+                    for message in messages {
+                        tx.send(message).await?;
+                    }
+                }
+            }
+        }
+        Ok::<_, Failure>(())
+    };
+    let receiving = async {
+        let mut expected = rounds.iter().flatten().enumerate().peekable();
+        let mut arrived = Vec::new();
+        for turn in 0.. {
+            if expected.peek().is_none() {
+                break;
+            }
+            match turn % 3 {
+                0 => rx.recv_many(&mut arrived).await?,
+                1 => arrived.extend(rx.recv_in_place().await?),
+                _ => arrived.extend(rx.recv().await?.map(Vec::from)),
+            }
+            ensure!(!arrived.is_empty(), "the end came before all messages");
+            for message in arrived.drain(..) {
+                let Some((number, expected)) = expected.next() else {
+                    return Err(Failure::new("more arrived than was sent"));
+                };
+                expect_same(&format!("message {number} of {} bytes", expected.len()), &message, expected)?;
+            }
+        }
+        Ok::<_, Failure>(())
+    };
+    let (sent, arrived) = tokio::join!(sending, receiving);
+    sent?;
+    arrived
+}
+
 pub(super) async fn longest_message_travels_and_longer_is_refused(case: Case) -> Check {
     let (caller, callee) = case.messages().await?;
     let (mut tx, _caller_rx) = caller.split();

@@ -198,6 +198,7 @@ behaviours! {
         dropped_read_loses_nothing;
     messages:
         boundaries_are_kept_at_every_length
+        messages_in_place_and_many_at_once_arrive_as_others_do
         longest_message_travels_and_longer_is_refused
         shutdown_ends_with_none_after_the_last_message
         message_half_close_leaves_the_other_direction_open

@@ -15,6 +15,8 @@ use super::remote::{
 use crate::addr::{Addr, Cid, Port};
 use crate::endpoint::Endpoint;
 use crate::error::Result;
+use crate::loan::MessageRef;
+use crate::messages::TryRead;
 use crate::options::{ConnectOptions, ListenOptions};
 use crate::{listener, messages, stream};
 
@@ -305,6 +307,43 @@ impl MessageSender {
         }
     }
 
+    /// A sender elsewhere just sends it.
+    pub(super) async fn send_in_place(&mut self, message: &[u8]) -> Result<()> {
+        match self {
+            Self::Here(sender) => {
+                let mut written = Ok(());
+                sender.send_in_place(message.len(), |place| written = place.write_at(0, message)).await?;
+                written
+            }
+            Self::There(_) => self.send(message).await,
+        }
+    }
+
+    /// As many at once as there is room for, then the rest; a sender elsewhere sends one by one.
+    pub(super) async fn send_many(&mut self, messages: &[Vec<u8>]) -> Result<()> {
+        match self {
+            Self::Here(sender) => {
+                let mut rest = messages;
+                while let [first, ..] = rest {
+                    let taken = sender.try_put_many(rest.iter().map(Vec::as_slice))?;
+                    poll_fn(|cx| sender.poll_flush(cx)).await?;
+                    rest = &rest[taken..];
+                    if taken == 0 {
+                        sender.send(first).await?;
+                        rest = &rest[1..];
+                    }
+                }
+                Ok(())
+            }
+            Self::There(_) => {
+                for message in messages {
+                    self.send(message).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
     pub(super) async fn shutdown(&mut self) -> Result<()> {
         match self {
             Self::Here(sender) => sender.shutdown().await,
@@ -314,6 +353,27 @@ impl MessageSender {
 }
 
 impl MessageReceiver {
+    /// A receiver elsewhere just receives.
+    pub(super) async fn recv_in_place(&mut self) -> Result<Option<Vec<u8>>> {
+        let Self::Here(receiver) = self else { return Ok(self.recv().await?.map(Vec::from)) };
+        let copy = |message: &MessageRef<'_>| {
+            let mut copy = vec![0; message.len()];
+            message.read_at(0, &mut copy).map(|()| copy)
+        };
+        receiver.recv_in_place(copy).await?.transpose()
+    }
+
+    /// What is there together, or the next; a receiver elsewhere receives one.
+    pub(super) async fn recv_many(&mut self, messages: &mut Vec<Vec<u8>>) -> Result<()> {
+        if let Self::Here(receiver) = self
+            && let TryRead::Read(_) = receiver.try_recv_many(|message| messages.push(message.to_vec()))?
+        {
+            return Ok(());
+        }
+        messages.extend(self.recv().await?.map(Vec::from));
+        Ok(())
+    }
+
     pub(super) async fn recv(&mut self) -> Result<Option<Bytes>> {
         match self {
             Self::Here(receiver) => receiver.recv().await,

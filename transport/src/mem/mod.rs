@@ -176,12 +176,17 @@ macro_rules! impl_word {
             }
             #[inline]
             fn fence() {
-                $fence(Ordering::SeqCst);
+                $fence();
             }
         }
     };
 }
 
-impl_word!(AtomicU64, std::sync::atomic::fence);
+impl_word!(AtomicU64, copy::fence);
 #[cfg(test)]
-impl_word!(loom::sync::atomic::AtomicU64, loom::sync::atomic::fence);
+impl_word!(loom::sync::atomic::AtomicU64, loom_fence);
+
+#[cfg(test)]
+fn loom_fence() {
+    loom::sync::atomic::fence(Ordering::SeqCst);
+}

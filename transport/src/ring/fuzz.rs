@@ -90,10 +90,17 @@ pub(crate) fn messages(data: &[u8]) {
             10..13 => {
                 let _ = (peer_rx.try_recv(&mut Vec::new()), peer_rx.flush());
             }
+            13 if input.byte().is_multiple_of(2) => {
+                let _ = peer_rx.try_recv_in_place(|message| message.len());
+            }
             13 => peer_held.extend(peer_rx.try_recv_loan().ok().flatten()),
             14 => drop(peer_held.pop()),
             15 => {
                 let _ = (peer_rx.arm(), peer_tx.arm(), peer_tx.flush());
+            }
+            16 if input.byte().is_multiple_of(2) => {
+                let message = vec![choice; input.pick(&[0, 8, 56, 60, 200])];
+                let _ = tx.try_put_many(std::iter::repeat_n(&message[..], input.below(40)));
             }
             16 => {
                 let part = vec![choice; input.pick(&[0, 8, 48, 64, 2500])];
@@ -102,6 +109,10 @@ pub(crate) fn messages(data: &[u8]) {
             }
             17..20 => {
                 let _ = tx.try_send(&vec![choice; input.pick(&[0, 8, 56, 57, 128, 129, 4096, 5000])]);
+            }
+            20 if input.byte().is_multiple_of(2) => {
+                let _ =
+                    tx.try_send_in_place(input.below(4098), |mut place| place.truncate(input.below(4098)));
             }
             20 => loans.extend(tx.loan(input.below(4097))),
             21 => {
@@ -121,12 +132,24 @@ pub(crate) fn messages(data: &[u8]) {
                     _ => assert_eq!(place.len(), before),
                 }
             }
+            24 if input.byte().is_multiple_of(2) => {
+                let max = rx.max_len();
+                let _ = rx.try_recv_many(|message| assert!(message.len() <= max));
+            }
             24..26 => {
                 if let Ok(Some(len)) = rx.try_recv(&mut out) {
                     assert!(len <= rx.max_len() && len == out.len());
                 }
             }
             26 => assert!(!matches!(rx.try_recv_with(<[u8]>::len), Ok(Some(len)) if len > rx.max_len())),
+            27 if input.byte().is_multiple_of(2) => {
+                let max = rx.max_len();
+                let read = |message: &InPlace<'_, _>| {
+                    assert!(message.len() <= max);
+                    message.read_at(0, &mut vec![0; message.len()]);
+                };
+                let _ = rx.try_recv_in_place(read);
+            }
             27 => {
                 if let Ok(Some(message)) = rx.try_recv_loan() {
                     assert!(message.len() <= rx.max_len());

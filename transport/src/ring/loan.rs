@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::half::{OwnHalf, PeerHalf};
+use super::in_place::LoanHead;
 use super::layout::*;
 use super::message::Cross;
 use super::{Liveness, RingError};
@@ -20,6 +21,8 @@ use crate::mem::{Memory, MemoryMut, Word};
 pub(super) struct LoanTable<M: MemoryMut> {
     /// Shared with the [`LoanMut`]s, which put themselves back. `None`: there are no loans.
     lender: Option<Arc<Lender<M>>>,
+    /// Bit i: buffer i is neither lent nor being written, nor among those that were put back.
+    free: u64,
     /// Bit i: buffer i is with the receiver.
     lent: u64,
     /// The receiver's word as last accepted: bit i has changed with each return of buffer i.
@@ -28,16 +31,16 @@ pub(super) struct LoanTable<M: MemoryMut> {
 
 struct Lender<M: MemoryMut> {
     own: OwnHalf<M>,
-    /// Bit i: buffer i is neither lent nor being written.
-    free: M::Word,
+    /// Bit i: buffer i was taken and has been put back unsent, by whatever thread had it.
+    unsent: M::Word,
 }
 
 impl<M: MemoryMut> LoanTable<M> {
     pub(super) fn new(own: &OwnHalf<M>) -> Self {
         let count = usize::from(own.layout.loan_count);
-        let all = if count == 64 { u64::MAX } else { (1 << count) - 1 };
-        let lender = (count != 0).then(|| Arc::new(Lender { own: own.clone(), free: M::Word::new(all) }));
-        Self { lender, lent: 0, returned: 0 }
+        let free = if count == 64 { u64::MAX } else { (1 << count) - 1 };
+        let lender = (count != 0).then(|| Arc::new(Lender { own: own.clone(), unsent: M::Word::new(0) }));
+        Self { lender, free, lent: 0, returned: 0 }
     }
 
     /// Takes the buffers back that the receiver has returned. The error says what the receiver did wrong.
@@ -57,34 +60,40 @@ impl<M: MemoryMut> LoanTable<M> {
             lender.own.mem.prefetch_write(at, SLOT);
             rest &= rest - 1;
         }
-        lender.free.fetch_or(back, Ordering::AcqRel);
+        self.free |= back;
         Ok(())
     }
 
-    pub(super) fn any_free(&self) -> bool {
-        self.lender.as_ref().is_some_and(|lender| lender.free.load(Ordering::Acquire) != 0)
+    #[inline]
+    pub(super) fn any_free(&mut self) -> bool {
+        if self.free == 0
+            && let Some(lender) = &self.lender
+            && lender.unsent.load(Ordering::Relaxed) != 0
+        {
+            self.free = lender.unsent.fetch_and(0, Ordering::Acquire);
+        }
+        self.free != 0
     }
 
     /// A free buffer, now taken, for a message of `len` bytes.
     pub(super) fn take(&mut self, len: usize) -> Option<LoanMut<M>> {
-        let lender = self.lender.as_ref()?;
-        let free = lender.free.load(Ordering::Acquire);
-        (free != 0).then(|| {
-            let index = free.trailing_zeros() as usize;
-            lender.free.fetch_and(!(1 << index), Ordering::AcqRel);
-            let at = lender.own.layout.loan_at(index);
-            LoanMut { lender: Arc::clone(lender), at, len, index, sent: false }
-        })
+        let index = self.next()?;
+        let lender = Arc::clone(self.lender.as_ref()?);
+        self.free &= !(1 << index);
+        let at = lender.own.layout.loan_at(index);
+        Some(LoanMut { lender, at, len, index, sent: false })
     }
 
     /// The buffer that [`LoanTable::take`] would give.
+    #[inline]
     pub(super) fn next(&self) -> Option<usize> {
-        let free = self.lender.as_ref()?.free.load(Ordering::Relaxed);
-        (free != 0).then(|| free.trailing_zeros() as usize)
+        (self.free != 0).then(|| self.free.trailing_zeros() as usize)
     }
 
     /// The receiver gets it.
+    #[inline]
     pub(super) fn lend(&mut self, index: usize) {
+        self.free &= !(1 << index);
         self.lent |= 1 << index;
     }
 
@@ -134,14 +143,6 @@ impl<M: MemoryMut> LoanMut<M> {
         self.index
     }
 
-    /// The bytes at its start that travel in the slot, and how many they are.
-    pub(super) fn head(&self) -> ([u8; LOAN_HEAD], usize) {
-        let mut head = [0; LOAN_HEAD];
-        let len = self.len.min(LOAN_HEAD);
-        self.lender.own.mem.read(self.at, &mut head[..len]);
-        (head, len)
-    }
-
     /// The buffer belongs to the receiver now.
     pub(super) fn into_sent(mut self) {
         self.sent = true;
@@ -151,7 +152,7 @@ impl<M: MemoryMut> LoanMut<M> {
 impl<M: MemoryMut> Drop for LoanMut<M> {
     fn drop(&mut self) {
         if !self.sent {
-            self.lender.free.fetch_or(1 << self.index, Ordering::AcqRel);
+            self.lender.unsent.fetch_or(1 << self.index, Ordering::Release);
         }
     }
 }
@@ -191,9 +192,7 @@ pub(super) struct Lent<M: MemoryMut, P: Memory, L: Liveness> {
     pub(super) borrower: Arc<Borrower<M, P, L>>,
     pub(super) index: usize,
     pub(super) len: usize,
-    /// The first `head_len` bytes, as the slot had them: most messages begin with what says what they are.
-    pub(super) head: [u8; LOAN_HEAD],
-    pub(super) head_len: usize,
+    pub(super) head: LoanHead,
 }
 
 /// What every message that was lent to us needs to be read and returned. They share it, and the receiver keeps it: each handle that a message
@@ -254,14 +253,12 @@ impl<M: MemoryMut, P: Memory, L: Liveness> Received<M, P, L> {
                 Ok(())
             }
             Body::Lent(lent) => {
-                let known = lent.head[..lent.head_len].get(offset..).unwrap_or_default();
-                let (first, rest) = out.split_at_mut(known.len().min(out.len()));
-                first.copy_from_slice(&known[..first.len()]);
-                if rest.is_empty() {
+                let known = lent.head.copy(offset, out);
+                if known == out.len() {
                     return Ok(());
                 }
                 let Borrower { peer, live, .. } = &*lent.borrower;
-                peer.mem.read(lent.at() + offset + first.len(), rest);
+                peer.mem.read(lent.at() + offset + known, &mut out[known..]);
                 live.check().map_err(RingError::Reset)
             }
         }

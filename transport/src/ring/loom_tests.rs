@@ -51,7 +51,8 @@ fn check(f: impl Fn() + Sync + Send + 'static) {
 /// Memory with just the words that are used: each costs the model.
 fn half(layout: HalfLayout) -> Model {
     let words = |at: usize, count: usize| at..at + 8 * count;
-    let slots = (0..layout.slots()).map(|slot| words(HalfLayout::slot_at(slot), 5));
+    let slots = (0..layout.slots()).map(|slot| words(HalfLayout::slot_at(slot), 8));
+    let loans = (0..usize::from(layout.loan_count)).map(|loan| words(layout.loan_at(loan), 6));
     let rest = [
         words(AT_MAGIC, 3),
         words(AT_STATE, 1),
@@ -61,9 +62,8 @@ fn half(layout: HalfLayout) -> Model {
         words(AT_DATA_TICKET, 3),
         words(AT_BELL_COUNT, 1),
         words(layout.bytes_at(), layout.byte_capacity() / 8),
-        words(layout.loans_at(), usize::from(layout.loan_count)),
     ];
-    OwnHalf::init(Model::sparse(layout.total_len(), slots.chain(rest)), layout, 0).mem
+    OwnHalf::init(Model::sparse(layout.total_len(), slots.chain(loans).chain(rest)), layout, 0).mem
 }
 
 fn pair<E>(layout: HalfLayout, end: impl Fn(OwnHalf<Model>, PeerHalf<Model>) -> E) -> (E, E) {
@@ -260,20 +260,20 @@ fn a_loan_is_lent_again_only_after_it_was_read() {
         let sender = thread::spawn(move || {
             for i in 1..=2_u64 {
                 let mut loan = loop {
-                    match tx.loan(8) {
+                    match tx.loan(LOAN_HEAD + 8) {
                         Ok(loan) => break loan,
                         Err(_) if tx.arm() == Arm::Sleep => waiting.wait(),
                         Err(_) => {}
                     }
                 };
-                loan.write_at(0, &i.to_le_bytes());
+                loan.write_at(LOAN_HEAD, &i.to_le_bytes());
                 tx.send_loan(loan).unwrap();
             }
         });
         for i in 1..=2_u64 {
             let received = spin(|| rx.try_recv_loan()).unwrap();
             let mut out = [0; 8];
-            received.read_at(0, &mut out).unwrap();
+            received.read_at(LOAN_HEAD, &mut out).unwrap();
             assert_eq!(word(&out), i);
             drop(received);
             bell.ring_if(rx.flush());
@@ -328,6 +328,52 @@ fn a_loan_that_is_lent_again_at_once_is_not_taken_for_lent_twice() {
         tx.send_loan(loan).unwrap();
         assert!(rx.try_recv_loan().unwrap().unwrap().is_loan());
         dropper.join().unwrap();
+    });
+}
+
+/// Loans that are read in place come back with the next look for a message, while the sender goes to sleep for want of one.
+#[test]
+fn loans_read_in_place_wake_the_sender_that_waits_for_them() {
+    check(|| {
+        let layout = HalfLayout { slots_log2: 3, loan_count: 3, ..MESSAGES };
+        let ((mut tx, _a), (_b, mut rx)) = pair(layout, |own, peer| message_pair(own, peer, (), None));
+        let bell = Arc::new(Bell::default());
+        let waiting = Arc::clone(&bell);
+        let mut send = move |i: u64| {
+            let write = |mut place: InPlaceMut<'_, _>| place.write_at(LOAN_HEAD, &i.to_le_bytes());
+            tx.try_send_in_place(LOAN_HEAD + 8, write).map_err(|_| tx.arm())
+        };
+        for i in 1..=2_u64 {
+            send(i).unwrap();
+        }
+        let sender = thread::spawn(move || {
+            for i in 3..=4_u64 {
+                while let Err(arm) = send(i) {
+                    if arm == Arm::Sleep {
+                        waiting.wait();
+                    }
+                }
+            }
+        });
+        for i in 1..=4_u64 {
+            let read = |message: &InPlace<'_, _>| {
+                let mut out = [0; 8];
+                message.read_at(LOAN_HEAD, &mut out);
+                word(&out)
+            };
+            let received = loop {
+                match rx.try_recv_in_place(read) {
+                    Ok(received) => break received,
+                    Err(_) => {
+                        bell.ring_if(rx.flush());
+                        thread::yield_now();
+                    }
+                }
+            };
+            assert_eq!(received, Some(i));
+            bell.ring_if(rx.flush());
+        }
+        sender.join().unwrap();
     });
 }
 

@@ -319,13 +319,51 @@ fn a_returned_loan_rings_the_sender_that_waits_for_it() {
     assert!(tx.loan(1).is_ok());
 }
 
+#[test]
+fn messages_put_together_are_announced_and_received_together() {
+    let (memory, (mut tx, _), (_, mut rx)) = model_messages(HalfLayout { bytes_log2: 12, ..SMALL });
+    let messages: Vec<_> = (0..60).map(|i| message(i % 50, i)).collect();
+    // 28 go together, so 60 take three slots of the four.
+    assert_eq!(tx.try_put_many(messages.iter().map(Vec::as_slice)), Ok(60));
+    let _nobody_sleeps = tx.flush().unwrap();
+    assert_ne!(memory[0].load(HalfLayout::slot_at(2), Ordering::Relaxed), 0);
+    assert_eq!(memory[0].load(HalfLayout::slot_at(3), Ordering::Relaxed), 0);
+    let mut arrived = Vec::new();
+    for together in [28, 28, 4] {
+        assert_eq!(rx.try_recv_many(|message| arrived.push(message.to_vec())), Ok(Some(together)));
+    }
+    assert_eq!(arrived, messages);
+    assert_eq!(rx.try_recv_many(|_| ()), Err(RingError::WouldBlock));
+}
+
+#[test]
+fn of_many_messages_those_without_room_are_left() {
+    let (_, (mut tx, _), (_, mut rx)) = model_messages(SMALL);
+    // Nothing is held back for a message alone.
+    assert_eq!(tx.try_put_many([&b"alone"[..]]), Ok(1));
+    assert_eq!(rx.try_recv_many(|message| assert_eq!(message, b"alone")), Ok(Some(1)));
+    let messages = vec![message(60, 1); 10];
+    let all = || messages.iter().map(Vec::as_slice);
+    let taken = tx.try_put_many(all()).unwrap();
+    assert_eq!(taken, 256 / 60);
+    assert_eq!(tx.try_put_many(all().skip(taken)), Err(RingError::WouldBlock));
+    let mut count = 0;
+    while rx.try_recv_many(|_| count += 1).is_ok() {}
+    assert_eq!(count, taken);
+    assert_eq!(tx.try_put_many([&[0; 5000][..], b"x"]), Err(RingError::TooLong { len: 5000, max: 4096 }));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Send(usize),
     Put(usize),
     Flush,
     SendLoan(usize),
+    SendInPlace(usize),
+    PutMany(Vec<usize>),
+    ReceiveMany,
     Receive,
+    ReceiveInPlace,
     ReceiveLoan,
     DropHeld,
 }
@@ -338,7 +376,11 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..80_usize).prop_map(Step::Put),
         1 => Just(Step::Flush),
         1 => (0..4097_usize).prop_map(Step::SendLoan),
+        1 => (0..4097_usize).prop_map(Step::SendInPlace),
         6 => Just(Step::Receive),
+        2 => Just(Step::ReceiveInPlace),
+        2 => prop::collection::vec(0..80_usize, 0..40).prop_map(Step::PutMany),
+        2 => Just(Step::ReceiveMany),
         2 => Just(Step::ReceiveLoan),
         1 => Just(Step::DropHeld),
     ]
@@ -382,6 +424,56 @@ proptest! {
                             shown[me] = oracle[me].len();
                         }
                         Err(refused) => prop_assert_eq!(refused.error, RingError::WouldBlock),
+                    }
+                }
+                Step::SendInPlace(len) => {
+                    let write = |mut place: InPlaceMut<'_, _>| place.write_at(0, &message(len, seed));
+                    match ends[me].0.try_send_in_place(len, write) {
+                        Ok(()) => {
+                            oracle[me].push_back(message(len, seed));
+                            shown[me] = oracle[me].len();
+                        }
+                        Err(error) => prop_assert_eq!(error, RingError::WouldBlock),
+                    }
+                }
+                Step::PutMany(lens) => {
+                    let messages: Vec<_> = lens.into_iter().map(|len| message(len, seed)).collect();
+                    match ends[me].0.try_put_many(messages.iter().map(Vec::as_slice)) {
+                        Ok(taken) => oracle[me].extend(messages.into_iter().take(taken)),
+                        Err(error) => prop_assert_eq!(error, RingError::WouldBlock),
+                    }
+                }
+                Step::ReceiveMany => {
+                    let mut arrived = Vec::new();
+                    match ends[me].1.try_recv_many(|message| arrived.push(message.to_vec())) {
+                        Ok(count) => {
+                            prop_assert_eq!(count, Some(arrived.len()));
+                            shown[other] = shown[other].saturating_sub(arrived.len());
+                            for message in arrived {
+                                prop_assert_eq!(Some(message), oracle[other].pop_front());
+                            }
+                        }
+                        Err(error) => {
+                            prop_assert_eq!(error, RingError::WouldBlock);
+                            prop_assert_eq!(shown[other], 0);
+                        }
+                    }
+                }
+                Step::ReceiveInPlace => {
+                    let read = |message: &InPlace<'_, _>| {
+                        let mut copy = vec![0; message.len()];
+                        message.read_at(0, &mut copy);
+                        copy
+                    };
+                    match ends[me].1.try_recv_in_place(read) {
+                        Ok(read) => {
+                            prop_assert_eq!(read, oracle[other].pop_front());
+                            shown[other] = shown[other].saturating_sub(1);
+                        }
+                        Err(error) => {
+                            prop_assert_eq!(error, RingError::WouldBlock);
+                            prop_assert_eq!(shown[other], 0);
+                        }
                     }
                 }
                 Step::Receive => {

@@ -35,6 +35,7 @@
 
 pub mod bytes;
 pub mod half;
+pub mod in_place;
 pub mod layout;
 pub mod loan;
 pub mod message;
@@ -48,6 +49,8 @@ pub(crate) mod fuzz;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]
+mod in_place_tests;
+#[cfg(test)]
 mod loom_tests;
 #[cfg(test)]
 mod message_tests;
@@ -56,6 +59,7 @@ mod testing;
 
 pub use self::bytes::{ByteRx, ByteTx, byte_pair};
 pub use self::half::{OwnHalf, PeerHalf, State};
+pub use self::in_place::{InPlace, InPlaceMut};
 pub use self::layout::{HalfLayout, LayoutError};
 pub use self::loan::{LoanMut, Received};
 pub use self::message::{INLINE_MAX, MessageRx, MessageTx, message_pair};

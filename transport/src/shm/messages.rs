@@ -7,8 +7,9 @@ use bytes::Bytes;
 
 use crate::addr::Addr;
 use crate::error::{Error, ResetCause, Result};
+use crate::loan::{MessageMut, MessageRef};
 use crate::mem::{OwnSpan, PeerSpan};
-use crate::messages::{Messages, TryRecv, TryRecvApart};
+use crate::messages::{Messages, TryRead, TryRecv, TryRecvApart};
 use crate::ring::{LoanMut, MessageRx, MessageTx, Received, RingError, Wake, message_pair};
 use crate::shm::conn::{Conn, Direction, Live};
 use crate::shm::wait::Waiter;
@@ -90,6 +91,20 @@ impl ShmSender {
         }
     }
 
+    /// How many were taken; what was taken is flushed if it is not all.
+    #[inline]
+    pub(crate) fn try_put_many<'m>(&mut self, messages: impl IntoIterator<Item = &'m [u8]>) -> Result<usize> {
+        match self.tx.try_put_many(messages) {
+            Ok(taken) => Ok(taken),
+            Err(RingError::WouldBlock) => {
+                // A peer that sleeps would never make room.
+                self.flush()?;
+                Ok(0)
+            }
+            Err(error) => Err(self.conn.error(error)),
+        }
+    }
+
     pub(crate) fn has_loans(&self) -> bool {
         self.tx.own().layout().loan_count != 0
     }
@@ -115,6 +130,39 @@ impl ShmSender {
                 refused.error
             })
         })
+    }
+
+    /// Once it is ready, `write` has been called.
+    pub(crate) fn poll_send_in_place(
+        &mut self,
+        cx: &mut Context<'_>,
+        len: usize,
+        write: &mut Option<impl FnOnce(&mut MessageMut<'_>)>,
+    ) -> Poll<Result<()>> {
+        self.poll_with(cx, |tx| {
+            tx.try_send_in_place(len, |message| {
+                if let Some(write) = write.take() {
+                    write(&mut MessageMut::shm(message));
+                }
+            })
+        })
+    }
+
+    /// `Ok(false)`: no room.
+    #[inline]
+    pub(crate) fn try_send_in_place(
+        &mut self,
+        len: usize,
+        write: impl FnOnce(&mut MessageMut<'_>),
+    ) -> Result<bool> {
+        match self.tx.try_send_in_place(len, |message| write(&mut MessageMut::shm(message))) {
+            Ok(()) => {
+                self.flush()?;
+                Ok(true)
+            }
+            Err(RingError::WouldBlock) => Ok(false),
+            Err(error) => Err(self.conn.error(error)),
+        }
     }
 
     /// Publishing is done with each send; this rings a peer that sleeps.
@@ -236,6 +284,51 @@ impl ShmReceiver {
     pub(crate) fn poll_recv_loan(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<ShmReceived>>> {
         let received = ready!(self.poll_with(cx, MessageRx::try_recv_loan))?;
         Poll::Ready(Ok(received.map(ShmReceived)))
+    }
+
+    /// Once it is ready with a message, `read` has been called.
+    pub(crate) fn poll_recv_in_place<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        read: &mut Option<impl FnOnce(&MessageRef<'_>) -> R>,
+    ) -> Poll<Result<Option<R>>> {
+        let read = |rx: &mut MessageRx<OwnSpan, PeerSpan, Live>| {
+            rx.try_recv_in_place(|message| read.take().map(|read| read(&MessageRef::shm(message))))
+        };
+        self.poll_with(cx, read).map_ok(Option::flatten)
+    }
+
+    #[inline]
+    pub(crate) fn try_recv_many(&mut self, f: impl FnMut(&[u8])) -> Result<TryRead<usize>> {
+        match self.rx.try_recv_many(f) {
+            Ok(count) => {
+                self.flush();
+                Ok(TryRead::received(count))
+            }
+            Err(RingError::WouldBlock) => {
+                self.flush();
+                Ok(TryRead::Empty)
+            }
+            Err(error) => Err(self.conn.error(error)),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn try_recv_in_place<R>(
+        &mut self,
+        read: impl FnOnce(&MessageRef<'_>) -> R,
+    ) -> Result<TryRead<R>> {
+        match self.rx.try_recv_in_place(|message| read(&MessageRef::shm(message))) {
+            Ok(read) => {
+                self.flush();
+                Ok(TryRead::received(read))
+            }
+            Err(RingError::WouldBlock) => {
+                self.flush();
+                Ok(TryRead::Empty)
+            }
+            Err(error) => Err(self.conn.error(error)),
+        }
     }
 
     #[inline]

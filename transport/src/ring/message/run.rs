@@ -28,6 +28,24 @@ pub(super) struct Pending {
 }
 
 impl Pending {
+    /// Adds messages of the lengths, in bytes, that `next` gives, until it gives none or no other may follow. Returns whether none may.
+    #[inline]
+    pub(super) fn fill(&mut self, mut next: impl FnMut() -> Option<usize>) -> bool {
+        let lengths = self.lengths.get_or_insert_default();
+        let (mut count, mut bytes) = (self.count as usize, self.bytes as usize);
+        let mut is_full = false;
+        while !is_full && let Some(len) = next() {
+            let (word, shift) = (count / PER_WORD, 16 * (count % PER_WORD));
+            let before = if shift == 0 { 0 } else { lengths[word] };
+            lengths[word] = before | (len as u64) << shift;
+            count += 1;
+            bytes += len;
+            is_full = count == RUN_MAX || bytes >= RUN_BYTES;
+        }
+        (self.count, self.bytes) = (count as u32, bytes as u32);
+        is_full
+    }
+
     /// Adds a message of `len` bytes. Returns whether no other may follow.
     #[inline]
     pub(super) fn push(&mut self, len: usize) -> bool {
@@ -102,6 +120,19 @@ impl Arrived {
     pub(super) fn front(&self) -> usize {
         let len = self.lengths.as_ref().and_then(|lengths| lengths.get(self.next as usize));
         len.copied().unwrap_or_default().into()
+    }
+
+    /// The lengths of all that are left, in bytes.
+    #[inline]
+    pub(super) fn rest(&self) -> &[u16] {
+        let all = self.lengths.as_ref().map_or(&[][..], |lengths| &lengths[..]);
+        all.get(self.next as usize..self.count as usize).unwrap_or_default()
+    }
+
+    /// All that are left are consumed.
+    #[inline]
+    pub(super) fn pop_all(&mut self) {
+        self.next = self.count;
     }
 
     /// The next message is consumed. Returns whether it was the last.

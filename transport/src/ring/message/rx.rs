@@ -8,6 +8,7 @@ use super::run::{Arrived, RUN_BYTES};
 use super::{Cross, INLINE_MAX, KIND_BYTES, KIND_LOAN};
 use crate::mem::{Memory, MemoryMut, Word};
 use crate::ring::bytes::Ring;
+use crate::ring::in_place::{InPlace, LoanHead};
 use crate::ring::layout::*;
 use crate::ring::loan::{Borrower, Lent, LoanBell, Received};
 use crate::ring::park::{Arm, Wake};
@@ -37,6 +38,8 @@ pub struct MessageRx<M: MemoryMut, P: Memory, L: Liveness> {
     byte_head_published: u64,
     /// The run whose messages are being received, if it has any left.
     run: Arrived,
+    /// Bit i: we are done with the peer's loan i, which it has not been told yet.
+    due: u64,
     owed: Wake,
     scratch: Vec<u8>,
     /// Somebody rings the peer for loans that are returned.
@@ -86,6 +89,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
             byte_head: 0,
             byte_head_published: 0,
             run: Arrived::default(),
+            due: 0,
             owed: Wake::NotNeeded,
             scratch: Vec::new(),
             has_bell,
@@ -179,27 +183,88 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
     #[inline]
     pub fn try_recv_with<R>(&mut self, f: impl FnOnce(&[u8]) -> R) -> Result<Option<R>, RingError> {
         let Some(found) = self.find()? else { return Ok(None) };
+        self.receive_with(&found, f)
+    }
+
+    #[inline]
+    fn receive_with<R>(&mut self, found: &Found, f: impl FnOnce(&[u8]) -> R) -> Result<Option<R>, RingError> {
         if let Place::Inline { len } = found.place {
             let mut message = [0; INLINE_MAX];
             self.side.peer.mem.read(found.at + 8, &mut message[..len]);
             self.side.check_alive()?;
-            self.consume(&found);
+            self.consume(found);
             return Ok(Some(f(&message[..len])));
         }
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.clear();
-        self.copy(&found, &mut scratch);
+        self.copy(found, &mut scratch);
         self.side.check_alive()?;
-        self.consume(&found);
+        self.consume(found);
         let result = f(&scratch);
         self.scratch = scratch;
+        Ok(Some(result))
+    }
+
+    /// Calls `f` with a private copy of each of the next messages, in order: of those that were sent together, or of one. Returns how many; `None` after the peer
+    /// has shut down. Otherwise as [`MessageRx::try_recv`].
+    ///
+    /// The messages count as received before `f` is called.
+    #[inline]
+    pub fn try_recv_many(&mut self, mut f: impl FnMut(&[u8])) -> Result<Option<usize>, RingError> {
+        let Some(found) = self.find()? else { return Ok(None) };
+        if !matches!(found.place, Place::Run { .. }) {
+            return Ok(self.receive_with(&found, f)?.map(|()| 1));
+        }
+        let bytes = self.run.rest().iter().map(|len| usize::from(*len)).sum();
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.clear();
+        self.ring.append(&self.side.peer.mem, self.byte_head, bytes, &mut scratch);
+        self.side.check_alive()?;
+        self.byte_head += bytes as u64;
+        let mut rest = scratch.as_slice();
+        for len in self.run.rest() {
+            let (message, next) = rest.split_at(usize::from(*len));
+            f(message);
+            rest = next;
+        }
+        let count = self.run.rest().len();
+        self.run.pop_all();
+        self.advance_slot(found.acks);
+        self.scratch = scratch;
+        Ok(Some(count))
+    }
+
+    /// Calls `f` with the next message where it is: in the sender's half, if it came as a loan. Otherwise as [`MessageRx::try_recv`].
+    ///
+    /// What `f` has made of it is dropped if the sender has died meanwhile: it may be of anything. If `f` panics, the message is received again.
+    #[inline]
+    pub fn try_recv_in_place<R>(
+        &mut self,
+        f: impl FnOnce(&InPlace<'_, P>) -> R,
+    ) -> Result<Option<R>, RingError> {
+        let Some(found) = self.find()? else { return Ok(None) };
+        let Place::Loan { index, len } = found.place else {
+            let mut scratch = std::mem::take(&mut self.scratch);
+            scratch.clear();
+            self.copy(&found, &mut scratch);
+            self.side.check_alive()?;
+            self.consume(&found);
+            let result = f(&InPlace::copied(&scratch));
+            self.scratch = scratch;
+            return Ok(Some(result));
+        };
+        let peer = &self.side.peer;
+        let head = LoanHead::read(&peer.mem, found.at, len);
+        let result = f(&InPlace::lent(&peer.mem, peer.layout.loan_at(index), len, head));
+        self.side.check_alive()?;
+        self.consume(&found);
         Ok(Some(result))
     }
 
     /// The next message, left where it is if it came as a loan; otherwise as [`MessageRx::try_recv`].
     pub fn try_recv_loan(&mut self) -> Result<Option<Received<M, P, L>>, RingError> {
         let Some(found) = self.find()? else { return Ok(None) };
-        let Place::Loan { len, .. } = found.place else {
+        let Place::Loan { index, len } = found.place else {
             let mut message = Vec::new();
             self.copy(&found, &mut message);
             self.side.check_alive()?;
@@ -207,13 +272,11 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
             return Ok(Some(Received::copied(message)));
         };
         // As long as the slot is ours.
-        let (mut head, head_len) = ([0; LOAN_HEAD], len.min(LOAN_HEAD));
-        self.side.peer.mem.read(found.at + LOAN_HEAD_AT, &mut head[..head_len]);
+        let head = LoanHead::read(&self.side.peer.mem, found.at, len);
         self.side.check_alive()?;
-        Ok(self.consume(&found).map(|mut lent| {
-            (lent.head, lent.head_len) = (head, head_len);
-            Received::lent(lent)
-        }))
+        let lent = self.hold(index, len, head);
+        self.advance(&found);
+        Ok(lent.map(Received::lent))
     }
 
     /// Tells whether the sender must be rung because room it waits for has been given back.
@@ -306,7 +369,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
                 Err(self.side.misbehaved(|| format!("a message of {first} bytes in its byte ring")))
             }
             KIND_LOAN => {
-                let held = self.cross.held.load(Ordering::Acquire);
+                let held = self.cross.held.load(Ordering::Acquire) | self.due;
                 let known = first < u64::from(layout.loan_count);
                 if !known || second > layout.loan_len() as u64 || held >> first & 1 != 0 {
                     return Err(self.side.misbehaved(|| {
@@ -336,7 +399,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
 
     /// There is no message: gives room back, and looks whether there will be none any more.
     fn nothing_yet(&mut self) -> Result<Option<Found>, RingError> {
-        if self.byte_head != self.byte_head_published {
+        if self.byte_head != self.byte_head_published || self.due != 0 {
             self.give_back();
         }
         let state = self.side.peer.state();
@@ -364,47 +427,66 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
         }
     }
 
-    /// Counts the message as received. For a loan the guard, whose drop returns it.
+    /// Counts the message as received. Its loan, if it came as one, is to be returned.
     #[inline]
-    fn consume(&mut self, found: &Found) -> Option<Lent<M, P, L>> {
+    fn consume(&mut self, found: &Found) {
+        if let Place::Loan { index, .. } = found.place {
+            self.due |= 1 << index;
+            // The sender may have looked at that line; the fence after the return would wait for it.
+            self.side.own.mem.prefetch_write(AT_LOAN_RETURNS, 8);
+        }
+        self.advance(found);
+    }
+
+    /// Counts the message as received. What becomes of its loan is another matter.
+    #[inline]
+    fn advance(&mut self, found: &Found) {
         if let Place::Run { len } = found.place {
             self.byte_head += len as u64;
             if !self.run.pop() {
                 if self.byte_head - self.byte_head_published > self.ring.quarter() {
                     self.give_back();
                 }
-                return None;
+                return;
             }
         }
-        self.position += 1;
-        self.slot = (self.slot + 1) & self.mask;
-        self.cross.consumed.store(self.position, Ordering::Release); // SYNC: consumed
-        if found.acks != 0 {
-            // A lying sum is found by our sender, which knows how many there can be.
-            self.acked = self.acked.saturating_add(found.acks);
-            self.cross.acked.store(self.acked, Ordering::Release); // SYNC: acked
-        }
-        self.side.disarm();
         if let Place::Bytes { len } = found.place {
             self.byte_head += len as u64;
         }
-        let lent = match found.place {
-            Place::Loan { index, len } => self.hold(index, len),
-            _ => None,
-        };
-        let slots = self.position - self.published > u64::from(self.mask) / 4;
-        if slots || self.byte_head - self.byte_head_published > self.ring.quarter() {
-            self.give_back();
-        }
-        lent
+        self.advance_slot(found.acks);
     }
 
-    fn hold(&mut self, index: usize, len: usize) -> Option<Lent<M, P, L>> {
+    /// All that a slot announced is received.
+    #[inline]
+    fn advance_slot(&mut self, acks: u64) {
+        self.position += 1;
+        self.slot = (self.slot + 1) & self.mask;
+        self.cross.consumed.store(self.position, Ordering::Release); // SYNC: consumed
+        if acks != 0 {
+            // A lying sum is found by our sender, which knows how many there can be.
+            self.acked = self.acked.saturating_add(acks);
+            self.cross.acked.store(self.acked, Ordering::Release); // SYNC: acked
+        }
+        self.side.disarm();
+        let slots = self.position - self.published > u64::from(self.mask) / 4;
+        let bytes = self.byte_head - self.byte_head_published > self.ring.quarter();
+        if slots || bytes || self.due != 0 && self.half_of_loans_are_here() {
+            self.give_back();
+        }
+    }
+
+    /// Whether returns must not be put off: of those who wait for each other's loans, one would wait for ever.
+    fn half_of_loans_are_here(&self) -> bool {
+        let here = self.due | self.cross.held.load(Ordering::Relaxed);
+        2 * here.count_ones() >= u32::from(self.side.peer.layout.loan_count)
+    }
+
+    fn hold(&mut self, index: usize, len: usize, head: LoanHead) -> Option<Lent<M, P, L>> {
         let borrower = Arc::clone(self.borrower.as_ref()?);
         self.cross.held.fetch_or(1 << index, Ordering::AcqRel);
         // The sender has looked at that line; the fence of the return would wait for it.
         self.side.own.mem.prefetch_write(AT_LOAN_RETURNS, 8);
-        Some(Lent { borrower, index, len, head: [0; LOAN_HEAD], head_len: 0 })
+        Some(Lent { borrower, index, len, head })
     }
 
     fn give_back(&mut self) {
@@ -413,6 +495,10 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
         let own = &self.side.own.mem;
         own.store(AT_SLOTS_CONSUMED, self.position, Ordering::Release); // SYNC: credit
         own.store(AT_BYTES_CONSUMED, self.byte_head, Ordering::Release); // SYNC: credit
+        let due = std::mem::take(&mut self.due);
+        if due != 0 {
+            own.fetch_xor(AT_LOAN_RETURNS, due); // Release, SYNC: loan
+        }
         M::fence(); // pairs with the fence in `Parker::arm`
         if let Some(ticket) = self.side.ringer.sleeper(&self.side.peer.mem) {
             self.owed = self.side.ringer.ring(ticket, own);

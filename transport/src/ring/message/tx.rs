@@ -1,6 +1,7 @@
 //! The sending end of messages.
 
 use std::fmt;
+use std::iter::Peekable;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -9,6 +10,7 @@ use super::{Cross, INLINE_MAX, KIND_BYTES, KIND_LOAN};
 use crate::mem::{Memory, MemoryMut, Word};
 use crate::ring::bytes::{DEMOTE_MAX, Outgoing};
 use crate::ring::half::{OwnHalf, PeerHalf};
+use crate::ring::in_place::InPlaceMut;
 use crate::ring::layout::*;
 use crate::ring::loan::{LoanMut, LoanTable, SendLoanError};
 use crate::ring::park::{Arm, Wake};
@@ -126,7 +128,16 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
     #[inline]
     pub fn try_put_parts(&mut self, parts: &[&[u8]]) -> Result<(), RingError> {
         let len = parts.iter().map(|part| part.len()).sum();
-        if !self.side.unflushed || len > RUN_BYTES.min(self.out.ring.len() / 2) {
+        if !self.side.unflushed {
+            return self.try_send_parts(parts);
+        }
+        self.put(parts, len)
+    }
+
+    /// Takes a message of `len` bytes, to be announced with those that follow if it is not too long.
+    #[inline]
+    fn put(&mut self, parts: &[&[u8]], len: usize) -> Result<(), RingError> {
+        if len > RUN_BYTES.min(self.out.ring.len() / 2) {
             return self.try_send_parts(parts);
         }
         if self.run.count == 0 {
@@ -140,12 +151,57 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
         for part in parts {
             self.out.write(&self.side.own.mem, part);
         }
-        self.unflushed_bytes += len;
+        self.out.prefetch_ahead(&self.side.own.mem, len);
         self.side.disarm();
         if self.run.push(len) {
             self.publish_run();
         }
         Ok(())
+    }
+
+    /// Takes messages until there is no room for the next, and returns how many; as [`MessageTx::try_put`] of each, but the first ones are announced together, too.
+    #[inline]
+    pub fn try_put_many<'m>(
+        &mut self,
+        messages: impl IntoIterator<Item = &'m [u8]>,
+    ) -> Result<usize, RingError> {
+        let mut messages = messages.into_iter().peekable();
+        let mut taken = 0;
+        while let Some(message) = messages.next() {
+            let is_alone = self.run.count == 0 && messages.peek().is_none();
+            let put = if is_alone { self.try_put(message) } else { self.put(&[message], message.len()) };
+            match put {
+                Ok(()) => taken += 1,
+                // What was taken was taken; the next call says what is wrong.
+                Err(_) if taken != 0 => break,
+                Err(error) => return Err(error),
+            }
+            if self.run.count != 0 {
+                taken += self.fill_run(&mut messages);
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Adds messages to the run that has been begun, as long as there is room. Returns how many.
+    #[inline]
+    fn fill_run<'m>(&mut self, messages: &mut Peekable<impl Iterator<Item = &'m [u8]>>) -> usize {
+        let Self { out, side, run, .. } = self;
+        let mem = &side.own.mem;
+        let longest = RUN_BYTES.min(out.ring.len() / 2);
+        let mut count = 0;
+        let is_full = run.fill(|| {
+            let room = out.room();
+            let message = messages.next_if(|message| message.len() <= longest && message.len() <= room)?;
+            out.write(mem, message);
+            out.prefetch_ahead(mem, message.len());
+            count += 1;
+            Some(message.len())
+        });
+        if is_full {
+            self.publish_run();
+        }
+        count
     }
 
     /// Announces what was put and is not yet.
@@ -218,20 +274,52 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
             Ok(at) => at,
             Err(error) => return Err(SendLoanError { error, loan }),
         };
-        let (index, len) = (loan.index(), loan.len());
-        let (head, head_len) = loan.head();
-        self.side.own.mem.write(at + LOAN_HEAD_AT, &head[..head_len]);
-        self.loans.lend(index);
-        self.side.own.mem.store(at + 8, index as u64, Ordering::Relaxed);
-        self.side.own.mem.store(at + 16, len as u64, Ordering::Relaxed);
-        self.publish(at, KIND_LOAN);
+        self.lend(at, loan.index(), loan.len());
         // Only now: letting go of it waits until all that was written is visible.
         loan.into_sent();
+        Ok(())
+    }
+
+    /// Sends one message, which `write` writes where it will be read, or nothing: as a [loan](MessageTx::loan), which here is no object that could be sent
+    /// later or put back, and costs no locked instruction. `write` is called only if there is room for `len` bytes; if it panics, nothing is sent.
+    #[inline]
+    pub fn try_send_in_place(
+        &mut self,
+        mut len: usize,
+        write: impl FnOnce(InPlaceMut<'_, M>),
+    ) -> Result<(), RingError> {
+        let max = self.side.own.layout.loan_len();
+        if len > max {
+            return Err(RingError::TooLong { len, max });
+        }
+        self.publish_run();
+        let at = self.claim()?;
+        if !self.loans.any_free() {
+            self.reclaim()?;
+        }
+        let Some(index) = self.loans.next() else { return Err(self.blocked(Need::Loan)) };
+        let own = &self.side.own;
+        write(InPlaceMut::new(&own.mem, own.layout.loan_at(index), &mut len));
+        self.lend(at, index, len);
+        Ok(())
+    }
+
+    /// Announces what was written to loan `index` in the slot at `at`.
+    #[inline]
+    fn lend(&mut self, at: usize, index: usize, len: usize) {
+        let own = &self.side.own;
+        let mut head = [0; LOAN_HEAD];
+        let head = &mut head[..len.min(LOAN_HEAD)];
+        own.mem.read(own.layout.loan_at(index), head);
+        own.mem.write(at + LOAN_HEAD_AT, head);
+        own.mem.store(at + 8, index as u64, Ordering::Relaxed);
+        own.mem.store(at + 16, len as u64, Ordering::Relaxed);
+        self.loans.lend(index);
+        self.publish(at, KIND_LOAN);
         if let Some(next) = self.loans.next() {
             // Its last reader has had the first line.
             self.side.own.mem.prefetch_write(self.side.own.layout.loan_at(next), SLOT);
         }
-        Ok(())
     }
 
     /// Tells whether the peer must be rung for what was sent since the last flush.
