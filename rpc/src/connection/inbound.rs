@@ -95,7 +95,7 @@ impl Connection {
             return None;
         }
         let (header, _) = Header::parse(head).ok()?;
-        let call = self.calls.get_mut(&header.call)?;
+        let call = self.calls.get_mut(header.call)?;
         let goes_on = match (header.kind, &call.partial_of) {
             (Kind::Data, Partial::Request(_)) => true,
             (Kind::Data, Partial::Item) => !call.items_ended && !call.discarding,
@@ -126,7 +126,7 @@ impl Connection {
         let asks = |call: &Call| matches!(call.partial_of, Partial::Request(_));
         let handled = match header.kind {
             Kind::Response => self.handle_response(id, header, part),
-            _ if self.calls.get(&id).is_some_and(|call| asks(call)) => {
+            _ if self.calls.get(id).is_some_and(|call| asks(call)) => {
                 self.handle_request_part(id, header.more(), part)
             }
             _ => self.handle_item(id, header.more(), part),
@@ -173,7 +173,7 @@ impl Connection {
             Kind::Hello | Kind::Proof | Kind::Close => return Ok(None),
             _ => {}
         }
-        let Some(call) = self.calls.get_mut(&id) else {
+        let Some(call) = self.calls.get_mut(id) else {
             return self.check_late(header).map(|()| None);
         };
         let mine = call.method.is_some();
@@ -255,7 +255,7 @@ impl Connection {
         if id == 0 || id % 2 != self.config.side.other() as u32 % 2 {
             return Err(format!("OPEN with id {id}, which is not the peer's to use"));
         }
-        let taken = self.calls_theirs != 0 && self.calls.contains_key(&id);
+        let taken = self.calls_theirs != 0 && self.calls.contains(id);
         if self.last_peer_id != 0 && !is_after(id, self.last_peer_id) || taken {
             return Err(format!("OPEN with id {id} after {}", self.last_peer_id));
         }
@@ -311,7 +311,7 @@ impl Connection {
         more: bool,
         body: Part<'_>,
     ) -> Result<Option<Event<'a>>, String> {
-        let Some(call) = self.calls.get_mut(&id) else { return Ok(None) };
+        let Some(call) = self.calls.get_mut(id) else { return Ok(None) };
         let len = body.len_after(&call.partial);
         if len as u64 > u64::from(self.config.message_bytes_max) {
             return Err(format!("a request of more than {} bytes", self.config.message_bytes_max));
@@ -347,7 +347,7 @@ impl Connection {
 
     fn handle_item<'a>(&mut self, id: u32, more: bool, body: Part<'a>) -> Result<Option<Event<'a>>, String> {
         let max = self.config.message_bytes_max;
-        let Some(call) = self.calls.get_mut(&id) else { return Ok(None) };
+        let Some(call) = self.calls.get_mut(id) else { return Ok(None) };
         if call.items_ended || matches!(call.partial_of, Partial::Answer { .. }) {
             return Err(format!("an item after the end of the items of call {id}"));
         }
@@ -396,7 +396,7 @@ impl Connection {
 
     /// Ends a call because there is no room for what is coming in on it.
     fn give_up<'a>(&mut self, id: u32) -> Event<'a> {
-        if self.calls.get(&id).is_some_and(|call| call.method.is_some()) {
+        if self.calls.get(id).is_some_and(|call| call.method.is_some()) {
             self.cancel(id);
             let max = self.config.assembly_bytes_max as u64;
             let what = "all that is arriving in part, together,".to_owned();
@@ -417,7 +417,7 @@ impl Connection {
     ) -> Result<Option<Event<'a>>, String> {
         let app_error = header.flags & APP_ERROR != 0;
         let max = self.config.message_bytes_max;
-        let Some(call) = self.calls.get_mut(&id) else { return self.check_late(header).map(|()| None) };
+        let Some(call) = self.calls.get_mut(id) else { return self.check_late(header).map(|()| None) };
         if call.method.is_none() {
             return Err(format!("RESPONSE from the wrong side on call {id}"));
         }
@@ -467,8 +467,8 @@ impl Connection {
         let mut refused: Vec<u32> = self
             .calls
             .iter()
-            .filter(|(id, call)| call.method.is_some() && (last == 0 || is_after(**id, last)))
-            .map(|(id, _)| *id)
+            .filter(|(id, call)| call.method.is_some() && (last == 0 || is_after(*id, last)))
+            .map(|(id, _)| id)
             .collect();
         refused.sort_unstable();
         for id in refused {

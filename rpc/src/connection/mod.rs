@@ -18,13 +18,14 @@
 mod call;
 mod events;
 mod handshake;
+mod id_map;
 mod inbound;
 mod lanes;
 mod outbound;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,6 +38,7 @@ use crate::wire::hello::{FRAME_BYTES_MIN, Hello, Limits, WINDOW_BYTES_MIN};
 use call::Call;
 pub(crate) use call::IdHasher;
 pub use events::{Ended, Event, Payload};
+pub(crate) use id_map::IdMap;
 use lanes::{About, Lane};
 pub use outbound::{Frame, SendError};
 
@@ -146,7 +148,7 @@ pub struct Connection {
     /// What the peer takes; all zero before its HELLO.
     peer_limits: Limits,
 
-    calls: HashMap<u32, Box<Call>, IdHasher>,
+    calls: IdMap<Box<Call>>,
     /// Of calls that are over, for others.
     #[allow(clippy::vec_box, reason = "they go back into the map, which moves boxes and not records")]
     spare_calls: Vec<Box<Call>>,
@@ -215,7 +217,7 @@ impl Connection {
                 calls: 0,
                 window_bytes: 0,
             },
-            calls: HashMap::with_capacity_and_hasher(64, IdHasher),
+            calls: IdMap::default(),
             spare_calls: Vec::new(),
             calls_mine: 0,
             calls_theirs: 0,
@@ -371,10 +373,10 @@ impl Connection {
     fn end(&mut self, error: LinkError) {
         let reason = error.to_string();
         // In order of ids, so that the same input gives the same output.
-        let mut ids: Vec<u32> = self.calls.keys().copied().collect();
+        let mut ids: Vec<u32> = self.calls.iter().map(|(id, _)| id).collect();
         ids.sort_unstable();
         for id in ids {
-            let Some(call) = self.calls.remove(&id) else { continue };
+            let Some(call) = self.calls.remove(id) else { continue };
             self.events.push_back(if call.method.is_some() {
                 Event::Failed {
                     call: id,
@@ -406,9 +408,9 @@ impl Connection {
         }
         let mut due = Vec::new();
         self.earliest_ns = u64::MAX;
-        for (id, call) in &self.calls {
+        for (id, call) in self.calls.iter() {
             if call.deadline_ns <= now_ns {
-                due.push(*id);
+                due.push(id);
             } else {
                 self.earliest_ns = self.earliest_ns.min(call.deadline_ns);
             }

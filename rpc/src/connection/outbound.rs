@@ -155,7 +155,7 @@ impl Connection {
             let id = self.next_id;
             self.next_id = id.wrapping_add(2);
             // After 2^31 calls the ids start again; those of calls still under way are passed over, and so is 0.
-            if id != 0 && !self.calls.contains_key(&id) {
+            if id != 0 && !self.calls.contains(id) {
                 return id;
             }
         }
@@ -163,7 +163,7 @@ impl Connection {
 
     /// Gives up a call of ours. Nothing more is reported about it. Returns whether the peer may have started it.
     pub fn cancel(&mut self, call: u32) -> bool {
-        if self.calls.get(&call).is_none_or(|c| c.method.is_none()) {
+        if self.calls.get(call).is_none_or(|c| c.method.is_none()) {
             return true;
         }
         let started = self.drop_call(call);
@@ -177,7 +177,7 @@ impl Connection {
 
     /// Forgets a call; returns whether its OPEN has gone out.
     pub(super) fn drop_call(&mut self, id: u32) -> bool {
-        let Some(mut call) = self.calls.remove(&id) else { return true };
+        let Some(mut call) = self.calls.remove(id) else { return true };
         self.assembling_bytes -= call.assembling;
         if call.method.is_some() {
             self.calls_mine -= 1;
@@ -193,7 +193,7 @@ impl Connection {
     }
 
     pub(super) fn expire_call(&mut self, id: u32) {
-        let Some(call) = self.calls.get(&id) else { return };
+        let Some(call) = self.calls.get(id) else { return };
         if call.method.is_some() {
             let started = self.cancel(id);
             self.events.push_back(Event::Failed { call: id, failure: Failure::DeadlineExceeded { started } });
@@ -215,7 +215,7 @@ impl Connection {
     pub(crate) fn respond_with(&mut self, id: u32, app_error: bool, payload: Payload<'_>, tail: &[Bytes]) {
         let max = self.peer_limits.message_bytes;
         let fragment = self.fragment_bytes();
-        let Some(call) = self.calls.get_mut(&id) else { return };
+        let Some(call) = self.calls.get_mut(id) else { return };
         if call.method.is_some() || call.answering {
             return;
         }
@@ -247,7 +247,7 @@ impl Connection {
 
     /// Fails a call of the peer's; it is over.
     pub(crate) fn fail(&mut self, id: u32, fault: Fault) {
-        let Some(call) = self.calls.get_mut(&id) else { return };
+        let Some(call) = self.calls.get_mut(id) else { return };
         if call.method.is_some() {
             return;
         }
@@ -282,7 +282,7 @@ impl Connection {
     pub fn send_item(&mut self, id: u32, payload: Payload<'_>) -> Result<(), SendError> {
         let max = u64::from(self.peer_limits.message_bytes);
         let fragment = self.fragment_bytes();
-        let Some(call) = self.calls.get_mut(&id) else {
+        let Some(call) = self.calls.get_mut(id) else {
             return Err(SendError::Failed(Failure::StreamClosed));
         };
         if call.stopped || call.ended || call.answering {
@@ -320,7 +320,7 @@ impl Connection {
 
     /// Sends no more items on a call.
     pub fn end_items(&mut self, id: u32) {
-        let Some(call) = self.calls.get_mut(&id) else { return };
+        let Some(call) = self.calls.get_mut(id) else { return };
         if call.ended || call.answering {
             return;
         }
@@ -337,7 +337,7 @@ impl Connection {
 
     /// Wants no more items from the peer on a call; those on their way are dropped.
     pub fn stop_items(&mut self, id: u32) {
-        let Some(call) = self.calls.get_mut(&id) else { return };
+        let Some(call) = self.calls.get_mut(id) else { return };
         if call.discarding || call.items_ended {
             return;
         }
@@ -364,7 +364,7 @@ impl Connection {
 
     /// An item that cost `cost` bytes has been read: lets the peer send as much again.
     pub fn consumed(&mut self, id: u32, cost: u32) {
-        let Some(call) = self.calls.get_mut(&id) else { return };
+        let Some(call) = self.calls.get_mut(id) else { return };
         call.unread = call.unread.saturating_sub(1);
         call.returnable += cost;
         if call.unread == 0 {
@@ -376,7 +376,7 @@ impl Connection {
 
     /// Grants what has been read, once it is worth a frame.
     pub(super) fn grant(&mut self, id: u32) {
-        let Some(call) = self.calls.get_mut(&id) else { return };
+        let Some(call) = self.calls.get_mut(id) else { return };
         if call.returnable < self.config.window_bytes / 4 || call.items_ended || call.discarding {
             return;
         }
@@ -392,14 +392,14 @@ impl Connection {
     /// Gives the call its place among those that take turns, if it has something that it may send.
     pub(super) fn schedule(&mut self, id: u32) {
         let fragment = self.fragment_bytes();
-        let Some(call) = self.calls.get_mut(&id) else { return };
+        let Some(call) = self.calls.get_mut(id) else { return };
         if call.scheduled || !can_send(call, fragment) {
             return;
         }
         call.scheduled = true;
         // Calls that are over leave their ids here until it is their turn, which it never is if nothing is read.
         if self.bulk.len() > 2 * self.calls.len() + STALE_TURNS_MAX {
-            self.bulk.retain(|id| self.calls.contains_key(id));
+            self.bulk.retain(|id| self.calls.contains(*id));
         }
         self.bulk.push_back(id);
     }
@@ -462,7 +462,7 @@ impl Connection {
     /// A small frame of a call is about to go out; false if it is to stay here.
     #[inline]
     fn leaves_lane(&mut self, id: u32) -> bool {
-        let Some(call) = self.calls.get_mut(&id) else {
+        let Some(call) = self.calls.get_mut(id) else {
             // What belongs to a call of ours that is over, and perhaps was never sent, stays. What comes before the answer
             // to a call of the peer's goes.
             return id % 2 != self.config.side as u32 % 2;
@@ -479,7 +479,7 @@ impl Connection {
     fn next_fragment(&mut self) -> bool {
         let fragment = self.fragment_bytes();
         while let Some(id) = self.bulk.pop_front() {
-            let Some(call) = self.calls.get_mut(&id) else { continue };
+            let Some(call) = self.calls.get_mut(id) else { continue };
             call.scheduled = false;
             if !can_send(call, fragment) {
                 continue;

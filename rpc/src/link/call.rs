@@ -115,7 +115,7 @@ impl<T, E> Call<T, E> {
                 self.state = State::Waiting(call);
                 if is_crowded {
                     // Whoever else is about to call or to be answered comes first: the driver then sends and takes for all of them at once.
-                    inner.waker.wake_by_ref();
+                    inner.driver.ask();
                     return Poll::Pending;
                 }
                 inner.pump_tx();

@@ -67,7 +67,7 @@ impl Inner {
                 wake.extend(streams.lock().room_waker.take());
             }
             Event::Cancelled { call, why } => {
-                if let Some(Slot::Served(served)) = core.slots.remove(&call) {
+                if let Some(Slot::Served(served)) = core.slots.remove(call) {
                     served.end(why, wake);
                 }
             }
@@ -109,7 +109,7 @@ impl Core {
     /// The streams of a call. Those of a served call are made when first asked for: its items may come before its
     /// handler is started.
     pub(super) fn streams(&mut self, call: u32) -> Option<&Arc<Streams>> {
-        match self.slots.get_mut(&call)? {
+        match self.slots.get_mut(call)? {
             Slot::Unary { .. } => None,
             Slot::Stream(streams) => Some(streams),
             Slot::Served(served) => {
@@ -119,7 +119,7 @@ impl Core {
     }
 
     fn answered(&mut self, call: u32, result: Answer, wake: &mut Vec<Waker>) {
-        match self.slots.get_mut(&call) {
+        match self.slots.get_mut(call) {
             Some(Slot::Unary { waker, answer }) => {
                 *answer = Some(result);
                 wake.extend(waker.take());
@@ -132,7 +132,7 @@ impl Core {
                     state.end(failure, wake);
                 }
                 drop(state);
-                self.slots.remove(&call);
+                self.slots.remove(call);
             }
             _ => {}
         }

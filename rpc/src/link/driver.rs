@@ -49,7 +49,7 @@ async fn drive(inner: Arc<Inner>) {
         let mut rounds = 0u32;
         let is_one_thread = inner.runtime.runtime_flavor() == RuntimeFlavor::CurrentThread;
         poll_fn(|cx| {
-            inner.driver.0.register(cx.waker());
+            inner.driver.begin(cx.waker());
             let again = inner.pump_rx(true);
             inner.pump_tx();
             rounds = rounds.wrapping_add(1);

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use tombolo_transport::TryRecvApart;
 
 use super::Inner;
-use super::shared::{Core, Opened, Rx, Tx, lock};
+use super::shared::{Core, Crowd, Opened, Rx, Tx, lock};
 use super::slots::{Slot, Streams};
 use crate::clock;
 use crate::connection::{Frame, SMALL_BYTES};
@@ -46,37 +46,71 @@ impl Inner {
         let Ok(mut rx) = self.rx.try_lock() else { return false };
         self.rx_wanted.store(false, Ordering::Relaxed);
         self.rx_waker.polling.store(true, Ordering::SeqCst);
-        let mut opened = Opened::default();
+        let mut opened = Opened { first: None, more: std::mem::take(&mut rx.crowd.opened) };
         let more = self.take_frames(&mut rx, &mut opened);
         self.rx_waker.polling.store(false, Ordering::SeqCst);
         let again = more || self.rx_waker.asked.load(Ordering::SeqCst);
+        let Opened { first, more: opened } = opened;
+        let crowd = match opened.is_empty() {
+            true => {
+                rx.crowd.opened = opened;
+                None
+            }
+            false => Some(Crowd { opened, answers: std::mem::take(&mut rx.crowd.answers) }),
+        };
         drop(rx);
         fence(Ordering::SeqCst);
         if (again && !driver) || self.rx_wanted.load(Ordering::Relaxed) {
             self.waker.wake_by_ref();
         }
-        let mut answers = 0;
-        for request in opened {
-            answers += usize::from(self.serve(request, driver));
-            // The driver sends what is left.
-            if !driver || answers == ANSWERS_MAX {
-                self.pump_tx();
-                answers = 0;
-            }
+        match (first, crowd) {
+            (None, _) => {}
+            (Some(request), None) => self.serve_one(request, driver),
+            (Some(request), Some(crowd)) => self.serve_crowd(request, crowd, driver),
         }
         again
+    }
+
+    /// Starts the handler of a call. The driver sends what is left.
+    fn serve_one(self: &Arc<Self>, request: ServeRequest, driver: bool) {
+        let call = request.call;
+        if let Some(reply) = self.serve(request, driver) {
+            self.finish(Some((call, reply)));
+        }
+        if !driver {
+            self.pump_tx();
+        }
+    }
+
+    /// As [`Inner::serve_one`], for many calls.
+    fn serve_crowd(self: &Arc<Self>, first: ServeRequest, crowd: Crowd, driver: bool) {
+        let Crowd { mut opened, mut answers } = crowd;
+        for request in std::iter::once(first).chain(opened.drain(..)) {
+            let call = request.call;
+            answers.extend(self.serve(request, driver).map(|reply| (call, reply)));
+            if !driver || answers.len() == ANSWERS_MAX {
+                self.finish(answers.drain(..));
+                self.pump_tx();
+            }
+        }
+        self.finish(answers.drain(..));
+        if let Ok(mut rx) = self.rx.try_lock() {
+            rx.crowd = Crowd { opened, answers };
+        }
     }
 
     /// Takes frames until there are none, or others must get their turn. Returns whether the driver is to look again
     /// although the transport has not said so.
     fn take_frames(&self, rx: &mut Rx, opened: &mut Opened) -> bool {
-        let Rx { receiver, frame, wake, hot } = rx;
+        let Rx { receiver, frame, wake, hot, .. } = rx;
         let Some(receiver) = receiver else { return false };
         let mut cx = Context::from_waker(&self.rx_ready);
         let looks_max = if self.core().slots.len() > 1 { 1 } else { LOOKS };
         let (mut taken, mut looks) = (0, 0);
         // Held while frames are there already: most batches take it once.
         let mut core: Option<MutexGuard<'_, Core>> = None;
+        // So many frames are taken in far less than what the clock is allowed to be late.
+        let mut now_ns = None;
         let goes_on = loop {
             if taken == RX_BUDGET {
                 break true;
@@ -85,6 +119,7 @@ impl Inner {
             if is_polled || wake.len() >= WAKES_MAX {
                 // Not while others may be needed to go on.
                 core = None;
+                now_ns = None;
                 wake.drain(..).for_each(Waker::wake);
             }
             let slot = &mut core;
@@ -115,13 +150,17 @@ impl Inner {
                 Ok(TryRecvApart::Empty) => break true,
                 Ok(TryRecvApart::Whole) => {
                     taken += 1;
-                    if let Some(event) = core.conn.handle_frame(clock::ceiling_ns(), frame) {
+                    if let Some(event) =
+                        core.conn.handle_frame(*now_ns.get_or_insert_with(clock::ceiling_ns), frame)
+                    {
                         self.dispatch(core, event, wake, opened);
                     }
                 }
                 Ok(TryRecvApart::Apart(rest)) => {
                     taken += 1;
-                    if let Some(event) = core.conn.handle_placed(clock::ceiling_ns(), frame, rest) {
+                    if let Some(event) =
+                        core.conn.handle_placed(*now_ns.get_or_insert_with(clock::ceiling_ns), frame, rest)
+                    {
                         self.dispatch(core, event, wake, opened);
                     }
                 }
@@ -196,7 +235,7 @@ impl Inner {
     /// Waits until everything has gone out, the last words included.
     pub(super) async fn flushed(&self) {
         std::future::poll_fn(|cx| {
-            self.driver.0.register(cx.waker());
+            self.driver.begin(cx.waker());
             self.pump_tx();
             let mut tx = lock(&self.tx);
             let Tx { sender: Some(sender), waiting } = &mut *tx else { return Poll::Ready(()) };
@@ -212,29 +251,26 @@ impl Inner {
         lock(&self.rx).receiver = None;
     }
 
-    /// Starts a handler. Returns whether it has answered already: the answer is still to be sent.
-    fn serve(self: &Arc<Self>, request: ServeRequest, inline: bool) -> bool {
+    /// Starts a handler. Returns its answer if it has one already.
+    fn serve(self: &Arc<Self>, request: ServeRequest, inline: bool) -> Option<Reply> {
         let call = request.call;
         let inline = inline && self.config.inline_handlers;
         match self.router.start(self, request, inline) {
-            Started::Done(reply) => {
-                self.finish(call, reply);
-                true
-            }
+            Started::Done(reply) => Some(reply),
             Started::Running(handler) => {
                 let inner = self.clone();
                 let task = self.runtime.spawn(async move {
                     let reply = handler.await;
-                    inner.finish(call, reply);
+                    inner.finish(Some((call, reply)));
                     inner.pump_tx();
                 });
                 let mut core = self.core();
-                match core.slots.get_mut(&call) {
+                match core.slots.get_mut(call) {
                     Some(Slot::Served(served)) => served.abort = Some(task.abort_handle()),
                     // Over already: answered, or given up before it began.
                     _ => task.abort(),
                 }
-                false
+                None
             }
         }
     }
@@ -244,35 +280,42 @@ impl Inner {
         self.core().streams(call).cloned()
     }
 
-    /// Notes the answer to a call; the next [`Inner::pump_tx`] sends it.
-    fn finish(&self, call: u32, reply: Reply) {
+    /// Notes the answers to calls; the next [`Inner::pump_tx`] sends them.
+    fn finish(&self, answers: impl IntoIterator<Item = (u32, Reply)>) {
         let mut wake = Vec::new();
-        {
-            let mut core = self.core();
-            let Some(Slot::Served(served)) = core.slots.remove(&call) else { return };
-            if let Some(streams) = &served.streams {
-                streams.lock().end(None, &mut wake);
-            }
-            let cancel = served.cancel;
-            // Whatever the handler has started and left behind is told; mostly there is nobody.
-            if !cancel.is_fresh() {
-                cancel.cancel();
-            } else if core.spares.len() < SPARES_MAX {
-                core.spares.push(cancel);
-            }
-            match reply.0 {
-                ReplyKind::Answer { app_error, payload: Encoded { head, tail } } => {
-                    if head.len() <= SMALL_BYTES {
-                        core.conn.respond_with(call, app_error, (&head[..]).into(), &tail);
-                        scratch::give(head);
-                    } else {
-                        core.conn.respond_with(call, app_error, head.into(), &tail);
-                    }
-                }
-                ReplyKind::Fault(fault) => core.conn.fail(call, fault),
-            }
-            self.dispatch_queued(&mut core, &mut wake);
+        let mut core = self.core();
+        for (call, reply) in answers {
+            core.finish(call, reply, &mut wake);
         }
+        self.dispatch_queued(&mut core, &mut wake);
+        drop(core);
         wake.drain(..).for_each(Waker::wake);
+    }
+}
+
+impl Core {
+    fn finish(&mut self, call: u32, reply: Reply, wake: &mut Vec<Waker>) {
+        let Some(Slot::Served(served)) = self.slots.remove(call) else { return };
+        if let Some(streams) = &served.streams {
+            streams.lock().end(None, wake);
+        }
+        let cancel = served.cancel;
+        // Whatever the handler has started and left behind is told; mostly there is nobody.
+        if !cancel.is_fresh() {
+            cancel.cancel();
+        } else if self.spares.len() < SPARES_MAX {
+            self.spares.push(cancel);
+        }
+        match reply.0 {
+            ReplyKind::Answer { app_error, payload: Encoded { head, tail } } => {
+                if head.len() <= SMALL_BYTES {
+                    self.conn.respond_with(call, app_error, (&head[..]).into(), &tail);
+                    scratch::give(head);
+                } else {
+                    self.conn.respond_with(call, app_error, head.into(), &tail);
+                }
+            }
+            ReplyKind::Fault(fault) => self.conn.fail(call, fault),
+        }
     }
 }

@@ -1,6 +1,5 @@
 //! [`Inner`]: what all handles of a link and its driver share.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Wake, Waker};
@@ -13,11 +12,11 @@ use tombolo_transport::{MessageReceiver, MessageSender};
 use super::slots::{Answer, Cancel, Deadline, Request, Slot, StreamPhase, Streams};
 use super::{Alive, LinkConfig};
 use crate::clock;
-use crate::connection::{Connection, Payload, PeerInfo};
+use crate::connection::{Connection, IdMap, Payload, PeerInfo};
 use crate::encoded::Encoded;
 use crate::error::{Failure, LinkError};
 use crate::schema::MethodKind;
-use crate::service::{Router, ServeRequest};
+use crate::service::{Reply, Router, ServeRequest};
 
 static NOBODY: LazyLock<Arc<PeerInfo>> = LazyLock::new(|| {
     Arc::new(PeerInfo {
@@ -75,7 +74,7 @@ pub(crate) struct Inner {
 /// The state under the innermost lock.
 pub(crate) struct Core {
     pub(crate) conn: Connection,
-    pub(super) slots: HashMap<u32, Slot, crate::connection::IdHasher>,
+    pub(super) slots: IdMap<Slot>,
     pub(super) pings: Vec<(u64, oneshot::Sender<()>)>,
     /// From calls that did not need them, for the next.
     pub(super) spares: Vec<Cancel>,
@@ -94,6 +93,7 @@ pub(super) struct Rx {
     /// The frame at hand; its memory is used again for the next.
     pub(super) frame: Vec<u8>,
     pub(super) wake: Vec<Waker>,
+    pub(super) crowd: Crowd,
     /// Whether the transport, when it last had nothing, asked to be polled again at once.
     pub(super) hot: bool,
 }
@@ -101,8 +101,15 @@ pub(super) struct Rx {
 /// Calls of the peer that are to be started: mostly one.
 #[derive(Default)]
 pub(super) struct Opened {
-    first: Option<ServeRequest>,
-    more: Vec<ServeRequest>,
+    pub(super) first: Option<ServeRequest>,
+    pub(super) more: Vec<ServeRequest>,
+}
+
+/// What one go needs for many calls of the peer, empty between two: memory that is used again.
+#[derive(Default)]
+pub(super) struct Crowd {
+    pub(super) opened: Vec<ServeRequest>,
+    pub(super) answers: Vec<(u32, Reply)>,
 }
 
 impl Opened {
@@ -112,15 +119,6 @@ impl Opened {
         } else {
             self.more.push(request);
         }
-    }
-}
-
-impl IntoIterator for Opened {
-    type Item = ServeRequest;
-    type IntoIter = std::iter::Chain<std::option::IntoIter<ServeRequest>, std::vec::IntoIter<ServeRequest>>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.first.into_iter().chain(self.more)
     }
 }
 
@@ -142,22 +140,50 @@ impl Wake for RxWaker {
         // SeqCst here and where `polling` ends: either the poller sees the note or we see that it has ended.
         self.asked.store(true, Ordering::SeqCst);
         if !self.polling.load(Ordering::SeqCst) {
-            self.driver.0.wake();
+            self.driver.wake_now();
         }
     }
 }
 
 /// Wakes the driver task, whoever polls the transport.
 #[derive(Default)]
-pub(super) struct WakeDriver(pub(super) AtomicWaker);
+pub(super) struct WakeDriver {
+    waker: AtomicWaker,
+    /// Somebody has asked for the driver since it last [began](WakeDriver::begin).
+    asked: AtomicBool,
+}
+
+impl WakeDriver {
+    /// The driver, which is to be woken by `waker`, begins to look at everything.
+    pub(super) fn begin(&self, waker: &Waker) {
+        self.waker.register(waker);
+        self.asked.store(false, Ordering::Relaxed);
+    }
+
+    /// Has the driver look at what the caller has done under the lock of [`Core`], which it has let go of since.
+    ///
+    /// Many callers are let off with one load. Whoever sees that it was asked for may rely on it: had the driver begun after that and been under
+    /// the lock before the caller, the caller would have seen, by that lock, that it began.
+    #[inline]
+    pub(super) fn ask(&self) {
+        if !self.asked.load(Ordering::Relaxed) {
+            self.asked.store(true, Ordering::Relaxed);
+            self.waker.wake();
+        }
+    }
+
+    fn wake_now(&self) {
+        self.waker.wake();
+    }
+}
 
 impl Wake for WakeDriver {
     fn wake(self: Arc<Self>) {
-        self.0.wake();
+        self.wake_now();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.0.wake();
+        self.wake_now();
     }
 }
 
@@ -181,9 +207,15 @@ impl Inner {
             driver: driver.clone(),
         });
         Arc::new(Self {
-            core: Mutex::new(Core { conn, slots: HashMap::default(), pings: Vec::new(), spares: Vec::new() }),
+            core: Mutex::new(Core { conn, slots: IdMap::default(), pings: Vec::new(), spares: Vec::new() }),
             tx: Mutex::new(Tx { sender: Some(sender), waiting: Vec::new() }),
-            rx: Mutex::new(Rx { receiver: Some(receiver), frame: Vec::new(), wake: Vec::new(), hot: false }),
+            rx: Mutex::new(Rx {
+                receiver: Some(receiver),
+                frame: Vec::new(),
+                wake: Vec::new(),
+                crowd: Crowd::default(),
+                hot: false,
+            }),
             tx_wanted: AtomicBool::new(false),
             rx_wanted: AtomicBool::new(false),
             rx_ready: Waker::from(rx_waker.clone()),
@@ -337,12 +369,12 @@ impl Inner {
     /// Takes the answer to a unary call of ours, or leaves the waker for when it comes.
     pub(super) fn take_answer(&self, call: u32, waker: &Waker) -> Option<Answer> {
         let mut core = self.core();
-        let Some(Slot::Unary { waker: slot, answer }) = core.slots.get_mut(&call) else {
+        let Some(Slot::Unary { waker: slot, answer }) = core.slots.get_mut(call) else {
             return Some(Err(Failure::Cancelled { started: true }));
         };
         match answer.take() {
             Some(answer) => {
-                core.slots.remove(&call);
+                core.slots.remove(call);
                 Some(answer)
             }
             None => {
@@ -359,7 +391,7 @@ impl Inner {
     pub(super) fn cancel(&self, call: u32) -> bool {
         let started = {
             let mut core = self.core();
-            core.slots.remove(&call);
+            core.slots.remove(call);
             core.conn.cancel(call)
         };
         self.pump_tx();
