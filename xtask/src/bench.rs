@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 
+use crate::aeron::Tools;
 use crate::{build, image};
 
 /// Options of the measurement.
@@ -58,8 +59,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut report = Command::new(target.join("release/bench-report"));
     report.arg("--out").arg(target.join("bench-report"));
     match peers(args) {
-        Ok(Peers { program, without }) => {
+        Ok(Peers { program, without, libraries }) => {
             report.arg("--peers").arg(program);
+            report.envs(libraries.map(|libraries| ("LD_LIBRARY_PATH", libraries)));
             report.args(without.iter().flat_map(|without| ["--without", without]));
         }
         Err(error) => {
@@ -128,6 +130,8 @@ struct Peers {
     program: PathBuf,
     /// Who is not in it, and why, as `NAME=REASON`.
     without: Vec<String>,
+    /// Where it finds libraries that the host may not have.
+    libraries: Option<PathBuf>,
 }
 
 /// Builds the peers; without them, or some of them, the report is the poorer, and says why.
@@ -136,26 +140,34 @@ fn peers(args: &Args) -> Result<Peers> {
     let folder = build::workspace().join(PEERS);
     ensure!(folder.join("Cargo.toml").exists(), "there is no {PEERS}");
     let mut without = Vec::new();
-    let all = cargo_build(&folder, &["--features", AERON]);
-    if let Err(error) = all {
-        eprintln!("The peers do not build with {AERON}: {error:#}. Without it:");
-        without.push(format!("{AERON}=does not build here: {error:#}"));
-        cargo_build(&folder, &[]).context("building the peers")?;
-    }
+    let all = Tools::find_or_fetch().and_then(|tools| {
+        let mut cargo = cargo_build(&folder);
+        tools.give_to(&mut cargo)?;
+        succeed(cargo.args(["--features", AERON]))?;
+        Ok(tools.libraries())
+    });
+    let libraries = match all {
+        Ok(libraries) => Some(libraries),
+        Err(error) => {
+            eprintln!("The peers do not build with {AERON}: {error:#}. Without it:");
+            without.push(format!("{AERON}=does not build here: {error:#}"));
+            succeed(&mut cargo_build(&folder)).context("building the peers")?;
+            None
+        }
+    };
     let program = folder.join("target/release/tombolo-peers");
     ensure!(program.exists(), "{} was not built", program.display());
-    Ok(Peers { program, without })
+    Ok(Peers { program, without, libraries })
 }
 
-/// The one peer that needs more than cargo to build (CMake, headers); a feature of the peers' crate.
+/// The one peer that needs more than cargo to build; a feature of the peers' crate.
 const AERON: &str = "aeron";
 
-fn cargo_build(folder: &Path, features: &[&str]) -> Result<()> {
+fn cargo_build(folder: &Path) -> Command {
     let mut cargo = build::cargo();
     // Where cargo puts what it builds is the peers' own affair too.
-    succeed(
-        cargo.current_dir(folder).env_remove("CARGO_TARGET_DIR").args(["build", "--release"]).args(features),
-    )
+    cargo.current_dir(folder).env_remove("CARGO_TARGET_DIR").args(["build", "--release"]);
+    cargo
 }
 
 fn succeed(command: &mut Command) -> Result<()> {

@@ -10,10 +10,10 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::apt::{self, Apt};
-use crate::{command, image};
+use crate::image;
+use crate::pip::{self, PYTHON};
 
 const VERSION: &str = "0.4.0";
-const PYTHON: &str = "python3";
 
 /// What pip is given: these files, whatever else an index has. Of what kerf asks for only that is left out which one command needs:
 /// `cryptography` (`kerf sign`) and `pyyaml` (`kerf init --format=yaml`).
@@ -33,8 +33,6 @@ pub(crate) fn find_or_fetch() -> Result<PathBuf> {
     if runs(&folder) {
         return Ok(folder);
     }
-    let python = command::run(Command::new(PYTHON).arg("--version"));
-    python.context("there is no Python (as root: apt install python3)")?;
     let what = format!("kerf {VERSION} (once)");
     // One that another version of Python has built is replaced.
     apt::fetch_into(&folder, &what, || Ok(runs(&folder)), fill)
@@ -54,31 +52,12 @@ fn runs(folder: &Path) -> bool {
 
 fn fill(apt: &Apt, folder: &Path) -> Result<()> {
     let work = tempfile::tempdir()?;
-    let requirements = work.path().join("requirements.txt");
-    std::fs::write(&requirements, REQUIREMENTS)?;
-    let mut pip = pip(apt, work.path())?;
-    pip.args(["install", "--quiet", "--no-deps", "--require-hashes", "--target"]).arg(folder);
-    if let Some(flags) = header_flags(apt, work.path())? {
-        pip.env("CFLAGS", flags);
-    }
-    command::run(pip.arg("--requirement").arg(&requirements).env_remove("PYTHONPATH"))
-}
-
-/// The host's pip; else that of Debian's package, which runs as it is packed.
-fn pip(apt: &Apt, work: &Path) -> Result<Command> {
-    let mut pip = Command::new(PYTHON);
-    if command::run(Command::new(PYTHON).args(["-m", "pip", "--version"])).is_ok() {
-        pip.args(["-m", "pip"]);
-        return Ok(pip);
-    }
-    let unpacked = unpack(apt, "python3-pip-whl", &work.join("pip"))?;
-    let wheels = unpacked.join("usr/share/python-wheels");
-    let mut files = std::fs::read_dir(&wheels)?.flatten().map(|entry| entry.path());
-    let is_pip =
-        |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"pip-"));
-    let wheel = files.find(is_pip).with_context(|| format!("no pip is in {}", wheels.display()))?;
-    pip.arg(wheel.join("pip"));
-    Ok(pip)
+    pip::install(apt, work.path(), REQUIREMENTS, folder, |pip| {
+        if let Some(flags) = header_flags(apt, work.path())? {
+            pip.env("CFLAGS", flags);
+        }
+        Ok(())
+    })
 }
 
 /// What the compiler is told where this Python came without its headers: where those of Debian's package are.
@@ -93,15 +72,9 @@ fn header_flags(apt: &Apt, work: &Path) -> Result<Option<String>> {
     if Path::new(include).join("Python.h").is_file() {
         return Ok(None);
     }
-    let headers = unpack(apt, &format!("libpython{version}-dev"), &work.join("headers"))?.join("usr/include");
+    let headers =
+        pip::unpack(apt, &[&format!("libpython{version}-dev")], &work.join("headers"))?.join("usr/include");
     Ok(Some(format!("-I{0} -I{0}/python{version}", headers.display())))
-}
-
-fn unpack(apt: &Apt, package: &str, folder: &Path) -> Result<PathBuf> {
-    for file in apt.download(&[package])? {
-        apt::unpack(&file, folder)?;
-    }
-    Ok(folder.to_owned())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //!
 //! This crate uses nothing of the workspace: it builds the programs and runs them as a user would.
 
+mod aeron;
 mod apt;
 mod bench;
 mod build;
@@ -11,6 +12,7 @@ mod demo;
 mod device;
 mod image;
 mod kerf;
+mod pip;
 mod process;
 mod qemu;
 mod rerun;

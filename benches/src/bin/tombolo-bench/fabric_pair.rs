@@ -10,12 +10,14 @@ use tombolo_transport::{ConnectOptions, ListenOptions, Listener, MessageListener
 /// The memory of each direction: the defaults, and buffers where they are what is measured. Few where time is, since few lines in turn are
 /// fastest; for rates as many megabytes as the peers have.
 fn sizes(probe: &Probe) -> Sizes {
-    let loans = match probe.test {
-        Test::LoanRoundTrip => 4,
-        Test::LoanOneWay => 8,
-        _ => return Sizes::default(),
-    };
-    Sizes { loans, loan_bytes: u32::try_from(probe.bytes).unwrap_or(u32::MAX), ..Sizes::default() }
+    let sizes = Sizes::default();
+    let loan_bytes = u32::try_from(probe.bytes).unwrap_or(u32::MAX);
+    match probe.test {
+        Test::LoanRoundTrip => Sizes { loans: 4, loan_bytes, ..sizes },
+        Test::LoanOneWay => Sizes { loans: 8, loan_bytes, ..sizes },
+        Test::OneWay => Sizes { slots: 1024, ..sizes },
+        _ => sizes,
+    }
 }
 
 /// The leader's end. The connection lives no longer than this.

@@ -1,12 +1,12 @@
 //! Long messages by loan: nothing of them is written or read but their number.
 
-use anyhow::{Context, ensure};
+use anyhow::{bail, ensure};
 use tombolo_benches::probe::{Probe, Reading, Test};
 use tombolo_benches::turns::{Following, Leading};
-use tombolo_transport::Messages;
+use tombolo_transport::{Messages, TryRead};
 
 use crate::fabric_pair::{Far, Near, next_batch};
-use crate::ready::poll_until_ready;
+use crate::ready::look_until;
 
 const ECHO: &str = "echo";
 const DRAIN: &str = "drain";
@@ -59,17 +59,24 @@ pub(crate) fn follow(probe: &Probe, following: &mut Following) -> anyhow::Result
 
 #[inline]
 fn send(messages: &mut Messages, bytes: usize, number: u64) -> anyhow::Result<()> {
-    let mut loan = poll_until_ready(messages.loan(bytes))??;
-    loan.write_at(0, &number.to_le_bytes())?;
-    poll_until_ready(messages.send_loan(loan))??;
-    Ok(())
+    let mut written = Ok(());
+    look_until(|| {
+        let sent = messages.try_send_in_place(bytes, |message| {
+            written = message.write_at(0, &number.to_le_bytes());
+        })?;
+        Ok(sent.then_some(()))
+    })?;
+    Ok(written?)
 }
 
 #[inline]
 fn receive(messages: &mut Messages, number: u64) -> anyhow::Result<()> {
-    let received = poll_until_ready(messages.recv_loan())??.context("the other side has shut down")?;
     let mut found = [0; 8];
-    received.read_at(0, &mut found)?;
+    look_until(|| match messages.try_recv_in_place(|message| message.read_at(0, &mut found))? {
+        TryRead::Read(read) => Ok(Some(read?)),
+        TryRead::Empty => Ok(None),
+        TryRead::End => bail!("the other side has shut down"),
+    })?;
     ensure!(u64::from_le_bytes(found) == number, "what arrived is not message {number}");
     Ok(())
 }

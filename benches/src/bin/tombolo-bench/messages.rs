@@ -17,7 +17,7 @@ use crate::ready::look_until;
 const ECHO: &str = "echo";
 const DRAIN: &str = "drain";
 /// Messages between two flushes, where they are sent in batches.
-const BATCH: u64 = 32;
+const BATCH: usize = 128;
 
 pub(crate) fn lead_round_trips(leading: &mut Leading) -> anyhow::Result<Reading> {
     if leading.probe().way == BARE {
@@ -67,6 +67,10 @@ fn follow_polling(probe: &Probe, following: &mut Following, mut pipe: impl Pipe)
     let mut number = 0;
     while let Some(order) = next_batch(following, if answers { ECHO } else { DRAIN })? {
         following.batch(&order, |count| {
+            if probe.test == Test::OneWayBatched {
+                number = drain_batches(&payload, number, count, &mut pipe)?;
+                return Ok(());
+            }
             for _ in 0..count {
                 number += 1;
                 look_until(|| Ok(pipe.try_recv(&mut received)?.then_some(())))?;
@@ -91,25 +95,68 @@ pub(crate) fn lead_one_way(leading: &mut Leading) -> anyhow::Result<Reading> {
     lead_one_way_by(leading, Connection(sender, receiver))
 }
 
-fn lead_one_way_by(leading: &mut Leading, mut pipe: impl Pipe) -> anyhow::Result<Reading> {
+fn lead_one_way_by(leading: &mut Leading, pipe: impl Pipe) -> anyhow::Result<Reading> {
+    match leading.probe().test {
+        Test::OneWayBatched => lead_batches(leading, pipe),
+        _ => lead_one_by_one(leading, pipe),
+    }
+}
+
+fn lead_one_by_one(leading: &mut Leading, mut pipe: impl Pipe) -> anyhow::Result<Reading> {
     let mut payload = Payload::new(leading.probe().bytes);
-    let batched = leading.probe().test == Test::OneWayBatched;
     let mut number = 0;
     leading.rates(Some(DRAIN), |count| {
         for _ in 0..count {
             number += 1;
             let message = payload.numbered(number);
-            if batched {
-                look_until(|| Ok(pipe.try_put(message)?.then_some(())))?;
-                if number % BATCH == 0 {
-                    pipe.flush()?;
-                }
-            } else {
-                look_until(|| Ok(pipe.try_send(message)?.then_some(())))?;
-            }
+            look_until(|| Ok(pipe.try_send(message)?.then_some(())))?;
         }
         pipe.flush()
     })
+}
+
+fn lead_batches(leading: &mut Leading, mut pipe: impl Pipe) -> anyhow::Result<Reading> {
+    let mut payloads = vec![Payload::new(leading.probe().bytes); BATCH];
+    let mut number = 0;
+    leading.rates(Some(DRAIN), |count| {
+        let mut left = count;
+        while left != 0 {
+            let batch = &mut payloads[..BATCH.min(usize::try_from(left).unwrap_or(BATCH))];
+            left -= batch.len() as u64;
+            for payload in batch.iter_mut() {
+                number += 1;
+                payload.numbered(number);
+            }
+            let mut taken = 0;
+            look_until(|| {
+                taken += pipe.try_put_many(batch[taken..].iter().map(Payload::bytes))?;
+                Ok((taken == batch.len()).then_some(()))
+            })?;
+            pipe.flush()?;
+        }
+        Ok(())
+    })
+}
+
+/// Receives `count` messages, of which the first has the number after `number`. Returns that of the last.
+fn drain_batches(payload: &Payload, number: u64, count: u64, pipe: &mut impl Pipe) -> anyhow::Result<u64> {
+    let (mut number, last) = (number, number + count);
+    let mut checked = Ok(());
+    while number != last {
+        look_until(|| {
+            let found = pipe.try_recv_many(|message| {
+                number += 1;
+                if let Err(error) = payload.check(message, number) {
+                    checked = Err(error);
+                }
+            })?;
+            if found == 0 {
+                std::hint::spin_loop();
+            }
+            Ok((found != 0).then_some(()))
+        })?;
+    }
+    checked.map(|()| number)
 }
 
 /// A connection and what travels on it, for a task to have as its own.

@@ -7,7 +7,7 @@ use tombolo_benches::lines::Side;
 use tombolo_benches::rings::{self, Halves};
 use tombolo_benches::turns::{Following, Leading};
 use tombolo_transport::ring::{HalfLayout, RingError};
-use tombolo_transport::{MessageReceiver, MessageSender, TryRecv};
+use tombolo_transport::{MessageReceiver, MessageSender, TryRead, TryRecv};
 
 use crate::fabric_pair::expect;
 
@@ -17,9 +17,13 @@ pub(crate) trait Pipe {
     fn try_send(&mut self, message: &[u8]) -> anyhow::Result<bool>;
     /// As [`Pipe::try_send`], but a receiver that sleeps may learn of it only by [`Pipe::flush`].
     fn try_put(&mut self, message: &[u8]) -> anyhow::Result<bool>;
+    /// As [`Pipe::try_put`], of several messages: how many were taken.
+    fn try_put_many<'m>(&mut self, messages: impl Iterator<Item = &'m [u8]>) -> anyhow::Result<usize>;
     fn flush(&mut self) -> anyhow::Result<()>;
     /// Whether there was a message, which is now the content of `message`.
     fn try_recv(&mut self, message: &mut Vec<u8>) -> anyhow::Result<bool>;
+    /// Has `f` read the messages that are there together: how many there were.
+    fn try_recv_many(&mut self, f: impl FnMut(&[u8])) -> anyhow::Result<usize>;
 }
 
 /// A connection.
@@ -40,6 +44,11 @@ impl Pipe for Connection {
     }
 
     #[inline]
+    fn try_put_many<'m>(&mut self, messages: impl Iterator<Item = &'m [u8]>) -> anyhow::Result<usize> {
+        Ok(self.0.try_put_many(messages)?)
+    }
+
+    #[inline]
     fn flush(&mut self) -> anyhow::Result<()> {
         self.0.try_flush()?;
         Ok(())
@@ -51,6 +60,15 @@ impl Pipe for Connection {
             TryRecv::Message => Ok(true),
             TryRecv::Empty => Ok(false),
             TryRecv::End => bail!("the other side has shut down"),
+        }
+    }
+
+    #[inline]
+    fn try_recv_many(&mut self, f: impl FnMut(&[u8])) -> anyhow::Result<usize> {
+        match self.1.try_recv_many(f)? {
+            TryRead::Read(count) => Ok(count),
+            TryRead::Empty => Ok(0),
+            TryRead::End => bail!("the other side has shut down"),
         }
     }
 }
@@ -100,6 +118,15 @@ impl Pipe for Bare {
     }
 
     #[inline]
+    fn try_put_many<'m>(&mut self, messages: impl Iterator<Item = &'m [u8]>) -> anyhow::Result<usize> {
+        match self.0.try_put_many(messages) {
+            Ok(taken) => Ok(taken),
+            Err(RingError::WouldBlock) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    #[inline]
     fn flush(&mut self) -> anyhow::Result<()> {
         let _nobody_sleeps = self.0.flush()?;
         Ok(())
@@ -116,6 +143,22 @@ impl Pipe for Bare {
             Err(RingError::WouldBlock) => {
                 let _nobody_sleeps = self.1.flush();
                 Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    #[inline]
+    fn try_recv_many(&mut self, f: impl FnMut(&[u8])) -> anyhow::Result<usize> {
+        match self.1.try_recv_many(f) {
+            Ok(Some(count)) => {
+                let _nobody_sleeps = self.1.flush();
+                Ok(count)
+            }
+            Ok(None) => bail!("the other side has shut down"),
+            Err(RingError::WouldBlock) => {
+                let _nobody_sleeps = self.1.flush();
+                Ok(0)
             }
             Err(error) => Err(error.into()),
         }

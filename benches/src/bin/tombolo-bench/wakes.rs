@@ -24,7 +24,7 @@ pub(crate) fn follow(probe: &Probe, following: &mut Following) -> anyhow::Result
     let runtime = fabric::on_this_thread()?;
     let Far { connection, kept: _kept } = Far::messages(probe, following, Some(&runtime))?;
     let (_sender, mut receiver) = connection.split();
-    let mut payload = Payload::new(probe.bytes);
+    let payload = Payload::new(probe.bytes);
     let mut received = Vec::with_capacity(probe.bytes);
     while let Some(order) = next_batch(following, SLEEP)? {
         following.wakes(&order, |number| {
