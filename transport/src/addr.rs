@@ -46,6 +46,8 @@ impl Port {
     pub const ANY: Self = Self(u32::MAX);
     /// Where the control plane listens in the primary kernel; agents dial it.
     pub const CONTROL: Self = Self(1);
+    /// Where a kernel takes what is [relayed](crate::relay) to it.
+    pub const RELAY: Self = Self(2);
     /// The first port that is handed out to those who ask for [`Port::ANY`].
     pub const EPHEMERAL_FIRST: Self = Self(0xC000_0000);
 

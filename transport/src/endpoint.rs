@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::addr::{Addr, Cid, Port};
+use crate::broker::record::ConnKind;
 use crate::error::{Error, Result};
 use crate::hybrid::{GuestSide, HostSide, HybridConfig, HybridSide};
 use crate::listener::{Listener, MessageListener};
@@ -10,7 +11,8 @@ use crate::memory::MemoryEndpoint;
 use crate::messages::Messages;
 use crate::options::{AttachOptions, ConnectOptions, ListenOptions};
 use crate::paced::PacedEndpoint;
-use crate::shm::{self, Way};
+use crate::relay::RelayEndpoint;
+use crate::shm::{self, Attached, Way};
 use crate::sockets::SocketEndpoint;
 use crate::stream::Stream;
 use crate::vsock::{VsockConfig, VsockEndpoint};
@@ -25,11 +27,13 @@ pub struct Endpoint(Backend);
 enum Backend {
     Shm(shm::ShmEndpoint),
     Socket(SocketEndpoint),
+    Relayed(RelayEndpoint),
 }
 
 impl Endpoint {
-    /// Attaches to the shared-memory fabric through this kernel's broker, which listens on the Unix socket
-    /// `broker_socket` (`/run/tombolo/broker.sock` inside a spawned kernel).
+    /// Attaches to the fabric through this kernel's broker, which listens on the Unix socket
+    /// `broker_socket` (`/run/tombolo/broker.sock` inside a spawned kernel). Connections go through shared memory; those to or from a
+    /// kernel without it are [relayed](crate::relay).
     ///
     /// Must be called within a Tokio runtime, on which a task of the endpoint then runs. When the broker goes away, every
     /// connection and listener of the endpoint ends; the next call on it attaches again, if a new broker is there.
@@ -43,13 +47,19 @@ impl Endpoint {
 
     /// As [`Endpoint::attach`], with options.
     pub async fn attach_with(broker_socket: impl AsRef<Path>, options: AttachOptions) -> Result<Self> {
-        let way = Way::Socket(broker_socket.as_ref().to_owned());
-        Ok(Self(Backend::Shm(shm::ShmEndpoint::attach(way, options).await?)))
+        let socket = broker_socket.as_ref();
+        Ok(Self(match shm::ShmEndpoint::attach(Way::Socket(socket.to_owned()), options).await? {
+            Attached::Shm(shm) => Backend::Shm(shm),
+            Attached::Apart(cid) => Backend::Relayed(RelayEndpoint::new(socket.to_owned(), cid)),
+        }))
     }
 
     /// In the process that runs the broker.
     pub(crate) async fn attach_way(way: Way) -> Result<Self> {
-        Ok(Self(Backend::Shm(shm::ShmEndpoint::attach(way, AttachOptions::default()).await?)))
+        match shm::ShmEndpoint::attach(way, AttachOptions::default()).await? {
+            Attached::Shm(shm) => Ok(Self(Backend::Shm(shm))),
+            Attached::Apart(_) => Err(Error::Invalid("a broker with a pool said that it has none".into())),
+        }
     }
 
     /// How often a sleeping task was found by the timer because its bell had been lost. Stays 0 when all is well, and on
@@ -57,7 +67,7 @@ impl Endpoint {
     pub fn bells_found_by_timer(&self) -> u64 {
         match &self.0 {
             Backend::Shm(shm) => shm.bells_found_by_timer(),
-            Backend::Socket(_) => 0,
+            Backend::Socket(_) | Backend::Relayed(_) => 0,
         }
     }
 
@@ -98,6 +108,7 @@ impl Endpoint {
         match &self.0 {
             Backend::Shm(shm) => shm.local_cid(),
             Backend::Socket(socket) => socket.local_cid(),
+            Backend::Relayed(relayed) => relayed.local_cid(),
         }
     }
 
@@ -108,6 +119,7 @@ impl Endpoint {
     pub async fn resolve(&self, name: &str) -> Result<Addr> {
         match &self.0 {
             Backend::Shm(shm) => shm.resolve(name).await,
+            Backend::Relayed(relayed) => relayed.resolve(name).await,
             Backend::Socket(_) => Err(Error::NotFound {
                 name: name.into(),
                 reason: "this endpoint reaches kernels by CID:PORT only; names are known to a broker".into(),
@@ -133,6 +145,7 @@ impl Endpoint {
         match &self.0 {
             Backend::Shm(shm) => shm.connect(addr, options).await,
             Backend::Socket(socket) => socket.connect(addr, options).await,
+            Backend::Relayed(relayed) => relayed.connect(addr, options).await,
         }
     }
 
@@ -146,6 +159,7 @@ impl Endpoint {
         match &self.0 {
             Backend::Shm(shm) => shm.connect_messages(addr, options).await,
             Backend::Socket(socket) => socket.connect_messages(addr, options).await,
+            Backend::Relayed(relayed) => relayed.connect_messages(addr, options).await,
         }
     }
 
@@ -158,6 +172,9 @@ impl Endpoint {
         match &self.0 {
             Backend::Shm(shm) => Ok(Listener::shm(shm.listen(port, options).await?)),
             Backend::Socket(socket) => Ok(Listener::socket(socket.listen(port, &options)?)),
+            Backend::Relayed(relayed) => {
+                Ok(Listener::relayed(relayed.listen(port, ConnKind::Stream, options).await?))
+            }
         }
     }
 
@@ -166,6 +183,9 @@ impl Endpoint {
         match &self.0 {
             Backend::Shm(shm) => Ok(MessageListener::shm(shm.listen_messages(port, options).await?)),
             Backend::Socket(socket) => Ok(MessageListener::socket(socket.listen(port, &options)?)),
+            Backend::Relayed(relayed) => {
+                Ok(MessageListener::relayed(relayed.listen(port, ConnKind::Messages, options).await?))
+            }
         }
     }
 }

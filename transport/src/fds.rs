@@ -4,6 +4,9 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
@@ -21,6 +24,33 @@ pub(crate) fn send(socket: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>]) -> io
     }
     let sent = rustix::net::sendmsg(socket, &[IoSlice::new(data)], &mut ancillary, SendFlags::NOSIGNAL)?;
     if sent == data.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+/// Sends all of `data`, once there is room, with `passed` beside it if there is something to pass.
+pub(crate) async fn pass(
+    socket: &UnixStream,
+    mut data: &[u8],
+    mut passed: Option<OwnedFd>,
+) -> io::Result<()> {
+    while !data.is_empty() {
+        socket.writable().await?;
+        let outcome = match &passed {
+            Some(fd) => {
+                let fds = [fd.as_fd()];
+                socket.try_io(Interest::WRITABLE, || send(socket, data, &fds)).map(|()| data.len())
+            }
+            None => socket.try_write(data),
+        };
+        match outcome {
+            Ok(written) => {
+                data = &data[written..];
+                passed = None;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Receives some bytes onto the end of `data`, and the descriptors that came beside them. 0 bytes: the end.

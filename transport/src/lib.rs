@@ -31,6 +31,8 @@
 //! # One poor socket
 //! Where two kernels have nothing but a socket without flow control that may lose bytes, a [`paced`] link makes of it a carrier like the others.
 //!
+//! Applications reach kernels behind such a link as any other: see [`relay`].
+//!
 //! # Shared memory
 //! Kernels that share a [`pool`] talk at the speed of memory. Each runs one [`Broker`], which makes connections; the data then
 //! flow from process to process through [`ring`]s. Every byte has one writer, and nothing a peer writes is believed unchecked: see
@@ -60,6 +62,7 @@ pub mod options;
 pub mod paced;
 pub mod pool;
 mod ports;
+pub mod relay;
 pub mod rhythm;
 pub mod ring;
 mod shm;

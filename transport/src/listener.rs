@@ -3,6 +3,7 @@
 use crate::addr::Addr;
 use crate::error::Result;
 use crate::messages::Messages;
+use crate::relay::RelayListener;
 use crate::shm;
 use crate::sockets::SocketListener;
 use crate::stream::Stream;
@@ -15,6 +16,7 @@ pub struct Listener(ListenerKind);
 enum ListenerKind {
     Shm(shm::ShmListener),
     Socket(SocketListener),
+    Relayed(RelayListener),
 }
 
 /// A port on which message connections arrive. Dropping it frees the port and resets those not yet accepted.
@@ -25,6 +27,7 @@ pub struct MessageListener(MessageListenerKind);
 enum MessageListenerKind {
     Shm(shm::ShmListener),
     Socket(SocketListener),
+    Relayed(RelayListener),
 }
 
 impl Listener {
@@ -34,6 +37,10 @@ impl Listener {
 
     pub(crate) fn socket(listener: SocketListener) -> Self {
         Self(ListenerKind::Socket(listener))
+    }
+
+    pub(crate) fn relayed(listener: RelayListener) -> Self {
+        Self(ListenerKind::Relayed(listener))
     }
 
     /// The next connection and who made it.
@@ -47,6 +54,7 @@ impl Listener {
         match &mut self.0 {
             ListenerKind::Shm(shm) => shm.accept_stream().await,
             ListenerKind::Socket(socket) => socket.accept_stream().await,
+            ListenerKind::Relayed(relayed) => relayed.accept_stream().await,
         }
     }
 
@@ -55,6 +63,7 @@ impl Listener {
         match &self.0 {
             ListenerKind::Shm(shm) => shm.local_addr(),
             ListenerKind::Socket(socket) => socket.local_addr(),
+            ListenerKind::Relayed(relayed) => relayed.local_addr(),
         }
     }
 }
@@ -68,11 +77,16 @@ impl MessageListener {
         Self(MessageListenerKind::Socket(listener))
     }
 
+    pub(crate) fn relayed(listener: RelayListener) -> Self {
+        Self(MessageListenerKind::Relayed(listener))
+    }
+
     /// The next connection and who made it. As [`Listener::accept`].
     pub async fn accept(&mut self) -> Result<(Messages, Addr)> {
         match &mut self.0 {
             MessageListenerKind::Shm(shm) => shm.accept_messages().await,
             MessageListenerKind::Socket(socket) => socket.accept_messages().await,
+            MessageListenerKind::Relayed(relayed) => relayed.accept_messages().await,
         }
     }
 
@@ -81,6 +95,7 @@ impl MessageListener {
         match &self.0 {
             MessageListenerKind::Shm(shm) => shm.local_addr(),
             MessageListenerKind::Socket(socket) => socket.local_addr(),
+            MessageListenerKind::Relayed(relayed) => relayed.local_addr(),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! vsock_loopback, through the binary `tombolo-conformance`.
 
 use tombolo_transport::conformance::backends::{Between, Hybrid, Memory, Paced, Shm, ShmKernels};
+use tombolo_transport::conformance::relayed::{Relayed, RelayedKernels};
 use tombolo_transport::conformance::{
     self, Backend, Direction, Failure, Limits, Outcome, Pair, Party, RemoteParty,
 };
@@ -71,6 +72,42 @@ async fn paced_with_long_frames_conforms_on_one_thread() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn paced_with_long_frames_conforms_over_faulty_sockets() {
     conforms(Paced::over_faulty_sockets(SocketKind::Sound)).await;
+}
+
+async fn relayed_conforms(kernels: RelayedKernels) {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    conforms(Relayed::in_dir(dir.path(), kernels)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relayed_within_one_kernel_conforms() {
+    relayed_conforms(RelayedKernels::Same).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relayed_between_primary_and_kernel_without_pool_conforms() {
+    relayed_conforms(RelayedKernels::PrimaryAndApart).await;
+}
+
+#[tokio::test]
+async fn relayed_between_primary_and_kernel_without_pool_conforms_on_one_thread() {
+    relayed_conforms(RelayedKernels::PrimaryAndApart).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relayed_between_two_kernels_without_pool_conforms() {
+    relayed_conforms(RelayedKernels::TwoApart).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relayed_between_two_kernels_without_pool_conforms_over_faulty_sockets() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    conforms(Relayed::over_faulty_sockets(dir.path(), RelayedKernels::TwoApart)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relayed_between_kernels_with_and_without_pool_conforms() {
+    relayed_conforms(RelayedKernels::MemberAndApart).await;
 }
 
 async fn shm_conforms(kernels: ShmKernels) {

@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::addr::{Cid, Port};
+use crate::broker::core::{ClientId, Elsewhere};
+use crate::broker::record::ConnKind;
 use crate::broker::shell::{self, Command};
 use crate::broker::{BrokerConfig, Policy};
 use crate::doorbell::Line;
@@ -12,6 +14,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::incarnation::Incarnation;
 use crate::pool::{Member, Pool};
+use crate::relay::{Answered, Caller, Refusal, RelaySocket};
 use crate::shm::Way;
 
 /// Starts brokers.
@@ -162,6 +165,29 @@ impl BrokerHandle {
     /// [`Error::Io`] if the broker has stopped.
     pub async fn services(&self) -> Result<Vec<(String, Port)>> {
         self.ask(Command::Services).await
+    }
+
+    /// From now on what is wanted of kernels that are not in the pool is told there.
+    pub(crate) fn relay_elsewhere(&self) -> Result<mpsc::UnboundedReceiver<Elsewhere>> {
+        let (sender, asked) = mpsc::unbounded_channel();
+        self.send(Command::RelayElsewhere(sender))?;
+        Ok(asked)
+    }
+
+    /// What came of it.
+    pub(crate) fn answer_elsewhere(&self, client: ClientId, request: u64, answered: Answered) {
+        let _ = self.send(Command::AnswerElsewhere(client, request, answered));
+    }
+
+    /// Somebody in such a kernel calls: our end of the connection, if a process of this kernel has taken it.
+    pub(crate) async fn arrive(
+        &self,
+        caller: Caller,
+        port: Port,
+        kind: ConnKind,
+    ) -> Result<RelaySocket, Refusal> {
+        let arrived = self.ask(|done| Command::Arrive(caller, port, kind, done)).await;
+        arrived.unwrap_or(Err(Refusal::NoKernel))
     }
 
     /// What the broker is doing.

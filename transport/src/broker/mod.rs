@@ -23,6 +23,7 @@
 
 mod config;
 pub(crate) mod core;
+pub(crate) mod door;
 mod handle;
 mod heap;
 mod link;

@@ -1,7 +1,8 @@
 //! What a process and its broker say to each other over the Unix socket: each message is its length (u32, little endian)
 //! and then postcard. The first answer of the broker carries descriptors: the pool, the process's eventfd, the end of the
 //! broker's bell pipe that is written, and for a privileged process of a spawned kernel whose doorbell is a terminal line, that
-//! line opened for writing. Later ones carry the eventfds of other processes, which are then rung without the broker.
+//! line opened for writing. Later ones carry the eventfds of other processes, which are then rung without the broker, and sockets of connections
+//! that are relayed. The broker of a kernel without a pool answers [`ServerMessage::Apart`]; each request then has a socket of its own, after a hello.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -11,7 +12,7 @@ use crate::error::Error;
 use crate::pool::Member;
 
 /// Raised with every change of a message. Process and broker must agree: both come from one build as a rule.
-pub(crate) const VERSION: u32 = 4;
+pub(crate) const VERSION: u32 = 5;
 /// The longest message in bytes; a longer one ends the attachment.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 
@@ -63,12 +64,16 @@ pub(crate) enum ClientMessage {
 pub(crate) enum ServerMessage {
     /// The answer to Hello, with the descriptors.
     Welcome { version: u32, cid: Cid, member: Member, pool_len: u64, generation: u64 },
+    /// The answer to Hello in a kernel without a pool: one request may follow.
+    Apart { version: u32, cid: Cid },
     /// The answer to Hello if there is no attachment; the socket is then closed.
     Rejected { reason: String },
     /// The answer to the request of that number.
     Done { request: u64, result: Result<Reply, Failure> },
     /// A connection for the listener on `port`.
     Incoming { port: Port, grant: Grant },
+    /// A connection for the listener on `port` that goes through no pool: its socket comes beside it, and begins with `conn`.
+    Relayed { port: Port, conn: u64, kind: ConnKind, remote: Addr },
     /// Another process of this kernel, with which there will be connections: its bell comes beside it, as a descriptor.
     Neighbour { process: u64 },
     /// That process has gone.
@@ -80,6 +85,11 @@ pub(crate) enum Reply {
     Connected(Grant),
     Listening(Addr),
     Resolved(Addr),
+    /// A connection that goes through no pool: its socket comes beside it, and begins with the number of the request.
+    Relayed {
+        local: Addr,
+        remote: Addr,
+    },
 }
 
 /// All a process needs to use a connection.

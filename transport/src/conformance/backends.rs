@@ -177,6 +177,18 @@ impl Backend for PacedVsockLoopback {
     }
 }
 
+/// The suite is not about policies.
+pub(super) fn allow_all() -> Policy {
+    Policy {
+        rules: vec![PolicyRule {
+            from: KernelMatch::Any,
+            to: KernelMatch::Any,
+            port: PortMatch::Any,
+            action: PolicyAction::Allow,
+        }],
+    }
+}
+
 /// Shared memory: two kernels of one pool, each with its broker, whose doorbell line is a socket pair; applications
 /// attach through the brokers' Unix sockets.
 #[derive(Debug)]
@@ -206,14 +218,7 @@ impl Shm {
     fn config(&self, pool: &Path, pair: u32, member: Member) -> BrokerConfig {
         let mut config = BrokerConfig::new(PoolSource::path(pool), member);
         config.socket = Some(self.dir.join(format!("b{pair}-{member}")));
-        config.policy = Policy {
-            rules: vec![PolicyRule {
-                from: KernelMatch::Any,
-                to: KernelMatch::Any,
-                port: PortMatch::Any,
-                action: PolicyAction::Allow,
-            }],
-        };
+        config.policy = allow_all();
         config
     }
 }

@@ -15,6 +15,7 @@ mod faults;
 mod messages;
 mod party;
 mod peer;
+pub mod relayed;
 mod remote;
 mod streams;
 mod tools;

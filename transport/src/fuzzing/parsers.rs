@@ -17,7 +17,11 @@ use crate::ring::HalfLayout;
 /// The first byte says what the others are.
 pub(super) fn parsers(data: &[u8]) {
     let mut input = Input::new(data);
-    match input.byte() % 8 {
+    let which = input.byte();
+    if which == u8::MAX {
+        return crate::relay::fuzz_requests(input.rest());
+    }
+    match which % 8 {
         0 => superblock(&mut input),
         1 => row(&mut input),
         2 => record(&mut input),

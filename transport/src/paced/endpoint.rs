@@ -126,6 +126,11 @@ impl PacedEndpoint {
         true
     }
 
+    /// Whether there is a link to it.
+    pub fn leads_to(&self, peer: Cid) -> bool {
+        self.hub.links().contains_key(&peer)
+    }
+
     /// Whether the peer's end of the link to it is there now.
     pub fn is_up(&self, peer: Cid) -> bool {
         self.hub.links().get(&peer).is_some_and(|entrance| entrance.user.0.lock().link.is_up())

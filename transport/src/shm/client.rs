@@ -23,6 +23,7 @@ use crate::fds;
 use crate::mem::OwnSpan;
 use crate::options::AttachOptions;
 use crate::pool::{Member, Pool};
+use crate::relay::{RelaySocket, RelayedConn};
 use crate::shm::conn::{Conn, OwnWords};
 use crate::shm::conns::Conns;
 use crate::shm::{budget, reactor};
@@ -67,8 +68,14 @@ pub(super) struct Client {
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// A connection for a listener.
-pub(super) type Arrival = Arc<Conn>;
+/// A connection that was made.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    /// Through the pool.
+    Pool(Arc<Conn>),
+    /// Relayed; the broker's number for it.
+    Relayed(u64, RelayedConn),
+}
 /// Where a listener's connections come out, and where it listens.
 pub(super) type Listening = (Addr, mpsc::UnboundedReceiver<Arrival>);
 
@@ -76,13 +83,13 @@ pub(super) type Listening = (Addr, mpsc::UnboundedReceiver<Arrival>);
 /// stopped waiting leaves nothing behind.
 #[derive(Debug)]
 enum Pending {
-    Connect(Addr, u64, oneshot::Sender<Result<Arc<Conn>>>),
+    Connect(Addr, u64, oneshot::Sender<Result<Arrival>>),
     Listen(Addr, Option<String>, oneshot::Sender<Result<Listening>>),
     Resolve(String, oneshot::Sender<Result<Addr>>),
 }
 
 impl Client {
-    pub(super) async fn attach_path(socket: &Path, options: &AttachOptions) -> Result<Arc<Self>> {
+    pub(super) async fn attach_path(socket: &Path, options: &AttachOptions) -> Result<Attached> {
         let attempt = || format!("attaching to the broker at {}", socket.display());
         let stream = UnixStream::connect(socket).await.map_err(|e| Error::io(attempt(), e))?;
         Self::attach(stream, options, &attempt()).await
@@ -92,13 +99,17 @@ impl Client {
         stream: UnixStream,
         options: &AttachOptions,
         attempt: &str,
-    ) -> Result<Arc<Self>> {
+    ) -> Result<Attached> {
         let welcome = tokio::time::timeout(WELCOME_TIMEOUT, welcome(stream));
         let welcome = welcome
             .await
             .map_err(|_| io::ErrorKind::TimedOut.into())
             .and_then(|welcome| welcome)
             .map_err(|e| Error::io(attempt, e))?;
+        let welcome = match welcome {
+            Welcomed::Pool(welcome) => *welcome,
+            Welcomed::Apart(cid) => return Ok(Attached::Apart(cid)),
+        };
         let Welcome { stream, rest, cid, member, pool_len, pool: pool_fd, eventfd, bell, line } = welcome;
         let pool = Pool::map(&pool_fd, pool_len, member, "of the broker")?;
         let board = Board::new(pool.own_board()?);
@@ -131,7 +142,7 @@ impl Client {
         let reactor = reactor::spawn(weak(), eventfd, options.recheck)?;
         tokio::spawn(write(write_half, queue));
         *lock(&client.tasks) = vec![reactor, tokio::spawn(read(read_half, rest, weak()))];
-        Ok(client)
+        Ok(Attached::Pool(client))
     }
 
     pub(super) async fn connect(
@@ -139,7 +150,7 @@ impl Client {
         addr: Addr,
         timeout: Duration,
         message: impl FnOnce(u64) -> ClientMessage,
-    ) -> Result<Arc<Conn>> {
+    ) -> Result<Arrival> {
         let deadline_ms = timeout.as_millis() as u64;
         let answer = self.request(|sender| Pending::Connect(addr, deadline_ms, sender), message)?;
         // The broker keeps the time; this is for a broker that hangs.
@@ -255,38 +266,59 @@ impl Client {
         self.parked_count.load(Ordering::Relaxed) != 0
     }
 
-    fn handle(self: &Arc<Self>, message: ServerMessage, passed: &mut VecDeque<OwnedFd>) {
+    fn handle(self: &Arc<Self>, message: ServerMessage, passed: &mut Passed) {
         match message {
-            ServerMessage::Done { request, result } => self.handle_answer(request, result),
+            ServerMessage::Done { request, result } => {
+                self.handle_answer(request, result, passed.sockets.remove(&request));
+            }
+            ServerMessage::Relayed { port, conn, remote, .. } => {
+                let Some(socket) = passed.sockets.remove(&conn) else {
+                    // We had no descriptor left for it: it has been reset.
+                    return self.send(&ClientMessage::Accepted { conn });
+                };
+                let local = Addr::new(self.cid, port);
+                if let Some(listener) = lock(&self.listeners).get(&port) {
+                    let relayed = RelayedConn { socket, local, remote };
+                    let _ = listener.send(Arrival::Relayed(conn, relayed));
+                }
+            }
             ServerMessage::Incoming { port, grant } => {
                 // A connection that cannot be opened has been given back already.
                 let Ok(conn) = Conn::open(self, &grant) else { return };
                 let listener = lock(&self.listeners).get(&port).cloned();
                 if let Some(listener) = listener {
                     // If it has just been dropped, dropping the connection resets it.
-                    let _ = listener.send(conn);
+                    let _ = listener.send(Arrival::Pool(conn));
                 }
             }
             ServerMessage::Neighbour { process } => {
                 // Without it (we have no descriptors left) the broker rings for us.
-                if let Some(bell) = passed.pop_front() {
+                if let Some(bell) = passed.bells.pop_front() {
                     lock(&self.neighbours).insert(process, Arc::new(bell));
                 }
             }
             ServerMessage::NeighbourGone { process } => {
                 lock(&self.neighbours).remove(&process);
             }
-            ServerMessage::Welcome { .. } | ServerMessage::Rejected { .. } => {}
+            ServerMessage::Welcome { .. } | ServerMessage::Apart { .. } | ServerMessage::Rejected { .. } => {}
         }
     }
 
-    fn handle_answer(self: &Arc<Self>, request: u64, result: Result<Reply, Failure>) {
+    fn handle_answer(
+        self: &Arc<Self>,
+        request: u64,
+        result: Result<Reply, Failure>,
+        socket: Option<RelaySocket>,
+    ) {
         let pending = lock(&self.pending).as_mut().and_then(|pending| pending.remove(&request));
         let odd = |reply: &Reply| Error::Invalid(format!("the broker's answer does not fit: {reply:?}"));
         match (pending, result) {
             (Some(Pending::Connect(addr, deadline_ms, sender)), result) => {
                 let _ = sender.send(match result {
-                    Ok(Reply::Connected(grant)) => Conn::open(self, &grant),
+                    Ok(Reply::Connected(grant)) => Conn::open(self, &grant).map(Arrival::Pool),
+                    Ok(Reply::Relayed { local, remote }) => socket
+                        .map(|socket| Arrival::Relayed(0, RelayedConn { socket, local, remote }))
+                        .ok_or_else(|| Error::Invalid("no descriptor is free for a connection".into())),
                     Ok(reply) => Err(odd(&reply)),
                     Err(failure) => Err(failure.for_connect(addr, deadline_ms)),
                 });
@@ -377,7 +409,40 @@ struct Welcome {
     line: Option<OwnedFd>,
 }
 
-async fn welcome(mut stream: UnixStream) -> io::Result<Welcome> {
+/// The broker's first answer.
+enum Welcomed {
+    Pool(Box<Welcome>),
+    /// It has no pool, and its kernel this CID.
+    Apart(Cid),
+}
+
+/// An attachment to a broker.
+pub(super) enum Attached {
+    Pool(Arc<Client>),
+    /// It has no pool, and its kernel this CID.
+    Apart(Cid),
+}
+
+/// Descriptors that came and are not yet asked for.
+#[derive(Default)]
+struct Passed {
+    bells: VecDeque<OwnedFd>,
+    /// Relayed connections, by what they begin with.
+    sockets: HashMap<u64, RelaySocket>,
+}
+
+impl Passed {
+    fn take_up(&mut self, fds: &mut Vec<OwnedFd>) {
+        for fd in fds.drain(..) {
+            match RelaySocket::recognise(fd) {
+                Ok((id, socket)) => drop(self.sockets.insert(id, socket)),
+                Err(bell) => self.bells.push_back(bell),
+            }
+        }
+    }
+}
+
+async fn welcome(mut stream: UnixStream) -> io::Result<Welcomed> {
     let other = |reason: String| io::Error::other(reason);
     let hello = protocol::encode(&ClientMessage::Hello { version: protocol::VERSION })?;
     stream.write_all(&hello).await?;
@@ -398,9 +463,11 @@ async fn welcome(mut stream: UnixStream) -> io::Result<Welcome> {
                 return Err(other("the broker did not pass the descriptors".into()));
             };
             let line = passed.next();
-            Ok(Welcome { stream, rest: data, cid, member, pool_len, pool, eventfd, bell, line })
+            let welcome = Welcome { stream, rest: data, cid, member, pool_len, pool, eventfd, bell, line };
+            Ok(Welcomed::Pool(Box::new(welcome)))
         }
-        ServerMessage::Welcome { version, .. } => Err(other(format!(
+        ServerMessage::Apart { version: protocol::VERSION, cid } => Ok(Welcomed::Apart(cid)),
+        ServerMessage::Welcome { version, .. } | ServerMessage::Apart { version, .. } => Err(other(format!(
             "the broker speaks version {version}, this program version {}: use builds of one release",
             protocol::VERSION
         ))),
@@ -411,15 +478,15 @@ async fn welcome(mut stream: UnixStream) -> io::Result<Welcome> {
 
 async fn read(stream: OwnedReadHalf, mut buffer: Vec<u8>, client: Weak<Client>) {
     let mut passed = Vec::new();
-    let mut bells = VecDeque::new();
+    let mut taken = Passed::default();
     loop {
         match protocol::take::<ServerMessage>(&mut buffer) {
             Ok(Some(message)) => match client.upgrade() {
-                Some(client) => client.handle(message, &mut bells),
+                Some(client) => client.handle(message, &mut taken),
                 None => return,
             },
             Ok(None) => match receive(stream.as_ref(), &mut buffer, &mut passed).await {
-                Ok(n) if n > 0 => bells.extend(passed.drain(..)),
+                Ok(n) if n > 0 => taken.take_up(&mut passed),
                 _ => break,
             },
             Err(error) => {
@@ -485,7 +552,8 @@ mod tests {
         let welcome = ServerMessage::Welcome { version, cid: Cid(2), member, pool_len: 0, generation: 1 };
         let welcome = protocol::encode(&welcome).unwrap();
         fds::send(&far, &welcome, &[pool.as_fd(), eventfd.as_fd(), bell.as_fd()]).unwrap();
-        let client = Client::attach(near, &AttachOptions::default(), "attaching").await.unwrap();
+        let attached = Client::attach(near, &AttachOptions::default(), "attaching").await.unwrap();
+        let Attached::Pool(client) = attached else { panic!("there is a pool") };
         (client, far)
     }
 

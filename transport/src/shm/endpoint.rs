@@ -19,8 +19,7 @@ use crate::ring::layout::{
     BYTES_LOG2_MAX, BYTES_LOG2_MIN, LOAN_LOG2_MAX, LOAN_LOG2_MIN, LOANS_MAX, SLOTS_LOG2_MAX,
 };
 use crate::shm::ShmListener;
-use crate::shm::client::Client;
-use crate::shm::conn::Conn;
+use crate::shm::client::{self, Arrival, Client};
 use crate::shm::{messages, stream};
 use crate::stream::Stream;
 
@@ -48,7 +47,7 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    async fn attach(&self, options: &AttachOptions) -> Result<Arc<Client>> {
+    async fn attach(&self, options: &AttachOptions) -> Result<client::Attached> {
         match self {
             Self::Socket(path) => Client::attach_path(path, options).await,
             Self::Here(commands) => {
@@ -70,11 +69,25 @@ impl Way {
     }
 }
 
+/// What an attachment turned out to be.
+#[derive(Debug)]
+pub(crate) enum Attached {
+    Shm(ShmEndpoint),
+    /// The broker has no pool, and its kernel this CID.
+    Apart(Cid),
+}
+
 impl ShmEndpoint {
-    pub(crate) async fn attach(way: Way, options: AttachOptions) -> Result<Self> {
-        let client = way.attach(&options).await?;
+    pub(crate) async fn attach(way: Way, options: AttachOptions) -> Result<Attached> {
+        Ok(match way.attach(&options).await? {
+            client::Attached::Pool(client) => Attached::Shm(Self::new(way, options, client)),
+            client::Attached::Apart(cid) => Attached::Apart(cid),
+        })
+    }
+
+    fn new(way: Way, options: AttachOptions, client: Arc<Client>) -> Self {
         let (cid, current, attaching) = (client.cid, Mutex::new(client), tokio::sync::Mutex::new(()));
-        Ok(Self(Arc::new(Inner { way, options, cid, current, attaching })))
+        Self(Arc::new(Inner { way, options, cid, current, attaching }))
     }
 
     pub(crate) fn local_cid(&self) -> Cid {
@@ -90,11 +103,17 @@ impl ShmEndpoint {
     }
 
     pub(crate) async fn connect(&self, addr: Addr, options: &ConnectOptions) -> Result<Stream> {
-        Ok(stream::open(&self.dial(addr, ConnKind::Stream, options).await?))
+        Ok(match self.dial(addr, ConnKind::Stream, options).await? {
+            Arrival::Pool(conn) => stream::open(&conn),
+            Arrival::Relayed(_, relayed) => relayed.into_stream(),
+        })
     }
 
     pub(crate) async fn connect_messages(&self, addr: Addr, options: &ConnectOptions) -> Result<Messages> {
-        Ok(messages::open(&self.dial(addr, ConnKind::Messages, options).await?))
+        Ok(match self.dial(addr, ConnKind::Messages, options).await? {
+            Arrival::Pool(conn) => messages::open(&conn),
+            Arrival::Relayed(_, relayed) => relayed.into_messages(options.sizes.message_bytes_max),
+        })
     }
 
     fn current(&self) -> Arc<Client> {
@@ -112,7 +131,10 @@ impl ShmEndpoint {
         if !client.broker_died() {
             return Ok(client);
         }
-        let client = self.0.way.attach(&self.0.options).await?;
+        let client::Attached::Pool(client) = self.0.way.attach(&self.0.options).await? else {
+            let other = "the broker of this kernel, which had a pool, has none now: attach again";
+            return Err(Error::Invalid(other.into()));
+        };
         *self.0.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&client);
         Ok(client)
     }
@@ -125,7 +147,7 @@ impl ShmEndpoint {
         self.bind(port, ConnKind::Messages, options).await
     }
 
-    async fn dial(&self, addr: Addr, kind: ConnKind, options: &ConnectOptions) -> Result<Arc<Conn>> {
+    async fn dial(&self, addr: Addr, kind: ConnKind, options: &ConnectOptions) -> Result<Arrival> {
         let layout = layout_of(&options.sizes, kind)?;
         let timeout_ms = options.timeout.as_millis() as u64;
         let message = |request| ClientMessage::Connect { request, addr, kind, layout, timeout_ms };
@@ -134,13 +156,13 @@ impl ShmEndpoint {
 
     async fn bind(&self, port: Port, kind: ConnKind, options: ListenOptions) -> Result<ShmListener> {
         let layout = layout_of(&options.sizes, kind)?;
-        let ListenOptions { backlog, name, .. } = options;
+        let ListenOptions { backlog, name, sizes } = options;
         let client = self.client().await?;
         let addr = Addr::new(client.cid, port);
         let asked = name.clone();
         let message = |request| ClientMessage::Listen { request, port, kind, backlog, name, layout };
         let (addr, arrivals) = client.listen(addr, asked, message).await?;
-        Ok(ShmListener::new(client, addr, arrivals))
+        Ok(ShmListener::new(client, addr, arrivals, sizes.message_bytes_max))
     }
 }
 
@@ -186,6 +208,7 @@ mod tests {
     use crate::mem::PAGE;
     use crate::pool::{Geometry, Member, Pool, PoolSource};
     use crate::ring::State;
+    use crate::shm::conn::Conn;
 
     /// So long that nobody looks around by itself.
     const NEVER: Duration = Duration::from_secs(3600);
@@ -199,8 +222,19 @@ mod tests {
         let broker = Broker::start(config).await.unwrap();
         let options = AttachOptions { recheck: NEVER, spin: Duration::ZERO };
         let attach = || ShmEndpoint::attach(Way::Socket(socket.clone()), options.clone());
-        let processes = [attach().await.unwrap(), attach().await.unwrap()];
+        let processes = [attach().await.unwrap(), attach().await.unwrap()].map(|attached| match attached {
+            Attached::Shm(endpoint) => endpoint,
+            Attached::Apart(_) => panic!("there is a pool"),
+        });
         (broker, processes)
+    }
+
+    /// A connection through the pool.
+    async fn dial(caller: &ShmEndpoint, addr: Addr) -> Arc<Conn> {
+        match caller.dial(addr, ConnKind::Stream, &ConnectOptions::default()).await.unwrap() {
+            Arrival::Pool(conn) => conn,
+            Arrival::Relayed(..) => panic!("nobody relays"),
+        }
     }
 
     /// How many bytes of the pool processes have locked, the broker's own page left out.
@@ -219,7 +253,7 @@ mod tests {
             let mut listener = callee.listen(Port(7), ListenOptions::default()).await.unwrap();
             let addr = Addr::new(caller.local_cid(), Port(7));
             for _ in 0..3 {
-                let conn = caller.dial(addr, ConnKind::Stream, &ConnectOptions::default()).await.unwrap();
+                let conn = dial(&caller, addr).await;
                 let accepted = listener.accept_stream().await.unwrap();
                 assert_eq!(locked_bytes(&dir.path().join("pool")), 2 * half);
                 drop((conn, accepted));
@@ -237,7 +271,7 @@ mod tests {
             // The other way round, so that each gets what was the other's.
             let mut listener = caller.listen(Port(8), ListenOptions::default()).await.unwrap();
             let addr = Addr::new(caller.local_cid(), Port(8));
-            let conn = callee.dial(addr, ConnKind::Stream, &ConnectOptions::default()).await.unwrap();
+            let conn = dial(&callee, addr).await;
             let _accepted = listener.accept_stream().await.unwrap();
             assert!(locked_bytes(&dir.path().join("pool")) >= 2 * half);
             drop(conn);
@@ -251,7 +285,7 @@ mod tests {
         let (_broker, [caller, callee]) = two_processes(dir.path(), NEVER).await;
         let mut listener = callee.listen(Port(7), ListenOptions::default()).await.unwrap();
         let addr = Addr::new(caller.local_cid(), Port(7));
-        let conn = caller.dial(addr, ConnKind::Stream, &ConnectOptions::default()).await.unwrap();
+        let conn = dial(&caller, addr).await;
         let (mut accepted, _) = listener.accept_stream().await.unwrap();
         let sleeper = tokio::spawn(async move { accepted.read_u8().await });
         while !callee.current().is_anyone_parked() {

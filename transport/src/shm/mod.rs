@@ -26,7 +26,7 @@ mod reactor;
 mod stream;
 mod wait;
 
-pub(crate) use endpoint::{ShmEndpoint, Way};
+pub(crate) use endpoint::{Attached, ShmEndpoint, Way};
 pub(crate) use listener::ShmListener;
 pub(crate) use messages::{ShmLoan, ShmReceived, ShmReceiver, ShmSender};
 pub(crate) use stream::{ShmReader, ShmWriter};

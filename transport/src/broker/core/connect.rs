@@ -36,6 +36,10 @@ impl BrokerCore {
         if addr.port == Port::ANY || addr.port.0 == 0 {
             return Err(Failure::Invalid { reason: format!("one cannot connect to port {}", addr.port) });
         }
+        if addr.port == Port::RELAY && !self.clients.get(&client).is_some_and(|client| client.privileged) {
+            let reason = "what is relayed goes by the broker: connect to the address itself".into();
+            return Err(Failure::Denied { reason });
+        }
         let (peer, peer_generation) = self.find_kernel(addr.cid)?;
         let half = self.allocate_half(client, peer, layout).map_err(|no_half| match no_half {
             NoHalf::Memory => Failure::NoMemory { cid: self.own_cid(), needed: layout.total_len() as u64 },

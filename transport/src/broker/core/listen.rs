@@ -62,9 +62,12 @@ impl BrokerCore {
 
     pub(super) fn unlisten(&mut self, client: ClientId, port: Port) {
         if self.listeners.get(&port).is_some_and(|listener| listener.client == client)
-            && let Some(name) = self.listeners.remove(&port).and_then(|listener| listener.name)
+            && let Some(listener) = self.listeners.remove(&port)
         {
-            self.names.remove(&name);
+            self.relayed.retain(|_, waits_at| *waits_at != listener.id);
+            if let Some(name) = listener.name {
+                self.names.remove(&name);
+            }
         }
     }
 
@@ -82,7 +85,8 @@ impl BrokerCore {
 
     pub(super) fn accepted(&mut self, client: ClientId, id: u64) {
         let waited = self.conns.get_mut(&id).filter(|conn| conn.client() == Some(client));
-        if let Some(listener) = waited.and_then(|conn| conn.waits_at.take()) {
+        let waits_at = waited.and_then(|conn| conn.waits_at.take());
+        if let Some(listener) = waits_at.or_else(|| self.relayed_accepted(client, id)) {
             self.leave_backlog(listener);
         }
     }
@@ -116,7 +120,7 @@ impl BrokerCore {
                 self.deadlines.insert((deadline, id));
                 self.send(peer, Record::Resolve { from: id, name: service });
             }
-            Err(failure) => self.fail(client, request, failure),
+            Err(failure) => self.resolve_elsewhere(client, request, name, failure),
         }
     }
 

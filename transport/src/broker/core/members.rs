@@ -67,7 +67,7 @@ impl BrokerCore {
         }
     }
 
-    fn kernel_id(&self, member: Member) -> Option<KernelId<'_>> {
+    pub(super) fn kernel_id(&self, member: Member) -> Option<KernelId<'_>> {
         let info = self.members[member.index()].as_ref()?;
         Some(KernelId { cid: info.cid, name: &info.name, primary: member == Member::PRIMARY })
     }

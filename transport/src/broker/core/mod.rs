@@ -22,12 +22,13 @@ mod listen;
 mod members;
 #[cfg(test)]
 mod model_tests;
+mod relayed;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::num::NonZeroU64;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::addr::{Addr, Cid, Port};
 use crate::broker::heap::Heap;
@@ -42,6 +43,7 @@ use crate::ring::HalfLayout;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use fuzz::core as fuzz_core;
 pub(crate) use members::MemberInfo;
+pub(crate) use relayed::{Ask, Elsewhere};
 
 /// One attached process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +70,8 @@ pub(crate) enum Output {
     ResetHalf(HalfRef),
     /// Wake the process: something about its connections changed.
     Wake(ClientId),
+    /// Ask whoever relays: the kernel is none of the pool.
+    Elsewhere(Elsewhere),
     /// Ring the doorbell of the peer.
     Bell(Member),
     /// The process no longer has this connection.
@@ -191,6 +195,10 @@ pub(crate) struct BrokerCore {
     clients: HashMap<ClientId, Client>,
     conns: HashMap<u64, Conn>,
     listeners: BTreeMap<Port, Listener>,
+    /// Somebody relays to kernels that are not in the pool.
+    is_relayed: bool,
+    /// Relayed connections that wait to be accepted, by number.
+    relayed: HashMap<u64, ListenerId>,
     names: BTreeMap<String, Port>,
     questions: HashMap<u64, Question>,
     /// When which connect or question under way has taken too long.
@@ -230,6 +238,8 @@ impl BrokerCore {
             clients: HashMap::new(),
             conns: HashMap::new(),
             listeners: BTreeMap::new(),
+            is_relayed: false,
+            relayed: HashMap::new(),
             names: BTreeMap::new(),
             questions: HashMap::new(),
             deadlines: BTreeSet::new(),
@@ -260,7 +270,8 @@ impl BrokerCore {
             ClientMessage::Connect { request, addr, kind, layout, timeout_ms } => {
                 let result = self.connect(now, client, request, addr, kind, layout, timeout_ms);
                 if let Err(failure) = result {
-                    self.fail(client, request, failure);
+                    let within = Duration::from_millis(timeout_ms);
+                    self.connect_elsewhere(client, request, addr, kind, within, failure);
                 }
             }
             ClientMessage::Cancel { request } => self.cancel(client, request),

@@ -353,7 +353,11 @@ impl World {
                 Output::ResetHalf(half) => {
                     set(&mut self.halves, kernel, &half, HalfState::RESET.or(HalfState::CLOSED));
                 }
-                Output::Granted { .. } | Output::Wake(_) | Output::Bell(_) | Output::Released { .. } => {}
+                Output::Elsewhere(_)
+                | Output::Granted { .. }
+                | Output::Wake(_)
+                | Output::Bell(_)
+                | Output::Released { .. } => {}
             }
         }
         let Some(broker) = &mut self.brokers[kernel] else { return };

@@ -4,11 +4,9 @@ use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -16,6 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::{Event, Shell, frame, range};
 use crate::broker::core::ClientId;
+use crate::broker::door::{self, Door};
 use crate::broker::locks;
 use crate::broker::protocol::{self, ClientMessage, ServerMessage};
 use crate::broker::record::HalfRef;
@@ -24,7 +23,6 @@ use crate::doorbell;
 use crate::error::{Error, Result};
 use crate::fds;
 use crate::pool::Member;
-use crate::unix_socket::{self, BACKLOG_MAX, SocketFile};
 
 /// How long a process may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -110,37 +108,12 @@ impl Drop for ClientHandle {
     }
 }
 
-/// Whose processes may attach.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Door {
-    pub(super) allowed_gid: Option<u32>,
-}
-
-impl Door {
-    /// `Err`: it may not. `Ok(true)`: it may also listen on privileged ports.
-    fn admits(self, uid: u32, gid: u32) -> Result<bool, String> {
-        let own = rustix::process::geteuid().as_raw();
-        if uid == 0 || uid == own {
-            return Ok(true);
-        }
-        if self.allowed_gid == Some(gid) {
-            return Ok(false);
-        }
-        Err(format!(
-            "user {uid} (group {gid}) may not attach here: only root, user {own} and the allowed group may"
-        ))
-    }
-}
-
 /// Accepts processes until aborted.
 pub(super) async fn accept(listener: UnixListener, door: Door, events: mpsc::Sender<Event>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let verdict = match stream.peer_cred() {
-                    Ok(credentials) => door.admits(credentials.uid(), credentials.gid()),
-                    Err(error) => Err(format!("the system does not say who you are: {error}")),
-                };
+                let verdict = door.judge(&stream);
                 tokio::spawn(greet(stream, verdict, events.clone()));
             }
             Err(error) => {
@@ -158,27 +131,8 @@ pub(super) async fn greet(
     verdict: Result<bool, String>,
     events: mpsc::Sender<Event>,
 ) {
-    let hello = async {
-        let privileged = verdict?;
-        let mut buffer = Vec::new();
-        let hello = loop {
-            if let Some(message) = protocol::take::<ClientMessage>(&mut buffer).map_err(|e| e.to_string())? {
-                break message;
-            }
-            let read = stream.read_buf(&mut buffer).await.map_err(|e| e.to_string())?;
-            if read == 0 {
-                return Err("hung up without a hello".to_owned());
-            }
-        };
-        match hello {
-            ClientMessage::Hello { version: protocol::VERSION } => Ok(privileged),
-            ClientMessage::Hello { version } => Err(format!(
-                "this broker speaks version {}, the process version {version}: use builds of one release",
-                protocol::VERSION
-            )),
-            _ => Err("the first message was no hello".to_owned()),
-        }
-    };
+    let mut buffer = Vec::new();
+    let hello = door::hello(&mut stream, &mut buffer, verdict);
     let said = tokio::time::timeout(HELLO_TIMEOUT, hello).await;
     match said.unwrap_or_else(|_| Err("no hello came in time".to_owned())) {
         Ok(privileged) => {
@@ -225,7 +179,9 @@ async fn write(mut stream: OwnedWriteHalf, mut queue: mpsc::Receiver<Outgoing>) 
                 bytes.extend_from_slice(&outgoing.bytes);
                 continue;
             };
-            if stream.write_all(&bytes).await.is_err() || pass(&stream, &outgoing.bytes, fd).await.is_err() {
+            if stream.write_all(&bytes).await.is_err()
+                || fds::pass(stream.as_ref(), &outgoing.bytes, Some(fd)).await.is_err()
+            {
                 return;
             }
             bytes.clear();
@@ -234,18 +190,6 @@ async fn write(mut stream: OwnedWriteHalf, mut queue: mpsc::Receiver<Outgoing>) 
             return;
         }
         bytes.clear();
-    }
-}
-
-/// Writes with a descriptor beside it.
-async fn pass(stream: &OwnedWriteHalf, bytes: &[u8], fd: OwnedFd) -> std::io::Result<()> {
-    let socket: &UnixStream = stream.as_ref();
-    loop {
-        socket.writable().await?;
-        match socket.try_io(Interest::WRITABLE, || fds::send(socket, bytes, &[fd.as_fd()])) {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            outcome => return outcome,
-        }
     }
 }
 
@@ -336,7 +280,12 @@ impl Shell {
         self.life.clients.values().for_each(|client| doorbell::ring_eventfd(&client.eventfd));
     }
 
-    fn tell_and_pass(&mut self, client: ClientId, message: &ServerMessage, passed: Option<OwnedFd>) {
+    pub(super) fn tell_and_pass(
+        &mut self,
+        client: ClientId,
+        message: &ServerMessage,
+        passed: Option<OwnedFd>,
+    ) {
         let Some(bytes) = frame(message) else { return };
         let Some(handle) = self.life.clients.get(&client) else { return };
         if let Err(mpsc::error::TrySendError::Full(_)) = handle.outgoing.try_send(Outgoing { bytes, passed })
@@ -372,21 +321,4 @@ impl Shell {
         }
         self.life.core.handle_client_gone(client);
     }
-}
-
-/// Listens on the broker's socket, in place of one that a dead broker left.
-pub(super) fn listen(path: &Path, allowed_gid: Option<u32>) -> Result<(UnixListener, SocketFile)> {
-    let make = || {
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        let (listener, file) = unix_socket::listen(path, BACKLOG_MAX)?;
-        let mode = if allowed_gid.is_some() { 0o660 } else { 0o600 };
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-        if let Some(gid) = allowed_gid {
-            std::os::unix::fs::chown(path, None, Some(gid))?;
-        }
-        Ok((listener, file))
-    };
-    make().map_err(|e| Error::io(format!("listening on the broker socket {}", path.display()), e))
 }

@@ -4,6 +4,7 @@
 mod alarm;
 mod clients;
 mod members;
+mod relayed;
 mod start;
 
 use std::collections::{BTreeSet, HashMap};
@@ -17,16 +18,17 @@ use tokio::task::JoinHandle;
 
 use crate::addr::{Cid, Port};
 use crate::bells::{Board, Hearers};
-use crate::broker::core::{BrokerCore, ClientId, Output};
+use crate::broker::core::{BrokerCore, ClientId, Elsewhere, Output};
 use crate::broker::link::ControlLink;
 use crate::broker::protocol::{self, ClientMessage};
-use crate::broker::record::HalfRef;
+use crate::broker::record::{ConnKind, HalfRef};
 use crate::broker::{BrokerStatus, MemberStatus, PeerQuota, Policy, locks};
 use crate::doorbell::{self, BellPipe, Line, Lines};
 use crate::error::{Error, Result};
 use crate::incarnation::Incarnation;
 use crate::mem::{OwnSpan, PeerSpan};
 use crate::pool::{Member, MemberRow, Pool, RowWriter};
+use crate::relay::{Answered, Caller, Refusal, RelaySocket};
 use crate::ring::{HalfLayout, OwnHalf, PeerHalf, State};
 use crate::unix_socket::SocketFile;
 
@@ -71,6 +73,12 @@ pub(crate) enum Command {
     },
     Retire(Member, oneshot::Sender<Result<()>>),
     SetPolicy(Policy, oneshot::Sender<()>),
+    /// Somebody relays to kernels that are not in the pool, and will be told what is wanted of them.
+    RelayElsewhere(mpsc::UnboundedSender<Elsewhere>),
+    /// What came of something that was wanted there.
+    AnswerElsewhere(ClientId, u64, Answered),
+    /// Somebody there calls.
+    Arrive(Caller, Port, ConnKind, oneshot::Sender<Result<RelaySocket, Refusal>>),
     Services(oneshot::Sender<Vec<(String, Port)>>),
     Status(oneshot::Sender<BrokerStatus>),
     Stop(oneshot::Sender<()>),
@@ -136,6 +144,8 @@ pub(crate) struct Shell {
     recheck_with_lines: Duration,
     policy: Policy,
     quota: PeerQuota,
+    /// Whoever relays to kernels that are not in the pool.
+    relay: Option<mpsc::UnboundedSender<Elsewhere>>,
     socket: Option<SocketFile>,
     tasks: Vec<JoinHandle<()>>,
     events: mpsc::Sender<Event>,
@@ -233,6 +243,13 @@ impl Shell {
                 self.life.core.set_policy(policy);
                 let _ = done.send(());
             }
+            Command::RelayElsewhere(relay) => self.relay_elsewhere(relay),
+            Command::AnswerElsewhere(client, request, answered) => {
+                self.answer_elsewhere(client, request, answered);
+            }
+            Command::Arrive(caller, port, kind, done) => {
+                let _ = done.send(self.arrive(&caller, port, kind));
+            }
             Command::Services(answer) => {
                 let _ = answer.send(self.life.core.services());
             }
@@ -307,6 +324,7 @@ impl Shell {
                 }
                 Output::ResetHalf(half) => self.reset_half(&half),
                 Output::Wake(client) => self.wake(client),
+                Output::Elsewhere(elsewhere) => self.ask_elsewhere(elsewhere),
                 Output::Bell(peer) => {
                     self.life.dirty.insert(peer);
                     self.ring(peer);

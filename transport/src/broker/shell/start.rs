@@ -6,11 +6,12 @@ use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 
-use super::clients::{self, Door, accept};
+use super::clients::accept;
 use super::members::check_name;
 use super::{Command, EVENTS_MAX, Event, Life, Shell};
 use crate::bells::Board;
 use crate::broker::core::{Backing, BrokerCore};
+use crate::broker::door::{self, Door};
 use crate::broker::link::ControlLink;
 use crate::broker::spans::Spans;
 use crate::broker::{BrokerConfig, PeerQuota, Policy, locks};
@@ -58,7 +59,7 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
     let life = new_life(&pool, &fd, &own, &config.policy, config.peer_quota)?;
     let pipe = BellPipe::new()?;
     let listening =
-        config.socket.as_deref().map(|path| clients::listen(path, config.allowed_gid)).transpose()?;
+        config.socket.as_deref().map(|path| door::listen(path, config.allowed_gid)).transpose()?;
     let (listener, socket) = listening.unzip();
     let mut shell = Shell {
         member: config.member,
@@ -77,6 +78,7 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
         recheck_with_lines: config.recheck_with_lines,
         policy: config.policy,
         quota: config.peer_quota,
+        relay: None,
         socket,
         tasks: Vec::new(),
         events: events.clone(),
@@ -219,7 +221,10 @@ impl Shell {
             link.close();
         }
         match new_life(&self.pool, &self.pool_fd, &self.extent, &self.policy, self.quota) {
-            Ok(life) => self.life = life,
+            Ok(life) => {
+                self.life = life;
+                self.life.core.set_relayed(self.relay.is_some());
+            }
             Err(error) => {
                 tracing::error!(%error, "no new generation can begin");
                 return;
