@@ -5,8 +5,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 use tombolo_rpc::Ctx;
-use tombolo_transport::BrokerHandle;
 use tombolo_transport::broker::Policy;
+use tombolo_transport::relay::RelayedBroker;
+use tombolo_transport::{BrokerHandle, Port};
 
 use crate::api::agent::{
     Agent, AgentError, AgentMode, ClockReport, Inventory, PolicyRule, Pong, Quiesce, QuiesceReport,
@@ -81,10 +82,38 @@ pub struct AgentParts {
     pub exec: ExecEngine,
     /// Its forwards.
     pub forwards: Forwards,
-    /// Its broker, in a kernel with a pool.
-    pub broker: Option<BrokerHandle>,
+    /// Its broker, in a kernel that others can be reached from.
+    pub broker: Option<KernelBroker>,
     /// Its end.
     pub shutdown: ShutdownOrder,
+}
+
+/// The broker of a kernel.
+#[derive(Clone, Debug)]
+pub enum KernelBroker {
+    /// Of one that shares memory.
+    Pool(BrokerHandle),
+    /// Of one that does not: what goes to other kernels is relayed.
+    Relayed(RelayedBroker),
+}
+
+impl KernelBroker {
+    async fn set_policy(&self, policy: Policy) -> tombolo_transport::Result<()> {
+        match self {
+            Self::Pool(broker) => broker.set_policy(policy).await,
+            Self::Relayed(broker) => {
+                broker.set_policy(policy);
+                Ok(())
+            }
+        }
+    }
+
+    async fn services(&self) -> tombolo_transport::Result<Vec<(String, Port)>> {
+        match self {
+            Self::Pool(broker) => broker.services().await,
+            Self::Relayed(broker) => Ok(broker.services()),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -121,7 +150,7 @@ impl AgentService {
         });
     }
 
-    fn broker(&self, attempt: &str) -> Result<&BrokerHandle, AgentError> {
+    fn broker(&self, attempt: &str) -> Result<&KernelBroker, AgentError> {
         self.parts().broker.as_ref().ok_or_else(|| AgentError::NoFabric { attempt: attempt.to_owned() })
     }
 }

@@ -9,10 +9,12 @@ use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tombolo_rpc::Router;
 use tombolo_transport::options::AttachOptions;
+use tombolo_transport::paced::PacedEndpoint;
 use tombolo_transport::pool::{Phase, PoolSource};
+use tombolo_transport::relay::{RelayHandle, RelayedBroker, RelayedBrokerConfig};
 use tombolo_transport::{Broker, BrokerConfig, BrokerHandle, Endpoint, Member, Pool};
 
-use crate::agent::{AgentParts, AgentService, ShutdownOrder};
+use crate::agent::{AgentParts, AgentService, KernelBroker, ShutdownOrder};
 use crate::api::agent::{AgentMode, AgentServer};
 use crate::api::exec::ExecServer;
 use crate::api::files::FilesServer;
@@ -86,21 +88,31 @@ pub async fn run(boot: Boot) -> anyhow::Result<()> {
         Some(pool) => Some(Fabric::join(pool, &config, &black_box, doorbell).await?),
         None => None,
     };
-    let endpoint = match (&fabric, &config.paced) {
+    let link = match (&fabric, &config.paced) {
+        (None, Some(line)) => Some(paced::of_primary(&config, line).context("making the paced link")?),
+        _ => None,
+    };
+    let relayed = match &link {
+        Some(link) => relayed_broker(&config, link).await,
+        None => None,
+    };
+    // What the agent itself says to the primary does not go by its own broker: it must go on whatever that does.
+    let endpoint = match (&fabric, &link) {
         (Some(fabric), _) => Some(fabric.endpoint.clone()),
-        (None, Some(line)) => {
-            let paced = paced::of_primary(&config, line).context("making the paced link")?;
-            Some(Endpoint::paced(paced))
-        }
-        (None, None) => None,
+        (None, link) => link.clone().map(Endpoint::paced),
+    };
+    let (broker, applications) = match (&fabric, relayed) {
+        (Some(fabric), _) => (Some(KernelBroker::Pool(fabric.broker.clone())), endpoint.clone()),
+        (None, Some((broker, endpoint))) => (Some(KernelBroker::Relayed(broker)), Some(endpoint)),
+        (None, None) => (None, endpoint.clone()),
     };
     // Without a kernel or namespace of its own, what the agent has started would outlive its sudden death.
     let tied = mode == AgentMode::Service;
     let launcher = Launcher::new(children.clone(), PathBuf::from("/proc/self/exe"), tied);
     let exec = ExecEngine::new(launcher.clone(), lifecycle.clone());
-    let forwards = Forwards::new(lifecycle.clone(), endpoint.clone());
+    let forwards = Forwards::new(lifecycle.clone(), applications.clone());
     let entrypoint = config.entrypoint.clone().map(|it| EntrypointHandle::start(it, launcher, log.clone()));
-    let tools = ProbeTools::new(exec.clone(), endpoint.clone());
+    let tools = ProbeTools::new(exec.clone(), applications);
     let cpus = watch_cpus(config.cpu_stuck_ms.map(Duration::from_millis));
     let health = Health::start(config.probes.clone(), tools, lifecycle.clone(), entrypoint.clone(), cpus);
     let shutdown = ShutdownOrder::default();
@@ -111,7 +123,7 @@ pub async fn run(boot: Boot) -> anyhow::Result<()> {
         lifecycle: lifecycle.clone(),
         exec: exec.clone(),
         forwards: forwards.clone(),
-        broker: fabric.as_ref().map(|fabric| fabric.broker.clone()),
+        broker,
         shutdown: shutdown.clone(),
     };
     // The first process of a kernel is never started again while that goes on.
@@ -143,6 +155,27 @@ pub async fn run(boot: Boot) -> anyhow::Result<()> {
         fabric.leave().await;
     }
     Ok(())
+}
+
+/// The broker of a kernel that shares no memory, and the agent's own way through it. Without it the kernel is managed all the same.
+async fn relayed_broker(config: &AgentConfig, link: &PacedEndpoint) -> Option<(RelayedBroker, Endpoint)> {
+    let socket = &config.broker_socket;
+    let mut broker_config =
+        RelayedBrokerConfig::new(config.cid, config.name.as_str(), config.primary_cid, socket.clone());
+    broker_config.policy = config.policy.clone();
+    let started = async {
+        let broker = RelayedBroker::start(broker_config, link.clone()).await?;
+        let endpoint = Endpoint::attach(socket).await?;
+        Ok::<_, tombolo_transport::Error>((broker, endpoint))
+    };
+    match started.await {
+        Ok(started) => Some(started),
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            tracing::error!(error = format!("{error:#}"), "applications of this kernel reach no other");
+            None
+        }
+    }
 }
 
 /// Where an agent keeps what it must know of hand-overs when it is started again: with its broker's socket, and of its own name.
@@ -242,6 +275,8 @@ async fn log_kernel(log: Log) {
 /// This kernel's part in the fabric.
 struct Fabric {
     broker: BrokerHandle,
+    /// To and from kernels that share no memory.
+    _relay: RelayHandle,
     endpoint: Endpoint,
     heartbeat: Heartbeat,
 }
@@ -286,7 +321,9 @@ impl Fabric {
         let options = AttachOptions { recheck: RECHECK_OF_LINK, ..AttachOptions::default() };
         let endpoint = Endpoint::attach_with(&config.broker_socket, options);
         let endpoint = endpoint.await.context("attaching to the broker")?;
-        Ok(Self { broker, endpoint, heartbeat })
+        let relay =
+            RelayHandle::of_member(&broker, config.primary_cid).await.context("starting the relay")?;
+        Ok(Self { broker, _relay: relay, endpoint, heartbeat })
     }
 
     async fn leave(self) {

@@ -8,7 +8,7 @@ use tombolo_transport::{Addr, Cid, Endpoint, Port};
 use super::client::{self, Client};
 use super::error::CliError;
 use super::{Context, output};
-use crate::api::{ExitKind, LinkKind};
+use crate::api::ExitKind;
 use crate::core::InstanceName;
 
 /// Bytes carried at once into an instance.
@@ -81,12 +81,6 @@ impl Target {
             Self::Port(name, port) => {
                 let client = cx.client().await?;
                 let view = client.ask(client.fleet.inspect(name.to_string())).await?.view;
-                if view.link == Some(LinkKind::Paced) {
-                    return Err(CliError::usage(format!(
-                        "`{name}` shares no memory with this kernel, so that none of its ports is on the fabric; `{name}:tcp:PORT` and \
-                         `{name}:unix:PATH` lead to what listens inside"
-                    )));
-                }
                 let addr = Addr::new(Cid(view.cid), Port(port));
                 Route::Fabric(client::attach(&cx.global).await?, Goal::Addr(addr))
             }

@@ -18,6 +18,7 @@ mod instance;
 pub mod options;
 mod paced;
 mod registry;
+mod relay;
 mod services;
 mod shared;
 pub mod socket;
@@ -139,6 +140,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         balance,
     });
     let endpoint = shared.broker.endpoint().await.map_err(unusable)?;
+    let _relay = relay::start(&shared).await.map_err(unusable)?;
     let door = Door::new(shared.clone());
     let doors =
         Door::open(&endpoint, shared.pool.geometry(), &shared.paced.endpoint()).await.map_err(unusable)?;

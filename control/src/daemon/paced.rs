@@ -49,6 +49,11 @@ impl PacedLinks {
         Endpoint::paced(self.endpoint.clone())
     }
 
+    /// The links themselves, for what applications say over them.
+    pub(crate) fn links(&self) -> PacedEndpoint {
+        self.endpoint.clone()
+    }
+
     /// Takes the sockets of this kernel from now on. One that is expected already stays so.
     pub(crate) fn expect(&self, cid: Cid, end: &HostEnd) {
         let config = match end {

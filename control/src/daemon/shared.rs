@@ -128,6 +128,13 @@ impl Shared {
             .map(|(_, credential)| credential.name.clone())
     }
 
+    /// The CID of the instance of this name, whose kernel runs.
+    pub(crate) fn cid_of(&self, name: &str) -> Option<Cid> {
+        let credentials = self.credentials.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let found = credentials.iter().find(|(_, credential)| credential.name.as_str() == name);
+        found.map(|((cid, _), _)| *cid)
+    }
+
     /// Lets the agent of this boot report, and that of any earlier boot with this CID no more.
     pub(crate) fn admit_agent(&self, cid: Cid, incarnation: Incarnation, credential: Credential) {
         let mut credentials = self.credentials.write().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -127,11 +127,8 @@ impl Instance {
         });
     }
 
-    /// Tells the agent the policy as it stands. One that shares no memory has nobody to apply it to: no application calls it.
+    /// Tells the agent the policy as it stands.
     pub(super) fn push_rules(&self) {
-        if !self.shares_memory() {
-            return;
-        }
         let Some(agent) = self.link.as_ref().map(|link| AgentClient::new(link.link.clone())) else { return };
         let rules: Vec<PolicyRule> =
             to_broker_policy(&self.shared.rules()).rules.iter().map(Into::into).collect();
