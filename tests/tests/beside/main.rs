@@ -51,9 +51,13 @@ impl Beside {
 
     /// Boots a kernel `web` that has the demo's application.
     fn boot(&self, options: &[&str]) {
+        self.boot_as("web", options);
+    }
+
+    fn boot_as(&self, name: &str, options: &[&str]) {
         let app = prerequisites::static_program("tombolo-demo-kv").expect("the programs are built");
         let file = format!("{}:/bin/app", app.display());
-        let up = ["up", "web", "--memory", MEMORY, "--file", &file];
+        let up = ["up", name, "--memory", MEMORY, "--file", &file];
         self.bed.must(&[&up, options].concat());
     }
 
@@ -99,6 +103,7 @@ on_the_stand_in!(
         kernel_without_shared_memory_is_reached_and_says_over_what,
         next_daemon_reaches_a_kernel_without_shared_memory,
         link_that_breaks_or_loses_bytes_is_taken_up_again,
+        applications_in_kernels_without_shared_memory_talk_to_each_other_and_to_the_host,
         panic_without_shared_memory_is_told_apart_and_restarted,
         hang_without_heartbeat_is_seen_by_two_witnesses_and_ended_by_force,
         kernel_that_is_frozen_for_a_while_is_taken_up_again,

@@ -1,10 +1,15 @@
 //! Kernels that share no memory with the host: all that goes to and from them goes over one socket, a poor one.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
+
+use tombolo_tests::attached::Attached;
+use tombolo_tests::bed::eventually;
 
 use super::Beside;
 
@@ -67,11 +72,11 @@ pub(super) fn kernel_without_shared_memory_is_reached_and_says_over_what() {
     assert_eq!(beside.bed.view("web")["boot_id"], beside.boot_id());
     many_bytes_come_whole(&beside);
     assert!(!beside.bed.must(&["logs", "web"]).stdout.is_empty());
-    // What listens inside is called from there; nobody does. Its ports of the fabric are in memory that it has not.
-    let said = beside.bed.tombolo(&["connect", "web:tcp:9"]);
-    assert!(said.code != 0 && said.stderr.contains("refused"), "{said:?}");
-    let said = beside.bed.tombolo(&["connect", "web:9"]);
-    assert!(said.code != 0 && said.stderr.contains("web:tcp:PORT"), "{said:?}");
+    // What listens inside is called from there, its ports of the fabric by relay; nobody does listen.
+    for target in ["web:tcp:9", "web:9"] {
+        let said = beside.bed.tombolo(&["connect", target]);
+        assert!(said.code != 0 && said.stderr.contains("refused"), "{said:?}");
+    }
 
     // It has no heartbeat, and is none the worse for it.
     std::thread::sleep(WATCHED);
@@ -114,6 +119,57 @@ pub(super) fn link_that_breaks_or_loses_bytes_is_taken_up_again() {
     assert!(!has(&beside, "hung"), "{:?}", kinds(&beside));
     beside.bed.must(&["stop", "web"]);
     assert_eq!(beside.bed.view("web")["last_end"], "powered-off");
+    beside.nothing_is_left_but(&[]);
+}
+
+/// The demo's application, running on the host.
+fn on_the_host(beside: &Beside, words: &[&str]) -> Attached {
+    let mut app = Command::new(beside.bed.program("tombolo-demo-kv"));
+    let broker = beside.bed.dir().join("run/broker.sock");
+    app.args(words).arg("--broker").arg(broker).stdin(Stdio::null());
+    Attached::run(app)
+}
+
+fn serves(line: &str) -> bool {
+    line.starts_with("serving kv")
+}
+
+pub(super) fn applications_in_kernels_without_shared_memory_talk_to_each_other_and_to_the_host() {
+    let Some(beside) = boot(&[]) else { return };
+    beside.boot_as("db", &["--restart", "never"]);
+    let mut serving = beside.bed.attach(&["exec", "db", "--", "/bin/app", "serve"]);
+    serving.line("service", serves);
+    let mut on_host = on_the_host(&beside, &["serve"]);
+    on_host.line("service", serves);
+
+    // From the host to a kernel, and back.
+    let said = on_the_host(&beside, &["try", "db/kv"]).finish();
+    assert_eq!(said.code, 0, "{said:?}");
+    beside.bed.must(&["exec", "web", "--", "/bin/app", "try", "host/kv"]);
+    let mut streaming = beside.bed.tombolo_command(&["connect", "db/kv-bytes"]);
+    let mut streaming = streaming.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut bytes = vec![0; MANY_BYTES];
+    streaming.stdout.as_mut().unwrap().read_exact(&mut bytes).unwrap();
+    let pattern: Vec<u8> =
+        (0..MANY_BYTES as u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    assert!(bytes == pattern, "other bytes came");
+    streaming.kill().unwrap();
+    streaming.wait().unwrap();
+
+    // From one kernel to the other, once a rule lets it.
+    let attempt = ["exec", "web", "--", "/bin/app", "try", "db/kv"];
+    let said = beside.bed.tombolo(&attempt);
+    assert!(said.code != 0 && said.stderr.contains("denied by policy"), "{said:?}");
+    beside.bed.must(&["policy", "allow", "web", "db:kv"]);
+    eventually("the rule is in force", || beside.bed.tombolo(&attempt).code == 0);
+
+    // A kernel that dies is a reset in the other.
+    let mut watching = beside.bed.attach(&["exec", "web", "--", "/bin/app", "watch", "db/kv"]);
+    watching.line("call", |line| line.contains("\"alive\""));
+    beside.bed.must(&["kill", "db"]);
+    let failed = watching.line("failure", |line| line.contains("\"failed\""));
+    assert!(failed.contains("reset"), "{failed}");
+    drop((watching, serving, on_host));
     beside.nothing_is_left_but(&[]);
 }
 

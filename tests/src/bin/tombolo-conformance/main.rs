@@ -18,6 +18,7 @@ use tombolo_tests::guest;
 use tombolo_transport::conformance::backends::{
     Between, Hybrid, Memory, Paced, PacedVsockLoopback, Shm, ShmKernels, VsockLoopback,
 };
+use tombolo_transport::conformance::relayed::{Relayed, RelayedKernels};
 use tombolo_transport::conformance::{self, Backend, Counts, RemoteParty};
 use tombolo_transport::paced::SocketKind;
 use tombolo_transport::vsock::VsockConfig;
@@ -25,8 +26,8 @@ use tombolo_transport::{Cid, Endpoint};
 
 const USAGE: &str = "\
 usage: tombolo-conformance WORDS [--filter BEHAVIOUR]
-  here BACKEND            both sides in this process: memory, hybrid, shm, paced, paced-sound, paced-faulty, vsock-loopback
-                          or paced-vsock-loopback
+  here BACKEND            both sides in this process: memory, hybrid, shm, paced, paced-sound, paced-faulty, relayed,
+                          vsock-loopback or paced-vsock-loopback
   kernels [qemu]          shared memory between two real kernels, and between one and this one (boots them: user-mode ones,
                           or those of emulated machines)
   device PROGRAM [qemu]   hybrid here against AF_VSOCK in a real kernel (boots it: a user-mode one, or that of an emulated
@@ -102,6 +103,19 @@ async fn here(backend: &str, filter: &str) -> Result<()> {
         "paced" => suite(Paced::over_sound_sockets(SocketKind::Multikernel), filter).await,
         "paced-sound" => suite(Paced::over_sound_sockets(SocketKind::Sound), filter).await,
         "paced-faulty" => suite(Paced::over_faulty_sockets(SocketKind::Multikernel), filter).await,
+        "relayed" => {
+            for kernels in [
+                RelayedKernels::Same,
+                RelayedKernels::PrimaryAndApart,
+                RelayedKernels::TwoApart,
+                RelayedKernels::MemberAndApart,
+            ] {
+                println!("relayed, kernels: {kernels:?}");
+                let dir = tempfile::tempdir_in("/dev/shm")?;
+                suite(Relayed::in_dir(dir.path(), kernels), filter).await?;
+            }
+            Ok(())
+        }
         "vsock-loopback" => suite(VsockLoopback, filter).await,
         "paced-vsock-loopback" => paced_vsock_loopback(filter).await,
         other => bail!("no backend is called `{other}`\n{USAGE}"),
