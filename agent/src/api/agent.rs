@@ -229,8 +229,8 @@ pub enum AgentError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The kernel has no pool, hence no fabric.
-    #[error("{attempt}: this kernel has no shared-memory pool")]
+    /// The kernel has neither a pool nor a link, hence no fabric.
+    #[error("{attempt}: this kernel has neither a shared-memory pool nor a paced link")]
     NoFabric {
         /// What was attempted.
         attempt: String,

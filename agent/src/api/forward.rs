@@ -143,7 +143,7 @@ pub enum ForwardError {
         id: u64,
     },
     /// The target names the fabric, and this kernel has none.
-    #[error("cannot reach {target}: this kernel has no shared-memory pool")]
+    #[error("cannot reach {target}: this kernel has neither a shared-memory pool nor a paced link")]
     NoFabric {
         /// Where to.
         target: String,

@@ -24,7 +24,7 @@ pub struct ProbeTools {
 }
 
 impl ProbeTools {
-    /// `exec` runs programs; `endpoint` is the fabric, `None` in a kernel without a pool.
+    /// `exec` runs programs; `endpoint` is the fabric, `None` in a kernel without a pool or a link.
     pub fn new(exec: ExecEngine, endpoint: Option<Endpoint>) -> Self {
         Self { exec, endpoint, looking: Arc::default() }
     }
@@ -66,7 +66,12 @@ impl ProbeTools {
     }
 
     fn fabric(&self) -> Result<&Endpoint, ProbeFailure> {
-        let none = || ProbeFailure::new(Kind::CannotTry, "this kernel has no shared-memory pool");
+        let none = || {
+            ProbeFailure::new(
+                Kind::CannotTry,
+                "this kernel has neither a shared-memory pool nor a paced link",
+            )
+        };
         self.endpoint.as_ref().ok_or_else(none)
     }
 
@@ -204,7 +209,10 @@ mod tests {
     async fn without_a_pool_probes_of_the_fabric_fail_and_say_so() {
         for action in [r#""fabric":{"port":5}"#, r#""rpc":{"target":"kv"}"#] {
             let error = tools().attempt(&probe(action)).await.unwrap_err();
-            assert!(error.kind == Kind::CannotTry && error.text.contains("no shared-memory pool"), "{error}");
+            assert!(
+                error.kind == Kind::CannotTry && error.text.contains("neither a shared-memory pool"),
+                "{error}"
+            );
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use tombolo_tests::attached::Attached;
 use tombolo_tests::bed::eventually;
+use tombolo_tests::prerequisites;
 
 use super::Beside;
 
@@ -92,11 +93,15 @@ pub(super) fn kernel_without_shared_memory_is_reached_and_says_over_what() {
 pub(super) fn next_daemon_reaches_a_kernel_without_shared_memory() {
     let Some(mut beside) = boot(&[]) else { return };
     let (boot_id, pid) = (beside.boot_id(), beside.bed.pid("web"));
+    beside.bed.must(&["exec", "-d", "web", "--", "/bin/app", "serve"]);
+    let is_served = |beside: &Beside| on_the_host(beside, &["try", "web/kv"]).finish().code == 0;
+    eventually("the service is found", || is_served(&beside));
     beside.bed.end_daemon("KILL");
     beside.bed.start_daemon();
     beside.bed.must(&["wait", "web", "--for", "running"]);
     assert_eq!((beside.boot_id(), beside.bed.pid("web")), (boot_id, pid));
     assert_eq!(link(&beside), ("paced".into(), true.into()));
+    assert!(is_served(&beside), "what listens there listens still");
     beside.bed.must(&["stop", "web"]);
     assert_eq!(beside.bed.view("web")["last_end"], "powered-off");
     beside.nothing_is_left_but(&[]);
@@ -124,8 +129,16 @@ pub(super) fn link_that_breaks_or_loses_bytes_is_taken_up_again() {
 
 /// The demo's application, running on the host.
 fn on_the_host(beside: &Beside, words: &[&str]) -> Attached {
+    attached_to(beside, &beside.bed.dir().join("run/broker.sock"), words)
+}
+
+/// The same, at the broker of an instance that is no kernel of its own, but shares memory.
+fn near(beside: &Beside, words: &[&str]) -> Attached {
+    attached_to(beside, &beside.bed.instance_dir("near").join("broker.sock"), words)
+}
+
+fn attached_to(beside: &Beside, broker: &Path, words: &[&str]) -> Attached {
     let mut app = Command::new(beside.bed.program("tombolo-demo-kv"));
-    let broker = beside.bed.dir().join("run/broker.sock");
     app.args(words).arg("--broker").arg(broker).stdin(Stdio::null());
     Attached::run(app)
 }
@@ -163,13 +176,42 @@ pub(super) fn applications_in_kernels_without_shared_memory_talk_to_each_other_a
     beside.bed.must(&["policy", "allow", "web", "db:kv"]);
     eventually("the rule is in force", || beside.bed.tombolo(&attempt).code == 0);
 
+    // Between one that shares memory and one that does not.
+    beside.bed.must(&["up", "near", "--spawner", "process"]);
+    let mut serving_near = near(&beside, &["serve"]);
+    serving_near.line("service", serves);
+    beside.bed.must(&["policy", "allow", "near", "db:kv"]);
+    beside.bed.must(&["policy", "allow", "web", "near:kv"]);
+    eventually("the rule is in force", || near(&beside, &["try", "db/kv"]).finish().code == 0);
+    let attempt = ["exec", "web", "--", "/bin/app", "try", "near/kv"];
+    eventually("the rule is in force", || beside.bed.tombolo(&attempt).code == 0);
+
     // A kernel that dies is a reset in the other.
     let mut watching = beside.bed.attach(&["exec", "web", "--", "/bin/app", "watch", "db/kv"]);
     watching.line("call", |line| line.contains("\"alive\""));
     beside.bed.must(&["kill", "db"]);
     let failed = watching.line("failure", |line| line.contains("\"failed\""));
     assert!(failed.contains("reset"), "{failed}");
-    drop((watching, serving, on_host));
+    drop((watching, serving, on_host, serving_near));
+    beside.nothing_is_left_but(&[]);
+}
+
+pub(super) fn connections_over_a_link_that_breaks_are_as_good_as_any() {
+    let suite = prerequisites::static_program("tombolo-conformance").expect("the programs are built");
+    let Some(beside) = boot(&["--file", &format!("{}:/bin/suite", suite.display())]) else { return };
+    let broker = beside.bed.dir().join("run/broker.sock");
+    let cid = beside.bed.view("web")["cid"].to_string();
+    let peer = ["exec", "web", "--", "/bin/suite", "peer", "shm", "/run/tombolo/broker.sock"];
+    let mut peer = beside.bed.attach(&peer);
+    peer.line("peer of the suite", |line| line.starts_with("peer of the suite"));
+    let mut command = Command::new(suite);
+    command.args(["between", "shm"]).arg(broker).arg(cid).stdin(Stdio::null());
+    let mut driver = Attached::run(command);
+    driver.line("verdict", |line| line.starts_with("ok"));
+    beside.stand_in.control(&["cut", "web"]);
+    let said = driver.finish();
+    assert_eq!(said.code, 0, "{}", said.stdout);
+    drop(peer);
     beside.nothing_is_left_but(&[]);
 }
 

@@ -145,8 +145,7 @@ impl Desk {
                 let within = Duration::from_millis(timeout_ms);
                 let answer = tokio::select! {
                     answer = self.connect(request, addr, kind, within) => answer,
-                    // Whoever called has gone, or breaks the protocol.
-                    _ = stream.readable() => return Ok(()),
+                    () = gone(&stream) => return Ok(()),
                 };
                 let (result, socket) = apart(answer);
                 tell(&stream, &ServerMessage::Done { request, result }, socket).await
@@ -249,6 +248,17 @@ async fn listen(stream: &UnixStream, mut bound: Bound, kind: ConnKind, mut buffe
                     Err(error) => return Err(failed(error)),
                 }
             }
+        }
+    }
+}
+
+/// Waits until a process that waits for an answer waits no more: it has hung up, or says what it should not.
+async fn gone(stream: &UnixStream) {
+    loop {
+        let is_ready = stream.readable().await;
+        let heard = is_ready.and_then(|()| stream.try_read(&mut [0]));
+        if !heard.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock) {
+            return;
         }
     }
 }

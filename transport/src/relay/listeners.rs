@@ -15,8 +15,8 @@ use crate::broker::protocol::Failure;
 use crate::broker::record::{ConnKind, SERVICE_NAME_BYTES_MAX};
 use crate::broker::{KernelId, Policy};
 
-/// The largest backlog; a larger one is cut. Each who waits is a descriptor under way.
-const BACKLOG_MAX: u32 = 256;
+/// The largest backlog; a larger one is cut. Each who waits is a descriptor under way, and all of them fit into the process's socket.
+const BACKLOG_MAX: u32 = 128;
 /// Listeners of a kernel.
 const LISTENERS_MAX: usize = 4096;
 
