@@ -107,6 +107,24 @@ pub struct PoolConfig {
     pub path: PathBuf,
     /// Its length in bytes; a device does not tell. A PCI function may have more: its memory is a power of two.
     pub len: u64,
+    /// Where it begins in that file or device, in bytes, a multiple of 4096: its physical address, if that is `/dev/mem`. Default 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub offset: u64,
+    /// The file system to mount first, of which `path` is a file. Default: `path` is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub daxfs: Option<Daxfs>,
+}
+
+/// A DAXFS in memory that several kernels have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Daxfs {
+    /// Where to mount it; made if it is not there.
+    pub mount: PathBuf,
+    /// Its physical address.
+    pub phys: u64,
+    /// Its length in bytes.
+    pub size: u64,
 }
 
 /// One end of a byte pipe to the primary: each byte says "look at your rings".
@@ -290,6 +308,11 @@ impl AgentConfig {
 }
 
 impl PoolConfig {
+    /// What is a file or device of its own, from its start.
+    pub fn new(path: impl Into<PathBuf>, len: u64) -> Self {
+        Self { path: path.into(), len, offset: 0, daxfs: None }
+    }
+
     fn validate(&self) -> Result<(), ConfigError> {
         if let Some(id) = PciId::of_path(&self.path) {
             id.map_err(|reason| ConfigError::invalid("pool.path", reason))?;
@@ -305,8 +328,37 @@ impl PoolConfig {
                 format!("{} is not a positive multiple of 4096", self.len),
             ));
         }
+        if !self.offset.is_multiple_of(4096) || self.offset.checked_add(self.len).is_none() {
+            return Err(ConfigError::invalid(
+                "pool.offset",
+                format!("{:#x} is not a multiple of 4096 with room for {} bytes", self.offset, self.len),
+            ));
+        }
+        match &self.daxfs {
+            Some(daxfs) => daxfs.validate(&self.path),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Daxfs {
+    fn validate(&self, file: &Path) -> Result<(), ConfigError> {
+        if !self.mount.is_absolute() || file == self.mount || !file.starts_with(&self.mount) {
+            let reason = format!("{} is no absolute path above {}", self.mount.display(), file.display());
+            return Err(ConfigError::invalid("pool.daxfs.mount", reason));
+        }
+        if self.phys == 0 || self.size == 0 || ![self.phys, self.size].iter().all(|n| n.is_multiple_of(4096))
+        {
+            let reason =
+                format!("{:#x} and {:#x} are not both positive multiples of 4096", self.phys, self.size);
+            return Err(ConfigError::invalid("pool.daxfs", reason));
+        }
         Ok(())
     }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 fn validate_kernel_name(field: &str, name: &str) -> Result<(), ConfigError> {
@@ -453,16 +505,25 @@ mod tests {
     #[test]
     fn values_out_of_range_are_refused_by_name() {
         type Spoil = fn(&mut AgentConfig);
-        let cases: [(&str, Spoil); 11] = [
+        let cases: [(&str, Spoil); 14] = [
             ("name", |c| c.name = "a/b".into()),
             ("name", |c| c.name = "x".repeat(33)),
             ("cid", |c| c.cid = Cid::HOST),
             ("member", |c| c.member = Member::PRIMARY),
-            ("pool.len", |c| c.pool = Some(PoolConfig { path: "/p".into(), len: 4095 })),
-            ("pool.path", |c| c.pool = Some(PoolConfig { path: "p".into(), len: 4096 })),
-            ("pool.path", |c| c.pool = Some(PoolConfig { path: "pci:1af4".into(), len: 4096 })),
+            ("pool.len", |c| c.pool = Some(PoolConfig::new("/p", 4095))),
+            ("pool.offset", |c| c.pool = Some(PoolConfig { offset: 8, ..PoolConfig::new("/dev/mem", 4096) })),
+            ("pool.daxfs.mount", |c| {
+                let daxfs = Some(Daxfs { mount: "/m".into(), phys: 4096, size: 4096 });
+                c.pool = Some(PoolConfig { daxfs, ..PoolConfig::new("/p", 4096) });
+            }),
+            ("pool.daxfs", |c| {
+                let daxfs = Some(Daxfs { mount: "/m".into(), phys: 4097, size: 4096 });
+                c.pool = Some(PoolConfig { daxfs, ..PoolConfig::new("/m/p", 4096) });
+            }),
+            ("pool.path", |c| c.pool = Some(PoolConfig::new("p", 4096))),
+            ("pool.path", |c| c.pool = Some(PoolConfig::new("pci:1af4", 4096))),
             ("paced", |c| {
-                c.pool = Some(PoolConfig { path: "/p".into(), len: 4096 });
+                c.pool = Some(PoolConfig::new("/p", 4096));
                 c.paced = Some(PacedLine::Vsock(Port(700)));
             }),
             ("heartbeat_ms", |c| c.heartbeat_ms = 0),
@@ -476,7 +537,7 @@ mod tests {
             assert!(error.contains(&format!(": {field}: ")), "{field}: {error}");
         }
         let mut config = minimal();
-        config.pool = Some(PoolConfig { path: "pci:1af4:1110".into(), len: 4096 });
+        config.pool = Some(PoolConfig::new("pci:1af4:1110", 4096));
         config.validate().unwrap();
     }
 

@@ -14,6 +14,7 @@ mod clock;
 pub mod console;
 mod cpu_list;
 pub mod cpus;
+mod daxfs;
 mod doorbell;
 pub mod entrypoint;
 pub mod exec;

@@ -40,7 +40,7 @@ use crate::logs::{Log, LogsService, follow_kernel_log};
 use crate::measure::MeasureService;
 use crate::paced::{self, open_terminal};
 use crate::state::Lifecycle;
-use crate::{pci, pid1};
+use crate::{daxfs, pci, pid1};
 
 /// Grace of a shutdown that SIGTERM asks for.
 const SIGTERM_GRACE: Duration = Duration::from_secs(10);
@@ -288,9 +288,15 @@ impl Fabric {
         black_box: &BlackBox,
         doorbell: Option<OwnedFd>,
     ) -> anyhow::Result<Self> {
+        if let Some(daxfs) = &pool.daxfs {
+            daxfs::mount(daxfs).context("mounting the file system of the pool")?;
+        }
         let path = pci::file_to_map(&pool.path, pool.len).context("looking for the pool")?;
-        let source = || PoolSource::Path { path: path.clone(), len: pool.len };
-        let mapped = Pool::attach(source(), config.member).context("mapping the pool")?;
+        let source = || PoolSource::Path { path: path.clone(), offset: pool.offset, len: pool.len };
+        let mapped = Pool::attach(source(), config.member).with_context(|| match pool.offset {
+            0 => "mapping the pool",
+            _ => "mapping the pool (by its physical address: this kernel needs CONFIG_DEVMEM, no lockdown, and perhaps iomem=relaxed)",
+        })?;
         black_box.open(mapped.black_box_writer().context("opening the black box")?);
         let writer = mapped.heartbeat_writer().context("opening the status line")?;
         let interval = Duration::from_millis(config.heartbeat_ms);
@@ -302,6 +308,8 @@ impl Fabric {
         }
         let mut broker_config = BrokerConfig::new(source(), config.member);
         broker_config.socket = Some(config.broker_socket.clone());
+        // What is part of a device is not locked by itself.
+        broker_config.locks = (pool.offset != 0).then(|| config.broker_socket.with_extension("locks"));
         broker_config.policy = config.policy.clone();
         let broker = Broker::start(broker_config).await.context("starting the broker")?;
         let line = match (&config.doorbell, doorbell) {

@@ -30,6 +30,8 @@ const INCARNATION: Incarnation = Incarnation([1; 16]);
 struct Bed {
     dir: tempfile::TempDir,
     pool: Pool,
+    /// Where it begins in its file.
+    offset: u64,
 }
 
 /// The control plane's part, which a test may stop and start.
@@ -44,7 +46,17 @@ impl Bed {
         let dir = tempfile::Builder::new().prefix("tombolo-test").tempdir_in("/dev/shm").unwrap();
         let geometry = Geometry { extent_bytes: 16 << 20, members_max: 4, ..Geometry::default() };
         let pool = Pool::create(&dir.path().join("pool"), geometry).unwrap();
-        Self { dir, pool }
+        Self { dir, pool, offset: 0 }
+    }
+
+    /// The same inside of something bigger, as on a device of all memory.
+    fn inside(offset: u64) -> Self {
+        let dir = tempfile::Builder::new().prefix("tombolo-test").tempdir_in("/dev/shm").unwrap();
+        let geometry = Geometry { extent_bytes: 16 << 20, members_max: 4, ..Geometry::default() };
+        let (path, len) = (dir.path().join("pool"), geometry.pool_bytes().unwrap());
+        std::fs::File::create(&path).unwrap().set_len(offset + len + 4096).unwrap();
+        let pool = Pool::format(PoolSource::Path { path, offset, len }, geometry).unwrap();
+        Self { dir, pool, offset }
     }
 
     fn path(&self) -> PathBuf {
@@ -52,7 +64,9 @@ impl Bed {
     }
 
     async fn primary(&self, line: &UnixStream) -> Primary {
-        let config = BrokerConfig::new(PoolSource::path(self.path()), Member::PRIMARY);
+        let (offset, len) = (self.offset, self.pool.len_bytes());
+        let source = PoolSource::Path { path: self.path(), offset, len };
+        let config = BrokerConfig::new(source, Member::PRIMARY);
         let broker = Broker::start(config).await.unwrap();
         broker.admit(WEB, Cid(3), "web", INCARNATION).await.unwrap();
         broker.add_line(WEB, line.try_clone().unwrap().into()).unwrap();
@@ -66,7 +80,7 @@ impl Bed {
         // The agent process is to inherit it under the number it has here.
         rustix::io::fcntl_setfd(&doorbell, rustix::io::FdFlags::empty()).unwrap();
         let mut fields = json!({
-            "pool": {"path": self.path(), "len": self.pool.len_bytes()},
+            "pool": {"path": self.path(), "len": self.pool.len_bytes(), "offset": self.offset},
             "doorbell": {"fd": doorbell.as_raw_fd()}, "heartbeat_ms": 20,
             "broker_socket": self.dir.path().join("broker.sock"),
         });
@@ -130,6 +144,19 @@ async fn the_agent_calls_and_is_served_through_shared_memory() {
         got.extend_from_slice(&piece);
     }
     assert_eq!((within(call).await.unwrap().blake3, got == content), (blake3, true));
+}
+
+#[tokio::test]
+async fn a_pool_inside_of_something_bigger_serves_as_any_other() {
+    let bed = Bed::inside(0x20_3000);
+    let (near, far) = UnixStream::pair().unwrap();
+    let mut primary = bed.primary(&near).await;
+    let _agent = bed.agent(far, json!({}));
+    let clients = primary.accept().await;
+    assert_eq!(within(clients.agent.hello()).await.unwrap().cid, 3);
+    let first = bed.pool.heartbeat(WEB);
+    eventually("it beats", || bed.pool.heartbeat(WEB).count > first.count + 5).await;
+    assert!(bed.dir.path().join("broker.locks").exists(), "what is part of something is not locked itself");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use rustix::net::{
 };
 
 /// The most that are ever passed at once.
-const FDS_MAX: usize = 4;
+const FDS_MAX: usize = 5;
 
 /// Sends `data` with `fds` beside it, or nothing of either. The socket must have room: it is fresh.
 pub(crate) fn send(socket: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {

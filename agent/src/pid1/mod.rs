@@ -8,6 +8,7 @@ mod poweroff;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+pub(crate) use mounts::is_mounted;
 pub use mounts::mount_basics;
 pub use poweroff::{finish, stop_everyone};
 

@@ -87,7 +87,7 @@ impl Mount {
 }
 
 /// Whether something is mounted there: it is on another device than its parent.
-fn is_mounted(target: &Path) -> bool {
+pub(crate) fn is_mounted(target: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let device = |path: &Path| std::fs::metadata(path).map(|meta| meta.dev()).ok();
     match (device(target), target.parent().and_then(device)) {

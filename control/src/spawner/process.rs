@@ -113,7 +113,7 @@ impl Spawner for ProcessSpawner {
         let claim = Claim::take(&dir).await?;
 
         let mut config = spec.agent_config.clone();
-        config.pool = spec.pool.as_ref().map(|pool| PoolConfig { path: pool.path.clone(), len: pool.len });
+        config.pool = spec.pool.as_ref().map(|pool| PoolConfig::new(&pool.path, pool.len));
         config.doorbell = Some(Doorbell::Fd(Job::DOORBELL_FD));
         config.modules = Vec::new();
         config.broker_socket = dir.join(BROKER);

@@ -89,8 +89,7 @@ impl Spawner for UmlSpawner {
         let claim = Claim::take(&spec.runtime_dir).await?;
 
         let mut config = spec.agent_config.clone();
-        config.pool =
-            spec.pool.as_ref().map(|pool| PoolConfig { path: "/dev/mmapper".into(), len: pool.len });
+        config.pool = spec.pool.as_ref().map(|pool| PoolConfig::new("/dev/mmapper", pool.len));
         config.doorbell = Some(Doorbell::Path("/dev/ttyS0".into()));
         let initrd_bytes = initrd::write(spec, config, &modules).await?;
         initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;

@@ -13,6 +13,10 @@ use crate::pool::{Member, PoolSource};
 pub struct BrokerConfig {
     /// The pool, already formatted (see [`Pool::create`](crate::pool::Pool::create)).
     pub pool: PoolSource,
+    /// The file on which is locked what processes may still write, instead of the pool: where that cannot be opened once more for each process
+    /// (a dma-buf) or is part of something bigger (`/dev/mem`). It is made if it is not there; the next broker of this member must be given the
+    /// same. Default: the pool itself.
+    pub locks: Option<PathBuf>,
     /// Which member of it this kernel is.
     pub member: Member,
     /// Primary only: the CID of this kernel. Default [`Cid::HOST`]. A spawned kernel's is what it was admitted with.
@@ -41,6 +45,7 @@ impl BrokerConfig {
     pub fn new(pool: PoolSource, member: Member) -> Self {
         Self {
             pool,
+            locks: None,
             member,
             cid: Cid::HOST,
             name: "host".into(),

@@ -1,8 +1,9 @@
 //! What a process and its broker say to each other over the Unix socket: each message is its length (u32, little endian)
 //! and then postcard. The first answer of the broker carries descriptors: the pool, the process's eventfd, the end of the
-//! broker's bell pipe that is written, and for a privileged process of a spawned kernel whose doorbell is a terminal line, that
-//! line opened for writing. Later ones carry the eventfds of other processes, which are then rung without the broker, and sockets of connections
-//! that are relayed. The broker of a kernel without a pool answers [`ServerMessage::Apart`]; each request then has a socket of its own, after a hello.
+//! broker's bell pipe that is written, the file of locks where that is not the pool (the process only keeps it open), and for a privileged
+//! process of a spawned kernel whose doorbell is a terminal line, that line opened for writing. Later ones carry the eventfds of other processes,
+//! which are then rung without the broker, and sockets of connections that are relayed. The broker of a kernel without a pool answers
+//! [`ServerMessage::Apart`]; each request then has a socket of its own, after a hello.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -63,7 +64,15 @@ pub(crate) enum ClientMessage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ServerMessage {
     /// The answer to Hello, with the descriptors.
-    Welcome { version: u32, cid: Cid, member: Member, pool_len: u64, generation: u64 },
+    Welcome {
+        version: u32,
+        cid: Cid,
+        member: Member,
+        pool_offset: u64,
+        pool_len: u64,
+        generation: u64,
+        has_lock_file: bool,
+    },
     /// The answer to Hello in a kernel without a pool: one request may follow.
     Apart { version: u32, cid: Cid },
     /// The answer to Hello if there is no attachment; the socket is then closed.

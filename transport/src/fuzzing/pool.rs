@@ -7,7 +7,7 @@ use rustix::fs::MemfdFlags;
 use super::Input;
 use crate::incarnation::Incarnation;
 use crate::pool::layout::{self, Layout};
-use crate::pool::{BlackBoxRecord, Geometry, Member, Pool, RowContent, Superblock};
+use crate::pool::{BlackBoxRecord, Geometry, Member, Place, Pool, RowContent, Superblock};
 
 const GEOMETRY: Geometry = Geometry { members_max: 2, extent_bytes: 128 << 10, black_box_records: 4 };
 /// The member whose extent is written over.
@@ -18,7 +18,8 @@ pub(super) fn pool(data: &[u8]) {
     let mut input = Input::new(data);
     let layout = Layout::of(GEOMETRY).expect("a valid geometry");
     let file = written(&layout, &mut input);
-    let pool = Pool::map(&file, layout.pool_len, Member::PRIMARY, "of a fuzzer").expect("a good superblock");
+    let place = Place { offset: 0, len: layout.pool_len };
+    let pool = Pool::map(&file, place, Member::PRIMARY, "of a fuzzer").expect("a good superblock");
     for row in pool.rows() {
         assert!(row.name.len() <= layout::row::NAME_BYTES_MAX);
     }
@@ -29,7 +30,7 @@ pub(super) fn pool(data: &[u8]) {
     // Each byte that is no UTF-8 becomes a character of three.
     assert!(records.iter().all(|record| record.text.len() <= 3 * BlackBoxRecord::TEXT_BYTES_MAX));
     // Whoever boots on such an extent writes its black box on.
-    let own = Pool::map(&file, layout.pool_len, OTHER, "of a fuzzer").expect("a good superblock");
+    let own = Pool::map(&file, place, OTHER, "of a fuzzer").expect("a good superblock");
     let mut writer = own.black_box_writer().expect("its own pages");
     for _ in 0..2 {
         writer.record(crate::pool::BlackBoxLevel::Info, "after");

@@ -56,12 +56,13 @@ impl Mapping {
     /// Maps `len` bytes of `fd` from `offset`, shared and read-only.
     ///
     /// To make parts writable later, `fd` must have been opened for reading *and* writing. `offset` must be a multiple of
-    /// [`PAGE`]; devices may ask for more (UML's `/dev/mmapper`: offset 0 and the whole length). The
+    /// [`PAGE`]; devices may ask for more (UML's `/dev/mmapper`: offset 0 and the whole length), and only they know where they end. The
     /// descriptor may be closed afterwards.
     pub fn map(fd: impl AsFd, offset: u64, len: usize) -> Result<Arc<Self>, MapError> {
         let fd = fd.as_fd();
         let end = offset.saturating_add(len as u64);
-        if len == 0 || !offset.is_multiple_of(PAGE as u64) {
+        // What is beyond an `off_t` no system can be asked for.
+        if len == 0 || !offset.is_multiple_of(PAGE as u64) || i64::try_from(end).is_err() {
             return Err(MapError::BadRange { start: offset, end });
         }
         let stat = rustix::fs::fstat(fd)
@@ -156,6 +157,28 @@ mod tests {
     fn a_file_too_short_is_refused() {
         let error = Mapping::map(file(4096), 0, 8192).unwrap_err();
         assert!(matches!(error, MapError::TooShort { file_len: 4096, .. }), "{error}");
+    }
+
+    #[test]
+    fn part_of_a_file_is_mapped_from_its_offset_and_nothing_beyond() {
+        let file = file(16384);
+        let part = Mapping::map(&file, 8192, 8192).unwrap();
+        part.make_writable(0..4096).unwrap().store(0, 7, Ordering::Release);
+        let whole = Mapping::map(&file, 0, 16384).unwrap().peer(0, 16384).unwrap();
+        assert_eq!((whole.load(0, Ordering::Acquire), whole.load(8192, Ordering::Acquire)), (0, 7));
+        assert!(part.peer(8192, 8).is_err());
+        let refused = |offset, len| Mapping::map(&file, offset, len).unwrap_err();
+        assert!(matches!(refused(12288, 8192), MapError::TooShort { file_len: 16384, .. }));
+        assert!(matches!(refused(16384, 4096), MapError::TooShort { .. }));
+        for (offset, len) in [(1, 4096), (2048, 4096), (u64::MAX - 4095, 4096), (1 << 63, 4096), (4096, 0)] {
+            assert!(matches!(refused(offset, len), MapError::BadRange { .. }), "{len} at {offset:#x}");
+        }
+    }
+
+    #[test]
+    fn device_that_cannot_be_mapped_is_told() {
+        let null = std::fs::File::options().read(true).write(true).open("/dev/null").unwrap();
+        assert!(matches!(Mapping::map(null, 4096, 4096).unwrap_err(), MapError::Io { .. }));
     }
 
     #[test]

@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Result;
+use crate::pool::layout::Layout;
+
 /// The index of a kernel in a pool: 0 is the primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -43,6 +46,16 @@ impl Geometry {
     pub const EXTENT_BYTES_MAX: u64 = 64 << 30;
     /// The largest black box, in records (16 MiB).
     pub const BLACK_BOX_RECORDS_MAX: u32 = 1 << 16;
+}
+
+impl Geometry {
+    /// How long a pool of this geometry is, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) if it is out of its limits.
+    pub fn pool_bytes(self) -> Result<u64> {
+        Ok(Layout::of(self)?.pool_len)
+    }
 }
 
 impl Default for Geometry {

@@ -15,6 +15,7 @@ mod view;
 pub use black_box::{BlackBoxLevel, BlackBoxRecord, BlackBoxWriter};
 pub use geometry::{Geometry, Member};
 pub use heartbeat::{Heartbeat, HeartbeatReader, HeartbeatScan, HeartbeatWriter, Phase};
+pub(crate) use source::Place;
 pub use source::PoolSource;
 pub(crate) use superblock::RowContent;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use super::layout::Layout;
 use super::*;
 use crate::{Cid, Error, Incarnation};
 
@@ -143,12 +144,56 @@ fn bad_pools_are_refused_with_the_reason() {
     file.set_len(len).unwrap();
     assert!(reason(attach()).contains("formatted"));
 
-    let longer = PoolSource::Path { path: path.clone(), len: len + 4096 };
+    let longer = PoolSource::Path { path: path.clone(), offset: 0, len: len + 4096 };
     assert!(reason(Pool::attach(longer, Member(1))).contains("holds only"));
     let missing = PoolSource::path(dir.path().join("none"));
     assert!(matches!(Pool::attach(missing, Member(1)), Err(Error::Io { .. })));
     let fd = std::fs::File::open("/dev/null").unwrap().into();
-    assert!(Pool::attach(PoolSource::Fd { fd, len: 1 << 20 }, Member(1)).is_err());
+    assert!(Pool::attach(PoolSource::Fd { fd, offset: 0, len: 1 << 20 }, Member(1)).is_err());
+}
+
+#[test]
+fn pool_that_is_part_of_a_file_is_found_at_its_offset() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("memory");
+    let file = std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+    let len = Layout::of(small()).unwrap().pool_len;
+    let (offset, at) = (8192, |offset, len| PoolSource::Path { path: path.clone(), offset, len });
+    // What was there before is nobody's business.
+    file.write_all_at(&vec![0xa5; usize::try_from(offset + len).unwrap()], 0).unwrap();
+    let primary = Pool::format(at(offset, len), small()).unwrap();
+    assert_eq!((primary.len_bytes(), primary.rows()), (len, vec![]));
+    primary.heartbeat_writer().unwrap().beat();
+    let other = Pool::attach(at(offset, len), Member(1)).unwrap();
+    assert_eq!((other.id(), other.heartbeat(Member::PRIMARY).count), (primary.id(), 1));
+    let rest = Pool::attach(at(offset, 0), Member(1)).unwrap();
+    assert_eq!(rest.len_bytes(), len, "a file tells what there is from there on");
+    let mut before = vec![0; usize::try_from(offset).unwrap()];
+    file.read_exact_at(&mut before, 0).unwrap();
+    assert!(before.iter().all(|byte| *byte == 0xa5), "nothing else is written");
+    assert!(reason(Pool::attach(at(0, len), Member(1))).contains("formatted"));
+    assert!(reason(Pool::attach(at(offset + 1, len), Member(1))).contains("whole"));
+    assert!(reason(Pool::attach(at(offset + 4096, len), Member(1))).contains("holds only"));
+    assert!(reason(Pool::attach(at(u64::MAX - 4095, len), Member(1))).contains("whole"));
+}
+
+#[test]
+fn memory_that_cannot_hold_the_pool_is_not_formatted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("memory");
+    let file = std::fs::File::create(&path).unwrap();
+    let len = Layout::of(small()).unwrap().pool_len;
+    file.set_len(len).unwrap();
+    let format = |path: &std::path::Path, offset, len| {
+        reason(Pool::format(PoolSource::Path { path: path.to_owned(), offset, len }, small()))
+    };
+    assert!(format(&path, 0, len - 4096).contains("ask for fewer"));
+    assert!(format(&path, 4096, len).contains("holds only"));
+    assert!(format(std::path::Path::new("/dev/null"), 0, len).contains("mmap"));
+    assert!(matches!(
+        Pool::format(PoolSource::path(dir.path().join("none")), small()),
+        Err(Error::Io { .. })
+    ));
 }
 
 #[test]

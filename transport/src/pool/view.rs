@@ -16,7 +16,7 @@ use crate::pool::layout::{Layout, row, superblock};
 use crate::pool::superblock::{RowContent, Superblock};
 use crate::pool::{
     BlackBoxRecord, BlackBoxWriter, Geometry, Heartbeat, HeartbeatReader, HeartbeatScan, HeartbeatWriter,
-    Member, PoolSource, black_box, heartbeat,
+    Member, Place, PoolSource, black_box, heartbeat,
 };
 
 /// A mapped pool, seen by one member: read-only but for what the writers taken from it make writable. Clones share the
@@ -82,20 +82,55 @@ impl Pool {
     /// [`Error::BadPool`] says what is wrong with it; [`Error::Io`] if it cannot be opened or mapped.
     pub fn attach(source: PoolSource, member: Member) -> Result<Self> {
         let name = source.to_string();
-        let (fd, len) = open(source)?;
-        Self::map(fd.as_fd(), len, member, &name)
+        let (fd, place) = open(source)?;
+        Self::map(fd.as_fd(), place, member, &name)
     }
 
-    /// As [`Pool::attach`], from an open descriptor that stays with the caller. `len` 0: that of the file.
-    pub(crate) fn map(fd: impl AsFd, len: u64, member: Member, name: &str) -> Result<Self> {
+    /// Formats memory that is there and that nobody maps yet, in place, and attaches as the primary. Each byte of the pool is written, so that
+    /// whoever maps it later finds nothing of what was there before, and a file that is copied on the first write has been copied by then.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a geometry out of its limits, [`Error::BadPool`] for memory that is too short or cannot be mapped or written,
+    /// [`Error::Io`] if it cannot be opened. It may hold no pool then.
+    pub fn format(source: PoolSource, geometry: Geometry) -> Result<Self> {
+        let layout = Layout::of(geometry)?;
+        let name = source.to_string();
+        let (fd, Place { offset, len }) = open(source)?;
+        let bad = |reason: String| Error::BadPool { path: name.clone(), reason };
+        let pool_len = layout.pool_len;
+        if len != 0 && len < pool_len {
+            return Err(bad(format!(
+                "it has {len} bytes, and a pool of {} members of {} bytes each needs {pool_len}: ask for fewer or smaller ones",
+                geometry.members_max, geometry.extent_bytes
+            )));
+        }
+        let map_len = usize::try_from(pool_len)
+            .map_err(|_| bad(format!("{pool_len} bytes do not fit this machine")))?;
+        let pool_id = Incarnation::random()?.0;
+        let mapping = Mapping::map(&fd, offset, map_len).map_err(|e| bad(explain(&e)))?;
+        let all = mapping.make_writable(0..map_len).map_err(|e| bad(explain(&e)))?;
+        all.zero(0, map_len);
+        for member in layout.members() {
+            all.write(layout.row(member), &RowContent::EMPTY.encode());
+        }
+        // It is a pool only when the rest of it is there.
+        std::sync::atomic::fence(Release);
+        all.write(0, &Superblock { pool_id, layout }.encode());
+        drop(all);
+        Self::map(&fd, Place { offset, len: pool_len }, Member::PRIMARY, &name)
+    }
+
+    /// As [`Pool::attach`], from an open descriptor that stays with the caller.
+    pub(crate) fn map(fd: impl AsFd, place: Place, member: Member, name: &str) -> Result<Self> {
         let bad = |reason: String| Error::BadPool { path: name.to_owned(), reason };
-        let len = if len == 0 { length(fd.as_fd(), name)? } else { len };
+        let Place { offset, len } = place;
+        let len = if len == 0 { length(fd.as_fd(), name)?.saturating_sub(offset) } else { len };
         let map_len =
             usize::try_from(len).map_err(|_| bad(format!("{len} bytes do not fit this machine")))?;
         if map_len < superblock::LEN {
             return Err(bad(format!("it has {len} bytes: not even a superblock")));
         }
-        let mapping = Mapping::map(fd, 0, map_len).map_err(|e| bad(explain(&e)))?;
+        let mapping = Mapping::map(fd, offset, map_len).map_err(|e| bad(explain(&e)))?;
         let whole = mapping.peer(0, map_len).map_err(|e| bad(e.to_string()))?;
         let mut head = [0; superblock::LEN];
         whole.read(0, &mut head);
@@ -309,16 +344,16 @@ impl RowWriter {
     }
 }
 
-pub(crate) fn open(source: PoolSource) -> Result<(OwnedFd, u64)> {
+pub(crate) fn open(source: PoolSource) -> Result<(OwnedFd, Place)> {
     match source {
-        PoolSource::Fd { fd, len } => Ok((fd, len)),
-        PoolSource::Path { path, len } => {
+        PoolSource::Fd { fd, offset, len } => Ok((fd, Place { offset, len })),
+        PoolSource::Path { path, offset, len } => {
             let file: File = OpenOptions::new()
                 .read(true)
                 .write(true)
                 .open(&path)
                 .map_err(|e| Error::io(format!("opening the pool {}", path.display()), e))?;
-            Ok((file.into(), len))
+            Ok((file.into(), Place { offset, len }))
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::fds;
 use crate::mem::OwnSpan;
 use crate::options::AttachOptions;
-use crate::pool::{Member, Pool};
+use crate::pool::{Member, Place, Pool};
 use crate::relay::{RelaySocket, RelayedConn};
 use crate::shm::conn::{Conn, OwnWords};
 use crate::shm::conns::Conns;
@@ -45,8 +45,8 @@ pub(super) struct Client {
     pub(super) budget_ticks: u64,
     /// This kernel has one processor.
     pub(super) is_uniprocessor: bool,
-    /// Our own description of the pool: the broker's locks on our halves last as long as it. See `broker::locks`.
-    _pool_fd: OwnedFd,
+    /// Our own description of the pool, or of the file of locks: the broker's locks on our halves last as long as it. See `broker::locks`.
+    _locks: OwnedFd,
     bell: OwnedFd,
     /// The doorbell line of this kernel, where we may ring it without our broker.
     line: Option<OwnedFd>,
@@ -110,8 +110,8 @@ impl Client {
             Welcomed::Pool(welcome) => *welcome,
             Welcomed::Apart(cid) => return Ok(Attached::Apart(cid)),
         };
-        let Welcome { stream, rest, cid, member, pool_len, pool: pool_fd, eventfd, bell, line } = welcome;
-        let pool = Pool::map(&pool_fd, pool_len, member, "of the broker")?;
+        let Welcome { stream, rest, cid, member, place, pool: pool_fd, eventfd, bell, locks, line } = welcome;
+        let pool = Pool::map(&pool_fd, place, member, "of the broker")?;
         let board = Board::new(pool.own_board()?);
         let (read_half, write_half) = stream.into_split();
         let (outgoing, queue) = mpsc::unbounded_channel();
@@ -122,7 +122,7 @@ impl Client {
             pool,
             budget_ticks: budget::budget_ticks(options.spin),
             is_uniprocessor: budget::is_uniprocessor(),
-            _pool_fd: pool_fd,
+            _locks: locks.unwrap_or(pool_fd),
             bell,
             line,
             outgoing,
@@ -402,10 +402,11 @@ struct Welcome {
     rest: Vec<u8>,
     cid: Cid,
     member: Member,
-    pool_len: u64,
+    place: Place,
     pool: OwnedFd,
     eventfd: OwnedFd,
     bell: OwnedFd,
+    locks: Option<OwnedFd>,
     line: Option<OwnedFd>,
 }
 
@@ -456,14 +457,27 @@ async fn welcome(mut stream: UnixStream) -> io::Result<Welcomed> {
         }
     };
     match answer {
-        ServerMessage::Welcome { version: protocol::VERSION, cid, member, pool_len, .. } => {
+        ServerMessage::Welcome {
+            version: protocol::VERSION,
+            cid,
+            member,
+            pool_offset,
+            pool_len,
+            has_lock_file,
+            ..
+        } => {
             let mut passed = passed.into_iter();
             let (Some(pool), Some(eventfd), Some(bell)) = (passed.next(), passed.next(), passed.next())
             else {
                 return Err(other("the broker did not pass the descriptors".into()));
             };
-            let line = passed.next();
-            let welcome = Welcome { stream, rest: data, cid, member, pool_len, pool, eventfd, bell, line };
+            let locks = has_lock_file.then(|| passed.next()).flatten();
+            if has_lock_file && locks.is_none() {
+                return Err(other("the broker did not pass the file of locks".into()));
+            }
+            let (place, line) = (Place { offset: pool_offset, len: pool_len }, passed.next());
+            let welcome =
+                Welcome { stream, rest: data, cid, member, place, pool, eventfd, bell, locks, line };
             Ok(Welcomed::Pool(Box::new(welcome)))
         }
         ServerMessage::Apart { version: protocol::VERSION, cid } => Ok(Welcomed::Apart(cid)),
@@ -549,7 +563,15 @@ mod tests {
         let (eventfd, bell) = (doorbell::new_eventfd().unwrap(), doorbell::new_eventfd().unwrap());
         let (near, far) = UnixStream::pair().unwrap();
         let (version, member) = (protocol::VERSION, Member(0));
-        let welcome = ServerMessage::Welcome { version, cid: Cid(2), member, pool_len: 0, generation: 1 };
+        let welcome = ServerMessage::Welcome {
+            version,
+            cid: Cid(2),
+            member,
+            pool_offset: 0,
+            pool_len: 0,
+            generation: 1,
+            has_lock_file: false,
+        };
         let welcome = protocol::encode(&welcome).unwrap();
         fds::send(&far, &welcome, &[pool.as_fd(), eventfd.as_fd(), bell.as_fd()]).unwrap();
         let attached = Client::attach(near, &AttachOptions::default(), "attaching").await.unwrap();

@@ -239,9 +239,39 @@ mod tests {
 
     /// How many bytes of the pool processes have locked, the broker's own page left out.
     fn locked_bytes(pool: &std::path::Path) -> u64 {
-        let file = std::fs::File::options().read(true).write(true).open(pool).unwrap();
-        let locked = locks::all_locked(&file, 0..file.metadata().unwrap().len()).unwrap();
+        locked_bytes_of(pool, std::fs::metadata(pool).unwrap().len())
+    }
+
+    fn locked_bytes_of(file: &std::path::Path, len: u64) -> u64 {
+        let file = std::fs::File::options().read(true).write(true).open(file).unwrap();
+        let locked = locks::all_locked(&file, 0..len).unwrap();
         locked.iter().map(|range| range.end - range.start).sum::<u64>() - PAGE as u64
+    }
+
+    #[tokio::test]
+    async fn processes_reach_a_pool_inside_of_a_device_by_way_of_a_file_of_locks() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, socket, locked) =
+            (dir.path().join("memory"), dir.path().join("sock"), dir.path().join("locks"));
+        let geometry = Geometry { members_max: 2, ..Geometry::default() };
+        let len = Pool::create(&path, geometry).unwrap().len_bytes();
+        let (offset, file) = (1 << 20, std::fs::File::options().read(true).write(true).open(&path).unwrap());
+        file.set_len(offset + len).unwrap();
+        let source = || PoolSource::Fd { fd: file.try_clone().unwrap().into(), offset, len };
+        Pool::format(source(), geometry).unwrap();
+        let config = BrokerConfig::new(source(), Member::PRIMARY);
+        let config = BrokerConfig { socket: Some(socket.clone()), locks: Some(locked.clone()), ..config };
+        let broker = Broker::start(config).await.unwrap();
+        let attach = || ShmEndpoint::attach(Way::Socket(socket.clone()), AttachOptions::default());
+        let [caller, callee] = [attach().await.unwrap(), attach().await.unwrap()];
+        let mut listener = callee.listen(Port(7), ListenOptions::default()).await.unwrap();
+        let addr = Addr::new(caller.local_cid(), Port(7));
+        let near = caller.dial(addr, ConnKind::Stream, &ConnectOptions::default()).await.unwrap();
+        let far = listener.accept_stream().await.unwrap();
+        assert_eq!(locks::all_locked(&file, 0..offset + len).unwrap(), [], "the device itself is not locked");
+        assert_eq!(locked_bytes_of(&locked, len), 2 * HalfLayout::STREAM.total_len() as u64);
+        drop((near, far, listener));
+        broker.stop().await;
     }
 
     #[tokio::test]

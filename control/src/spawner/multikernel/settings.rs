@@ -152,7 +152,7 @@ impl Settings {
     /// What the agent inside is told of the pool; `None` where kernels have no shared memory.
     pub(super) fn pool_inside(&self, pool: &PoolFile) -> Option<PoolConfig> {
         let GuestPool::Path(path) = self.pool.as_ref()?;
-        Some(PoolConfig { path: path.clone(), len: pool.len })
+        Some(PoolConfig::new(path, pool.len))
     }
 
     /// What the agent inside is told of its doorbell, which only a kernel that shares memory has.

@@ -221,7 +221,7 @@ impl Spawner for QemuSpawner {
             })?;
         }
         let mut config = spec.agent_config.clone();
-        config.pool = spec.pool.as_ref().map(|pool| PoolConfig { path: POOL_DEVICE.into(), len: pool.len });
+        config.pool = spec.pool.as_ref().map(|pool| PoolConfig::new(POOL_DEVICE, pool.len));
         config.doorbell = Some(Doorbell::Path("/dev/ttyS1".into()));
         let initrd_bytes = initrd::write(spec, config, &modules).await?;
         initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;

@@ -1,7 +1,6 @@
 //! The processes of this kernel: hello, messages, and their end.
 
 use std::collections::HashSet;
-use std::fs::OpenOptions;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::pool_fd::Passed;
 use super::{Event, Shell, frame, range};
 use crate::broker::core::ClientId;
 use crate::broker::door::{self, Door};
@@ -31,6 +31,10 @@ const CLIENTS_MAX: usize = 4096;
 /// Answers that may wait for a process that does not read them, before it is cut off.
 const OUTGOING_MAX: usize = 8192;
 
+/// Why a process without privileges gets no part of a pool on `/dev/mem`.
+const NOT_FOR_EVERYBODY: &str = "this kernel reaches the pool through /dev/mem, and whoever has that has all memory of this kernel: only root \
+                                 may attach here";
+
 /// One attached process.
 #[derive(Debug)]
 pub(super) struct ClientHandle {
@@ -38,8 +42,8 @@ pub(super) struct ClientHandle {
     pub(super) eventfd: OwnedFd,
     /// The processes it can ring itself.
     neighbours: HashSet<ClientId>,
-    /// A copy of the process's own descriptor of the pool, which its halves are locked on. See [`locks`].
-    pub(super) pool: OwnedFd,
+    /// A copy of the process's own descriptor of the pool, or of the file of locks, which its halves are locked on. See [`locks`].
+    locks: OwnedFd,
     /// Its halves. Those that touch each other are one span, so this is small however many there are.
     held: Spans,
     /// What is locked on that descriptor: its halves, and what was one when it was last looked (see [`ClientHandle::unlock_unused`]).
@@ -57,7 +61,7 @@ impl ClientHandle {
         if self.locked.covers(&range) {
             return;
         }
-        match locks::lock(&self.pool, range.clone()) {
+        match locks::lock(&self.locks, range.clone()) {
             Ok(true) => self.locked.add(range),
             Ok(false) => tracing::warn!(?range, "a half is locked by somebody else"),
             Err(error) => {
@@ -78,7 +82,7 @@ impl ClientHandle {
     /// Unlocks what of `range` is locked here: another process gets it.
     pub(super) fn unlock(&mut self, range: &Range<u64>) {
         for part in self.locked.take(range) {
-            let _ = locks::unlock(&self.pool, part);
+            let _ = locks::unlock(&self.locks, part);
         }
     }
 
@@ -208,26 +212,29 @@ impl Shell {
         if self.life.clients.len() >= CLIENTS_MAX {
             return Err(Error::Invalid(format!("{CLIENTS_MAX} processes are attached already")));
         }
+        if self.pool_fd.is_all_memory() && !privileged {
+            let reason = NOT_FOR_EVERYBODY.to_owned();
+            // Whoever does not read it sees the end.
+            let _ = frame(&ServerMessage::Rejected { reason }).map(|bytes| stream.try_write(&bytes));
+            return Err(Error::Denied { attempt: "attaching".into(), reason: NOT_FOR_EVERYBODY.into() });
+        }
         let eventfd = doorbell::new_eventfd()?;
-        // A description of its own, so that locks on it are its alone.
-        let pool: OwnedFd = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&self.pool_path)
-            .map_err(|e| Error::io(format!("opening {} for a process", self.pool_path.display()), e))?
-            .into();
+        let Passed { pool, locks } = self.pool_fd.for_process()?;
         let welcome = ServerMessage::Welcome {
             version: protocol::VERSION,
             cid: self.life.core.member(self.member).map_or(crate::addr::Cid::LOCAL, |info| info.cid),
             member: self.member,
+            pool_offset: self.pool_fd.place().offset,
             pool_len: self.pool.len_bytes(),
             generation: self.life.generation,
+            has_lock_file: locks.is_some(),
         };
         let bytes = protocol::encode(&welcome)?;
         // In a spawned kernel every bell goes to the primary: its processes may as well ring there themselves. But whoever has
         // a terminal can change its settings, and so silence the whole kernel: not everybody may have it.
         let line = privileged.then(|| self.lines.get(Member::PRIMARY)?.write_end()).flatten();
         let mut passed = vec![pool.as_fd(), eventfd.as_fd(), self.pipe.write_end().as_fd()];
+        passed.extend(locks.as_ref().map(AsFd::as_fd));
         passed.extend(line.as_ref().map(AsFd::as_fd));
         fds::send(&stream, &bytes, &passed).map_err(|e| Error::io("welcoming a process", e))?;
 
@@ -238,8 +245,9 @@ impl Shell {
         tokio::spawn(write(write_half, queue));
         let reader = tokio::spawn(read(read_half, client, self.events.clone()));
         let (held, neighbours, locked) = Default::default();
+        let locks = locks.unwrap_or(pool);
         let handle =
-            ClientHandle { outgoing, eventfd, neighbours, pool, held, locked, has_unused: false, reader };
+            ClientHandle { outgoing, eventfd, neighbours, locks, held, locked, has_unused: false, reader };
         self.life.clients.insert(client, handle);
         self.life.core.handle_client(client, privileged);
         tracing::debug!(?client, privileged, "a process attached");
@@ -306,7 +314,7 @@ impl Shell {
         let halves = self.life.core.halves_of(client);
         tracing::debug!(?client, halves = halves.len(), "a process has gone");
         for half in halves {
-            if locks::first_locked(&self.pool_fd, range(&half)).is_ok_and(|locked| locked.is_some()) {
+            if locks::first_locked(self.pool_fd.locks(), range(&half)).is_ok_and(|locked| locked.is_some()) {
                 self.life.core.quarantine(half.offset);
                 self.life.quarantined.push(half);
             }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::start::back;
 use super::{Event, LineReader, Shell, Watch, only_primary};
 use crate::addr::Cid;
 use crate::broker::core::{ClientId, MemberInfo};
@@ -245,7 +244,8 @@ impl Shell {
         }
         // A kernel that maps the pool as a device cannot ask for pages itself: a full file system would kill it later.
         let layout = self.pool.layout;
-        back(&self.pool_fd, layout.extent(member) as u64, layout.heap_offset as u64)
+        self.pool_fd
+            .back(layout.extent(member) as u64, layout.heap_offset as u64)
             .map_err(|e| Error::io(format!("reserving memory for member {member} in the pool"), e))?;
         if let Some(writer) = &self.row_writer {
             writer.write(member, &content);

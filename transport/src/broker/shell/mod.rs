@@ -4,12 +4,11 @@
 mod alarm;
 mod clients;
 mod members;
+mod pool_fd;
 mod relayed;
 mod start;
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
@@ -34,6 +33,7 @@ use crate::unix_socket::SocketFile;
 
 use alarm::{Alarm, Due};
 use clients::ClientHandle;
+use pool_fd::PoolFd;
 pub(crate) use start::start;
 
 /// Events that may wait; senders then wait too.
@@ -123,9 +123,7 @@ struct Life {
 #[derive(Debug)]
 pub(crate) struct Shell {
     pool: Pool,
-    pool_fd: OwnedFd,
-    /// How a process's own descriptor of the pool is opened.
-    pool_path: PathBuf,
+    pool_fd: PoolFd,
     member: Member,
     status: OwnSpan,
     /// Our extent from the control blocks to the end of the heap.
@@ -425,7 +423,7 @@ impl Shell {
     /// Memory is free again once the kernel says that nobody holds it.
     fn recover_memory(&mut self) {
         let is_locked = |range: std::ops::Range<u64>| {
-            locks::first_locked(&self.pool_fd, range).is_ok_and(|locked| locked.is_some())
+            locks::first_locked(self.pool_fd.locks(), range).is_ok_and(|locked| locked.is_some())
         };
         let (held, free): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.life.withheld).into_iter().partition(|range| is_locked(range.clone()));

@@ -1,13 +1,13 @@
 //! The beginning and the end of a broker, and its new beginning after a fence.
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::AsFd;
 
 use tokio::sync::mpsc;
 
 use super::clients::accept;
 use super::members::check_name;
+use super::pool_fd::PoolFd;
 use super::{Command, EVENTS_MAX, Event, Life, Shell};
 use crate::bells::Board;
 use crate::broker::core::{Backing, BrokerCore};
@@ -20,21 +20,17 @@ use crate::error::{Error, Result};
 use crate::incarnation::Incarnation;
 use crate::mem::OwnSpan;
 use crate::pool::layout::{GENERATION_LEAD_MAX, status};
-use crate::pool::{Member, Pool, PoolSource, RowContent, RowWriter, open_source};
+use crate::pool::{Member, Pool, RowContent, RowWriter};
 
 /// Starts the task. Returns what its owner needs: the pool, and where to send commands.
 pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::UnboundedSender<Command>)> {
     let name = config.pool.to_string();
-    let given_path = match &config.pool {
-        PoolSource::Path { path, .. } => Some(path.clone()),
-        PoolSource::Fd { .. } => None,
-    };
-    let (fd, len) = open_source(config.pool)?;
-    let pool = Pool::map(&fd, len, config.member, &name)?;
+    let fd = PoolFd::open(config.pool, config.locks.as_deref())?;
+    let pool = Pool::map(fd.fd(), fd.place(), config.member, &name)?;
     let (events, event_queue) = mpsc::channel::<Event>(EVENTS_MAX);
     let bad = |reason: String| Error::BadPool { path: name.clone(), reason };
 
-    take_member(&fd, &pool).map_err(bad)?;
+    take_member(fd.locks(), &pool).map_err(bad)?;
     let row_writer = if config.member == Member::PRIMARY { Some(RowWriter::new(&pool)?) } else { None };
     if let Some(writer) = &row_writer {
         check_name(&config.name)?;
@@ -53,8 +49,7 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
     let extent_offset = (extent + layout.control_offset) as u64;
     let own = pool.writable(extent_offset as usize, layout.extent_len() - layout.control_offset)?;
     let board = pool.own_board()?;
-    let pool_path = given_path.unwrap_or_else(|| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())));
-    back(&fd, extent as u64, layout.heap_offset as u64)
+    fd.back(extent as u64, layout.heap_offset as u64)
         .map_err(|e| Error::io(format!("reserving the extent's head in {name}"), e))?;
     let life = new_life(&pool, &fd, &own, &config.policy, config.peer_quota)?;
     let pipe = BellPipe::new()?;
@@ -87,7 +82,6 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
         has_own_bell: false,
         pool: pool.clone(),
         pool_fd: fd,
-        pool_path,
     };
     shell.publish_generation(shell.life.generation);
     shell.refresh_members();
@@ -102,7 +96,7 @@ pub(crate) async fn start(config: BrokerConfig) -> Result<(Pool, mpsc::Unbounded
 }
 
 /// There is one broker per member: whoever holds the lock on the first page of the extent.
-fn take_member(fd: &OwnedFd, pool: &Pool) -> Result<(), String> {
+fn take_member(fd: impl AsFd, pool: &Pool) -> Result<(), String> {
     let start = pool.layout.extent(pool.member()) as u64;
     match locks::lock(fd, start..start + status::LEN as u64) {
         Ok(true) => Ok(()),
@@ -138,16 +132,16 @@ fn enter_primary(
 }
 
 /// Everything that begins with a generation. It is published by the caller, once this is in place.
-fn new_life(pool: &Pool, fd: &OwnedFd, extent: &OwnSpan, policy: &Policy, quota: PeerQuota) -> Result<Life> {
+fn new_life(pool: &Pool, fd: &PoolFd, extent: &OwnSpan, policy: &Policy, quota: PeerQuota) -> Result<Life> {
     let layout = pool.layout;
     let member = pool.member();
     let generation = next_generation(pool)?;
-    let backing_fd = fd.try_clone().map_err(|e| Error::io("copying the pool's descriptor", e))?;
+    let mut back = fd.backer().map_err(|e| Error::io("copying the pool's descriptor", e))?;
     // Nobody takes pages from an extent in use, so what is backed once stays so.
     let mut backed = Spans::default();
     let backing = Backing(Box::new(move |offset, len| {
         let range = offset..offset + len;
-        let is_backed = backed.covers(&range) || back(&backing_fd, offset, len).is_ok();
+        let is_backed = backed.covers(&range) || back(offset, len).is_ok();
         if is_backed {
             backed.add(range);
         }
@@ -156,7 +150,7 @@ fn new_life(pool: &Pool, fd: &OwnedFd, extent: &OwnSpan, policy: &Policy, quota:
     let mut core = BrokerCore::new(member, generation, layout, policy.clone(), quota, backing);
     let heap_start = (layout.extent(member) + layout.heap_offset) as u64;
     let heap = heap_start..heap_start + layout.heap_len() as u64;
-    let withheld = locks::whole_pages(&locks::all_locked(fd, heap).unwrap_or_default());
+    let withheld = locks::whole_pages(&locks::all_locked(fd.locks(), heap).unwrap_or_default());
     for range in &withheld {
         tracing::info!(?range, "a process of an earlier broker still holds part of the heap");
         core.withhold(range.start, range.end - range.start);
@@ -197,19 +191,6 @@ fn next_generation(pool: &Pool) -> Result<u64> {
         .map(|word| pool.whole().load(at + word, std::sync::atomic::Ordering::Acquire));
     let last = used.into_iter().filter(|generation| believable(*generation)).fold(fenced, u64::max);
     last.checked_add(1).ok_or_else(|| Error::Invalid("the generations of this member are used up".into()))
-}
-
-/// Makes sure that the pages are there, so that writing them cannot fail (a full /dev/shm would be a SIGBUS). Devices have
-/// their pages already.
-pub(super) fn back(fd: impl AsFd, offset: u64, len: u64) -> std::io::Result<()> {
-    use rustix::io::Errno;
-    match rustix::fs::fallocate(fd, rustix::fs::FallocateFlags::empty(), offset, len) {
-        Ok(())
-        | Err(Errno::OPNOTSUPP | Errno::NODEV | Errno::NOSYS | Errno::INVAL | Errno::SPIPE | Errno::BADF) => {
-            Ok(())
-        }
-        Err(errno) => Err(errno.into()),
-    }
 }
 
 impl Shell {
