@@ -16,4 +16,5 @@ pub mod store;
 pub mod time;
 pub mod topology;
 
+pub use spawner::multikernel::shared::pool_holder;
 pub use spawner::multikernel::warden::run as warden;

@@ -50,6 +50,23 @@ pub struct KernelBooks {
     pub instances: Vec<KernelInstance>,
     /// Transactions, which the kernel never forgets.
     pub transactions: Vec<KernelTransaction>,
+    /// What kernels have in common with this one.
+    pub shared_memory: SharedMemory,
+}
+
+/// The memory that host and kernels share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct SharedMemory {
+    /// `heap`, `mem`, `daxfs` or `file`; `None`: there is none, and everything goes over each kernel's one socket.
+    pub kind: Option<String>,
+    /// Its length.
+    pub bytes: u64,
+    /// Its physical address, where that is known.
+    pub phys: Option<u64>,
+    /// The process that keeps it from being freed, where one does.
+    pub held_by: Option<u32>,
+    /// Why there is none although the settings ask for some.
+    pub reason: Option<String>,
 }
 
 /// A CPU of the pool.

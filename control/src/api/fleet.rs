@@ -179,6 +179,8 @@ pub struct InstanceDetail {
     pub report: Option<HealthReport>,
     /// Whether its end of a [paced](LinkKind::Paced) link is there now; `None` where it has no such link.
     pub link_is_up: Option<bool>,
+    /// Why it has a [paced](LinkKind::Paced) link although the settings ask for shared memory.
+    pub why_paced: Option<String>,
     /// How long ago its heartbeat moved, in milliseconds.
     pub last_beat_age_ms: Option<u64>,
     /// What its dead kernel last wrote to its black box, oldest first.

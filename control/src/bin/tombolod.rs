@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         // These are processes of their own, without a runtime.
         Some(first) if first == "keeper" => return keeper::run(args),
         Some(first) if first == "warden" => return tombolo_control::warden(),
+        Some(first) if first == "pool-holder" => return tombolo_control::pool_holder(args),
         _ => {}
     }
     let options = Options::parse();

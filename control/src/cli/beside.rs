@@ -6,7 +6,7 @@ use super::args::{AdoptArgs, BesideCommand, CpuList, PoolChangeArgs};
 use super::error::CliError;
 use super::output::{bytes, table, text_of};
 use super::{Context, Outcome, fleet, spec};
-use crate::api::beside::{AdoptRequest, KernelBooks, PoolWish};
+use crate::api::beside::{AdoptRequest, KernelBooks, PoolWish, SharedMemory};
 
 pub(super) async fn multikernel(cx: &Context, command: BesideCommand) -> Outcome {
     match command {
@@ -41,6 +41,7 @@ async fn show(cx: &Context, with_transactions: bool) -> Outcome {
         return Ok(ExitCode::SUCCESS);
     }
     cx.output.line(pool_line(&books))?;
+    cx.output.line(shared_line(&books.shared_memory))?;
     let mut rows = table(&["name", "number", "status", "cpus", "memory", "made by"]);
     for instance in &books.instances {
         let cpus: Vec<String> = instance.cpus.iter().map(u32::to_string).collect();
@@ -84,6 +85,16 @@ fn pool_line(books: &KernelBooks) -> String {
         return "nothing is set aside for other kernels: see `tombolo multikernel pool --help`".into();
     }
     format!("set aside: physical CPUs {} (* in use), {}", cpus.join(","), bytes(memory))
+}
+
+fn shared_line(shared: &SharedMemory) -> String {
+    let Some(kind) = &shared.kind else {
+        let why = shared.reason.as_deref().unwrap_or("the settings ask for none");
+        return format!("shared with kernels: no memory ({why}); everything goes over one socket of each");
+    };
+    let place = shared.phys.map_or_else(String::new, |phys| format!(" at {phys:#x}"));
+    let holder = shared.held_by.map_or_else(String::new, |pid| format!(", held by process {pid}"));
+    format!("shared with kernels: {}{place} ({kind}{holder})", bytes(shared.bytes))
 }
 
 async fn pool(cx: &Context, args: PoolChangeArgs) -> Outcome {

@@ -253,8 +253,9 @@ fn link_of(detail: &InstanceDetail) -> Option<String> {
     Some(match detail.view.link? {
         LinkKind::Shm => "shm: shared memory".to_owned(),
         LinkKind::Paced => format!(
-            "paced, {}: everything goes over one socket, at most 32 KiB under way at a time; no shared memory, so no heartbeat and no black box",
-            if detail.link_is_up == Some(true) { "up" } else { "down" }
+            "paced, {}: everything goes over one socket, at most 32 KiB under way at a time; no shared memory{}, so no heartbeat and no black box",
+            if detail.link_is_up == Some(true) { "up" } else { "down" },
+            detail.why_paced.as_ref().map_or_else(String::new, |why| format!(" ({why})"))
         ),
     })
 }

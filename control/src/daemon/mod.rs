@@ -17,6 +17,7 @@ mod handover;
 mod instance;
 pub mod options;
 mod paced;
+mod pool;
 mod registry;
 mod relay;
 mod services;
@@ -29,8 +30,6 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tombolo_transport::pool::{Geometry, Member, Pool, PoolSource};
-use tombolo_transport::{Broker, BrokerConfig, BrokerHandle};
 
 use self::agents::Door;
 use self::balance::Balance;
@@ -48,7 +47,7 @@ use crate::api::ControlError;
 use crate::core::policy::to_broker_policy;
 use crate::core::{EventKind, State};
 use crate::spawner::QemuSpawner;
-use crate::store::{InstanceRecord, StateLock, Store, StoreError};
+use crate::store::{StateLock, Store, StoreError};
 use crate::topology::Topology;
 
 /// How long an instance may take to stop when the daemon ends, whatever its grace.
@@ -93,7 +92,8 @@ impl StartError {
 /// # Errors
 /// [`StartError`] if it cannot take charge; nothing has been changed then.
 pub async fn run(options: Options) -> Result<(), StartError> {
-    let places = Places::new(&options).map_err(StartError::host("find our own program"))?;
+    let mut places = Places::new(&options).map_err(StartError::host("find our own program"))?;
+    let mut multikernel = options.multikernel_settings()?;
     let vsock_device = options.vsock_device()?;
     let _state_lock = StateLock::acquire(&places.state_dir, 0o700)?;
     let _runtime_lock = StateLock::acquire(&places.runtime_dir, 0o755)?;
@@ -104,8 +104,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let records = store.instances()?;
     let rules = store.rules()?;
     let balance = Balance::new(store.balance()?);
-    let (pool, pool_bytes) = open_pool(&places, &options, &records).await?;
-    let broker = start_broker(&places, to_broker_policy(&rules), &options).await?;
+    let open = pool::open(&mut places, &options, &records, &mut multikernel)?;
+    let broker = pool::start_broker(&open, &places, to_broker_policy(&rules), &options).await?;
     let catalogue = options.catalogue()?;
     let unusable = |error: tombolo_transport::Error| StartError::Pool(chain(&error));
     let paced = PacedLinks::new().map_err(unusable)?;
@@ -124,7 +124,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 .with_vsock_device(vsock_device)
                 .with_accelerator(options.accel, Some(places.state_dir.clone()))
                 .with_pinned_cpus(options.host_cpus.is_some()),
-            options.multikernel_settings()?,
+            multikernel,
         ),
         operators_gid: groups::gid_of(&options.operators),
         image: options.image.clone(),
@@ -132,8 +132,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         places,
         store,
         ledger,
-        pool,
-        pool_bytes,
+        pool: open.pool,
+        pool_bytes: open.bytes,
         broker,
         paced,
         rules,
@@ -172,57 +172,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     shared.broker.clone().stop().await;
     if left == 0 && request.stop_kernels {
         // Nobody maps it any more; the next daemon makes a new one.
-        let _ = std::fs::remove_file(&shared.places.pool);
+        pool::remove(&shared.places);
     }
     tracing::info!(kernels_left_running = left, "ended");
     Ok(())
-}
-
-/// Opens the pool that running kernels map, or makes a new one where none runs.
-async fn open_pool(
-    places: &Places,
-    options: &Options,
-    records: &[InstanceRecord],
-) -> Result<(Pool, u64), StartError> {
-    let path = &places.pool;
-    let in_use = records.iter().any(|record| record.life.state().may_have_kernel());
-    let fresh = |reason: &str| {
-        tracing::info!(path = %path.display(), reason, "making a new pool");
-        let geometry = Geometry {
-            members_max: options.pool_members,
-            extent_bytes: options.pool_extent << 20,
-            ..Geometry::default()
-        };
-        Pool::create(path, geometry)
-    };
-    let opened = match (path.exists(), in_use) {
-        (false, _) => fresh("there is none"),
-        (true, false) => fresh("no kernel maps the old one"),
-        (true, true) => Pool::attach(PoolSource::path(path), Member::PRIMARY),
-    };
-    let pool = opened.map_err(|error| {
-        let hint = match in_use {
-            true => "; instances of ours may map it: stop them by hand (their folders tell the process ids), then remove it",
-            false => "",
-        };
-        StartError::Pool(format!("{}{hint}", chain(&error)))
-    })?;
-    let bytes =
-        std::fs::metadata(path).map_err(StartError::host(format!("look at {}", path.display())))?.len();
-    Ok((pool, bytes))
-}
-
-async fn start_broker(
-    places: &Places,
-    policy: tombolo_transport::broker::Policy,
-    options: &Options,
-) -> Result<BrokerHandle, StartError> {
-    let mut config = BrokerConfig::new(PoolSource::path(&places.pool), Member::PRIMARY);
-    config.socket = Some(places.broker_socket());
-    config.allowed_gid = groups::gid_of(&options.operators);
-    config.policy = policy;
-    config.name = crate::core::name::HOST.to_owned();
-    Broker::start(config).await.map_err(|error| StartError::Pool(chain(&error)))
 }
 
 async fn wait_for_the_end(

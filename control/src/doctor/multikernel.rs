@@ -10,8 +10,8 @@ use tombolo_transport::Port;
 use super::finding;
 use crate::api::host::{Finding, Level};
 use crate::spawner::multikernel::{
-    InterfaceState, MAKE_A_POOL, Settings, interface_state, is_file_system, lock_left_behind, vsock,
-    what_is_missing,
+    InterfaceState, MAKE_A_POOL, Settings, SharedPool, interface_state, is_file_system, lock_left_behind,
+    vsock, what_is_missing,
 };
 
 /// The page that walks through all of it.
@@ -32,7 +32,7 @@ pub(super) fn items(settings: &Settings) -> Vec<Finding> {
             &fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default(),
         ),
         console(settings.console_device()),
-        shared_memory(Path::new("/dev/dma_heap/multikernel"), &filesystems),
+        shared_memory(settings, Path::new(SharedPool::HEAP), &filesystems),
         devices(fs::read_dir("/sys/kernel/iommu_groups").is_ok_and(|mut groups| groups.next().is_some())),
     ];
     items.extend(settings.link_port().map(|port| {
@@ -136,8 +136,39 @@ fn console(path: Option<&Path>) -> Finding {
     }
 }
 
-fn shared_memory(heap: &Path, filesystems: &str) -> Finding {
+fn shared_memory(settings: &Settings, heap: &Path, filesystems: &str) -> Finding {
     let subject = "multikernel shared memory";
+    if let Some(why) = &settings.why_no_pool {
+        return finding(
+            subject,
+            Level::Warn,
+            format!("kernels have no memory in common, and are reached over one socket each: {why}"),
+            format!("see \"With and without shared memory\" in {GUIDE}; tombolod looks again when it starts"),
+        );
+    }
+    let ok = |detail: String| finding(subject, Level::Ok, detail, "");
+    let warn = |detail: String, remedy: &str| finding(subject, Level::Warn, detail, remedy);
+    match &settings.pool {
+        Some(SharedPool::Heap { device, .. }) if !device.exists() => {
+            return warn(
+                format!("{} is missing: kernels have no memory in common", device.display()),
+                "boot a kernel with CONFIG_DMABUF_HEAPS; one that makes its heap only at boot needs a pool by then",
+            );
+        }
+        Some(SharedPool::Heap { device, .. }) => {
+            return ok(format!("{}: tombolod takes a buffer of it", device.display()));
+        }
+        Some(SharedPool::Mem { phys, size, device }) if !device.exists() => {
+            return warn(
+                format!("{} is missing: the {size} bytes at {phys:#x} cannot be mapped", device.display()),
+                "boot a kernel with CONFIG_DEVMEM, not locked down, and with iomem=relaxed if it has CONFIG_IO_STRICT_DEVMEM",
+            );
+        }
+        Some(SharedPool::Mem { phys, size, device }) => {
+            return ok(format!("{size} bytes at {phys:#x}, by {}", device.display()));
+        }
+        Some(SharedPool::Auto | SharedPool::Daxfs { .. } | SharedPool::Path(_)) | None => {}
+    }
     let lacks = match (heap.exists(), is_file_system("daxfs", filesystems)) {
         (true, true) => {
             return finding(
@@ -244,9 +275,19 @@ mod tests {
     fn module_that_is_missing_is_named() {
         let nowhere = Path::new("/nowhere");
         assert!(console(Some(nowhere)).remedy.contains("modprobe mktty"));
-        let memory = shared_memory(nowhere, "nodev\tsysfs\n");
+        let none = Settings::default();
+        let memory = shared_memory(&none, nowhere, "nodev\tsysfs\n");
         assert!(memory.detail.contains("daxfs") && memory.remedy.contains("modprobe daxfs"), "{memory:?}");
-        assert!(!shared_memory(Path::new("/"), "nodev\tdaxfs\n").detail.contains("missing"));
+        assert!(!shared_memory(&none, Path::new("/"), "nodev\tdaxfs\n").detail.contains("missing"));
+        let with =
+            |pool: &str| Settings { pool: toml::from_str::<Settings>(pool).unwrap().pool, ..none.clone() };
+        let heap = with("pool = { heap = { device = \"/nowhere\" } }");
+        assert!(shared_memory(&heap, nowhere, "").remedy.contains("CONFIG_DMABUF_HEAPS"));
+        let mem = with("pool = { mem = { phys = 4096, size = 4096, device = \"/nowhere\" } }");
+        assert!(shared_memory(&mem, nowhere, "").remedy.contains("CONFIG_DEVMEM"));
+        let refused = Settings { why_no_pool: Some("no room".into()), ..none.clone() };
+        let told = shared_memory(&refused, nowhere, "");
+        assert!(told.level == Level::Warn && told.detail.contains("no room"), "{told:?}");
         assert!(link(Port(700), Err("x".into())).remedy.contains("module of CONFIG_MULTIKERNEL_VSOCKETS"));
     }
 

@@ -33,6 +33,7 @@ mod uml;
 mod units;
 
 use std::future::Future;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
 pub use device::{Device, DeviceModel};
@@ -85,6 +86,10 @@ fn check_pool(spec: &KernelSpec) -> Result<(), String> {
     let Some(pool) = &spec.pool else { return Ok(()) };
     match std::fs::metadata(&pool.path) {
         Ok(meta) if meta.len() >= pool.len => Ok(()),
+        Ok(meta) if meta.file_type().is_char_device() => Err(format!(
+            "its pool is memory that only kernels of `multikernel` reach, at an address of {}: give this one a tombolod of its own",
+            pool.path.display()
+        )),
         Ok(meta) => {
             Err(format!("its pool {} has {} bytes, {} are needed", pool.path.display(), meta.len(), pool.len))
         }

@@ -112,6 +112,11 @@ impl Instance {
                 .as_ref()
                 .and_then(|kernel| kernel.link())
                 .map(|_| self.shared.paced.is_up(self.record.cid)),
+            why_paced: self
+                .kernel
+                .as_ref()
+                .and_then(|kernel| kernel.link())
+                .and_then(|_| self.shared.drivers.multikernel_settings().why_no_pool.clone()),
             last_beat_age_ms: self
                 .kernel
                 .as_ref()

@@ -21,7 +21,12 @@ impl Beside for Session {
             }
         };
         let instances: Vec<_> = self.registry.all().iter().map(known).collect();
-        let read = tokio::task::spawn_blocking(move || multikernel::books(&settings, &instances)).await;
+        let (dir, bytes) = (self.shared.places.state_dir.clone(), self.shared.pool_bytes);
+        let read = tokio::task::spawn_blocking(move || {
+            let shared_memory = multikernel::shared_memory(&settings, &dir, bytes);
+            Ok(KernelBooks { shared_memory, ..multikernel::books(&settings, &instances)? })
+        })
+        .await;
         let read = read.unwrap_or_else(|panicked| Err(panicked.to_string()));
         read.map_err(|reason| ControlError::failed("read the kernel's books", reason))
     }
@@ -32,8 +37,21 @@ impl Beside for Session {
             self.require(Role::Admin, attempt)?;
         }
         // It is not called off when the caller leaves: half a change is worse than one that nobody waits for.
+        let takes_memory = wish.memory_bytes.is_some();
         let changed = self.shared.drivers.change_multikernel_pool(wish, dry_run).await;
-        let outcome = changed.map_err(|reason| ControlError::failed(attempt, reason));
+        let held = || {
+            let (settings, places) = (self.shared.drivers.multikernel_settings(), &self.shared.places);
+            let shared = multikernel::shared_memory(settings, &places.state_dir, self.shared.pool_bytes);
+            let (phys, pid) = (shared.phys?, shared.held_by?);
+            Some(format!(
+                "; of that memory {} MiB at {phys:#x} are shared with kernels, and held by process {pid} until `tombolo down`",
+                shared.bytes >> 20
+            ))
+        };
+        let outcome = changed.map_err(|reason| {
+            let held = takes_memory.then(held).flatten().unwrap_or_default();
+            ControlError::failed(attempt, reason + &held)
+        });
         if !dry_run {
             self.audit("pool", None, &outcome).await;
         }

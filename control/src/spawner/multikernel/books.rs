@@ -1,13 +1,16 @@
 //! What the kernel says of everything that it has, whoever made it: for people to look at.
 
+use std::path::Path;
+
 use super::hold::is_ours;
 use super::interface::{self, AskError, Interface, Mounted};
 use super::record::{Origin, Record};
+use super::shared::Made;
 use super::taken_over::Known;
 use super::transaction;
 use super::tree::{Chunk, InstanceTree};
 use super::{MARK, Settings};
-use crate::api::beside::{KernelBooks, KernelInstance, KernelTransaction, PoolChunk, PoolCpu};
+use crate::api::beside::{KernelBooks, KernelInstance, KernelTransaction, PoolChunk, PoolCpu, SharedMemory};
 
 /// Reads it all. `instances`: ours, by which is told what of it is ours.
 pub(crate) fn books(settings: &Settings, instances: &[Known]) -> Result<KernelBooks, String> {
@@ -29,7 +32,28 @@ pub(crate) fn books(settings: &Settings, instances: &[Known]) -> Result<KernelBo
         chunks: pool.chunks.iter().map(chunk).collect(),
         instances: names.into_iter().map(|name| instance(&kernel, &ours, name)).collect(),
         transactions: transactions(&kernel).map_err(|error| error.to_string())?,
+        shared_memory: SharedMemory::default(),
     })
+}
+
+/// What kernels have in common with this one. `dir`: where it is noted what was made; `bytes`: how long the pool is.
+pub(crate) fn shared_memory(settings: &Settings, dir: &Path, bytes: u64) -> SharedMemory {
+    if settings.pool.is_none() {
+        return SharedMemory { reason: settings.why_no_pool.clone(), ..SharedMemory::default() };
+    }
+    match Made::read(dir) {
+        Ok(Some(made)) => {
+            let (kind, phys) = made.kind();
+            SharedMemory {
+                kind: Some(kind.into()),
+                bytes: made.bytes(),
+                phys,
+                held_by: made.held_by(),
+                reason: None,
+            }
+        }
+        _ => SharedMemory { kind: Some("file".into()), bytes, ..SharedMemory::default() },
+    }
 }
 
 /// The numbers of all instances that can be read.

@@ -1,12 +1,13 @@
-//! The two system calls that load and start kernels. Numbers, commands and flags are those of Multikernel's `include/uapi/linux/{kexec,reboot}.h`.
+//! The two system calls that load and start kernels, and the request for memory to share with them. Numbers, commands and flags are those of
+//! Multikernel's `include/uapi/linux/{kexec,reboot,dma-heap}.h`.
 //!
 //! On a kernel without that both refuse: `reboot(2)` because it knows no such command, `kexec_file_load(2)` because it knows no such flag.
 
-#![allow(unsafe_code)] // two system calls that no wrapper knows; every block says why it is sound
+#![allow(unsafe_code)] // two system calls and a request to a device that no wrapper knows; every block says why it is sound
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use super::ids::InstanceId;
 
@@ -86,9 +87,45 @@ fn kexec_file_load(kernel: i32, initrd: i32, line: Option<&CString>, flags: libc
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// `DMA_HEAP_IOCTL_ALLOC`: `_IOWR('H', 0, struct dma_heap_allocation_data)`.
+const DMA_HEAP_ALLOC: libc::c_ulong = 0xc018_4800;
+
+/// `struct dma_heap_allocation_data`.
+#[repr(C)]
+struct Allocation {
+    len: u64,
+    fd: u32,
+    fd_flags: u32,
+    heap_flags: u64,
+}
+
+/// Takes a buffer from a DMA heap. Its memory is as whoever had it before left it, and is free again when nobody has it open or mapped.
+pub(super) fn heap_allocate(heap: BorrowedFd<'_>, bytes: u64) -> io::Result<OwnedFd> {
+    let fd_flags = (libc::O_RDWR | libc::O_CLOEXEC) as u32;
+    let mut allocation = Allocation { len: bytes, fd: 0, fd_flags, heap_flags: 0 };
+    // SAFETY: the request reads and writes one `Allocation` behind its argument and nothing else; a device that does not know it touches nothing
+    // there. `allocation` outlives the call.
+    let result = unsafe { libc::ioctl(heap.as_raw_fd(), DMA_HEAP_ALLOC as _, &raw mut allocation) };
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(allocation.fd).ok().filter(|fd| *fd > libc::STDERR_FILENO);
+    let fd = fd.ok_or_else(|| io::Error::other(format!("it gave {} as a descriptor", allocation.fd)))?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn device_that_is_no_heap_gives_nothing() {
+        use std::os::fd::AsFd as _;
+        assert_eq!(size_of::<Allocation>() as libc::c_ulong, DMA_HEAP_ALLOC >> 16 & 0x3fff);
+        let null = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(heap_allocate(null.as_fd(), 4096).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
+    }
 
     #[test]
     fn the_number_of_an_instance_is_in_the_flags_where_the_kernel_looks_for_it() {

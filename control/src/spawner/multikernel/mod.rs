@@ -33,6 +33,7 @@ mod pool;
 mod provenance;
 mod record;
 mod settings;
+pub(crate) mod shared;
 mod taken_over;
 mod transaction;
 mod tree;
@@ -44,18 +45,19 @@ mod model_tests;
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
 pub(crate) use self::alive::answers;
-pub(crate) use self::books::books;
+pub(crate) use self::books::{books, shared_memory};
 pub(crate) use self::line::vsock;
 pub(crate) use self::look::{
     InterfaceState, interface_state, is_file_system, lock_left_behind, what_is_missing,
 };
-pub(crate) use self::settings::HostEnd;
 pub use self::settings::Settings;
+pub(crate) use self::settings::{HostEnd, SharedPool};
 pub use self::taken_over::TakenOver;
 pub(crate) use self::taken_over::{Known, Offer, OfferError};
 
@@ -247,7 +249,12 @@ impl Spawner for MultikernelSpawner {
         let image = self.image(spec).await?;
         let name = &spec.agent_config.name;
         let bad_spec = |reason: String| SpawnError::BadSpec { name: name.clone(), reason };
-        super::check_pool(spec).map_err(bad_spec)?;
+        // A device does not tell how much memory it has; the daemon has mapped the pool through it.
+        let is_device =
+            |path: &Path| std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_char_device());
+        if !spec.pool.as_ref().is_some_and(|pool| is_device(&pool.path)) {
+            super::check_pool(spec).map_err(bad_spec)?;
+        }
         super::check_agent(spec)?;
         let claim = Claim::take(&spec.runtime_dir).await?;
         let mut record = self.plan(spec).map_err(bad_spec)?;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tombolo_agent::config::{Doorbell, PacedLine, PoolConfig};
+use tombolo_agent::config::{Daxfs, Doorbell, PacedLine, PoolConfig};
 use tombolo_transport::Port;
 
 use super::ids::InstanceId;
@@ -24,20 +24,84 @@ pub struct Settings {
     pub lock: PathBuf,
     /// The kernel to boot where an instance names none.
     pub image: Option<PathBuf>,
-    /// How a kernel reaches the pool. Without it kernels have no shared memory, and everything goes over [`Settings::link`].
-    pub pool: Option<GuestPool>,
+    /// Where the memory comes from that kernels share, and how they reach it. Without it kernels have none, and everything goes over
+    /// [`Settings::link`].
+    pub pool: Option<SharedPool>,
     /// What wakes a kernel, and is woken by it. Without it both find work by their timers.
     pub doorbell: Option<Wake>,
     /// What carries everything to and from a kernel without shared memory. Default: the vsock, port 700.
     pub link: Way,
+    /// Why there is no shared memory although the settings ask for some.
+    #[serde(skip)]
+    pub(crate) why_no_pool: Option<String>,
 }
 
-/// How a kernel reaches the pool.
+/// Where shared memory comes from, and how a kernel reaches it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum GuestPool {
-    /// A file or device inside, from its start.
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum SharedPool {
+    /// A buffer of this kernel's heap, if it gives one.
+    Auto,
+    /// A buffer of a DMA heap.
+    Heap {
+        /// Which. Default `/dev/dma_heap/multikernel`.
+        #[serde(default = "heap")]
+        device: PathBuf,
+        /// A file or device inside that is this memory, from its start. Default: `/dev/mem`, by its physical address.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        inside: Option<PathBuf>,
+    },
+    /// Physical memory that is nobody's.
+    Mem {
+        /// Its address, a multiple of the page size.
+        phys: u64,
+        /// Its length in bytes, a multiple of the page size.
+        size: u64,
+        /// The device through which it is mapped here. Default `/dev/mem`.
+        #[serde(default = "mem")]
+        device: PathBuf,
+    },
+    /// A file on a DAXFS, which kernels mount by its physical address.
+    Daxfs {
+        /// That address. Default: what the mount here says.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        phys: Option<u64>,
+        /// Its length in bytes. Default: what the mount here says.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
+        /// Where kernels mount it. Default `/run/tombolo/daxfs`.
+        #[serde(default = "daxfs_mount")]
+        mount: PathBuf,
+        /// The file in it. Default: the one that is the pool here.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<PathBuf>,
+    },
+    /// A file or device inside, from its start; here it is the file that was named for the pool.
     Path(PathBuf),
+}
+
+impl SharedPool {
+    /// The heap of this kernel's pool.
+    pub(crate) const HEAP: &str = "/dev/dma_heap/multikernel";
+    /// The device of all physical memory.
+    pub(crate) const MEM: &str = "/dev/mem";
+
+    /// Whether it is an ordinary file here.
+    pub(crate) fn is_path(&self) -> bool {
+        matches!(self, Self::Path(_))
+    }
+}
+
+fn heap() -> PathBuf {
+    SharedPool::HEAP.into()
+}
+
+fn mem() -> PathBuf {
+    SharedPool::MEM.into()
+}
+
+fn daxfs_mount() -> PathBuf {
+    "/run/tombolo/daxfs".into()
 }
 
 /// How host and kernel wake each other.
@@ -128,6 +192,7 @@ impl Default for Settings {
             pool: None,
             doorbell: None,
             link: Way::default(),
+            why_no_pool: None,
         }
     }
 }
@@ -151,8 +216,21 @@ impl Settings {
 
     /// What the agent inside is told of the pool; `None` where kernels have no shared memory.
     pub(super) fn pool_inside(&self, pool: &PoolFile) -> Option<PoolConfig> {
-        let GuestPool::Path(path) = self.pool.as_ref()?;
-        Some(PoolConfig::new(path, pool.len))
+        match self.pool.as_ref()? {
+            SharedPool::Path(path) => Some(PoolConfig::new(path, pool.len)),
+            SharedPool::Mem { phys, device, .. } => {
+                Some(PoolConfig { offset: *phys, ..PoolConfig::new(device, pool.len) })
+            }
+            SharedPool::Daxfs { phys, size, mount, file } => {
+                let daxfs = Daxfs { mount: mount.clone(), phys: (*phys)?, size: (*size)? };
+                Some(PoolConfig {
+                    daxfs: Some(daxfs),
+                    ..PoolConfig::new(mount.join(file.as_ref()?), pool.len)
+                })
+            }
+            // Where they could be had they are one of the above by now.
+            SharedPool::Auto | SharedPool::Heap { .. } => None,
+        }
     }
 
     /// What the agent inside is told of its doorbell, which only a kernel that shares memory has.
@@ -211,12 +289,32 @@ mod tests {
         let settings: Settings = toml::from_str(text).unwrap();
         assert_eq!(settings.root, Path::new("/sys/fs/multikernel"));
         assert_eq!(settings.console_device(), Some(Path::new("/dev/mktty")));
-        assert_eq!(settings.pool, Some(GuestPool::Path("/mnt/shared/pool".into())));
+        assert_eq!(settings.pool, Some(SharedPool::Path("/mnt/shared/pool".into())));
         let vsock: Settings = toml::from_str("doorbell = { vsock = { port = 30000 } }").unwrap();
         assert_eq!(vsock.doorbell, Some(Wake::Vsock { port: 30_000 }));
         assert_eq!(vsock.doorbell_inside(&record(&vsock)), None, "bells are of shared memory");
         assert_eq!(settings.link_inside(), None);
         assert!(toml::from_str::<Settings>("rot = \"/x\"").is_err(), "a misspelt setting is refused");
+    }
+
+    #[test]
+    fn shared_memory_is_named_in_the_words_of_the_field_and_told_to_the_agent() {
+        let of =
+            |text: &str| toml::from_str::<Settings>(&format!("pool = {text}")).map(|it| it.pool.unwrap());
+        assert_eq!(of("\"auto\"").unwrap(), SharedPool::Auto);
+        assert_eq!(of("{ heap = {} }").unwrap(), SharedPool::Heap { device: heap(), inside: None });
+        assert!(of("{ heap = { devise = \"/x\" } }").is_err() && of("{ mem = { phys = 1 } }").is_err());
+        let inside = |text: &str| {
+            let pool = Some(of(text).unwrap());
+            let file = PoolFile { path: "/here".into(), len: 8192 };
+            Settings { pool, ..Settings::default() }.pool_inside(&file)
+        };
+        let mem = inside("{ mem = { phys = 0x140000000, size = 1048576 } }").unwrap();
+        assert_eq!((mem.path, mem.offset, mem.len), ("/dev/mem".into(), 0x1_4000_0000, 8192));
+        let daxfs = inside("{ daxfs = { phys = 0x140000000, size = 1048576, file = \"a/pool\" } }").unwrap();
+        assert_eq!(daxfs.path, Path::new("/run/tombolo/daxfs/a/pool"));
+        assert_eq!(daxfs.daxfs.unwrap().phys, 0x1_4000_0000);
+        assert_eq!((inside("\"auto\""), inside("{ daxfs = {} }")), (None, None), "not found yet");
     }
 
     fn record(settings: &Settings) -> Record {
