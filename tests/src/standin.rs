@@ -22,13 +22,23 @@ const IMAGE: &str = "vmlinux";
 #[derive(Clone, Debug)]
 pub struct StandIn {
     dir: PathBuf,
-    /// Whether the settings that it makes name a pool.
-    shares_memory: bool,
+    /// What the settings that it makes say of the memory that kernels share.
+    memory: SharedMemory,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SharedMemory {
+    /// A file.
+    File,
+    /// A buffer of the kernel's heap.
+    Heap,
+    /// None.
+    None,
 }
 
 /// The stand-in that this process runs under; `None` outside of it, where the test has nothing to do.
 pub fn here() -> Option<StandIn> {
-    std::env::var_os(FOLDER).map(|dir| StandIn { dir: dir.into(), shares_memory: true })
+    std::env::var_os(FOLDER).map(|dir| StandIn { dir: dir.into(), memory: SharedMemory::File })
 }
 
 /// Runs the tests of this program whose names contain `filter` under a stand-in, one at a time. Does nothing in a process that is
@@ -62,7 +72,13 @@ impl StandIn {
     /// The same, with settings by which kernels share no memory with the host.
     #[must_use]
     pub fn without_shared_memory(self) -> Self {
-        Self { shares_memory: false, ..self }
+        Self { memory: SharedMemory::None, ..self }
+    }
+
+    /// The same, with settings by which they share a buffer of the kernel's heap, if it gives one.
+    #[must_use]
+    pub fn with_heap(self) -> Self {
+        Self { memory: SharedMemory::Heap, ..self }
     }
 
     /// Its folder.
@@ -94,9 +110,15 @@ impl StandIn {
     pub fn settings_text_with_lock_of_kerf(&self) -> String {
         let dir = self.dir.display();
         let line = format!("inside = \"/dev/ttyS0\", socket = \"{dir}/link.{{id}}\"");
-        let ways = match self.shares_memory {
-            true => format!("pool = {{ path = \"/dev/mmapper\" }}\ndoorbell = {{ line = {{ {line} }} }}"),
-            false => format!("link = {{ line = {{ {line}, alive = \"{dir}/alive.{{id}}\" }} }}"),
+        let doorbell = format!("doorbell = {{ line = {{ {line} }} }}");
+        let link = format!("link = {{ line = {{ {line}, alive = \"{dir}/alive.{{id}}\" }} }}");
+        let ways = match self.memory {
+            SharedMemory::File => format!("pool = {{ path = \"/dev/mmapper\" }}\n{doorbell}"),
+            // These kernels have no physical memory in common: what they map is the buffer itself.
+            SharedMemory::Heap => {
+                format!("pool = {{ heap = {{ inside = \"/dev/mmapper\" }} }}\n{doorbell}\n{link}")
+            }
+            SharedMemory::None => link,
         };
         format!("image = \"{dir}/{IMAGE}\"\n{ways}\n")
     }

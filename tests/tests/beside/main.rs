@@ -1,7 +1,7 @@
 //! Kernels beside this one, as their users meet them: the daemon's `multikernel` spawner on the **stand-in** for Multikernel Linux.
 //!
 //! Each test has a stand-in of its own, under which this program runs again. [`life`] is the life of one kernel, whoever dies;
-//! [`without_pool`] is that of one that shares no memory with the host; [`with_kerf`] is living together with another program that changes the same kernel's
+//! [`without_pool`] is that of one that shares no memory with the host, [`shared_memory`] that of the memory that the daemon itself makes; [`with_kerf`] is living together with another program that changes the same kernel's
 //! books, [`adopted`] taking over what it made.
 
 use tombolo_tests::bed::Bed;
@@ -10,6 +10,7 @@ use tombolo_tests::standin::{self, StandIn};
 
 mod adopted;
 mod life;
+mod shared_memory;
 mod with_kerf;
 mod without_pool;
 
@@ -109,6 +110,8 @@ on_the_stand_in!(
         hang_without_heartbeat_is_seen_by_two_witnesses_and_ended_by_force,
         kernel_that_is_frozen_for_a_while_is_taken_up_again,
         dead_user_space_without_heartbeat_is_told_from_a_hang;
+    shared_memory needs Some(()) =>
+        buffer_of_the_heap_is_shared_and_outlives_its_daemon;
     with_kerf needs prerequisites::kerf() =>
         kerf_makes_the_pool_and_shows_what_tombolo_starts_in_it,
         instances_of_kerf_are_shown_and_never_touched,
