@@ -218,7 +218,7 @@ impl InstanceSpec {
             SpawnerKind::Uml | SpawnerKind::Qemu | SpawnerKind::Multikernel | SpawnerKind::Process => {}
         }
         match self.devices.as_deref() {
-            Some([device, ..]) if !kind.can_move_cpus_and_devices() => refuse(format!(
+            Some([device, ..]) if !kind.can_move_devices() => refuse(format!(
                 "devices: it is to have {device}, and kernels of the spawner `{kind}` are given no devices"
             )),
             _ => Ok(()),

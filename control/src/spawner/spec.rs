@@ -49,8 +49,16 @@ impl SpawnerKind {
         }
     }
 
-    /// Whether CPUs and devices can be moved to and from its kernels while they run.
-    pub fn can_move_cpus_and_devices(self) -> bool {
+    /// Whether CPUs can be moved to and from its kernels while they run.
+    pub fn can_move_cpus(self) -> bool {
+        match self {
+            Self::Qemu => true,
+            Self::Uml | Self::Multikernel | Self::Process => false,
+        }
+    }
+
+    /// Whether devices can be moved to and from its kernels while they run.
+    pub fn can_move_devices(self) -> bool {
         match self {
             Self::Qemu => true,
             Self::Uml | Self::Multikernel | Self::Process => false,
@@ -169,6 +177,8 @@ pub struct KernelSpec {
     pub cpus: Vec<u32>,
     /// How many CPUs it boots with, where they have no names in the ledger.
     pub cpus_started: u32,
+    /// CPUs that it is not to be given, although they seem free: they may run in another kernel. Only of `multikernel`.
+    pub cpus_withheld: Vec<u32>,
     /// The most CPUs it can be given while it runs: as many as `cpus` or more. Ignored where the spawner cannot move CPUs.
     pub cpus_max: u32,
     /// Every device that it can be given while it runs, or boots with. Ignored where the spawner cannot move devices.

@@ -9,6 +9,7 @@ use tombolo_handover::PciAddress;
 
 use super::keeper_link::{KeeperLink, LinkError};
 use super::kernel::ask;
+use super::multikernel::{self, CpuChange, LiveError};
 use super::{Device, Kernel, SpawnError, SpawnerKind, qemu};
 use crate::keeper::{CpuLease, MemoryState, Request, Status};
 
@@ -22,10 +23,16 @@ const MEMORY_STEP_BYTES: u64 = 2 << 20;
 /// Why the memory of a kernel cannot be changed.
 pub(super) const MEMORY_IS_FIXED: &str = "it has no memory that can leave or come";
 
+/// Why the CPUs of a kernel cannot be changed.
+const CPUS_ARE_FIXED: &str =
+    "it has CPUs that are not in the ledger: those of another program's instance, or of a daemon that lends machines' CPUs";
+/// How long a kernel may take to show that it lives, before it is asked again for what it did not answer.
+const SETTLE_ANSWER_MAX: Duration = Duration::from_secs(1);
+
 /// A CPU of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuState {
-    /// Its number in the machine, and in its kernel.
+    /// Its number in the machine, and in its kernel. On Multikernel Linux what its hardware calls it; the kernel may number it otherwise.
     pub index: u32,
     /// The ledger's name for it, if it is or was lent to the kernel.
     pub unit: Option<u32>,
@@ -39,6 +46,8 @@ pub struct CpuState {
     pub present: bool,
     /// Whether it runs; one that does not has been parked by the kernel, was never started, or is not there.
     pub runs: bool,
+    /// Whether that it is lent, or is not, may still change by itself: the kernel was asked, and has not been seen to do it.
+    pub may_change: bool,
 }
 
 /// A device that a machine has.
@@ -128,8 +137,10 @@ impl Kernel {
     /// [`SpawnError::Ended`] when it has ended; [`SpawnError::Keeper`] or [`SpawnError::Control`] when it cannot be asked.
     pub async fn cpus(&self) -> Result<Option<Vec<CpuState>>, SpawnError> {
         let action = "ask about the CPUs of";
-        if !self.kind().can_move_cpus_and_devices() {
-            return Ok(None);
+        match self.kind() {
+            SpawnerKind::Qemu => {}
+            SpawnerKind::Multikernel => return self.cpus_beside(action).await,
+            SpawnerKind::Uml | SpawnerKind::Process => return Ok(None),
         }
         let leases = self.running_status(action).await?.cpus;
         // Of a machine all are, or none.
@@ -140,7 +151,7 @@ impl Kernel {
             let qemu::CpuSeen { index, present, pluggable, runs } = cpu;
             let lease = leases.iter().find(|lease| lease.index == index);
             let (unit, lent) = (lease.map(|lease| lease.unit), lease.is_some_and(|lease| lease.lent));
-            CpuState { index, unit, lent, pinned, pluggable, present, runs }
+            CpuState { index, unit, lent, pinned, pluggable, present, runs, may_change: false }
         });
         Ok(Some(cpus.collect()))
     }
@@ -150,6 +161,9 @@ impl Kernel {
     /// # Errors
     /// [`SpawnError::Refused`] when its machine has no CPU to spare; [`SpawnError::Control`] when that is not known.
     pub async fn lend_cpu(&self, unit: u32) -> Result<(), SpawnError> {
+        if self.kind() == SpawnerKind::Multikernel {
+            return self.change_beside("give a CPU to", unit, CpuChange::Give).await;
+        }
         let cpus = self.cpus_or_refuse("lend a CPU to").await?;
         if cpus.iter().any(|cpu| cpu.lent && cpu.unit == Some(unit)) {
             return Ok(());
@@ -179,6 +193,9 @@ impl Kernel {
     /// [`SpawnError::Control`] when it may yet be unplugged.
     pub async fn take_cpu(&self, unit: u32) -> Result<(), SpawnError> {
         let action = "take a CPU from";
+        if self.kind() == SpawnerKind::Multikernel {
+            return self.change_beside(action, unit, CpuChange::Take).await;
+        }
         let until = Instant::now() + PARK_MAX;
         loop {
             let cpus = self.cpus_or_refuse(action).await?;
@@ -199,13 +216,67 @@ impl Kernel {
         }
     }
 
+    /// Asks for a change of a CPU again that was asked for and may still happen, where the kernel itself answers: it alone can end the doubt.
+    /// Nothing where there is none, or no answer.
+    ///
+    /// # Errors
+    /// As [`Kernel::lend_cpu`].
+    pub async fn settle_cpu(&self, unit: u32) -> Result<(), SpawnError> {
+        if self.kind() != SpawnerKind::Multikernel || self.answers(SETTLE_ANSWER_MAX).await != Some(true) {
+            return Ok(());
+        }
+        self.change_beside("settle what becomes of a CPU of", unit, CpuChange::Settle).await
+    }
+
+    /// The same as [`Kernel::cpus`] for a kernel beside this one.
+    async fn cpus_beside(&self, action: &'static str) -> Result<Option<Vec<CpuState>>, SpawnError> {
+        self.must_run(action).await?;
+        let cpus = multikernel::cpus(self.runtime_dir()).await;
+        let state = |cpu: multikernel::LiveCpu| {
+            let (index, lent) = (cpu.physical(), cpu.is_there);
+            CpuState {
+                index,
+                unit: Some(index),
+                lent,
+                pinned: true,
+                pluggable: true,
+                present: lent,
+                runs: lent,
+                may_change: cpu.may_change,
+            }
+        };
+        let cpus = cpus.map_err(|error| self.not_moved(action, error))?;
+        Ok(cpus.map(|cpus| cpus.into_iter().map(state).collect()))
+    }
+
+    async fn change_beside(
+        &self,
+        action: &'static str,
+        unit: u32,
+        change: CpuChange,
+    ) -> Result<(), SpawnError> {
+        self.must_run(action).await?;
+        match multikernel::change_cpu(self.runtime_dir(), unit, change).await {
+            Ok(Some(())) => Ok(()),
+            Ok(None) => Err(self.refused(action, CPUS_ARE_FIXED.into())),
+            Err(error) => Err(self.not_moved(action, error)),
+        }
+    }
+
+    fn not_moved(&self, action: &'static str, error: LiveError) -> SpawnError {
+        match error {
+            LiveError::Refused(reason) => self.refused(action, reason),
+            LiveError::Unknown(reason) => self.refused_to(action, reason),
+        }
+    }
+
     /// The devices that it has, where they can be plugged and unplugged while it runs; else `None`.
     ///
     /// # Errors
     /// As [`Kernel::cpus`].
     pub async fn devices(&self) -> Result<Option<Vec<DeviceState>>, SpawnError> {
         let action = "ask about the devices of";
-        if !self.kind().can_move_cpus_and_devices() {
+        if !self.kind().can_move_devices() {
             return Ok(None);
         }
         let departures = self.running_status(action).await?.departures;
@@ -223,7 +294,7 @@ impl Kernel {
     pub async fn plug(&self, device: &Device) -> Result<(), SpawnError> {
         let action = "plug a device into";
         self.must_run(action).await?;
-        if !self.kind().can_move_cpus_and_devices() {
+        if !self.kind().can_move_devices() {
             return Err(self.refused(action, "its spawner cannot move devices while it runs".into()));
         }
         // One that is gone has gone; should it be there still and leaving, it is left to that.
@@ -242,7 +313,7 @@ impl Kernel {
     pub async fn unplug(&self, device: &Device, deadline: Duration) -> Result<(), SpawnError> {
         let action = "unplug a device from";
         self.must_run(action).await?;
-        if !self.kind().can_move_cpus_and_devices() {
+        if !self.kind().can_move_devices() {
             return Err(self.refused(action, "its spawner cannot move devices while it runs".into()));
         }
         // Before it is told: whoever asks later is to know that it may go at any time.

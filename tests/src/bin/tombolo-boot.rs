@@ -64,6 +64,7 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<ExitHow> {
         memory_max_bytes: memory_mib << 20,
         cpus: Vec::new(),
         cpus_started: 1,
+        cpus_withheld: Vec::new(),
         cpus_max: 1,
         catalogue: Vec::new(),
         devices: Vec::new(),

@@ -94,6 +94,7 @@ fn bed<S>(spawner: S, init: PathBuf) -> Bed<S> {
         memory_max_bytes: 96 << 20,
         cpus: Vec::new(),
         cpus_started: 1,
+        cpus_withheld: Vec::new(),
         cpus_max: 1,
         catalogue: Vec::new(),
         devices: Vec::new(),

@@ -465,8 +465,8 @@ pub(crate) fn row_of(
     };
     let limits = Limits {
         memory: of(kind.can_move_memory(), memory),
-        cpus: of(kind.can_move_cpus_and_devices(), cpus),
-        devices: of(kind.can_move_cpus_and_devices(), Bounds::default()),
+        cpus: of(kind.can_move_cpus(), cpus),
+        devices: of(kind.can_move_devices(), Bounds::default()),
         llc_ways: none,
     };
     let (id, name) = (instance_of(cid), name.to_owned());

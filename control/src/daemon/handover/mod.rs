@@ -251,8 +251,8 @@ impl Ledger {
         let of = |can_move, amount| if can_move { amount } else { 0 };
         let needs = Needs {
             memory: of(kind.can_move_memory(), granules(spec.memory_mib)),
-            cpus: of(kind.can_move_cpus_and_devices(), spec.cpus.into()),
-            devices: match kind.can_move_cpus_and_devices() {
+            cpus: of(kind.can_move_cpus(), spec.cpus.into()),
+            devices: match kind.can_move_devices() {
                 true => spec.devices.clone().unwrap_or_default(),
                 false => Vec::new(),
             },

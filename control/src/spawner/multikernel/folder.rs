@@ -20,7 +20,7 @@ pub(super) fn make(
 ) -> Result<(), String> {
     let lock = Hold::on(kernel, record).lock()?;
     if record.cpus.is_empty() {
-        record.cpus = free_cpus(kernel, record.cpus_wanted)?;
+        record.cpus = free_cpus(kernel, record.cpus_wanted, &record.cpus_withheld)?;
     }
     record.write(dir).map_err(|error| format!("could not note what is to be made: {error}"))?;
     Hold::on(kernel, record).make_under(&lock)?;
@@ -54,16 +54,23 @@ pub(super) fn load_taken_over(
     hold.load(image, initrd, command_line)
 }
 
-/// So many CPUs of the pool that no instance has. Whoever holds the lock can be sure of them.
-fn free_cpus(kernel: &impl Interface, wanted: u32) -> Result<Vec<PhysicalCpu>, String> {
-    let pool = interface::pool_or_none(kernel).map_err(|error| error.to_string())?;
-    let (free, wanted) = (pool.cpus_available.len(), usize::try_from(wanted).unwrap_or(usize::MAX));
-    if free < wanted {
+/// So many CPUs of the pool that no instance has, and none of `withheld`. Whoever holds the lock can be sure of them.
+fn free_cpus(
+    kernel: &impl Interface,
+    wanted: u32,
+    withheld: &[PhysicalCpu],
+) -> Result<Vec<PhysicalCpu>, String> {
+    let mut free = interface::pool_or_none(kernel).map_err(|error| error.to_string())?.cpus_available;
+    free.retain(|cpu| !withheld.contains(cpu));
+    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+    if free.len() < wanted {
         return Err(format!(
-            "it is to have {wanted} CPUs, and the pool has {free} to give; `tombolo multikernel pool` changes that"
+            "it is to have {wanted} CPUs, and the pool has {} to give; `tombolo multikernel pool` changes that",
+            free.len()
         ));
     }
-    Ok(pool.cpus_available.into_iter().take(wanted).collect())
+    free.truncate(wanted);
+    Ok(free)
 }
 
 /// Gives back what was made, if anything was, and forgets it. Refuses a kernel that runs.

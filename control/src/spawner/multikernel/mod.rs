@@ -26,6 +26,7 @@ mod ids;
 mod image;
 mod interface;
 mod line;
+mod live;
 mod lock;
 mod look;
 mod overlay;
@@ -53,6 +54,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 pub(crate) use self::alive::answers;
 pub(crate) use self::books::{books, shared_memory};
 pub(crate) use self::line::vsock;
+pub(crate) use self::live::{LiveCpu, LiveError};
 pub(crate) use self::look::{
     InterfaceState, interface_state, is_file_system, lock_left_behind, what_is_missing,
 };
@@ -65,6 +67,7 @@ use self::hold::Hold;
 use self::ids::{InstanceId, InstanceName, PhysicalCpu};
 use self::image::{Arch, ImageError, KernelImage, Limits};
 use self::interface::{InstanceStatus, Mounted};
+use self::live::Live;
 use self::record::{Origin, Record};
 use super::launch::Claim;
 use super::{Availability, Kernel, KernelSpec, SpawnError, Spawner, SpawnerKind, initrd};
@@ -79,7 +82,7 @@ pub(crate) const MAKE_A_POOL: &str =
     "tombolo multikernel pool --cpus LIST --memory SIZE, or kerf init --cpus=LIST --memory=SIZE";
 
 /// What this spawner adds to a runtime folder.
-pub(super) const FILES: &[&str] = &[initrd::NAME];
+pub(super) const FILES: &[&str] = &[initrd::NAME, live::NAME];
 
 /// Least memory a kernel can boot with, besides twice its initial archive (packed and unpacked), in bytes.
 const MEMORY_BYTES_MIN: u64 = 24 << 20;
@@ -207,7 +210,9 @@ impl MultikernelSpawner {
             id: InstanceId::try_from(id)?,
             memory_bytes: spec.memory_bytes,
             cpus_wanted: spec.cpus_started.max(1),
-            cpus: Vec::new(),
+            cpus: spec.cpus.iter().copied().map(PhysicalCpu).collect(),
+            cpus_withheld: spec.cpus_withheld.iter().copied().map(PhysicalCpu).collect(),
+            moves_cpus: !spec.cpus.is_empty(),
             nonce: nonce.to_string(),
             origin: Origin::Made,
             keeper_binary: self.keeper_binary.clone(),
@@ -390,6 +395,53 @@ pub(crate) fn may_run(runtime_dir: &Path) -> bool {
 pub(super) fn link_of(runtime_dir: &Path) -> Option<HostEnd> {
     let record = Record::read(runtime_dir).ok().flatten()?;
     record.settings.link_outside(record.id)
+}
+
+/// The CPUs of the kernel of `runtime_dir`, which runs; `None` where they cannot be moved.
+pub(super) async fn cpus(runtime_dir: &Path) -> Result<Option<Vec<LiveCpu>>, LiveError> {
+    on_live(runtime_dir, |live| live.cpus()).await
+}
+
+/// Does something about one of them, by its physical number.
+pub(super) async fn change_cpu(
+    runtime_dir: &Path,
+    cpu: u32,
+    change: CpuChange,
+) -> Result<Option<()>, LiveError> {
+    let cpu = PhysicalCpu(cpu);
+    on_live(runtime_dir, move |live| match change {
+        CpuChange::Give => live.give(cpu),
+        CpuChange::Take => live.take(cpu),
+        CpuChange::Settle => live.settle(cpu),
+    })
+    .await
+}
+
+/// What is to be done about a CPU of a kernel that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CpuChange {
+    /// It is to come out of the pool.
+    Give,
+    /// It is to go back there.
+    Take,
+    /// What was asked of that kernel, and may still happen, is asked again.
+    Settle,
+}
+
+async fn on_live<T: Send + 'static>(
+    runtime_dir: &Path,
+    act: impl FnOnce(Live<'_, Mounted>) -> Result<T, LiveError> + Send + 'static,
+) -> Result<Option<T>, LiveError> {
+    let dir = runtime_dir.to_owned();
+    let acting = move || {
+        let Some(record) = folder::read(&dir).map_err(LiveError::Unknown)? else {
+            return Err(LiveError::Refused("nothing was made for it in the kernel".into()));
+        };
+        let kernel = Mounted::at(&record.settings.root);
+        Live::on(&kernel, &record, &dir).map(act).transpose()
+    };
+    let acted = tokio::task::spawn_blocking(acting).await;
+    acted.unwrap_or_else(|panicked| Err(LiveError::Unknown(panicked.to_string())))
 }
 
 /// The kernel's interface through which something was made for `runtime_dir`, if anything was.

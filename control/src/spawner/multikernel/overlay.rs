@@ -4,9 +4,12 @@
 //! [`super::tree`]). The kernel skips without a word what it does not know, so nothing here is spelled twice: the names of operations and items
 //! are the constants below, and `dtc` reads back what is built in the tests.
 
+use std::borrow::Cow;
+
 use super::ids::{InstanceId, InstanceName, PhysicalCpu};
 use super::tree::Chunk;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
+use serde::{Deserialize, Serialize};
 
 /// The longest overlay that reaches the kernel whole: it takes a write page by page, and takes the first page for all of it.
 pub(super) const BYTES_MAX: usize = 4096;
@@ -21,6 +24,8 @@ pub(super) enum Intent {
     Create(NewInstance),
     /// An instance that is not loaded gives back all that it has.
     Remove(InstanceName),
+    /// A CPU goes from the pool to an instance, or back, whether a kernel runs in it or not.
+    InstanceCpu { name: InstanceName, change: Change, cpu: PhysicalCpu },
     /// CPUs go from the host to the pool, or back.
     PoolCpus { change: Change, cpus: Vec<PhysicalCpu> },
     /// Memory goes from the host to the pool, wherever the kernel finds it.
@@ -30,7 +35,8 @@ pub(super) enum Intent {
 }
 
 /// Which way units go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Change {
     /// To it.
     Add,
@@ -64,7 +70,7 @@ impl Intent {
         text(&mut tree.root, "compatible", "linux,multikernel-overlay");
         text(&mut tree.root, NONCE, nonce);
         let mut fragment = node("fragment@0");
-        text(&mut fragment, "target-path", self.target_path());
+        text(&mut fragment, "target-path", &self.target_path());
         let mut overlay = node("__overlay__");
         overlay.add_child(self.operation());
         fragment.add_child(overlay);
@@ -73,11 +79,12 @@ impl Intent {
         if blob.len() > BYTES_MAX { Err(TooLong { bytes: blob.len() }) } else { Ok(blob) }
     }
 
-    fn target_path(&self) -> &'static str {
+    fn target_path(&self) -> Cow<'static, str> {
         match self {
-            Self::Create(_) | Self::Remove(_) => "/instances",
+            Self::Create(_) | Self::Remove(_) => "/instances".into(),
+            Self::InstanceCpu { name, .. } => format!("/instances/{name}").into(),
             Self::PoolCpus { .. } | Self::PoolMemoryAdd { .. } | Self::PoolMemoryRemove { .. } => {
-                "/resources"
+                "/resources".into()
             }
         }
     }
@@ -90,14 +97,8 @@ impl Intent {
                 text(&mut operation, "instance-name", instance.as_str());
                 operation
             }
-            Self::PoolCpus { change, cpus } => {
-                let items = cpus.iter().map(|cpu| {
-                    let mut item = node(&format!("cpu@{:x}", cpu.0));
-                    wide(&mut item, "reg", &[u64::from(cpu.0)]);
-                    item
-                });
-                operation("cpu", *change, items)
-            }
+            Self::InstanceCpu { change, cpu, .. } => operation("cpu", *change, [cpu_item(cpu)]),
+            Self::PoolCpus { change, cpus } => operation("cpu", *change, cpus.iter().map(cpu_item)),
             Self::PoolMemoryAdd { bytes } => {
                 let mut item = node("memory@0");
                 wide(&mut item, "size", &[*bytes]);
@@ -148,6 +149,12 @@ fn operation(unit: &str, change: Change, items: impl IntoIterator<Item = DeviceT
         operation.add_child(item);
     }
     operation
+}
+
+fn cpu_item(cpu: &PhysicalCpu) -> DeviceTreeNode {
+    let mut item = node(&format!("cpu@{:x}", cpu.0));
+    wide(&mut item, "reg", &[u64::from(cpu.0)]);
+    item
 }
 
 /// All names here are ours and valid.

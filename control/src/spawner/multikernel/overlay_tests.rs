@@ -59,19 +59,26 @@ fn new_instance_is_asked_for_as_the_kernels_documents_say() {
 fn units_that_go_and_come_are_named_by_their_physical_numbers() {
     let chunk = Chunk { base: 0x1_0000_0000, bytes: 128 << 20, numa_node: None };
     let cpus = |change, cpu| Intent::PoolCpus { change, cpus: vec![PhysicalCpu(cpu)] };
+    let of_web = |change, cpu| Intent::InstanceCpu {
+        name: "web".parse().unwrap(),
+        change,
+        cpu: PhysicalCpu(cpu),
+    };
     let cases = [
-        (cpus(Change::Add, 0x1a), "cpu-add", "cpu@1a"),
-        (cpus(Change::Remove, 2), "cpu-remove", "cpu@2"),
-        (Intent::PoolMemoryAdd { bytes: 1 << 30 }, "memory-add", "memory@0"),
-        (Intent::PoolMemoryRemove { chunk }, "memory-remove", "memory@100000000"),
+        (cpus(Change::Add, 0x1a), "/resources", "cpu-add", "cpu@1a"),
+        (cpus(Change::Remove, 2), "/resources", "cpu-remove", "cpu@2"),
+        (Intent::PoolMemoryAdd { bytes: 1 << 30 }, "/resources", "memory-add", "memory@0"),
+        (Intent::PoolMemoryRemove { chunk }, "/resources", "memory-remove", "memory@100000000"),
+        (of_web(Change::Add, 6), "/instances/web", "cpu-add", "cpu@6"),
+        (of_web(Change::Remove, 6), "/instances/web", "cpu-remove", "cpu@6"),
     ];
-    for (intent, operation, item) in cases {
+    for (intent, target, operation, item) in cases {
         let blob = intent.overlay("n").unwrap();
         let fdt = dtoolkit::fdt::Fdt::new(&blob).unwrap();
         use dtoolkit::Node as _;
         let fragment = fdt.find_node("/fragment@0").unwrap();
         let path = dtoolkit::Property::value_as::<&str>(&fragment.property("target-path").unwrap());
-        assert_eq!(path.unwrap(), "/resources");
+        assert_eq!(path.unwrap(), target);
         let overlay = fragment.child("__overlay__").unwrap();
         assert!(overlay.child(operation).and_then(|operation| operation.child(item)).is_some(), "{intent:?}");
     }

@@ -122,6 +122,18 @@ pub(super) fn pending(interface: &impl Interface, mark: Mark<'_>) -> Result<Opti
     Ok(None)
 }
 
+/// Whether the kernel has a transaction that carries this mark, whatever came of it.
+pub(super) fn is_known(interface: &impl Interface, mark: Mark<'_>) -> Result<bool, AskError> {
+    for transaction in numbers(interface)? {
+        if let Some(blob) = of_transaction(interface, transaction, "dtbo")?
+            && mark.is_of(transaction, &blob)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The numbers of all transactions, in the order in which the kernel took them.
 fn numbers(interface: &impl Interface) -> Result<Vec<u64>, AskError> {
     let names = transactions(interface)?;

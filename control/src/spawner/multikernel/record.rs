@@ -27,6 +27,12 @@ pub(crate) struct Record {
     pub(super) cpus_wanted: u32,
     /// Which: chosen when it is made.
     pub(super) cpus: Vec<PhysicalCpu>,
+    /// Those that it is not to have, although no instance has them: they may run in another kernel.
+    #[serde(default)]
+    pub(super) cpus_withheld: Vec<PhysicalCpu>,
+    /// Whether they are those that the ledger gave it, so that they can be moved while it runs.
+    #[serde(default)]
+    pub(super) moves_cpus: bool,
     /// What its transactions carry, besides a number.
     pub(super) nonce: String,
     /// Who made it.

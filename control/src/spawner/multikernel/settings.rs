@@ -324,6 +324,8 @@ mod tests {
             id: InstanceId::try_from(4).unwrap(),
             memory_bytes: 0,
             cpus_wanted: 1,
+            cpus_withheld: Vec::new(),
+            moves_cpus: false,
             cpus: Vec::new(),
             nonce: String::new(),
             origin: super::super::record::Origin::Made,

@@ -65,6 +65,8 @@ impl Known {
                     id: InstanceId::try_from(id)?,
                     memory_bytes: 0,
                     cpus_wanted: 0,
+                    cpus_withheld: Vec::new(),
+                    moves_cpus: false,
                     cpus: Vec::new(),
                     nonce,
                     origin: Origin::TakenOver(taken_over.clone()),

@@ -15,6 +15,8 @@ use super::tree::PoolTree;
 /// How long a transaction may stay pending once its overlay was taken: the kernel applies it within the write.
 const PENDING_MAX: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// What the kernel fails sooner was never asked of a spawned kernel, or was refused by it: for an answer it waits 10 s.
+const PROMPT: Duration = Duration::from_secs(5);
 /// How long after a change that did nothing it is tried again: the kernel may have been busy with another instance, and does not say so.
 const TRY_AGAIN: [Duration; 3] =
     [Duration::from_millis(200), Duration::from_millis(800), Duration::from_millis(2000)];
@@ -41,9 +43,10 @@ pub(super) enum ApplyError {
     /// The overlay was written, and what came of it could not be found out.
     #[error("what came of the overlay is not known: {0}")]
     Unknown(String),
-    /// It was taken and did not do what it was to do, or not all of it. What is in effect is in `report`.
+    /// It was taken and did not do what it was to do, or not all of it. What is in effect is in `report`; `took`: how long the kernel was
+    /// about it.
     #[error("{transaction} of the kernel is `{status}`: {report}; {reason}")]
-    Failed { transaction: String, status: String, report: Report, reason: String },
+    Failed { transaction: String, status: String, report: Report, reason: String, took: Duration },
 }
 
 impl ApplyError {
@@ -53,6 +56,17 @@ impl ApplyError {
             Self::NotTaken(error) => error.raw_os_error() == Some(libc::EBUSY),
             Self::Failed { status, report, .. } => status == "failed" && report.done.is_empty(),
             Self::TooLong(_) | Self::Before(_) | Self::Unknown(_) => false,
+        }
+    }
+
+    /// Whether nothing came of it, and nothing will: nothing was asked, or it was refused sooner than a spawned kernel that was asked is given up.
+    pub(super) fn did_nothing(&self) -> bool {
+        match self {
+            Self::TooLong(_) | Self::NotTaken(_) | Self::Before(_) => true,
+            Self::Failed { status, report, took, .. } => {
+                status == "failed" && report.done.is_empty() && *took < PROMPT
+            }
+            Self::Unknown(_) => false,
         }
     }
 }
@@ -85,9 +99,11 @@ impl std::fmt::Display for Report {
 pub(super) fn apply(interface: &impl Interface, intent: &Intent, nonce: &str) -> Result<Applied, ApplyError> {
     // Memory that came late would come twice.
     let again = if matches!(intent, Intent::PoolMemoryAdd { .. }) { &[][..] } else { &TRY_AGAIN };
+    // A kernel that was asked and did not answer is not kept waiting for.
+    let is_asked = matches!(intent, Intent::InstanceCpu { .. });
     for time in again {
         match attempt(interface, intent, nonce) {
-            Err(error) if error.may_pass() => {
+            Err(error) if error.may_pass() && (!is_asked || error.did_nothing()) => {
                 tracing::debug!(%error, "the kernel did nothing, and is asked again");
                 interface.pause(*time);
             }
@@ -102,7 +118,9 @@ fn attempt(interface: &impl Interface, intent: &Intent, nonce: &str) -> Result<A
     let before = transactions(interface).map_err(ApplyError::Before)?;
     let pool_before = interface::pool_or_none(interface).map_err(ApplyError::Before)?;
     // Whatever the write answers: a success may have done nothing, and a failure half of it.
+    let began = interface.now();
     let written = interface.write_once("overlays/new", &overlay);
+    let took = interface.now().saturating_duration_since(began);
     let unknown = |error: AskError| ApplyError::Unknown(error.to_string());
     let mine = transactions(interface)
         .map_err(|error| match &written {
@@ -137,7 +155,7 @@ fn attempt(interface: &impl Interface, intent: &Intent, nonce: &str) -> Result<A
                 Ok(()) => "its reason is in the kernel's log (dmesg)".to_owned(),
                 Err(error) => error.to_string(),
             };
-            Err(ApplyError::Failed { transaction, status, report, reason })
+            Err(ApplyError::Failed { transaction, status, report, reason, took })
         }
     }
 }
@@ -193,6 +211,14 @@ fn report(interface: &impl Interface, intent: &Intent, before: &PoolTree) -> Res
         Intent::Remove(name) => {
             report
                 .note(format!("the end of instance {name}"), interface::instance(interface, name)?.is_none());
+        }
+        Intent::InstanceCpu { name, change, cpu } => {
+            let tree = interface::instance(interface, name)?;
+            let pool = interface::pool_or_none(interface)?;
+            let is_there = tree.is_some_and(|tree| tree.cpus.contains(cpu));
+            let is_wanted = *change == Change::Add;
+            report.note(format!("CPU {cpu} in instance {name}"), is_there == is_wanted);
+            report.note(format!("CPU {cpu} in the pool"), pool.cpus_available.contains(cpu) != is_wanted);
         }
         Intent::PoolCpus { change, cpus } => {
             let pool = interface::pool_or_none(interface)?;

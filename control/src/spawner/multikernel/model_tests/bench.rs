@@ -10,6 +10,7 @@ use tombolo_mksim::model::{Quirk, State};
 use super::world::{MIB, Model};
 use crate::spawner::multikernel::hold::Hold;
 use crate::spawner::multikernel::ids::PhysicalCpu;
+use crate::spawner::multikernel::live::Live;
 use crate::spawner::multikernel::record::{Origin, Record};
 use crate::spawner::multikernel::{Settings, folder};
 
@@ -60,6 +61,8 @@ impl Bench {
             id: id.try_into().unwrap(),
             memory_bytes: 128 * MIB,
             cpus_wanted: 1,
+            cpus_withheld: Vec::new(),
+            moves_cpus: true,
             cpus: cpus.iter().copied().map(PhysicalCpu).collect(),
             nonce: tombolo_transport::Incarnation::random().unwrap().to_string(),
             origin: Origin::Made,
@@ -69,6 +72,12 @@ impl Bench {
 
     pub(super) fn hold<'a>(&'a self, record: &'a Record) -> Hold<'a, Model> {
         Hold::on(&self.model, record)
+    }
+
+    /// Its CPUs while it runs.
+    pub(super) fn live<T>(&self, record: &Record, act: impl FnOnce(Live<'_, Model>) -> T) -> T {
+        let folder = self.folder(record.name.as_str());
+        act(Live::on(&self.model, record, &folder).unwrap())
     }
 
     /// Makes it and loads it, noted in its folder.

@@ -6,6 +6,7 @@ mod crashes;
 mod deeds;
 mod endings;
 mod ledger;
+mod live;
 mod lock;
 mod owners;
 mod taken_over;
@@ -24,6 +25,7 @@ fn documented_traps_are_replayed() {
         ("model_tests::taken_over", include_str!("taken_over.rs")),
         ("model_tests::crashes", include_str!("crashes.rs")),
         ("model_tests::ledger", include_str!("ledger.rs")),
+        ("model_tests::live", include_str!("live.rs")),
         ("model_tests::bad_input", include_str!("bad_input.rs")),
         ("ending::tests", include_str!("../ending.rs")),
         ("ids::tests", include_str!("../ids.rs")),

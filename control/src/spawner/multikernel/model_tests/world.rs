@@ -69,6 +69,8 @@ pub(super) struct World {
     pub(super) after_write: Option<Deed>,
     /// By the number of the call of ours that they come before.
     pub(super) deeds: BTreeMap<u64, Deed>,
+    /// So much later than the next call of ours began to wait, in nanoseconds.
+    pub(super) while_waiting: Option<(u64, Deed)>,
     pub(super) calls: u64,
     /// We die at this half of a call: twice its number before it takes effect, and once more after it.
     pub(super) crash_at: Option<u64>,
@@ -90,6 +92,7 @@ impl World {
             before_write: None,
             after_write: None,
             deeds: BTreeMap::new(),
+            while_waiting: None,
             calls: 0,
             crash_at: None,
             makers: BTreeMap::new(),
@@ -119,12 +122,20 @@ impl World {
             Reply::Done(value) => return Ok(value),
             Reply::Pending(ticket) => ticket,
         };
+        let began_ns = self.now_ns;
         loop {
             self.collect();
             if let Some(result) = self.results.remove(&ticket) {
                 return result;
             }
             let due_ns = self.machine.poll_timeout().expect("what is waited for never comes");
+            if let Some((after_ns, deed)) =
+                self.while_waiting.take_if(|(after_ns, _)| began_ns + *after_ns <= due_ns)
+            {
+                self.now_ns = self.now_ns.max(began_ns + after_ns);
+                deed(self);
+                continue;
+            }
             self.now_ns = self.now_ns.max(due_ns);
             self.machine.advance(self.now_ns);
         }

@@ -1,0 +1,328 @@
+//! CPUs of a kernel that runs: given from the pool and taken back to it, one at a time.
+//!
+//! The host's kernel asks the spawned one, waits 10 s for its answer, and then acts as if nothing had been asked. The spawned kernel may still do it,
+//! and no tree shows that: a CPU that is free by the books may run in a kernel. So what is asked is noted in the runtime folder first ([`Doubts`]), and is
+//! crossed out only when the instance's tree *and* the pool's show that it is done, or when it is certain that the spawned kernel was never
+//! asked. What stays noted may still happen for as long as that kernel runs. It is neither given to anybody else nor counted as gone; the same
+//! may be asked of the same kernel again, and its answer settles it.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::hold::{Hold, nonce_of};
+use super::ids::PhysicalCpu;
+use super::interface::{self, InstanceStatus, Interface};
+use super::lock::Lock;
+use super::overlay::{Change, Intent};
+use super::provenance::{Mark, is_known};
+use super::record::{Origin, Record};
+use super::transaction::{self, ApplyError};
+use super::tree::{InstanceTree, PoolTree};
+use crate::keeper::{remove_all, write_atomically};
+
+/// The file of doubts in the runtime folder.
+pub(super) const NAME: &str = "multikernel-asked.json";
+
+/// How long another program's change may keep ours from being tried: whoever wants it asks again.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// What a running kernel was asked, and what may still happen.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Doubts {
+    /// Of which boot: the nonce of its record.
+    boot: String,
+    asked: Vec<Asked>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Asked {
+    cpu: PhysicalCpu,
+    change: Change,
+    /// What the transaction carries in which it was asked.
+    mark: String,
+}
+
+/// A CPU of a running kernel, or one that may yet become its.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LiveCpu {
+    pub(crate) cpu: PhysicalCpu,
+    /// Whether the kernel's books give it to the instance.
+    pub(crate) is_there: bool,
+    /// Whether that may still change by itself: it was asked for, and no answer was seen.
+    pub(crate) may_change: bool,
+}
+
+impl LiveCpu {
+    pub(crate) fn physical(self) -> u32 {
+        self.cpu.0
+    }
+}
+
+/// Why a change is not made, or not known to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LiveError {
+    /// It was not made, and will not be.
+    Refused(String),
+    /// It may have been made, or may still be.
+    Unknown(String),
+}
+
+/// Both trees, at one moment.
+struct Trees {
+    instance: InstanceTree,
+    pool: PoolTree,
+}
+
+impl Trees {
+    fn has(&self, cpu: PhysicalCpu) -> bool {
+        self.instance.cpus.contains(&cpu)
+    }
+
+    /// Whether both show it done.
+    fn show(&self, change: Change, cpu: PhysicalCpu) -> bool {
+        let is_there = change == Change::Add;
+        self.has(cpu) == is_there && self.pool.cpus_available.contains(&cpu) != is_there
+    }
+}
+
+/// The instance of `record`, whose runtime folder is `dir`, while its kernel runs.
+#[derive(Debug)]
+pub(super) struct Live<'a, I> {
+    kernel: &'a I,
+    record: &'a Record,
+    dir: &'a Path,
+}
+
+impl<'a, I: Interface> Live<'a, I> {
+    /// `None` for one whose CPUs are not the ledger's: what has them nobody here decides.
+    pub(super) fn on(kernel: &'a I, record: &'a Record, dir: &'a Path) -> Option<Self> {
+        let is_moved = record.moves_cpus && record.origin == Origin::Made;
+        is_moved.then_some(Self { kernel, record, dir })
+    }
+
+    /// Its CPUs, and those that may yet become its. What proves to be settled is crossed out, if nobody else changes anything now.
+    pub(super) fn cpus(&self) -> Result<Vec<LiveCpu>, LiveError> {
+        // Before the trees: what is crossed out in between shows in them.
+        let doubts = self.doubts()?;
+        let trees = self.trees()?;
+        let asked = match doubts.asked.is_empty() {
+            true => Vec::new(),
+            false => match Lock::take(&self.record.settings.lock, Duration::ZERO) {
+                Ok(lock) => self.crossed_out(&lock)?.asked,
+                Err(_) => doubts.asked,
+            },
+        };
+        let is_open = |asked: &&Asked| !trees.show(asked.change, asked.cpu);
+        let open: Vec<&Asked> = asked.iter().filter(is_open).collect();
+        let may_change = |cpu: PhysicalCpu| open.iter().any(|asked| asked.cpu == cpu);
+        let of_it = trees.instance.cpus.iter();
+        let mut cpus: Vec<LiveCpu> =
+            of_it.map(|&cpu| LiveCpu { cpu, is_there: true, may_change: may_change(cpu) }).collect();
+        for asked in &open {
+            if !cpus.iter().any(|known| known.cpu == asked.cpu) {
+                cpus.push(LiveCpu { cpu: asked.cpu, is_there: false, may_change: true });
+            }
+        }
+        Ok(cpus)
+    }
+
+    /// Gives it a CPU of the pool. One that it has is no error.
+    pub(super) fn give(&self, cpu: PhysicalCpu) -> Result<(), LiveError> {
+        let lock = self.lock()?;
+        let doubts = self.crossed_out(&lock)?;
+        let trees = self.trees()?;
+        let open = open(&doubts, cpu);
+        if trees.has(cpu) {
+            return match open {
+                None => Ok(()),
+                Some(_) => Err(LiveError::Unknown(format!(
+                    "CPU {cpu} was to leave instance `{}`, and may yet",
+                    self.record.name
+                ))),
+            };
+        }
+        if !trees.pool.cpus.contains(&cpu) {
+            return Err(LiveError::Refused(format!(
+                "CPU {cpu} is not in the pool; `tombolo multikernel pool` puts it there"
+            )));
+        }
+        if !trees.pool.cpus_available.contains(&cpu) {
+            return Err(LiveError::Refused(format!(
+                "CPU {cpu} is not free: an instance of the kernel has it (`tombolo multikernel show` says which)"
+            )));
+        }
+        self.ask(&lock, doubts, cpu, Change::Add)
+    }
+
+    /// Takes a CPU back to the pool. One that it has not, and will not get, is no error.
+    pub(super) fn take(&self, cpu: PhysicalCpu) -> Result<(), LiveError> {
+        let lock = self.lock()?;
+        let doubts = self.crossed_out(&lock)?;
+        let trees = self.trees()?;
+        if !trees.has(cpu) {
+            return match open(&doubts, cpu) {
+                None => Ok(()),
+                Some(_) => Err(LiveError::Unknown(format!(
+                    "CPU {cpu} was to come to instance `{}`, and may yet",
+                    self.record.name
+                ))),
+            };
+        }
+        if trees.instance.cpus.first() == Some(&cpu) {
+            return Err(LiveError::Refused(format!(
+                "instance `{}` booted on CPU {cpu} and keeps it",
+                self.record.name
+            )));
+        }
+        self.ask(&lock, doubts, cpu, Change::Remove)
+    }
+
+    /// Asks again what was asked and not seen to be done. Nothing, if nothing was.
+    pub(super) fn settle(&self, cpu: PhysicalCpu) -> Result<(), LiveError> {
+        let lock = self.lock()?;
+        let doubts = self.crossed_out(&lock)?;
+        match open(&doubts, cpu).map(|asked| asked.change) {
+            None => Ok(()),
+            Some(change) => self.ask(&lock, doubts, cpu, change),
+        }
+    }
+
+    /// Notes it, has the kernel do it, and crosses it out if it is done or was not begun.
+    fn ask(
+        &self,
+        _lock: &Lock,
+        mut doubts: Doubts,
+        cpu: PhysicalCpu,
+        change: Change,
+    ) -> Result<(), LiveError> {
+        let name = &self.record.name;
+        let attempt = match change {
+            Change::Add => format!("give CPU {cpu} to instance `{name}`"),
+            Change::Remove => format!("take CPU {cpu} from instance `{name}`"),
+        };
+        let refused = |error: io::Error| LiveError::Refused(format!("could not {attempt}: {error}"));
+        let mark = nonce_of("cpu").map_err(refused)?;
+        let was_open = open(&doubts, cpu).is_some();
+        doubts.asked.push(Asked { cpu, change, mark: mark.clone() });
+        self.note(&doubts).map_err(|error| {
+            LiveError::Refused(format!("could not note that it is to {attempt}: {error}; nothing was asked"))
+        })?;
+        let intent = Intent::InstanceCpu { name: name.clone(), change, cpu };
+        let error = match transaction::apply(self.kernel, &intent, &mark) {
+            Ok(applied) => {
+                tracing::debug!(instance = %name, %cpu, transaction = applied.transaction, ?change, "a CPU moved");
+                doubts.asked.retain(|asked| asked.cpu != cpu);
+                self.note_or_warn(&doubts);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        if !error.did_nothing() {
+            return Err(LiveError::Unknown(format!(
+                "it is not known whether CPU {cpu} will {} instance `{name}`: {error}",
+                if change == Change::Add { "come to" } else { "leave" }
+            )));
+        }
+        doubts.asked.retain(|asked| asked.mark != mark);
+        self.note_or_warn(&doubts);
+        let message = format!("could not {attempt}: {}", reason(&error));
+        Err(if was_open { LiveError::Unknown(message) } else { LiveError::Refused(message) })
+    }
+
+    /// What is still open, under the lock: what both trees show done is, and what no transaction carries was never asked.
+    fn crossed_out(&self, _lock: &Lock) -> Result<Doubts, LiveError> {
+        let mut doubts = self.doubts()?;
+        if doubts.asked.is_empty() {
+            return Ok(doubts);
+        }
+        let trees = self.trees()?;
+        let mut open = Vec::new();
+        for asked in &doubts.asked {
+            let was_asked = is_known(self.kernel, Mark::Nonce(&asked.mark)).map_err(unreadable)?;
+            if was_asked && !trees.show(asked.change, asked.cpu) {
+                open.push(asked.clone());
+            }
+        }
+        if open != doubts.asked {
+            doubts.asked = open;
+            self.note_or_warn(&doubts);
+        }
+        Ok(doubts)
+    }
+
+    fn trees(&self) -> Result<Trees, LiveError> {
+        let name = &self.record.name;
+        match Hold::on(self.kernel, self.record).ours().map_err(LiveError::Unknown)? {
+            Some(InstanceStatus::Active) => {}
+            Some(InstanceStatus::Failed) => {
+                return Err(LiveError::Unknown(format!("instance `{name}` failed, and may run all the same")));
+            }
+            _ => return Err(LiveError::Refused(format!("no kernel runs in instance `{name}`"))),
+        }
+        let instance = interface::instance(self.kernel, name).map_err(unreadable)?;
+        let instance = instance.ok_or_else(|| LiveError::Refused(format!("instance `{name}` is gone")))?;
+        let pool = interface::pool(self.kernel).map_err(unreadable)?;
+        Ok(Trees { instance, pool })
+    }
+
+    fn lock(&self) -> Result<Lock, LiveError> {
+        let path: &Path = &self.record.settings.lock;
+        Lock::take(path, LOCK_WAIT).map_err(|error| {
+            LiveError::Refused(format!(
+                "could not take the lock {}: {error}; nothing was asked",
+                path.display()
+            ))
+        })
+    }
+
+    /// What was asked in this boot. What was asked in a former one ended with it.
+    fn doubts(&self) -> Result<Doubts, LiveError> {
+        let path = self.dir.join(NAME);
+        let boot = || Doubts { boot: self.record.nonce.clone(), asked: Vec::new() };
+        let unreadable = |error: &dyn std::fmt::Display| {
+            LiveError::Unknown(format!("what was asked cannot be read from {}: {error}", path.display()))
+        };
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(boot()),
+            Err(error) => return Err(unreadable(&error)),
+        };
+        let found: Doubts = serde_json::from_slice(&bytes).map_err(|error| unreadable(&error))?;
+        Ok(if found.boot == self.record.nonce { found } else { boot() })
+    }
+
+    fn note(&self, doubts: &Doubts) -> io::Result<()> {
+        if doubts.asked.is_empty() {
+            return remove_all(&[self.dir.join(NAME)]);
+        }
+        write_atomically(&self.dir.join(NAME), &serde_json::to_vec_pretty(doubts)?)
+    }
+
+    /// What is settled and cannot be crossed out is found settled at the next look.
+    fn note_or_warn(&self, doubts: &Doubts) {
+        if let Err(error) = self.note(doubts) {
+            tracing::warn!(instance = %self.record.name, %error, "what is settled stays noted as open");
+        }
+    }
+}
+
+/// What is open about a CPU.
+fn open(doubts: &Doubts, cpu: PhysicalCpu) -> Option<&Asked> {
+    doubts.asked.iter().find(|asked| asked.cpu == cpu)
+}
+
+fn unreadable(error: interface::AskError) -> LiveError {
+    LiveError::Unknown(error.to_string())
+}
+
+fn reason(error: &ApplyError) -> String {
+    match error {
+        ApplyError::Failed { .. } => format!(
+            "{error}; the kernel in it may have refused, or the host's kernel was busy with another instance"
+        ),
+        error => error.to_string(),
+    }
+}
