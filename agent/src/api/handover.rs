@@ -94,6 +94,12 @@ pub enum Here {
         /// As in `/sys/devices/system/cpu`.
         index: u32,
     },
+    /// The CPU that its hardware calls so, whatever number the kernel gave it. Its kernel lets it go by itself when it is taken, and would not park
+    /// one that is offline: it is emptied, and stays online.
+    PhysicalCpu {
+        /// As `apicid` in `/proc/cpuinfo`.
+        id: u32,
+    },
     /// The PCI function at this address.
     Device {
         /// As in `/sys/bus/pci/devices`.
@@ -127,7 +133,7 @@ impl Here {
     pub fn bytes(self) -> u64 {
         match self {
             Self::Memory { bytes } => bytes,
-            Self::Cpu { .. } | Self::Device { .. } => 0,
+            Self::Cpu { .. } | Self::PhysicalCpu { .. } | Self::Device { .. } => 0,
         }
     }
 }
@@ -137,6 +143,7 @@ impl fmt::Display for Here {
         match self {
             Self::Memory { bytes } => write!(f, "{bytes} bytes"),
             Self::Cpu { index } => write!(f, "CPU {index}"),
+            Self::PhysicalCpu { id } => write!(f, "physical CPU {id}"),
             Self::Device { address } => write!(f, "function {address}"),
         }
     }

@@ -53,7 +53,7 @@ impl Turns {
     fn kind(&self, here: Here) -> &Arc<Mutex<()>> {
         match here {
             Here::Memory { .. } => &self.memory,
-            Here::Cpu { .. } => &self.cpus,
+            Here::Cpu { .. } | Here::PhysicalCpu { .. } => &self.cpus,
             Here::Device { .. } => &self.devices,
         }
     }

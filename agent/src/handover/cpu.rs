@@ -70,6 +70,49 @@ impl Files<'_> {
         }
     }
 
+    /// Whether a CPU, by its physical number, can leave as it is: its kernel moves whatever is not bound to it.
+    pub(super) fn empty(self, physical: u32) -> Result<(), Veto> {
+        let cpu = self.online_number_of(physical)?;
+        self.can_spare(&[cpu]).map_or(Ok(()), Err)
+    }
+
+    /// The number that the kernel gave to a CPU that is online, by its physical number.
+    pub(super) fn online_number_of(self, physical: u32) -> Result<u32, Veto> {
+        match self.physical_numbers() {
+            Some(numbers) => {
+                let found = numbers.iter().find(|(_, of)| *of == physical).map(|(cpu, _)| *cpu);
+                found.ok_or_else(|| {
+                    later(format!("there is no CPU online that its hardware calls {physical}"), RETRY_AFTER_MS)
+                })
+            }
+            None => Err(never("this kernel does not tell what its hardware calls its CPUs".into())),
+        }
+    }
+
+    /// The same as [`Files::look`] by the physical number. The kernel tells it only of CPUs that are online.
+    pub(super) fn look_at_physical(self, physical: u32) -> Inside {
+        match self.physical_numbers() {
+            Some(numbers) if numbers.iter().any(|(_, of)| *of == physical) => Inside::Online,
+            Some(_) => Inside::Absent,
+            None => Inside::Unknown,
+        }
+    }
+
+    /// The CPUs that are online, each with what its hardware calls it; `None` where the kernel does not tell.
+    fn physical_numbers(self) -> Option<Vec<(u32, u32)>> {
+        let text = fs::read_to_string(self.proc.join("cpuinfo")).ok()?;
+        let (mut numbers, mut processor) = (Vec::new(), None);
+        for line in text.lines() {
+            let Some((field, value)) = line.split_once(':') else { continue };
+            match (field.trim(), value.trim().parse()) {
+                ("processor", number) => processor = number.ok(),
+                ("apicid", Ok(physical)) => numbers.extend(processor.map(|cpu| (cpu, physical))),
+                _ => {}
+            }
+        }
+        (!numbers.is_empty()).then_some(numbers)
+    }
+
     /// What goes on with a CPU. Unknown: it is there, and cannot be taken offline.
     pub(super) fn look(self, cpu: u32) -> Inside {
         match fs::read_to_string(self.switch_of(cpu)) {
@@ -241,6 +284,27 @@ mod tests {
             assert_eq!((files.look(1), files.look(2)), (Inside::Offline, Inside::Offline));
             files.take_online(2).unwrap();
             assert_eq!(files.look(2), Inside::Online);
+        });
+    }
+
+    #[test]
+    fn a_cpu_is_found_by_what_its_hardware_calls_it_and_emptied_without_going_offline() {
+        let dir = kernel(&[(7, PINNED, 0x40)]);
+        let cpuinfo = dir.path().join("proc/cpuinfo");
+        assert_eq!(with(&dir, |files| files.look_at_physical(6)), Inside::Unknown, "nothing tells");
+        fs::write(&cpuinfo, "processor\t: 0\napicid\t\t: 2\ninitial apicid\t: 9\n\nprocessor\t: 1\napicid\t\t: 6\n")
+            .unwrap();
+        with(&dir, |files| {
+            assert_eq!([2, 6, 9].map(|id| files.look_at_physical(id)), [Inside::Online, Inside::Online, Inside::Absent]);
+            assert_eq!(files.online_number_of(6).unwrap(), 1);
+            assert!(files.empty(6).unwrap_err().reason.contains("hog"), "somebody is bound to it");
+            assert!(files.empty(2).unwrap_err().reason.contains("cannot be taken offline"));
+            assert!(files.empty(9).unwrap_err().reason.contains("its hardware calls 9"));
+        });
+        fs::remove_dir_all(dir.path().join("proc/7")).unwrap();
+        with(&dir, |files| {
+            files.empty(6).unwrap();
+            assert_eq!(files.look(1), Inside::Online, "its kernel would not park one that is offline");
         });
     }
 

@@ -51,6 +51,10 @@ impl Kernel {
             (Here::Cpu { index }, Action::Online) => {
                 self.cpu().take_online(index).and_then(|()| cpu::prove(index))
             }
+            (Here::PhysicalCpu { id }, Action::Drain) => self.cpu().empty(id),
+            // Nobody was kept from it.
+            (Here::PhysicalCpu { .. }, Action::Undrain) => Ok(()),
+            (Here::PhysicalCpu { id }, Action::Online) => self.cpu().online_number_of(id).and_then(cpu::prove),
             (Here::Device { address }, Action::Drain) => self.device().unbind(address),
             (Here::Device { address }, Action::Undrain | Action::Online) => self.device().bind(address),
         }
@@ -61,7 +65,16 @@ impl Kernel {
         match here {
             Here::Memory { .. } => Inside::Unknown,
             Here::Cpu { index } => self.cpu().look(index),
+            Here::PhysicalCpu { id } => self.cpu().look_at_physical(id),
             Here::Device { address } => self.device().look(address),
+        }
+    }
+
+    /// Whether nothing runs on it that would keep it from leaving, now.
+    pub(super) fn is_empty(&self, here: Here) -> bool {
+        match here {
+            Here::PhysicalCpu { id } => self.cpu().empty(id).is_ok(),
+            Here::Memory { .. } | Here::Cpu { .. } | Here::Device { .. } => false,
         }
     }
 
@@ -76,15 +89,20 @@ impl Kernel {
         }
         let here = || asked.pieces.iter().filter_map(|piece| piece.here);
         let bytes = here().map(Here::bytes).fold(0, u64::saturating_add);
-        let cpus: Vec<u32> = here()
+        let cpus: Result<Vec<u32>, Veto> = here()
             .filter_map(|here| match here {
-                Here::Cpu { index } => Some(index),
+                Here::Cpu { index } => Some(Ok(index)),
+                Here::PhysicalCpu { id } => Some(self.cpu().online_number_of(id)),
                 Here::Memory { .. } | Here::Device { .. } => None,
             })
             .collect();
+        let cpus = match cpus {
+            Ok(cpus) => cpus,
+            Err(veto) => return Some(veto),
+        };
         let mut devices = here().filter_map(|here| match here {
             Here::Device { address } => Some(address),
-            Here::Memory { .. } | Here::Cpu { .. } => None,
+            Here::Memory { .. } | Here::Cpu { .. } | Here::PhysicalCpu { .. } => None,
         });
         if bytes > 0
             && let Some(veto) = memory::can_spare(bytes)

@@ -122,8 +122,15 @@ impl HandoverService {
                 (Promise::Nothing, End::Receiver) => Inside::Absent,
             },
             Some(here) => {
+                let is_drained = self.book().promise(operation, unit) == Promise::Drained;
                 let service = self.clone();
-                let look = move || Ok(service.0.kernel.look(here));
+                let look = move || {
+                    let kernel = &service.0.kernel;
+                    Ok(match kernel.look(here) {
+                        Inside::Online if is_drained && kernel.is_empty(here) => Inside::Emptied,
+                        inside => inside,
+                    })
+                };
                 blocking(look).await.unwrap_or(Inside::Unknown)
             }
         }
@@ -213,7 +220,7 @@ impl HandoverService {
         for piece in &asked.pieces {
             let inside = self.inside(asked.operation, piece.unit, piece.here, asked.end).await;
             match piece.here {
-                Some(here) if inside == Inside::Offline => drained.push((piece.unit, here)),
+                Some(here) if matches!(inside, Inside::Offline | Inside::Emptied) => drained.push((piece.unit, here)),
                 _ => {
                     let reason =
                         format!("{} is in use again: nothing had been heard of the move", piece.unit);

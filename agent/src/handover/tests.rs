@@ -214,6 +214,33 @@ async fn what_is_confirmed_was_drained_and_does_not_lapse_for_anybody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cpu_that_leaves_by_itself_is_emptied_for_the_move_that_drained_it() {
+    let made_up = MadeUp::new();
+    let here = Here::PhysicalCpu { id: 6 };
+    fs::write(made_up.path("proc/cpuinfo"), "processor\t: 1\napicid\t\t: 6\n").unwrap();
+    fs::write(made_up.path("cpu/online"), "0-1\n").unwrap();
+    let follow = async |operation, epoch, action| {
+        let order = Order { operation: OpId(operation), ..order(here, epoch, action, LEASE_MS) };
+        made_up.service.follow(&order).await.inside
+    };
+    assert_eq!(follow(OP.0, 1, None).await, Inside::Online);
+    assert_eq!(follow(OP.0, 2, Some(Action::Drain)).await, Inside::Emptied);
+    assert!(made_up.is_online());
+    assert_eq!(follow(8, 3, None).await, Inside::Online, "for another move nothing was promised");
+    let confirm = Asked {
+        operation: OP,
+        question: Question::Confirm,
+        end: End::Donor,
+        pieces: vec![Piece { unit: UnitId::Cpu(1), here: Some(here), epoch: 5 }],
+        lease_ms: LEASE_MS,
+    };
+    assert_eq!(made_up.service.confirm(&confirm).await, None);
+    fs::write(made_up.path("proc/cpuinfo"), "processor\t: 0\napicid\t\t: 2\n").unwrap();
+    assert_eq!(follow(OP.0, 6, None).await, Inside::Absent);
+    assert_eq!(follow(OP.0, 7, Some(Action::Online)).await, Inside::Absent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_without_end_is_one() {
     let made_up = MadeUp::new();
     assert_eq!(made_up.service.follow(&order(CPU, 1, Action::Drain, u64::MAX)).await.refused, None);
