@@ -60,6 +60,8 @@ pub enum Quarantine {
         /// Which one.
         operation: OpId,
     },
+    /// It is free by the ledger, and others than the ledger dispose of it as well: by what they say it is not to be had.
+    TakenByOthers,
 }
 
 impl Owner {
@@ -89,7 +91,10 @@ impl Quarantine {
     pub fn needs_operator(&self) -> bool {
         match self {
             Self::Unobserved { .. } | Self::MayChangeYet { .. } => false,
-            Self::Contradiction { .. } | Self::FoundElsewhere { .. } | Self::Orphaned { .. } => true,
+            Self::Contradiction { .. }
+            | Self::FoundElsewhere { .. }
+            | Self::Orphaned { .. }
+            | Self::TakenByOthers => true,
         }
     }
 }
@@ -140,6 +145,9 @@ impl fmt::Display for Quarantine {
                     "it was found with {with}, which has no part in the operation; find out who moved it"
                 )
             }
+            Self::TakenByOthers => f.write_str(
+                "another program has it, or has taken it from the pool; it is free again once that gives it back",
+            ),
             Self::Orphaned { operation } => {
                 write!(
                     f,

@@ -201,13 +201,6 @@ impl InstanceSpec {
                     "it is to have up to {cpus} CPUs, and kernels of the spawner `{kind}` have one"
                 ));
             }
-            SpawnerKind::Multikernel if self.cpus_max() > self.cpus => {
-                return refuse(format!(
-                    "cpus_max is {}, and kernels of the spawner `{kind}` keep the CPUs that they boot with: set cpus (it is {}), and leave cpus_max out",
-                    self.cpus_max(),
-                    self.cpus
-                ));
-            }
             SpawnerKind::Multikernel if self.memory_max_mib() > self.memory_mib => {
                 return refuse(format!(
                     "memory_max_mib is {}, and kernels of the spawner `{kind}` keep the memory that they boot with: set memory_mib (it is {}), and leave memory_max_mib out",
@@ -382,7 +375,7 @@ mod tests {
         use SpawnerKind::{Multikernel, Process, Qemu, Uml};
         let device = "devices = ['0000:01:00.0']";
         for (text, field, refused) in [
-            ("cpus_max = 4", "CPUs", &[Uml, Multikernel][..]),
+            ("cpus_max = 4", "CPUs", &[Uml][..]),
             ("cpus = 4", "CPUs", &[Uml]),
             ("memory_max_mib = 128", "memory_max_mib", &[Multikernel]),
             (device, "0000:01:00.0", &[Uml, Multikernel, Process]),

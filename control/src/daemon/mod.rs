@@ -36,7 +36,9 @@ use self::balance::Balance;
 use self::drivers::Drivers;
 use self::handover::Stock;
 #[cfg(test)]
-pub(crate) use self::handover::row_of;
+pub(crate) use self::handover::{
+    CpusAre, Movable, Tie, Whereabouts, attached, cpu_of_kernels, find_unit, needs_of, row_of,
+};
 use self::instance::Command;
 use self::options::{Options, Places};
 use self::paced::PacedLinks;

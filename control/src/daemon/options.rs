@@ -9,7 +9,7 @@ use clap::Parser;
 use super::StartError;
 use super::handover::CpuStock;
 use crate::paths;
-use crate::spawner::{Accelerator, Device, MultikernelSettings, SpawnerKind};
+use crate::spawner::{Accelerator, Device, MultikernelSettings, SpawnerKind, multikernel};
 use crate::topology::{self, Topology};
 
 /// Default of [`Options::cpus`]. Most machines wait most of the time.
@@ -132,6 +132,11 @@ impl Options {
     /// # Errors
     /// If one that was named is not online, or is the host's own.
     pub(super) fn cpu_stock(&self, host: &Topology) -> Result<CpuStock, StartError> {
+        if self.spawner == Some(SpawnerKind::Multikernel) && self.host_cpus.is_none() && self.cpus.is_none() {
+            // What its pool has is looked at anew before anything is promised.
+            let cpus = multikernel::pool_cpus(&self.multikernel_settings()?).unwrap_or_default();
+            return Ok(CpuStock::OfKernels(cpus.into_iter().map(|(cpu, _)| cpu).collect()));
+        }
         let Some(HostCpus(ids)) = &self.host_cpus else {
             return Ok(CpuStock::Shared(self.cpus.unwrap_or_else(|| {
                 let host = std::thread::available_parallelism().map_or(1, usize::from);

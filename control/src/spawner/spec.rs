@@ -52,8 +52,8 @@ impl SpawnerKind {
     /// Whether CPUs can be moved to and from its kernels while they run.
     pub fn can_move_cpus(self) -> bool {
         match self {
-            Self::Qemu => true,
-            Self::Uml | Self::Multikernel | Self::Process => false,
+            Self::Qemu | Self::Multikernel => true,
+            Self::Uml | Self::Process => false,
         }
     }
 

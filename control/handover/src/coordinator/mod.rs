@@ -15,6 +15,7 @@ mod work;
 
 pub use boot::Needs;
 pub use commit::{Commit, Event, EventKind, Step};
+pub use restock::Seen;
 pub(crate) use work::Work;
 
 use std::collections::BTreeMap;

@@ -1,8 +1,18 @@
 //! A host that has more CPUs or devices to hand over than when its ledger was made.
 
-use super::{Coordinator, Step};
+use super::{Coordinator, EventKind, Step};
 use crate::ledger::{Entry, Ledger};
-use crate::unit::{Kind, UnitId};
+use crate::owner::{Owner, Quarantine};
+use crate::unit::{Kind, Unit, UnitId};
+
+/// A unit that others than the ledger dispose of as well, as they say it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Which.
+    pub unit: Unit,
+    /// Whether they have it free.
+    pub is_free: bool,
+}
 
 impl Coordinator {
     /// Takes up the CPUs, devices and cache ways of a ledger that was just discovered which are not in this one, as they are there.
@@ -16,6 +26,30 @@ impl Coordinator {
         };
         for entry in found.entries().filter(is_new) {
             work.add(entry.clone());
+        }
+        Step::new(self, work)
+    }
+
+    /// Takes up the units of a kind that others dispose of as well: `seen` are all that there are. What is free by the ledger and not to be had is in
+    /// quarantine until it is. What an instance or an operation has, or was put into quarantine for another reason, is left as it is: of that
+    /// the ledger knows more.
+    pub fn compare(&mut self, now_ns: u64, kind: Kind, seen: &[Seen]) -> Step<'_> {
+        let mut work = self.work(now_ns, None);
+        let resting = |is_free| match is_free {
+            true => Owner::Pool,
+            false => Owner::Quarantined(Quarantine::TakenByOthers),
+        };
+        for Seen { unit, is_free } in seen.iter().filter(|seen| self.ledger.entry(seen.unit.id).is_none()) {
+            work.add(Entry { unit: unit.clone(), owner: resting(*is_free), epoch: 1 });
+        }
+        for entry in self.ledger.entries().filter(|entry| entry.unit.id.kind() == kind) {
+            let unit = entry.unit.id;
+            let owner = resting(seen.iter().any(|seen| seen.unit.id == unit && seen.is_free));
+            let rests = [resting(true), resting(false)].contains(&entry.owner);
+            if rests && entry.owner != owner {
+                work.note_unit(EventKind::Reassigned { unit, owner: owner.clone() });
+                work.settle(unit, owner);
+            }
         }
         Step::new(self, work)
     }
@@ -37,6 +71,7 @@ impl Coordinator {
 
 #[cfg(test)]
 mod tests {
+    use super::{Coordinator, Entry, Quarantine, Seen};
     use crate::bench::{DB, coordinator, party, persist};
     use crate::kernel::Party;
     use crate::ledger::{Bounds, Ledger, Limits};
@@ -46,6 +81,46 @@ mod tests {
     fn found(host: Limits, units: Vec<Unit>) -> Ledger {
         let units = units.into_iter().map(|unit| (unit, Party::Pool));
         Ledger::discover(64 << 20, host, units).unwrap()
+    }
+
+    #[test]
+    fn what_others_have_taken_is_in_quarantine_until_they_give_it_back() {
+        let taken = || Owner::Quarantined(Quarantine::TakenByOthers);
+        let units = vec![
+            (Unit::cpu(0, 0, None), Party::Pool),
+            (Unit::cpu(1, 1, None), party(DB)),
+            (Unit::cpu(2, 2, None), Party::Pool),
+            (Unit::lot(0, 4, None), Party::Pool),
+        ];
+        let mut coordinator = coordinator(units);
+        let see = |coordinator: &mut Coordinator, cpus: &[(u32, bool)]| {
+            let seen = |&(id, is_free): &(u32, bool)| Seen { unit: Unit::cpu(id, id, None), is_free };
+            let seen: Vec<Seen> = cpus.iter().map(seen).collect();
+            drop(persist(coordinator.compare(0, Kind::Cpu, &seen)));
+            coordinator.check().unwrap();
+            let owners = coordinator.ledger().entries().filter(|entry| entry.unit.id.kind() == Kind::Cpu);
+            owners.map(|entry| entry.owner.clone()).collect::<Vec<_>>()
+        };
+        let db: Owner = party(DB).into();
+        let mut owners = see(&mut coordinator, &[(0, false), (1, false), (3, true), (4, false)]);
+        assert_eq!(owners, [taken(), db.clone(), taken(), Owner::Pool, taken()], "2 is in the pool no more");
+        owners = see(&mut coordinator, &[(0, true), (1, true), (2, true), (3, true), (4, true)]);
+        assert_eq!(owners, [Owner::Pool, db, Owner::Pool, Owner::Pool, Owner::Pool]);
+        assert_eq!(coordinator.ledger().held(Party::Pool, Kind::Memory), 4, "nobody spoke of memory");
+    }
+
+    #[test]
+    fn what_may_yet_happen_to_a_unit_is_not_forgotten_because_others_have_it_free() {
+        let mut coordinator = coordinator(vec![(Unit::cpu(0, 0, None), party(DB))]);
+        let mut entries: Vec<Entry> = coordinator.ledger().entries().cloned().collect();
+        let doubtful = Owner::Quarantined(Quarantine::MayChangeYet { after: None });
+        entries[0].owner = doubtful.clone();
+        let ledger = coordinator.ledger();
+        let ledger = Ledger::restore(ledger.meta().clone(), entries, ledger.instances().cloned()).unwrap();
+        coordinator = Coordinator::new(ledger);
+        let seen = Seen { unit: Unit::cpu(0, 0, None), is_free: true };
+        assert!(coordinator.compare(0, Kind::Cpu, &[seen]).commit().is_none());
+        assert_eq!(coordinator.ledger().entry(UnitId::Cpu(0)).unwrap().owner, doubtful);
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub(crate) enum CpuStock {
     Shared(u32),
     /// These CPUs of this host, each for one CPU of a machine at a time.
     OfHost(Vec<HostCpu>),
+    /// Those set aside for kernels beside this one, by their physical numbers: machines are lent none. Other programs dispose of them as well.
+    OfKernels(Vec<u32>),
 }
 
 /// What was stored; or, the first time and whenever nothing is in use, what this host has.
@@ -110,6 +112,7 @@ fn discover(host_bytes: u64, stock: &Stock) -> Result<Ledger, String> {
     let cpus: Vec<Unit> = match &stock.cpus {
         // They share nothing that would make it matter which go together.
         CpuStock::Shared(count) => (0..*count).map(|number| Unit::cpu(number, number, None)).collect(),
+        CpuStock::OfKernels(cpus) => cpus.iter().map(|cpu| cpu_of_kernels(*cpu)).collect(),
         CpuStock::OfHost(cpus) => cpus.iter().map(|cpu| Unit::cpu(cpu.id, cpu.core, cpu.node)).collect(),
     };
     let devices = stock.devices.iter().map(|address| Unit::device(*address, None, true));
@@ -120,6 +123,11 @@ fn discover(host_bytes: u64, stock: &Stock) -> Result<Ledger, String> {
     let free = cpus.into_iter().chain(devices).map(|unit| (unit, Party::Pool));
     let units = std::iter::once((memory, Party::Host)).chain(free);
     Ledger::discover(GRANULE_BYTES, host, units).map_err(|violation| violation.to_string())
+}
+
+/// A CPU that is set aside for kernels beside this one. Where it lies only the kernel that has it could tell.
+pub(crate) fn cpu_of_kernels(physical: u32) -> Unit {
+    Unit::cpu(physical, physical, None)
 }
 
 /// Whether two ledgers are about the same memory, CPUs and devices, whoever has them, and leave the host as much.

@@ -8,26 +8,28 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tombolo_handover::coordinator::{
-    AdminError, Commit, Coordinator, EventKind as Told, Needs, Step, Submitted,
+    AdminError, Commit, Coordinator, EventKind as Told, Needs, Seen, Step, Submitted,
 };
-use tombolo_handover::operation::{Act, Effect, Fate, Operation, Rules};
+use tombolo_handover::operation::{Act, DrainRule, Effect, Fate, Operation, Rules};
 use tombolo_handover::{
     Bounds, Input, InstanceId, InstanceRow, Kind, Limits, OpId, Party, Request, UnitId, What,
 };
 use tombolo_transport::{Cid, Incarnation};
 
-use super::books::{Books, GRANULE_BYTES};
+use super::books::{Books, GRANULE_BYTES, cpu_of_kernels};
 use super::mend::{Claims, Mend, Target};
 use super::queue::carry_out_all;
 use super::witness::Witnesses;
-use super::{Holding, LedgerError, Order, Unproven, granules, instance_of};
+use super::{CpusAre, Holding, LedgerError, Movable, Order, Unproven, granules, instance_of};
 use crate::core::{EventKind, InstanceSpec};
 use crate::daemon::registry::Registry;
 use crate::daemon::shared::Shared;
-use crate::spawner::SpawnerKind;
+use crate::spawner::{self, SpawnerKind, multikernel};
 use crate::store::{Batch, Store, StoreError};
 use crate::time::unix_ns;
 
+/// How long the kernel may take to say what its pool has.
+const COMPARE_MAX: Duration = Duration::from_secs(2);
 /// When an answer that could not be stored is handled again.
 const STORE_AGAIN: Duration = Duration::from_secs(2);
 /// Operations that have ended and are remembered, with their idempotency keys; the oldest are forgotten first.
@@ -75,6 +77,7 @@ impl Desk {
                 }
             }
         }
+        self.compare().await;
         loop {
             tokio::select! {
                 order = orders.recv() => match order {
@@ -117,6 +120,7 @@ impl Desk {
             Order::Down { kernel } => self.handle(Input::KernelDown(kernel)).await,
             Order::Release { cid } => self.release(cid).await,
             Order::Dismiss { cid } => self.dismiss(cid).await,
+            Order::Compare => self.compare().await,
             Order::Mend(mend) => self.mend(mend),
             Order::Input(input) => self.handle(*input).await,
         }
@@ -124,8 +128,8 @@ impl Desk {
 
     async fn submit(&mut self, request: Request) -> Result<Operation, LedgerError> {
         self.forget_the_oldest().await;
-        // All spawners there are have their kernels take offline what leaves.
-        let rules = Rules::default();
+        self.compare().await;
+        let rules = Rules { drain: self.drain_rule(&request), ..Rules::default() };
         let id = match self.coordinator.submit(unix_ns(), request, rules)? {
             Submitted::Known(id) => id,
             Submitted::New(id, step) => {
@@ -135,6 +139,37 @@ impl Desk {
             }
         };
         self.operation(id)
+    }
+
+    /// What *drained* means of what is to move. Kernels beside this one let a CPU go by themselves; all others take offline what leaves.
+    fn drain_rule(&self, request: &Request) -> DrainRule {
+        let is_of_cpus = matches!(request.what, What::CpuCount(_) | What::Cpus(_));
+        let donor = self.coordinator.plan(request).ok().and_then(|plan| plan.donor.instance());
+        let donor = donor.and_then(|donor| self.registry.find_by_cid(Cid(donor.0)));
+        let kind = donor.and_then(|donor| donor.face.borrow().kernel.as_ref().map(spawner::Kernel::kind));
+        match kind {
+            Some(SpawnerKind::Multikernel) if is_of_cpus => DrainRule::LeaveOnline,
+            _ => DrainRule::Offline,
+        }
+    }
+
+    /// Looks what others have done with the CPUs that they dispose of as well, so that none of these is promised to anybody here. What cannot be looked at is
+    /// left as it was: whoever is asked for it will say so.
+    async fn compare(&mut self) {
+        if self.shared.ledger.cpus_are() != CpusAre::OfKernels {
+            return;
+        }
+        let settings = self.shared.drivers.multikernel_settings().clone();
+        let looking = tokio::task::spawn_blocking(move || multikernel::pool_cpus(&settings));
+        let seen = match tokio::time::timeout(COMPARE_MAX, looking).await {
+            Ok(Ok(Ok(seen))) => seen,
+            Ok(Ok(Err(reason))) => return tracing::warn!(reason, "the kernel's pool cannot be read"),
+            Ok(Err(panicked)) => return tracing::error!(%panicked, "the kernel's pool was not read"),
+            Err(_) => return tracing::warn!("the kernel does not say within {COMPARE_MAX:?} what its pool has"),
+        };
+        let seen: Vec<Seen> =
+            seen.into_iter().map(|(cpu, is_free)| Seen { unit: cpu_of_kernels(cpu), is_free }).collect();
+        self.commit_or_warn(|desk| Ok(desk.compare(unix_ns(), Kind::Cpu, &seen))).await;
     }
 
     /// Whether what a kernel has that this is about is being changed at this moment.
@@ -186,6 +221,7 @@ impl Desk {
     async fn boot(&mut self, row: InstanceRow, needs: Needs) -> Result<Holding, LedgerError> {
         let id = row.id;
         if !self.coordinator.ledger().is_running(row.kernel()) {
+            self.compare().await;
             self.forget_namesakes(&row).await;
             let held = |kind| self.held(id, kind);
             // What it was left with is what it boots with; but not with less than its least.
@@ -443,13 +479,13 @@ fn fate_name(fate: &Fate) -> String {
     }
 }
 
-/// What the ledger is to know of an instance. Of what its spawner cannot move it may have nothing.
+/// What the ledger is to know of an instance. Of what of it cannot be moved it may have nothing.
 pub(crate) fn row_of(
     cid: Cid,
     name: &str,
     incarnation: Incarnation,
     spec: &InstanceSpec,
-    kind: SpawnerKind,
+    movable: Movable,
 ) -> InstanceRow {
     let none = Bounds::NONE;
     let of = |can_move, bounds| if can_move { bounds } else { none };
@@ -464,11 +500,24 @@ pub(crate) fn row_of(
         max: spec.cpus_max().max(spec.cpus).into(),
     };
     let limits = Limits {
-        memory: of(kind.can_move_memory(), memory),
-        cpus: of(kind.can_move_cpus(), cpus),
-        devices: of(kind.can_move_devices(), Bounds::default()),
+        memory: of(movable.memory, memory),
+        cpus: of(movable.cpus, cpus),
+        devices: of(movable.devices, Bounds::default()),
         llc_ways: none,
     };
     let (id, name) = (instance_of(cid), name.to_owned());
     InstanceRow { id, name, incarnation, running: false, limits, boot_cpu: None }
+}
+
+/// The least an instance starts with, of what can be moved.
+pub(crate) fn needs_of(spec: &InstanceSpec, movable: Movable) -> Needs {
+    let of = |can_move, amount| if can_move { amount } else { 0 };
+    Needs {
+        memory: of(movable.memory, granules(spec.memory_mib)),
+        cpus: of(movable.cpus, spec.cpus.into()),
+        devices: match movable.devices {
+            true => spec.devices.clone().unwrap_or_default(),
+            false => Vec::new(),
+        },
+    }
 }

@@ -12,6 +12,7 @@ mod books;
 mod desk;
 mod heal;
 mod mend;
+mod movable;
 mod place;
 mod queue;
 mod search;
@@ -30,14 +31,21 @@ use tombolo_transport::{Cid, Incarnation};
 pub(crate) use self::books::{Books, CpuStock, GRANULE_BYTES, Stock};
 use self::desk::Desk;
 #[cfg(test)]
-pub(crate) use self::desk::row_of;
+pub(crate) use self::desk::{needs_of, row_of};
+#[cfg(test)]
+pub(crate) use self::{
+    books::cpu_of_kernels,
+    search::{Seen as Whereabouts, find_unit},
+    tie::{Tie, attached},
+};
 use self::mend::Mend;
+pub(crate) use self::movable::{CpusAre, Movable};
 pub(crate) use self::search::Unproven;
 use self::witness::Witnesses;
 use super::registry::Registry;
 use super::shared::Shared;
 use crate::core::{EventKind, InstanceName, InstanceSpec};
-use crate::spawner::{self, SpawnerKind};
+use crate::spawner;
 use crate::store::{Store, StoreError};
 
 /// Orders that may wait for the desk.
@@ -48,6 +56,7 @@ const ORDERS_MAX: usize = 256;
 pub(crate) struct Ledger {
     orders: mpsc::Sender<Order>,
     books: watch::Receiver<Books>,
+    cpus_are: CpusAre,
 }
 
 /// What becomes the desk once the instances are known.
@@ -99,6 +108,8 @@ enum Order {
     Dismiss {
         cid: Cid,
     },
+    /// What others dispose of as well may have changed.
+    Compare,
     /// A kernel is to have what the ledger says.
     Mend(Box<Mend>),
     Input(Box<tombolo_handover::Input>),
@@ -143,7 +154,8 @@ pub(crate) async fn open(store: &Store, stock: &Stock) -> (Ledger, Opening) {
     };
     let (orders, inbox) = mpsc::channel(ORDERS_MAX);
     let (publish, books) = watch::channel(found);
-    (Ledger { orders, books }, Opening { orders: inbox, books: publish, coordinator })
+    let cpus_are = CpusAre::of(&stock.cpus);
+    (Ledger { orders, books, cpus_are }, Opening { orders: inbox, books: publish, coordinator })
 }
 
 impl Opening {
@@ -181,6 +193,7 @@ async fn refuse_everything(mut orders: mpsc::Receiver<Order>, reason: &Arc<str>)
             Order::Down { .. }
             | Order::Release { .. }
             | Order::Dismiss { .. }
+            | Order::Compare
             | Order::Mend(_)
             | Order::Input(_) => {}
         }
@@ -236,27 +249,42 @@ impl Ledger {
         self.order(|reply| Order::Search { unit, reply }).await
     }
 
+    /// Whose the CPUs are that are moved.
+    pub(crate) fn cpus_are(&self) -> CpusAre {
+        self.cpus_are
+    }
+
+    /// The CPUs set aside for kernels beside this one of which nobody knows who has them.
+    pub(crate) fn cpus_in_doubt(&self) -> Vec<u32> {
+        let Ok(coordinator) = self.coordinator() else { return Vec::new() };
+        if self.cpus_are != CpusAre::OfKernels {
+            return Vec::new();
+        }
+        let in_doubt = coordinator.ledger().entries().filter_map(|entry| match (entry.unit.id, entry.owner.party()) {
+            (UnitId::Cpu(number), None) => Some(number),
+            _ => None,
+        });
+        in_doubt.collect()
+    }
+
+    /// Says that others may have changed what they dispose of as well.
+    pub(crate) async fn compare(&self) {
+        let _ = self.orders.send(Order::Compare).await;
+    }
+
     /// Says, before a kernel is started or when it is found running, which boot of which instance it is. Returns what it is to have.
     ///
-    /// What its spawner (`kind`) cannot move is not in the ledger: of that it is given nothing.
+    /// What of it cannot be moved is not in the ledger: of that it is given nothing.
     pub(crate) async fn boot(
         &self,
         cid: Cid,
         name: &str,
         incarnation: Incarnation,
         spec: &InstanceSpec,
-        kind: SpawnerKind,
+        movable: Movable,
     ) -> Result<Holding, LedgerError> {
-        let row = desk::row_of(cid, name, incarnation, spec, kind);
-        let of = |can_move, amount| if can_move { amount } else { 0 };
-        let needs = Needs {
-            memory: of(kind.can_move_memory(), granules(spec.memory_mib)),
-            cpus: of(kind.can_move_cpus(), spec.cpus.into()),
-            devices: match kind.can_move_devices() {
-                true => spec.devices.clone().unwrap_or_default(),
-                false => Vec::new(),
-            },
-        };
+        let row = desk::row_of(cid, name, incarnation, spec, movable);
+        let needs = desk::needs_of(spec, movable);
         self.order(|reply| Order::Boot { row: Box::new(row), needs, reply }).await
     }
 

@@ -10,11 +10,11 @@ use super::tie::Tie;
 
 /// What was seen of one kernel that runs.
 #[derive(Clone, Debug)]
-pub(super) struct Seen<T> {
-    pub(super) party: Party,
+pub(crate) struct Seen<T> {
+    pub(crate) party: Party,
     /// Its instance.
-    pub(super) name: String,
-    pub(super) has: T,
+    pub(crate) name: String,
+    pub(crate) has: T,
 }
 
 /// How much memory a kernel has, in granules.
@@ -55,14 +55,14 @@ pub(crate) enum Unproven {
 }
 
 /// Who has a CPU or a device.
-pub(super) fn find_unit(seen: &[Seen<Tie>]) -> Result<Party, Unproven> {
+pub(crate) fn find_unit(seen: &[Seen<Tie>]) -> Result<Party, Unproven> {
     let mut found: Option<&Seen<Tie>> = None;
     for kernel in seen {
         let name = kernel.name.clone();
         match (kernel.has, found) {
             (Tie::None, _) => {}
             (Tie::Unknown, _) => return Err(Unproven::Silent { name }),
-            (Tie::Leaving(_), _) => return Err(Unproven::Changing { name }),
+            (Tie::Leaving(_) | Tie::Coming, _) => return Err(Unproven::Changing { name }),
             (Tie::UsesIt, _) => return Err(Unproven::UsesIt { name }),
             (Tie::Attached(_), Some(first)) => {
                 return Err(Unproven::Twice { first: first.name.clone(), second: name });
@@ -140,6 +140,7 @@ mod tests {
         for (tie, unproven) in [
             (Tie::Unknown, Unproven::Silent { name: name() }),
             (Tie::Leaving(here), Unproven::Changing { name: name() }),
+            (Tie::Coming, Unproven::Changing { name: name() }),
             (Tie::UsesIt, Unproven::UsesIt { name: name() }),
         ] {
             let found = find_unit(&[seen(3, Tie::Attached(here)), seen(4, tie)]);

@@ -130,7 +130,7 @@ impl Instance {
             memory_max_bytes: boots_with.memory_max_bytes,
             cpus: boots_with.cpus,
             cpus_started: spec.cpus,
-            cpus_withheld: Vec::new(),
+            cpus_withheld: self.shared.ledger.cpus_in_doubt(),
             cpus_max: spec.cpus_max(),
             catalogue: self.shared.catalogue.to_vec(),
             devices: boots_with.devices,

@@ -29,6 +29,10 @@ impl Instance {
     ) -> Result<BootsWith, String> {
         let spec = &self.record.spec;
         spec.check_for(kind, &self.record.name).map_err(|error| error.to_string())?;
+        let (cpus_are, is_taken_over) = (self.shared.ledger.cpus_are(), self.record.taken_over.is_some());
+        if let Some(reason) = cpus_are.refusal(kind, is_taken_over, spec) {
+            return Err(reason);
+        }
         let Holding { memory_bytes, cpus, devices } = self.enter_boot(kind, incarnation).await?;
         let (memory_bytes, least, most) = match kind.can_move_memory() {
             true => {
@@ -42,7 +46,9 @@ impl Instance {
 
     async fn enter_boot(&self, kind: SpawnerKind, incarnation: Incarnation) -> Result<Holding, String> {
         let (record, ledger) = (&self.record, &self.shared.ledger);
-        let boot = ledger.boot(record.cid, record.name.as_str(), incarnation, &record.spec, kind);
+        let movable = ledger.cpus_are().movable(kind, record.taken_over.is_some());
+        let boot = ledger.boot(record.cid, record.name.as_str(), incarnation, &record.spec, movable);
+        let spawner = kind;
         boot.await.map_err(|error| match error {
             LedgerError::Admin(AdminError::NotEnough { kind, wanted, missing, .. }) => {
                 let (wanted, missing) = match kind {
@@ -52,7 +58,11 @@ impl Instance {
                     ),
                     kind => (format!("{wanted} {kind}"), format!("{missing} more than there are")),
                 };
-                format!("it is to have {wanted}, {missing} left; `tombolo pool` shows who has the rest")
+                let more = match spawner {
+                    SpawnerKind::Multikernel => ", and `tombolo multikernel pool` adds to it",
+                    _ => "",
+                };
+                format!("it is to have {wanted}, {missing} left; `tombolo pool` shows who has the rest{more}")
             }
             error => error.to_string(),
         })

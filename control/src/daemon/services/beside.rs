@@ -53,6 +53,7 @@ impl Beside for Session {
             ControlError::failed(attempt, reason + &held)
         });
         if !dry_run {
+            self.shared.ledger.compare().await;
             self.audit("pool", None, &outcome).await;
         }
         outcome

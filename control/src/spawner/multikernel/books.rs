@@ -56,6 +56,12 @@ pub(crate) fn shared_memory(settings: &Settings, dir: &Path, bytes: u64) -> Shar
     }
 }
 
+/// The CPUs of the pool by their physical numbers, each with whether no instance has it.
+pub(crate) fn pool_cpus(settings: &Settings) -> Result<Vec<(u32, bool)>, String> {
+    let pool = interface::pool_or_none(&Mounted::at(&settings.root)).map_err(|error| error.to_string())?;
+    Ok(pool.cpus.iter().map(|cpu| (cpu.0, pool.cpus_available.contains(cpu))).collect())
+}
+
 /// The numbers of all instances that can be read.
 pub(super) fn numbers(settings: &Settings) -> Vec<u32> {
     let kernel = Mounted::at(&settings.root);

@@ -52,7 +52,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 pub(crate) use self::alive::answers;
-pub(crate) use self::books::{books, shared_memory};
+pub(crate) use self::books::{books, pool_cpus, shared_memory};
 pub(crate) use self::line::vsock;
 pub(crate) use self::live::{LiveCpu, LiveError};
 pub(crate) use self::look::{

@@ -47,6 +47,7 @@ impl Witnesses {
             unit @ (UnitId::Cpu(_) | UnitId::Device(_)) => {
                 let mut seen = Vec::new();
                 for (party, name) in kernels {
+                    self.settle(party, unit).await;
                     seen.push(Seen { party, name, has: self.tie(party, unit).await });
                 }
                 find_unit(&seen)

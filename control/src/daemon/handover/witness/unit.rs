@@ -10,7 +10,7 @@ use tombolo_handover::{Kernel, Kind, Party, PciAddress, UnitId};
 
 use super::{RETRY_AFTER_MS, Witnesses, refusal, veto};
 use crate::daemon::handover::tie::{Tie, attached};
-use crate::spawner::{Device, SpawnError};
+use crate::spawner::{Device, SpawnError, SpawnerKind};
 
 /// How long a kernel may take to let a device go.
 const UNPLUG_MAX: Duration = Duration::from_secs(10);
@@ -58,8 +58,8 @@ impl Witnesses {
                 self.order(act, end, Some(here), None).await.map_or(Inside::Unknown, |seen| seen.inside)
             }
             Tie::UsesIt => Inside::Online,
-            Tie::None => Inside::Absent,
-            Tie::Unknown => Inside::Unknown,
+            Tie::None => self.look_for_unit(act, end).await,
+            Tie::Coming | Tie::Unknown => Inside::Unknown,
         };
         let (of_donor, of_receiver) =
             tokio::join!(inside(End::Donor, donor), inside(End::Receiver, receiver));
@@ -67,7 +67,35 @@ impl Witnesses {
             attached: attached((act.donor, donor), (act.receiver, receiver)),
             donor: of_donor,
             receiver: of_receiver,
-            pending: [donor, receiver].iter().any(|tie| matches!(tie, Tie::Leaving(_))),
+            pending: donor.is_changing() || receiver.is_changing(),
+        }
+    }
+
+    /// Whether a kernel uses a unit that is not there by all that the spawner says. Nothing shows that from outside of a CPU that a kernel beside this one was
+    /// once asked to take, or to let go: its agent is asked by what the hardware calls it.
+    async fn look_for_unit(&self, act: &Act, end: End) -> Inside {
+        let party = if end == End::Donor { act.donor } else { act.receiver };
+        let (Some(kernel), UnitId::Cpu(number)) = (party.kernel(), act.unit.id) else { return Inside::Absent };
+        match self.running(kernel).await {
+            Some(handle) if handle.kind() == SpawnerKind::Multikernel => {
+                let here = Here::PhysicalCpu { id: number };
+                self.order(act, end, Some(here), None).await.map_or(Inside::Unknown, |seen| seen.inside)
+            }
+            _ => Inside::Absent,
+        }
+    }
+
+    /// Has a kernel that was asked for a change, and may still carry it out, asked again, if it lives: its answer ends the doubt.
+    pub(super) async fn settle(&self, party: Party, unit: UnitId) {
+        let UnitId::Cpu(number) = unit else { return };
+        if !self.tie(party, unit).await.is_changing() {
+            return;
+        }
+        let Some(kernel) = party.kernel() else { return };
+        if let Some(handle) = self.running(kernel).await
+            && let Err(error) = handle.settle_cpu(number).await
+        {
+            tracing::debug!(%unit, error = crate::daemon::chain(&error), "it stays in doubt");
         }
     }
 
@@ -83,10 +111,13 @@ impl Witnesses {
             UnitId::Cpu(number) => match handle.cpus().await {
                 Ok(Some(cpus)) => cpus
                     .iter()
-                    .find(|cpu| cpu.unit == Some(number) && (cpu.lent || cpu.runs))
-                    .map_or(Tie::None, |cpu| match cpu.lent {
-                        true => Tie::Attached(Here::Cpu { index: cpu.index }),
-                        false => Tie::UsesIt,
+                    .find(|cpu| cpu.unit == Some(number) && (cpu.lent || cpu.runs || cpu.may_change))
+                    .map_or(Tie::None, |cpu| {
+                        let here = match handle.kind() {
+                            SpawnerKind::Multikernel => Here::PhysicalCpu { id: cpu.index },
+                            _ => Here::Cpu { index: cpu.index },
+                        };
+                        Tie::of_cpu(here, cpu.lent, cpu.may_change)
                     }),
                 Ok(None) => Tie::None,
                 Err(_) => Tie::Unknown,

@@ -24,7 +24,7 @@ fn documented_traps_are_replayed() {
         ("model_tests::lock", include_str!("lock.rs")),
         ("model_tests::taken_over", include_str!("taken_over.rs")),
         ("model_tests::crashes", include_str!("crashes.rs")),
-        ("model_tests::ledger", include_str!("ledger.rs")),
+        ("model_tests::ledger", include_str!("ledger/mod.rs")),
         ("model_tests::live", include_str!("live.rs")),
         ("model_tests::bad_input", include_str!("bad_input.rs")),
         ("ending::tests", include_str!("../ending.rs")),

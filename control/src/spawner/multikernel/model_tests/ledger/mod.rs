@@ -1,0 +1,193 @@
+//! The daemon's own books over the spawner's: its journal of instances and its ledger, in a store on disk, and lives as the daemon's task leads them.
+//! Keepers, agents and links are left out; what has to do with the kernel is done by the spawner, on the model.
+//!
+//! Whatever the kernel and other programs do, and at whatever write to the journal or call of the kernel the daemon dies: each unit has one
+//! owner, whatever is ours in the kernel is an instance of the journal, and the ledger has as running what the kernel's tree shows running. Where that
+//! cannot be told the spawner says why, and leaves it alone.
+//!
+//! `TOMBOLO_CASES` says how many random histories are played.
+
+mod checks;
+mod daemon;
+mod moves;
+
+use proptest::prelude::*;
+use tombolo_mksim::model::Quirk;
+
+use self::daemon::Daemon;
+use super::deeds::{Happening, NAMES, any_time, between_steps};
+use crate::core::State;
+
+/// Histories that are played unless it is said otherwise: some seconds.
+const CASES: u32 = 60;
+/// The names of other programs' instances that can be taken over, besides ours.
+const THEIRS: [&str; 2] = ["other", "spare"];
+
+/// What an operator wants, or what happens by itself.
+#[derive(Clone, Debug)]
+enum Wish {
+    Create {
+        name: usize,
+        cpus: u32,
+    },
+    Adopt {
+        name: usize,
+        force: bool,
+    },
+    Start(usize),
+    Kill(usize),
+    Remove(usize),
+    /// CPUs are to move between two that are there, or one and the pool, which comes after them.
+    Move {
+        from: usize,
+        to: usize,
+        count: u32,
+    },
+    /// The daemon sees which kernels have ended.
+    Look,
+    /// Time passes, in seconds.
+    Wait(u64),
+    Quirk(usize, bool),
+}
+
+/// A wish, and what comes upon it.
+#[derive(Clone, Debug)]
+struct Turn {
+    before: Option<Happening>,
+    wish: Wish,
+    /// By the number of the call of the kernel that it comes before.
+    meanwhile: Vec<(u64, Happening)>,
+    /// The half of a call of the kernel at which we die.
+    crash_at_call: Option<u64>,
+    /// The half of a write to the journal at which we die.
+    crash_at_write: Option<u64>,
+    /// Whether our lock is left behind.
+    leaves_lock: bool,
+}
+
+fn any_name(name: usize) -> &'static str {
+    NAMES.iter().chain(&THEIRS).copied().nth(name % (NAMES.len() + THEIRS.len())).unwrap_or("web")
+}
+
+fn turn() -> impl Strategy<Value = Turn> {
+    let one = || 0..NAMES.len() + THEIRS.len();
+    let wish = prop_oneof![
+        3 => (0..NAMES.len(), 1..4_u32).prop_map(|(name, cpus)| Wish::Create { name, cpus }),
+        3 => (one(), any::<bool>()).prop_map(|(name, force)| Wish::Adopt { name, force }),
+        5 => one().prop_map(Wish::Start),
+        3 => one().prop_map(Wish::Kill),
+        2 => one().prop_map(Wish::Remove),
+        5 => (0..6_usize, 0..6_usize, 1..3_u32).prop_map(|(from, to, count)| Wish::Move { from, to, count }),
+        2 => Just(Wish::Look),
+        1 => (0..40_u64).prop_map(Wish::Wait),
+        1 => (0..Quirk::ALL.len(), any::<bool>()).prop_map(|(quirk, on)| Wish::Quirk(quirk, on)),
+    ];
+    (
+        prop::option::weighted(0.4, between_steps()),
+        wish,
+        prop::collection::vec((0..60_u64, any_time()), 0..2),
+        prop::option::weighted(0.2, 0..100_u64),
+        prop::option::weighted(0.3, 0..12_u64),
+        any::<bool>(),
+    )
+        .prop_map(|(before, wish, meanwhile, crash_at_call, crash_at_write, leaves_lock)| Turn {
+            before,
+            wish,
+            meanwhile,
+            crash_at_call,
+            crash_at_write,
+            leaves_lock,
+        })
+}
+
+fn simple(wish: Wish) -> Turn {
+    let (before, meanwhile) = (None, Vec::new());
+    Turn { before, wish, meanwhile, crash_at_call: None, crash_at_write: None, leaves_lock: false }
+}
+/// A life of one that we make, of one whose CPUs come and go, and of one that is taken over.
+fn lives() -> [Vec<Wish>; 3] {
+    let then = [Wish::Start(2), Wish::Kill(2), Wish::Start(2), Wish::Kill(2), Wish::Remove(2)];
+    let of = |first: Wish| std::iter::once(first).chain(then.iter().cloned()).collect();
+    let create = Wish::Create { name: 2, cpus: 2 };
+    let moving = |from, to| Wish::Move { from, to, count: 1 };
+    let moves = vec![create.clone(), Wish::Start(2), moving(1, 0), moving(0, 1), Wish::Kill(2), Wish::Remove(2)];
+    [of(create), moves, of(Wish::Adopt { name: 2, force: false })]
+}
+
+/// Plays each life with a death at each half of a step of it. `count`: how many of what it dies at were done so far.
+fn die_at_each(dies: impl Fn(&mut Turn, u64), count: impl Fn(&Daemon) -> u64) {
+    for life in lives() {
+        for dies_in in 0..life.len() {
+            for half in 0.. {
+                let mut daemon = Daemon::new();
+                if matches!(life[0], Wish::Adopt { .. }) {
+                    let create = Happening::CreateLikeOurs { name: 2, cpu: 0 };
+                    create.happen(&mut daemon.bench.model.world());
+                }
+                life[..dies_in].iter().for_each(|wish| daemon.take(&simple(wish.clone())));
+                let before = count(&daemon);
+                let mut turn = simple(life[dies_in].clone());
+                dies(&mut turn, half);
+                daemon.take(&turn);
+                let done = 2 * (count(&daemon) - before);
+                daemon.leave();
+                if half >= done {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn death_at_any_write_to_the_journal_loses_nothing() {
+    die_at_each(|turn, half| turn.crash_at_write = Some(half), |daemon| daemon.journal.writes);
+}
+
+#[test]
+fn death_at_any_call_of_the_kernel_loses_nothing() {
+    let calls = |daemon: &Daemon| daemon.bench.model.world().calls;
+    die_at_each(|turn, half| turn.crash_at_call = Some(half), calls);
+}
+
+#[test]
+fn lives_come_to_their_end_without_deaths() {
+    for life in lives() {
+        let mut daemon = Daemon::new();
+        Happening::CreateLikeOurs { name: 2, cpu: 0 }.happen(&mut daemon.bench.model.world());
+        if matches!(life[0], Wish::Create { .. }) {
+            Happening::Remove(0).happen(&mut daemon.bench.model.world());
+        }
+        for wish in &life {
+            daemon.take(&simple(wish.clone()));
+            let state = daemon.records.get("cache").map(|record| record.life.state());
+            match wish {
+                Wish::Create { .. } | Wish::Adopt { .. } => assert_eq!(state, Some(State::Defined)),
+                Wish::Start(_) => assert_eq!(state, Some(State::Booting)),
+                Wish::Kill(_) => assert_eq!(state, Some(State::Stopped)),
+                Wish::Move { to, .. } => {
+                    let cid = daemon.records["cache"].cid.0;
+                    let expected = if *to == 0 { 3 } else { 2 };
+                    assert_eq!(daemon.cpus_of(tombolo_handover::InstanceId(cid)).len(), expected);
+                }
+                _ => assert_eq!(state, None),
+            }
+        }
+        daemon.leave();
+    }
+}
+
+fn cases() -> u32 {
+    std::env::var("TOMBOLO_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+
+    #[test]
+    fn journal_ledger_and_kernel_agree_whatever_happens(turns in prop::collection::vec(turn(), 1..16)) {
+        let mut daemon = Daemon::new();
+        turns.iter().for_each(|turn| daemon.take(turn));
+        daemon.leave();
+    }
+}
