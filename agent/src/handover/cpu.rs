@@ -82,7 +82,10 @@ impl Files<'_> {
             Some(numbers) => {
                 let found = numbers.iter().find(|(_, of)| *of == physical).map(|(cpu, _)| *cpu);
                 found.ok_or_else(|| {
-                    later(format!("there is no CPU online that its hardware calls {physical}"), RETRY_AFTER_MS)
+                    later(
+                        format!("there is no CPU online that its hardware calls {physical}"),
+                        RETRY_AFTER_MS,
+                    )
                 })
             }
             None => Err(never("this kernel does not tell what its hardware calls its CPUs".into())),
@@ -292,10 +295,16 @@ mod tests {
         let dir = kernel(&[(7, PINNED, 0x40)]);
         let cpuinfo = dir.path().join("proc/cpuinfo");
         assert_eq!(with(&dir, |files| files.look_at_physical(6)), Inside::Unknown, "nothing tells");
-        fs::write(&cpuinfo, "processor\t: 0\napicid\t\t: 2\ninitial apicid\t: 9\n\nprocessor\t: 1\napicid\t\t: 6\n")
-            .unwrap();
+        fs::write(
+            &cpuinfo,
+            "processor\t: 0\napicid\t\t: 2\ninitial apicid\t: 9\n\nprocessor\t: 1\napicid\t\t: 6\n",
+        )
+        .unwrap();
         with(&dir, |files| {
-            assert_eq!([2, 6, 9].map(|id| files.look_at_physical(id)), [Inside::Online, Inside::Online, Inside::Absent]);
+            assert_eq!(
+                [2, 6, 9].map(|id| files.look_at_physical(id)),
+                [Inside::Online, Inside::Online, Inside::Absent]
+            );
             assert_eq!(files.online_number_of(6).unwrap(), 1);
             assert!(files.empty(6).unwrap_err().reason.contains("hog"), "somebody is bound to it");
             assert!(files.empty(2).unwrap_err().reason.contains("cannot be taken offline"));

@@ -54,7 +54,9 @@ impl Kernel {
             (Here::PhysicalCpu { id }, Action::Drain) => self.cpu().empty(id),
             // Nobody was kept from it.
             (Here::PhysicalCpu { .. }, Action::Undrain) => Ok(()),
-            (Here::PhysicalCpu { id }, Action::Online) => self.cpu().online_number_of(id).and_then(cpu::prove),
+            (Here::PhysicalCpu { id }, Action::Online) => {
+                self.cpu().online_number_of(id).and_then(cpu::prove)
+            }
             (Here::Device { address }, Action::Drain) => self.device().unbind(address),
             (Here::Device { address }, Action::Undrain | Action::Online) => self.device().bind(address),
         }

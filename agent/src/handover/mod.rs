@@ -220,7 +220,9 @@ impl HandoverService {
         for piece in &asked.pieces {
             let inside = self.inside(asked.operation, piece.unit, piece.here, asked.end).await;
             match piece.here {
-                Some(here) if matches!(inside, Inside::Offline | Inside::Emptied) => drained.push((piece.unit, here)),
+                Some(here) if matches!(inside, Inside::Offline | Inside::Emptied) => {
+                    drained.push((piece.unit, here))
+                }
                 _ => {
                     let reason =
                         format!("{} is in use again: nothing had been heard of the move", piece.unit);

@@ -49,7 +49,7 @@ impl SpawnerKind {
         }
     }
 
-    /// Whether CPUs can be moved to and from its kernels while they run.
+    /// Whether CPUs can be moved to and from its kernels while they run, where the ledger has such CPUs.
     pub fn can_move_cpus(self) -> bool {
         match self {
             Self::Qemu | Self::Multikernel => true,

@@ -24,8 +24,7 @@ const MEMORY_STEP_BYTES: u64 = 2 << 20;
 pub(super) const MEMORY_IS_FIXED: &str = "it has no memory that can leave or come";
 
 /// Why the CPUs of a kernel cannot be changed.
-const CPUS_ARE_FIXED: &str =
-    "it has CPUs that are not in the ledger: those of another program's instance, or of a daemon that lends machines' CPUs";
+const CPUS_ARE_FIXED: &str = "it has CPUs that are not in the ledger: those of another program's instance, or of a daemon that lends machines' CPUs";
 /// How long a kernel may take to show that it lives, before it is asked again for what it did not answer.
 const SETTLE_ANSWER_MAX: Duration = Duration::from_secs(1);
 
@@ -154,6 +153,12 @@ impl Kernel {
             CpuState { index, unit, lent, pinned, pluggable, present, runs, may_change: false }
         });
         Ok(Some(cpus.collect()))
+    }
+
+    /// Whether it has CPUs of the ledger's, where its spawner can move them: a kernel beside this one may have been made by a daemon whose ledger had
+    /// others.
+    pub(crate) fn moves_cpus(&self) -> bool {
+        self.kind() != SpawnerKind::Multikernel || multikernel::moves_cpus(self.runtime_dir())
     }
 
     /// Lends it a CPU that the ledger calls `unit`: its kernel may start it from now on. One that it has already is no error.

@@ -165,7 +165,9 @@ impl Desk {
             Ok(Ok(Ok(seen))) => seen,
             Ok(Ok(Err(reason))) => return tracing::warn!(reason, "the kernel's pool cannot be read"),
             Ok(Err(panicked)) => return tracing::error!(%panicked, "the kernel's pool was not read"),
-            Err(_) => return tracing::warn!("the kernel does not say within {COMPARE_MAX:?} what its pool has"),
+            Err(_) => {
+                return tracing::warn!("the kernel does not say within {COMPARE_MAX:?} what its pool has");
+            }
         };
         let seen: Vec<Seen> =
             seen.into_iter().map(|(cpu, is_free)| Seen { unit: cpu_of_kernels(cpu), is_free }).collect();

@@ -32,16 +32,16 @@ pub(crate) use self::books::{Books, CpuStock, GRANULE_BYTES, Stock};
 use self::desk::Desk;
 #[cfg(test)]
 pub(crate) use self::desk::{needs_of, row_of};
+use self::mend::Mend;
+pub(crate) use self::movable::{CpusAre, Movable};
+pub(crate) use self::search::Unproven;
+use self::witness::Witnesses;
 #[cfg(test)]
 pub(crate) use self::{
     books::cpu_of_kernels,
     search::{Seen as Whereabouts, find_unit},
     tie::{Tie, attached},
 };
-use self::mend::Mend;
-pub(crate) use self::movable::{CpusAre, Movable};
-pub(crate) use self::search::Unproven;
-use self::witness::Witnesses;
 use super::registry::Registry;
 use super::shared::Shared;
 use crate::core::{EventKind, InstanceName, InstanceSpec};
@@ -260,10 +260,11 @@ impl Ledger {
         if self.cpus_are != CpusAre::OfKernels {
             return Vec::new();
         }
-        let in_doubt = coordinator.ledger().entries().filter_map(|entry| match (entry.unit.id, entry.owner.party()) {
-            (UnitId::Cpu(number), None) => Some(number),
-            _ => None,
-        });
+        let in_doubt =
+            coordinator.ledger().entries().filter_map(|entry| match (entry.unit.id, entry.owner.party()) {
+                (UnitId::Cpu(number), None) => Some(number),
+                _ => None,
+            });
         in_doubt.collect()
     }
 

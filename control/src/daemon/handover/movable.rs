@@ -43,7 +43,12 @@ impl CpusAre {
     }
 
     /// Why a kernel cannot have the CPUs that it is to have, if it cannot.
-    pub(crate) fn refusal(self, kind: SpawnerKind, is_taken_over: bool, spec: &InstanceSpec) -> Option<String> {
+    pub(crate) fn refusal(
+        self,
+        kind: SpawnerKind,
+        is_taken_over: bool,
+        spec: &InstanceSpec,
+    ) -> Option<String> {
         let most = spec.cpus_max();
         if !kind.can_move_cpus() || self.movable(kind, is_taken_over).cpus {
             return None;

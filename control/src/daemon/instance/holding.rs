@@ -6,7 +6,7 @@ use tombolo_transport::Incarnation;
 use super::Instance;
 use crate::core::State;
 use crate::core::lifecycle::Timer;
-use crate::daemon::handover::{Holding, LedgerError, instance_of, mib_of, round_up};
+use crate::daemon::handover::{Holding, LedgerError, Movable, instance_of, mib_of, round_up};
 use crate::spawner::SpawnerKind;
 
 /// What a kernel boots with.
@@ -33,7 +33,8 @@ impl Instance {
         if let Some(reason) = cpus_are.refusal(kind, is_taken_over, spec) {
             return Err(reason);
         }
-        let Holding { memory_bytes, cpus, devices } = self.enter_boot(kind, incarnation).await?;
+        let movable = cpus_are.movable(kind, is_taken_over);
+        let Holding { memory_bytes, cpus, devices } = self.enter_boot(kind, incarnation, movable).await?;
         let (memory_bytes, least, most) = match kind.can_move_memory() {
             true => {
                 (memory_bytes, round_up(spec.memory_min_mib() << 20), round_up(spec.memory_max_mib() << 20))
@@ -44,11 +45,14 @@ impl Instance {
         Ok(BootsWith { memory_bytes, memory_min_bytes, memory_max_bytes, cpus, devices })
     }
 
-    async fn enter_boot(&self, kind: SpawnerKind, incarnation: Incarnation) -> Result<Holding, String> {
+    async fn enter_boot(
+        &self,
+        spawner: SpawnerKind,
+        incarnation: Incarnation,
+        movable: Movable,
+    ) -> Result<Holding, String> {
         let (record, ledger) = (&self.record, &self.shared.ledger);
-        let movable = ledger.cpus_are().movable(kind, record.taken_over.is_some());
         let boot = ledger.boot(record.cid, record.name.as_str(), incarnation, &record.spec, movable);
-        let spawner = kind;
         boot.await.map_err(|error| match error {
             LedgerError::Admin(AdminError::NotEnough { kind, wanted, missing, .. }) => {
                 let (wanted, missing) = match kind {
@@ -76,7 +80,10 @@ impl Instance {
         else {
             return;
         };
-        if let Err(reason) = self.enter_boot(kind, incarnation).await {
+        let movable = self.shared.ledger.cpus_are().movable(kind, self.record.taken_over.is_some());
+        // It may have been started by a daemon whose ledger had other CPUs.
+        let movable = Movable { cpus: movable.cpus && kernel.moves_cpus(), ..movable };
+        if let Err(reason) = self.enter_boot(kind, incarnation, movable).await {
             tracing::warn!(instance = %self.record.name, reason, "the ledger does not know what it has");
             return;
         }

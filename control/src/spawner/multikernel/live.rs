@@ -258,7 +258,9 @@ impl<'a, I: Interface> Live<'a, I> {
         match Hold::on(self.kernel, self.record).ours().map_err(LiveError::Unknown)? {
             Some(InstanceStatus::Active) => {}
             Some(InstanceStatus::Failed) => {
-                return Err(LiveError::Unknown(format!("instance `{name}` failed, and may run all the same")));
+                return Err(LiveError::Unknown(format!(
+                    "instance `{name}` failed, and may run all the same"
+                )));
             }
             _ => return Err(LiveError::Refused(format!("no kernel runs in instance `{name}`"))),
         }

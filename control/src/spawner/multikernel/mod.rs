@@ -402,6 +402,12 @@ pub(super) async fn cpus(runtime_dir: &Path) -> Result<Option<Vec<LiveCpu>>, Liv
     on_live(runtime_dir, |live| live.cpus()).await
 }
 
+/// Whether the kernel of `runtime_dir` has CPUs that can be moved: those that the ledger gave it.
+pub(super) fn moves_cpus(runtime_dir: &Path) -> bool {
+    let record = folder::read(runtime_dir).ok().flatten();
+    record.is_some_and(|record| Live::on(&Mounted::at(&record.settings.root), &record, runtime_dir).is_some())
+}
+
 /// Does something about one of them, by its physical number.
 pub(super) async fn change_cpu(
     runtime_dir: &Path,

@@ -59,11 +59,8 @@ fn new_instance_is_asked_for_as_the_kernels_documents_say() {
 fn units_that_go_and_come_are_named_by_their_physical_numbers() {
     let chunk = Chunk { base: 0x1_0000_0000, bytes: 128 << 20, numa_node: None };
     let cpus = |change, cpu| Intent::PoolCpus { change, cpus: vec![PhysicalCpu(cpu)] };
-    let of_web = |change, cpu| Intent::InstanceCpu {
-        name: "web".parse().unwrap(),
-        change,
-        cpu: PhysicalCpu(cpu),
-    };
+    let of_web =
+        |change, cpu| Intent::InstanceCpu { name: "web".parse().unwrap(), change, cpu: PhysicalCpu(cpu) };
     let cases = [
         (cpus(Change::Add, 0x1a), "/resources", "cpu-add", "cpu@1a"),
         (cpus(Change::Remove, 2), "/resources", "cpu-remove", "cpu@2"),

@@ -75,7 +75,9 @@ impl Witnesses {
     /// once asked to take, or to let go: its agent is asked by what the hardware calls it.
     async fn look_for_unit(&self, act: &Act, end: End) -> Inside {
         let party = if end == End::Donor { act.donor } else { act.receiver };
-        let (Some(kernel), UnitId::Cpu(number)) = (party.kernel(), act.unit.id) else { return Inside::Absent };
+        let (Some(kernel), UnitId::Cpu(number)) = (party.kernel(), act.unit.id) else {
+            return Inside::Absent;
+        };
         match self.running(kernel).await {
             Some(handle) if handle.kind() == SpawnerKind::Multikernel => {
                 let here = Here::PhysicalCpu { id: number };

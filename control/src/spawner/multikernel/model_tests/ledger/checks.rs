@@ -113,7 +113,10 @@ impl Daemon {
             let users = online.get(&cpu).map(Vec::as_slice).unwrap_or_default();
             assert!(users.len() <= 1, "CPU {cpu} runs in {users:?}");
             assert!(!matches!(entry.owner, Owner::InTransit(_)), "{entry:?}");
-            assert!(entry.owner != Owner::Pool || users.is_empty(), "CPU {cpu} is free, and runs in {users:?}");
+            assert!(
+                entry.owner != Owner::Pool || users.is_empty(),
+                "CPU {cpu} is free, and runs in {users:?}"
+            );
         }
     }
 

@@ -12,6 +12,7 @@ use tombolo_handover::{
     Bounds, Effect as LedgerEffect, Input as LedgerInput, InstanceId, InstanceRow, Ledger, Limits, OpId,
     Party, Unit, UnitId,
 };
+use tombolo_mksim::model::Quirk;
 use tombolo_transport::{Cid, Incarnation};
 
 use super::{Turn, Wish, any_name};
@@ -26,8 +27,8 @@ use crate::spawner::multikernel::ids::PhysicalCpu;
 use crate::spawner::multikernel::lock::WAIT_MAX;
 use crate::spawner::multikernel::model_tests::bench::Bench;
 use crate::spawner::multikernel::model_tests::crashes::quirk;
-use crate::spawner::multikernel::model_tests::deeds::{NAMES, number};
-use crate::spawner::multikernel::model_tests::world::{Actor, Crash, Faults, MIB, dies_of};
+use crate::spawner::multikernel::model_tests::deeds::{Happening, NAMES, number};
+use crate::spawner::multikernel::model_tests::world::{Actor, Crash, Deed, Faults, MIB, World, dies_of};
 use crate::spawner::multikernel::record::{Origin, Record};
 use crate::spawner::multikernel::taken_over::{Known, offer};
 use crate::store::{Batch, InstanceRecord, Store, StoredLedger};
@@ -105,6 +106,14 @@ impl Daemon {
             for (at, happening) in turn.meanwhile.iter().copied() {
                 world.deeds.insert(calls + at, Box::new(move |world| happening.happen(world)));
             }
+            world.while_waiting = turn.thaws_after.map(|seconds| -> (u64, Deed) {
+                let thaws = |world: &mut World| {
+                    for name in 0..NAMES.len() {
+                        Happening::Hangs { name, hangs: false }.happen(world);
+                    }
+                };
+                (seconds * 1_000_000_000, Box::new(thaws))
+            });
             world.crash_at = turn.crash_at_call.map(|half| 2 * calls + half);
         }
         self.journal.crash_at = turn.crash_at_write.map(|half| 2 * self.journal.writes + half);
@@ -138,6 +147,7 @@ impl Daemon {
                 self.heal();
             }
             Wish::Wait(seconds) => self.bench.model.world().pass(Duration::from_secs(seconds)),
+            Wish::LosesAcks(on) => self.bench.model.world().machine.set_quirk(Quirk::CpuAddAckLost, on),
             Wish::Quirk(index, on) => self.bench.model.world().machine.set_quirk(quirk(index), on),
         }
     }

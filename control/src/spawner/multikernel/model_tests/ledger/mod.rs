@@ -48,6 +48,8 @@ enum Wish {
     /// Time passes, in seconds.
     Wait(u64),
     Quirk(usize, bool),
+    /// Kernels take CPUs, and say so to nobody.
+    LosesAcks(bool),
 }
 
 /// A wish, and what comes upon it.
@@ -57,6 +59,8 @@ struct Turn {
     wish: Wish,
     /// By the number of the call of the kernel that it comes before.
     meanwhile: Vec<(u64, Happening)>,
+    /// So many seconds after we began to wait for a kernel all kernels that hang go on.
+    thaws_after: Option<u64>,
     /// The half of a call of the kernel at which we die.
     crash_at_call: Option<u64>,
     /// The half of a write to the journal at which we die.
@@ -94,15 +98,69 @@ fn turn() -> impl Strategy<Value = Turn> {
             before,
             wish,
             meanwhile,
+            thaws_after: None,
             crash_at_call,
             crash_at_write,
             leaves_lock,
         })
 }
 
+/// What comes upon two kernels that run, and whose CPUs move.
+fn moving_turn() -> impl Strategy<Value = Turn> {
+    let (name, other) = (0..2_usize, 0..3_usize);
+    let before = prop_oneof![
+        6 => (name.clone(), any::<bool>()).prop_map(|(name, hangs)| Happening::Hangs { name, hangs }),
+        1 => (name, any::<bool>()).prop_map(|(name, panics)| Happening::Ends { name, panics }),
+        1 => (other, 0..4_usize).prop_map(|(name, cpu)| Happening::Create { name, cpu, memory: 1 }),
+        1 => (0..2_usize).prop_map(Happening::Remove),
+        1 => (0..2_usize).prop_map(Happening::HaltHangs),
+        1 => Just(Happening::Noise),
+    ];
+    let wish = prop_oneof![
+        9 => (0..3_usize, 0..3_usize, 1..3_u32).prop_map(|(from, to, count)| Wish::Move { from, to, count }),
+        2 => Just(Wish::Look),
+        1 => (0..40_u64).prop_map(Wish::Wait),
+        1 => any::<bool>().prop_map(Wish::LosesAcks),
+        1 => (0..2_usize).prop_map(Wish::Start),
+        1 => (0..2_usize).prop_map(Wish::Kill),
+    ];
+    // A kernel that hangs is not asked to vote: it must hang in the middle of it.
+    let hangs = (0..2_usize).prop_map(|name| Happening::Hangs { name, hangs: true });
+    let calls = prop::collection::vec((0..150_u64, prop_oneof![3 => hangs, 1 => any_time()]), 0..3);
+    let thaws = prop::option::weighted(0.3, 0..11_u64);
+    (
+        prop::option::weighted(0.6, before),
+        wish,
+        calls,
+        thaws,
+        prop::option::weighted(0.2, 0..600_u64),
+        prop::option::weighted(0.2, 0..24_u64),
+        any::<bool>(),
+    )
+        .prop_map(
+            |(before, wish, meanwhile, thaws_after, crash_at_call, crash_at_write, leaves_lock)| Turn {
+                before,
+                wish,
+                meanwhile,
+                thaws_after,
+                crash_at_call,
+                crash_at_write,
+                leaves_lock,
+            },
+        )
+}
+
 fn simple(wish: Wish) -> Turn {
     let (before, meanwhile) = (None, Vec::new());
-    Turn { before, wish, meanwhile, crash_at_call: None, crash_at_write: None, leaves_lock: false }
+    Turn {
+        before,
+        wish,
+        meanwhile,
+        thaws_after: None,
+        crash_at_call: None,
+        crash_at_write: None,
+        leaves_lock: false,
+    }
 }
 /// A life of one that we make, of one whose CPUs come and go, and of one that is taken over.
 fn lives() -> [Vec<Wish>; 3] {
@@ -110,7 +168,8 @@ fn lives() -> [Vec<Wish>; 3] {
     let of = |first: Wish| std::iter::once(first).chain(then.iter().cloned()).collect();
     let create = Wish::Create { name: 2, cpus: 2 };
     let moving = |from, to| Wish::Move { from, to, count: 1 };
-    let moves = vec![create.clone(), Wish::Start(2), moving(1, 0), moving(0, 1), Wish::Kill(2), Wish::Remove(2)];
+    let moves =
+        vec![create.clone(), Wish::Start(2), moving(1, 0), moving(0, 1), Wish::Kill(2), Wish::Remove(2)];
     [of(create), moves, of(Wish::Adopt { name: 2, force: false })]
 }
 
@@ -187,6 +246,15 @@ proptest! {
     #[test]
     fn journal_ledger_and_kernel_agree_whatever_happens(turns in prop::collection::vec(turn(), 1..16)) {
         let mut daemon = Daemon::new();
+        turns.iter().for_each(|turn| daemon.take(turn));
+        daemon.leave();
+    }
+    #[test]
+    fn cpus_that_move_run_in_one_kernel_whatever_happens(turns in prop::collection::vec(moving_turn(), 1..20)) {
+        let mut daemon = Daemon::new();
+        for wish in [0, 1].map(|name| Wish::Create { name, cpus: 1 }).into_iter().chain([0, 1].map(Wish::Start)) {
+            daemon.take(&simple(wish));
+        }
         turns.iter().for_each(|turn| daemon.take(turn));
         daemon.leave();
     }

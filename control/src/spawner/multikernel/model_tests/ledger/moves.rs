@@ -38,10 +38,10 @@ impl Daemon {
     /// As `Desk::compare`.
     pub(super) fn compare(&mut self) {
         let Ok(pool) = interface::pool_or_none(&self.bench.model) else { return };
-        let seen = pool.cpus.iter().map(|cpu| Seen {
-            unit: cpu_of_kernels(cpu.0),
-            is_free: pool.cpus_available.contains(cpu),
-        });
+        let seen = pool
+            .cpus
+            .iter()
+            .map(|cpu| Seen { unit: cpu_of_kernels(cpu.0), is_free: pool.cpus_available.contains(cpu) });
         let seen: Vec<Seen> = seen.collect();
         let step = self.coordinator.compare(1, Kind::Cpu, &seen);
         store(&mut self.journal, step);
@@ -121,13 +121,14 @@ impl Daemon {
             Some(Command::Online) | None => None,
         };
         let (donor, receiver) = (self.tie(act.donor, cpu), self.tie(act.receiver, cpu));
-        let inside = |party: Party, tie: Tie| match (tie, party.instance().map(|id| self.guest_has(id))) {
-            (Tie::Unknown | Tie::Coming, _) | (_, Some(None)) => Inside::Unknown,
-            (_, Some(Some(cpus))) if cpus.contains(&cpu.0) => {
-                if self.drained.contains(&(operation, unit)) { Inside::Emptied } else { Inside::Online }
-            }
-            _ => Inside::Absent,
-        };
+        let inside =
+            |party: Party, tie: Tie| match (tie, party.instance().map(|id| self.guest_has(id))) {
+                (Tie::Unknown | Tie::Coming, _) | (_, Some(None)) => Inside::Unknown,
+                (_, Some(Some(cpus))) if cpus.contains(&cpu.0) => {
+                    if self.drained.contains(&(operation, unit)) { Inside::Emptied } else { Inside::Online }
+                }
+                _ => Inside::Absent,
+            };
         let sighting = Sighting {
             attached: attached((act.donor, donor), (act.receiver, receiver)),
             donor: inside(act.donor, donor),
@@ -182,7 +183,8 @@ impl Daemon {
 
     /// As `heal` and `Witnesses::repair`: looks at every kernel for what may be found by looking again.
     pub(super) fn heal(&mut self) {
-        let is_curable = |owner: &Owner| matches!(owner, Owner::Quarantined(reason) if !reason.needs_operator());
+        let is_curable =
+            |owner: &Owner| matches!(owner, Owner::Quarantined(reason) if !reason.needs_operator());
         let entries = self.coordinator.ledger().entries().filter(|entry| is_curable(&entry.owner));
         let units: Vec<UnitId> = entries.map(|entry| entry.unit.id).collect();
         for unit in units {
