@@ -221,7 +221,7 @@ impl HandoverService {
             let inside = self.inside(asked.operation, piece.unit, piece.here, asked.end).await;
             match piece.here {
                 Some(here) if matches!(inside, Inside::Offline | Inside::Emptied) => {
-                    drained.push((piece.unit, here))
+                    drained.push((piece.unit, here));
                 }
                 _ => {
                     let reason =

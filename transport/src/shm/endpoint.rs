@@ -221,12 +221,14 @@ mod tests {
         let config = BrokerConfig { socket: socket_there, recheck, recheck_with_lines: recheck, ..config };
         let broker = Broker::start(config).await.unwrap();
         let options = AttachOptions { recheck: NEVER, spin: Duration::ZERO };
-        let attach = || ShmEndpoint::attach(Way::Socket(socket.clone()), options.clone());
-        let processes = [attach().await.unwrap(), attach().await.unwrap()].map(|attached| match attached {
+        (broker, [attach(&socket, &options).await, attach(&socket, &options).await])
+    }
+
+    async fn attach(socket: &std::path::Path, options: &AttachOptions) -> ShmEndpoint {
+        match ShmEndpoint::attach(Way::Socket(socket.to_owned()), options.clone()).await.unwrap() {
             Attached::Shm(endpoint) => endpoint,
             Attached::Apart(_) => panic!("there is a pool"),
-        });
-        (broker, processes)
+        }
     }
 
     /// A connection through the pool.
@@ -262,11 +264,11 @@ mod tests {
         let config = BrokerConfig::new(source(), Member::PRIMARY);
         let config = BrokerConfig { socket: Some(socket.clone()), locks: Some(locked.clone()), ..config };
         let broker = Broker::start(config).await.unwrap();
-        let attach = || ShmEndpoint::attach(Way::Socket(socket.clone()), AttachOptions::default());
-        let [caller, callee] = [attach().await.unwrap(), attach().await.unwrap()];
+        let options = AttachOptions::default();
+        let (caller, callee) = (attach(&socket, &options).await, attach(&socket, &options).await);
         let mut listener = callee.listen(Port(7), ListenOptions::default()).await.unwrap();
         let addr = Addr::new(caller.local_cid(), Port(7));
-        let near = caller.dial(addr, ConnKind::Stream, &ConnectOptions::default()).await.unwrap();
+        let near = dial(&caller, addr).await;
         let far = listener.accept_stream().await.unwrap();
         assert_eq!(locks::all_locked(&file, 0..offset + len).unwrap(), [], "the device itself is not locked");
         assert_eq!(locked_bytes_of(&locked, len), 2 * HalfLayout::STREAM.total_len() as u64);
