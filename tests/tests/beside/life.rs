@@ -1,7 +1,7 @@
 //! The life of a kernel beside this one, whoever dies.
 
 use serde_json::{Value, json};
-use tombolo_tests::bed::{eventually, send_signal};
+use tombolo_tests::bed::{Bed, eventually, send_signal};
 
 use super::Beside;
 
@@ -9,6 +9,18 @@ use super::Beside;
 fn keeper_of_web(beside: &Beside) -> u32 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", beside.bed.pid("web"))).unwrap();
     status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok()).unwrap()
+}
+
+/// How many CPUs the ledger gives to a holder.
+fn cpus(bed: &Bed, holder: &str) -> usize {
+    let pool = bed.must(&["--json", "pool"]).json()["pool"].take();
+    let row = pool["instances"].as_array().unwrap().iter().find(|row| row["name"] == holder);
+    let is_holders = |owner: &Value| match row {
+        Some(row) => owner["instance"]["instance"] == row["id"],
+        None => owner == holder,
+    };
+    let is_its = |unit: &&Value| !unit["unit"]["id"]["cpu"].is_null() && is_holders(&unit["owner"]);
+    pool["units"].as_array().unwrap().iter().filter(is_its).count()
 }
 
 fn runs_again(beside: &Beside, before: &Value) -> Value {
@@ -116,5 +128,32 @@ pub(super) fn doctor_finds_nothing_wrong() {
         assert_eq!(level(subject).as_deref(), Some("ok"), "{subject}: {said}");
     }
     assert_eq!(level("multikernel lock"), None, "{said}");
+    beside.nothing_is_left_but(&[]);
+}
+
+/// User-mode kernels have one CPU and tell nobody what its hardware calls it: the books of both sides are real here, the move is not.
+pub(super) fn cpus_are_in_the_ledger_and_stay_with_a_kernel_that_cannot_name_them() {
+    let Some(mut beside) = Beside::with_pool() else { return };
+    beside.boot(&["--cpus", "2", "--cpus-max", "3"]);
+    let books = |beside: &Beside| {
+        let shown = beside.bed.must(&["--json", "multikernel", "show"]).json();
+        shown["multikernel"]["instances"][0]["cpus"].clone()
+    };
+    let held = |beside: &Beside, holder: &str| cpus(&beside.bed, holder);
+    assert_eq!(books(&beside), json!([2, 4]));
+    assert_eq!((held(&beside, "web"), held(&beside, "pool")), (2, 1));
+    let said = beside.bed.tombolo(&["resize", "web", "--cpus", "-1"]);
+    assert!(said.code == 5 && said.stderr.contains("what its hardware calls its CPUs"), "{said:?}");
+
+    beside.bed.end_daemon("KILL");
+    beside.bed.start_daemon();
+    beside.bed.must(&["wait", "web", "--for", "running"]);
+    assert_eq!((books(&beside), held(&beside, "web")), (json!([2, 4]), 2), "the next daemon knows");
+    beside.bed.must(&["multikernel", "pool", "--cpus", "2,4"]);
+    let said = beside.bed.tombolo(&["up", "db", "--memory", super::MEMORY]);
+    assert!(said.code == 1 && said.stderr.contains("tombolo multikernel pool"), "{said:?}");
+    beside.bed.must(&["rm", "db"]);
+    beside.bed.must(&["stop", "web"]);
+    eventually("its CPUs to be free", || held(&beside, "pool") == 2);
     beside.nothing_is_left_but(&[]);
 }

@@ -99,6 +99,7 @@ on_the_stand_in!(
         hang_is_seen_and_ended_by_force,
         next_daemon_adopts_the_kernel_of_one_that_was_killed,
         another_keeper_stands_for_the_kernel_of_one_that_was_killed,
+        cpus_are_in_the_ledger_and_stay_with_a_kernel_that_cannot_name_them,
         doctor_finds_nothing_wrong;
     without_pool needs Some(()) =>
         kernel_without_shared_memory_is_reached_and_says_over_what,

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use tombolo_handover::coordinator::Coordinator;
-use tombolo_handover::{Bounds, Kind, Ledger, Limits, Party, PciAddress, Unit};
+use tombolo_handover::owner::Quarantine;
+use tombolo_handover::{Bounds, Kind, Ledger, Limits, Owner, Party, PciAddress, Unit};
 
 use crate::meminfo;
 use crate::store::{Batch, Store, StoredLedger};
@@ -142,11 +143,11 @@ fn is_of_the_same_stock(ledger: &Ledger, other: &Ledger) -> bool {
 
 /// Whether anything would be forgotten if the ledger were made anew.
 fn is_in_use(coordinator: &Coordinator) -> bool {
+    let is_free = |owner: &Owner| {
+        matches!(owner, Owner::Host | Owner::Pool | Owner::Quarantined(Quarantine::TakenByOthers))
+    };
     coordinator.operations().any(|operation| !operation.phase.is_terminal())
-        || coordinator
-            .ledger()
-            .entries()
-            .any(|entry| !matches!(entry.owner.party(), Some(Party::Host | Party::Pool)))
+        || coordinator.ledger().entries().any(|entry| !is_free(&entry.owner))
 }
 
 #[cfg(test)]

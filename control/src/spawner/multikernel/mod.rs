@@ -3,8 +3,9 @@
 //! The kernel's interface is a file system ([`interface`]): what is wanted is written to it as device tree overlays ([`overlay`]), what is
 //! there is read from it as device trees ([`tree`]), and two system calls load and start ([`calls`]). None of its answers is believed:
 //! a change is what can be read back ([`transaction`]). What was made for an instance is noted before it is made ([`record`], [`folder`]); that
-//! what has its name is what we made the kernel's transactions tell ([`provenance`]). `docs/multikernel-traps.md` lists what the kernel's answers
-//! do not mean, and the test for each, on a model of it (`model_tests`).
+//! what has its name is what we made the kernel's transactions tell ([`provenance`]). What a kernel that runs is asked, and may do late, is noted
+//! as well ([`live`]). `docs/multikernel-traps.md` lists what the kernel's answers do not mean, and the test for each, on a model of it
+//! (`model_tests`).
 //!
 //! A kernel here is no process, so a process stands for it: the [`warden`], which its keeper runs as it would run a kernel.
 //!

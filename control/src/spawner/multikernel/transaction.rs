@@ -46,7 +46,7 @@ pub(super) enum ApplyError {
     /// It was taken and did not do what it was to do, or not all of it. What is in effect is in `report`; `took`: how long the kernel was
     /// about it.
     #[error("{transaction} of the kernel is `{status}`: {report}; {reason}")]
-    Failed { transaction: String, status: String, report: Report, reason: String, took: Duration },
+    Failed { transaction: String, status: String, report: Box<Report>, reason: String, took: Duration },
 }
 
 impl ApplyError {
@@ -155,7 +155,7 @@ fn attempt(interface: &impl Interface, intent: &Intent, nonce: &str) -> Result<A
                 Ok(()) => "its reason is in the kernel's log (dmesg)".to_owned(),
                 Err(error) => error.to_string(),
             };
-            Err(ApplyError::Failed { transaction, status, report, reason, took })
+            Err(ApplyError::Failed { transaction, status, report: Box::new(report), reason, took })
         }
     }
 }
