@@ -10,7 +10,6 @@ use serde_json::Value;
 
 use tombolo_tests::attached::Attached;
 use tombolo_tests::bed::eventually;
-use tombolo_tests::prerequisites;
 
 use super::Beside;
 
@@ -193,25 +192,6 @@ pub(super) fn applications_in_kernels_without_shared_memory_talk_to_each_other_a
     let failed = watching.line("failure", |line| line.contains("\"failed\""));
     assert!(failed.contains("reset"), "{failed}");
     drop((watching, serving, on_host, serving_near));
-    beside.nothing_is_left_but(&[]);
-}
-
-pub(super) fn connections_over_a_link_that_breaks_are_as_good_as_any() {
-    let suite = prerequisites::static_program("tombolo-conformance").expect("the programs are built");
-    let Some(beside) = boot(&["--file", &format!("{}:/bin/suite", suite.display())]) else { return };
-    let broker = beside.bed.dir().join("run/broker.sock");
-    let cid = beside.bed.view("web")["cid"].to_string();
-    let peer = ["exec", "web", "--", "/bin/suite", "peer", "shm", "/run/tombolo/broker.sock"];
-    let mut peer = beside.bed.attach(&peer);
-    peer.line("peer of the suite", |line| line.starts_with("peer of the suite"));
-    let mut command = Command::new(suite);
-    command.args(["between", "shm"]).arg(broker).arg(cid).stdin(Stdio::null());
-    let mut driver = Attached::run(command);
-    driver.line("verdict", |line| line.starts_with("ok"));
-    beside.stand_in.control(&["cut", "web"]);
-    let said = driver.finish();
-    assert_eq!(said.code, 0, "{}", said.stdout);
-    drop(peer);
     beside.nothing_is_left_but(&[]);
 }
 
