@@ -34,6 +34,7 @@ fn documented_traps_are_replayed() {
         ("shared::iomem::tests", include_str!("../shared/iomem.rs")),
         ("shared::holder::tests", include_str!("../shared/holder.rs")),
         ("shared::mounts::tests", include_str!("../shared/mounts.rs")),
+        ("relay::tests", include_str!("../../../../../transport/src/relay/tests.rs")),
         ("pool::tests", include_str!("../../../../../transport/src/pool/tests.rs")),
         (
             "broker::shell::pool_fd::tests",
