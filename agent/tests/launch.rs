@@ -85,8 +85,10 @@ async fn a_directory_is_entered_as_the_user() {
 async fn what_fails_in_the_helper_is_told_as_without_it() {
     let dir = tempfile::tempdir().unwrap();
     let script = dir.path().join("script");
-    std::fs::write(&script, "#!/no/such/interpreter\n").unwrap();
-    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    // By a process of its own: one that another test starts meanwhile would hold what is open here for writing, and keep the script from being run.
+    let write = "printf '#!/no/such/interpreter\\n' > \"$0\" && chmod 755 \"$0\"";
+    let written = std::process::Command::new("sh").args(["-c", write]).arg(&script).status().unwrap();
+    assert!(written.success());
     let broken = program(&[script.to_str().unwrap()], "/");
     let mut gone = program(&["true"], "/");
     gone.path = PathBuf::from("/no/such/program");

@@ -1,6 +1,6 @@
 //! The single writer: takes one order at a time, has the coordinator decide, stores the step, and sees to its effects.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tombolo_handover::{
 use tombolo_transport::{Cid, Incarnation};
 
 use super::books::{Books, GRANULE_BYTES, cpu_of_kernels};
-use super::mend::{Claims, Mend, Target};
+use super::mend::{Claim, Claims, Mend, Target};
 use super::queue::carry_out_all;
 use super::witness::Witnesses;
 use super::{CpusAre, Holding, LedgerError, Movable, Order, Unproven, granules, instance_of};
@@ -30,6 +30,8 @@ use crate::time::unix_ns;
 
 /// How long the kernel may take to say what its pool has.
 const COMPARE_MAX: Duration = Duration::from_secs(2);
+/// How long the kernels that run by the books may take to be found, or found gone, by a daemon that begins.
+const FIRST_LOOKS_MAX: Duration = Duration::from_secs(10);
 /// When an answer that could not be stored is handled again.
 const STORE_AGAIN: Duration = Duration::from_secs(2);
 /// Operations that have ended and are remembered, with their idempotency keys; the oldest are forgotten first.
@@ -46,6 +48,8 @@ pub(super) struct Desk {
     /// For each operation, what is to be done about its units, in the order in which it was decided.
     queues: HashMap<OpId, mpsc::UnboundedSender<Act>>,
     claims: Claims,
+    /// Of the kernels that run by the books, those that this daemon has not yet seen to have what the books say: meanwhile anybody may have changed it.
+    first_looks: BTreeMap<InstanceId, Claim>,
     /// What waits until a claim is dropped or an operation ends.
     parked: Vec<Order>,
 }
@@ -62,7 +66,21 @@ impl Desk {
         let (timers, queues) = (HashMap::new(), HashMap::new());
         let scribe = Scribe { store: shared.store.clone(), lives: die_after_steps.map(AtomicU64::new) };
         let (claims, parked) = (Claims::default(), Vec::new());
-        Self { shared, registry, witnesses, coordinator, scribe, books, timers, queues, claims, parked }
+        let running = coordinator.ledger().instances().filter(|row| row.running).map(|row| row.id);
+        let first_looks = running.filter_map(|id| Some((id, claims.claim(id)?))).collect();
+        Self {
+            shared,
+            registry,
+            witnesses,
+            coordinator,
+            scribe,
+            books,
+            timers,
+            queues,
+            claims,
+            first_looks,
+            parked,
+        }
     }
 
     /// Takes up what an earlier daemon left, then one order after the other.
@@ -78,6 +96,7 @@ impl Desk {
             }
         }
         self.compare().await;
+        let first_looks_end = tokio::time::Instant::now() + FIRST_LOOKS_MAX;
         loop {
             tokio::select! {
                 order = orders.recv() => match order {
@@ -85,6 +104,11 @@ impl Desk {
                     None => return,
                 },
                 () = self.claims.dropped() => {}
+                () = tokio::time::sleep_until(first_looks_end), if !self.first_looks.is_empty() => {
+                    let unseen: Vec<InstanceId> = self.first_looks.keys().copied().collect();
+                    tracing::warn!(?unseen, "what their kernels have was not looked at; it is taken for what the books say");
+                    self.first_looks.clear();
+                }
             }
             for order in std::mem::take(&mut self.parked) {
                 self.take(order).await;
@@ -117,9 +141,18 @@ impl Desk {
                 let outcome = self.boot(*row, needs).await;
                 drop(reply.send(outcome));
             }
-            Order::Down { kernel } => self.handle(Input::KernelDown(kernel)).await,
-            Order::Release { cid } => self.release(cid).await,
-            Order::Dismiss { cid } => self.dismiss(cid).await,
+            Order::Down { kernel } => {
+                self.first_looks.remove(&kernel.instance);
+                self.handle(Input::KernelDown(kernel)).await;
+            }
+            Order::Release { cid } => {
+                self.first_looks.remove(&instance_of(cid));
+                self.release(cid).await;
+            }
+            Order::Dismiss { cid } => {
+                self.first_looks.remove(&instance_of(cid));
+                self.dismiss(cid).await;
+            }
             Order::Compare => self.compare().await,
             Order::Mend(mend) => self.mend(mend),
             Order::Input(input) => self.handle(*input).await,
@@ -184,11 +217,12 @@ impl Desk {
 
     fn mend(&mut self, mend: Box<Mend>) {
         let (kernel, ledger) = (mend.kernel, self.coordinator.ledger());
+        let first = self.first_looks.remove(&kernel.instance);
         if !ledger.is_running(kernel) {
             return;
         }
         let is_moving = self.coordinator.moving_at(kernel.instance).is_some();
-        let claim = if is_moving { None } else { self.claims.claim(kernel.instance) };
+        let claim = if is_moving { None } else { first.or_else(|| self.claims.claim(kernel.instance)) };
         let Some(claim) = claim else { return self.parked.push(Order::Mend(mend)) };
         let target = Target::new(&self.coordinator, self.holding(kernel.instance));
         tokio::spawn(mend.run(target, claim, self.witnesses.clone(), self.shared.clone()));
