@@ -50,7 +50,7 @@ pub(super) async fn messages_in_place_and_many_at_once_arrive_as_others_do(case:
     let (mut tx, _caller_rx) = caller.split();
     let (_callee_tx, mut rx) = callee.split();
     let mut random = Random::new(27);
-    let rounds: Vec<Vec<Vec<u8>>> = (0..60)
+    let rounds: Vec<Vec<Vec<u8>>> = (0..24)
         .map(|_| {
             let many = random.below(80) + 1;
             (0..many)
