@@ -146,8 +146,9 @@ impl Relay {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => drop(tokio::spawn(self.clone().answer(stream, peer))),
+                // The broker of this kernel has ended, in good order as a rule: whoever runs it says why if not.
                 Err(error) => {
-                    tracing::warn!(%error, "connections from kernels without shared memory are taken no more");
+                    tracing::debug!(%error, "connections from kernels without shared memory are taken no more");
                     return;
                 }
             }
