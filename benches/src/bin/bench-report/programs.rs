@@ -2,11 +2,14 @@
 
 use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tombolo_benches::figure::Figure;
 use tombolo_benches::probe::{Probe, Reading};
 
@@ -14,8 +17,6 @@ use tombolo_benches::probe::{Probe, Reading};
 #[derive(Clone, Debug)]
 pub(crate) struct Program(pub(crate) PathBuf);
 
-/// Between two looks whether a program has ended.
-const LOOK: Duration = Duration::from_millis(2);
 const PROBES_MAX: Duration = Duration::from_secs(20);
 const TAKE_MAX: Duration = Duration::from_secs(40);
 
@@ -84,17 +85,12 @@ fn run(command: &mut Command, limit: Duration) -> anyhow::Result<(String, anyhow
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("starting {program}"))?;
     let (out, err) = (child.stdout.take().map(reader), child.stderr.take().map(reader));
-    let deadline = Instant::now() + limit;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break Some(status);
-        }
-        if Instant::now() > deadline {
-            child.kill()?;
-            child.wait()?;
-            break None;
-        }
-        std::thread::sleep(LOOK);
+    let status = if ends_within(&child, limit)? {
+        Some(child.wait()?)
+    } else {
+        child.kill()?;
+        child.wait()?;
+        None
     };
     let text =
         |reader: Option<JoinHandle<String>>| reader.and_then(|reader| reader.join().ok()).unwrap_or_default();
@@ -109,6 +105,22 @@ fn run(command: &mut Command, limit: Duration) -> anyhow::Result<(String, anyhow
         }
     };
     Ok((out, ended))
+}
+
+/// Whether it ends in that time. Sleeps meanwhile: whoever looks every now and then takes a core from what is measured.
+fn ends_within(child: &Child, limit: Duration) -> anyhow::Result<bool> {
+    let pid = Pid::from_child(child);
+    let end = pidfd_open(pid, PidfdFlags::empty()).context("watching for its end")?;
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec { tv_sec: left.as_secs().try_into()?, tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&end, PollFlags::IN)], Some(&left)) {
+            Ok(ready) => return Ok(ready != 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("waiting for its end"),
+        }
+    }
 }
 
 fn reader(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
