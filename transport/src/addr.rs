@@ -55,6 +55,11 @@ impl Port {
     pub fn is_privileged(self) -> bool {
         self.0 < 1024
     }
+
+    /// Of the ports that are handed out, the one after this; after the last comes the first again.
+    pub(crate) fn next_ephemeral(self) -> Self {
+        if self.0 >= Self::ANY.0 - 1 { Self::EPHEMERAL_FIRST } else { Self(self.0 + 1) }
+    }
 }
 
 impl fmt::Display for Port {

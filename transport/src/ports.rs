@@ -94,9 +94,7 @@ impl<T> State<T> {
     fn free_port(&mut self) -> Port {
         loop {
             let port = self.next_ephemeral;
-            let next = port.0.wrapping_add(1);
-            self.next_ephemeral =
-                if Port(next) == Port::ANY || next == 0 { Port::EPHEMERAL_FIRST } else { Port(next) };
+            self.next_ephemeral = port.next_ephemeral();
             if !self.listeners.contains_key(&port) {
                 return port;
             }

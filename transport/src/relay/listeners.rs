@@ -220,8 +220,7 @@ impl State {
     fn free_port(&mut self) -> Port {
         loop {
             let port = self.next_ephemeral;
-            self.next_ephemeral =
-                if port.0 >= Port::ANY.0 - 1 { Port::EPHEMERAL_FIRST } else { Port(port.0 + 1) };
+            self.next_ephemeral = port.next_ephemeral();
             if !self.listeners.contains_key(&port) {
                 return port;
             }

@@ -268,17 +268,11 @@ impl ShmReceiver {
         place: impl FnOnce(&[u8], usize) -> Option<&'a mut Vec<u8>>,
     ) -> Result<TryRecvApart> {
         let received = self.rx.try_recv_apart(message, place);
-        match received {
-            Ok(received) => {
-                self.flush();
-                Ok(TryRecvApart::received(received))
-            }
-            Err(RingError::WouldBlock) => {
-                self.flush();
-                Ok(TryRecvApart::Empty)
-            }
-            Err(error) => Err(self.conn.error(error)),
-        }
+        Ok(match self.found(received)? {
+            TryRead::Read(rest) => TryRecvApart::received(Some(rest)),
+            TryRead::Empty => TryRecvApart::Empty,
+            TryRead::End => TryRecvApart::End,
+        })
     }
 
     pub(crate) fn poll_recv_loan(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<ShmReceived>>> {
@@ -300,17 +294,8 @@ impl ShmReceiver {
 
     #[inline]
     pub(crate) fn try_recv_many(&mut self, f: impl FnMut(&[u8])) -> Result<TryRead<usize>> {
-        match self.rx.try_recv_many(f) {
-            Ok(count) => {
-                self.flush();
-                Ok(TryRead::received(count))
-            }
-            Err(RingError::WouldBlock) => {
-                self.flush();
-                Ok(TryRead::Empty)
-            }
-            Err(error) => Err(self.conn.error(error)),
-        }
+        let received = self.rx.try_recv_many(f);
+        self.found(received)
     }
 
     #[inline]
@@ -318,29 +303,31 @@ impl ShmReceiver {
         &mut self,
         read: impl FnOnce(&MessageRef<'_>) -> R,
     ) -> Result<TryRead<R>> {
-        match self.rx.try_recv_in_place(|message| read(&MessageRef::shm(message))) {
-            Ok(read) => {
-                self.flush();
-                Ok(TryRead::received(read))
-            }
-            Err(RingError::WouldBlock) => {
-                self.flush();
-                Ok(TryRead::Empty)
-            }
-            Err(error) => Err(self.conn.error(error)),
-        }
+        let received = self.rx.try_recv_in_place(|message| read(&MessageRef::shm(message)));
+        self.found(received)
     }
 
     #[inline]
     pub(crate) fn try_recv(&mut self, message: &mut Vec<u8>) -> Result<TryRecv> {
-        match self.rx.try_recv(message) {
-            Ok(found) => {
+        let received = self.rx.try_recv(message);
+        Ok(match self.found(received)? {
+            TryRead::Read(_) => TryRecv::Message,
+            TryRead::Empty => TryRecv::Empty,
+            TryRead::End => TryRecv::End,
+        })
+    }
+
+    /// What a look found, and rings a sender that waits for room.
+    #[inline]
+    fn found<T>(&mut self, received: Result<Option<T>, RingError>) -> Result<TryRead<T>> {
+        match received {
+            Ok(received) => {
                 self.flush();
-                Ok(if found.is_some() { TryRecv::Message } else { TryRecv::End })
+                Ok(TryRead::received(received))
             }
             Err(RingError::WouldBlock) => {
                 self.flush();
-                Ok(TryRecv::Empty)
+                Ok(TryRead::Empty)
             }
             Err(error) => Err(self.conn.error(error)),
         }

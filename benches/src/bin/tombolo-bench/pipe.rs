@@ -1,7 +1,5 @@
 //! Whatever carries messages and is polled: a connection, or the two rings of one.
 
-use std::task::{Context, Poll, Waker};
-
 use anyhow::bail;
 use tombolo_benches::lines::Side;
 use tombolo_benches::rings::{self, Halves};
@@ -15,9 +13,7 @@ use crate::fabric_pair::expect;
 pub(crate) trait Pipe {
     /// Takes a message and makes it visible, or nothing (`false`) while there is no room.
     fn try_send(&mut self, message: &[u8]) -> anyhow::Result<bool>;
-    /// As [`Pipe::try_send`], but a receiver that sleeps may learn of it only by [`Pipe::flush`].
-    fn try_put(&mut self, message: &[u8]) -> anyhow::Result<bool>;
-    /// As [`Pipe::try_put`], of several messages: how many were taken.
+    /// As [`Pipe::try_send`], of several messages, but a receiver that sleeps may learn of them only by [`Pipe::flush`]. How many were taken.
     fn try_put_many<'m>(&mut self, messages: impl Iterator<Item = &'m [u8]>) -> anyhow::Result<usize>;
     fn flush(&mut self) -> anyhow::Result<()>;
     /// Whether there was a message, which is now the content of `message`.
@@ -33,14 +29,6 @@ impl Pipe for Connection {
     #[inline]
     fn try_send(&mut self, message: &[u8]) -> anyhow::Result<bool> {
         Ok(self.0.try_send(message)?)
-    }
-
-    #[inline]
-    fn try_put(&mut self, message: &[u8]) -> anyhow::Result<bool> {
-        match self.0.poll_send(&mut Context::from_waker(Waker::noop()), message) {
-            Poll::Ready(sent) => Ok(sent.map(|()| true)?),
-            Poll::Pending => Ok(false),
-        }
     }
 
     #[inline]
@@ -103,18 +91,9 @@ impl Bare {
 impl Pipe for Bare {
     #[inline]
     fn try_send(&mut self, message: &[u8]) -> anyhow::Result<bool> {
-        let sent = self.try_put(message)?;
+        let sent = self.try_put_many(std::iter::once(message))?;
         self.flush()?;
-        Ok(sent)
-    }
-
-    #[inline]
-    fn try_put(&mut self, message: &[u8]) -> anyhow::Result<bool> {
-        match self.0.try_put(message) {
-            Ok(()) => Ok(true),
-            Err(RingError::WouldBlock) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        Ok(sent == 1)
     }
 
     #[inline]

@@ -101,8 +101,7 @@ impl BrokerCore {
     pub(super) fn fresh_ephemeral(&mut self) -> Port {
         loop {
             let port = self.next_ephemeral;
-            self.next_ephemeral =
-                if port.0 >= Port::ANY.0 - 1 { Port::EPHEMERAL_FIRST } else { Port(port.0 + 1) };
+            self.next_ephemeral = port.next_ephemeral();
             if !self.listeners.contains_key(&port) {
                 return port;
             }

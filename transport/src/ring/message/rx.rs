@@ -244,14 +244,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
     ) -> Result<Option<R>, RingError> {
         let Some(found) = self.find()? else { return Ok(None) };
         let Place::Loan { index, len } = found.place else {
-            let mut scratch = std::mem::take(&mut self.scratch);
-            scratch.clear();
-            self.copy(&found, &mut scratch);
-            self.side.check_alive()?;
-            self.consume(&found);
-            let result = f(&InPlace::copied(&scratch));
-            self.scratch = scratch;
-            return Ok(Some(result));
+            return self.receive_with(&found, |message| f(&InPlace::copied(message)));
         };
         let peer = &self.side.peer;
         let head = LoanHead::read(&peer.mem, found.at, len);
