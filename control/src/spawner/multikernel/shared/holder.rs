@@ -3,7 +3,7 @@
 //! A buffer is there as long as somebody has it open or mapped, and cannot be opened by a name. So one process has it as its standard input, and
 //! hands it to whoever may connect to its socket: the next daemon.
 
-use std::io::{self, IoSlice, IoSliceMut, Write as _};
+use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
@@ -26,15 +26,16 @@ const SOCKET: &str = "shared-memory.sock";
 /// How long it may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// The program: `tombolod pool-holder DIR`, with the memory as its standard input and a pipe as its standard output, from which a byte comes once
-/// what it holds is noted. If none does, nobody knows of it, and it ends.
+/// The program: `tombolod pool-holder DIR`, with the memory as its standard input and a socket as its standard output. There it says by one byte that
+/// it can be asked, and is told by one that what it holds is noted. If it is not, nobody knows of it, and it ends.
 pub fn run(mut args: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     let Some(dir) = args.next().map(PathBuf::from) else { return ExitCode::from(2) };
     // It may lead a session already.
     let _ = setsid();
     let Ok(listener) = listen(&dir) else { return ExitCode::FAILURE };
     let mut word = [0];
-    if rustix::io::read(rustix::stdio::stdout(), &mut word) != Ok(1) {
+    let daemon = rustix::stdio::stdout();
+    if rustix::io::write(daemon, b"l") != Ok(1) || rustix::io::read(daemon, &mut word) != Ok(1) {
         return ExitCode::FAILURE;
     }
     loop {
@@ -67,32 +68,52 @@ fn hand_over(stream: &UnixStream, memory: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Has a process hold `memory`, which ends unless `note` is done.
+/// Has a process hold `memory`, which ends unless `note` is done. It can be asked by then.
 pub(super) fn start(
     program: &Path,
     dir: &Path,
     memory: OwnedFd,
     note: impl FnOnce(Holder) -> io::Result<()>,
 ) -> io::Result<()> {
-    let (waits, mut word) = io::pipe()?;
-    let mut child = Command::new(program)
-        .arg("pool-holder")
-        .arg(dir)
+    let mut holder = Command::new(program);
+    holder.arg("pool-holder").arg(dir);
+    start_as(holder, memory, note)
+}
+
+fn start_as(
+    mut holder: Command,
+    memory: OwnedFd,
+    note: impl FnOnce(Holder) -> io::Result<()>,
+) -> io::Result<()> {
+    let (mut word, theirs) = UnixStream::pair()?;
+    word.set_read_timeout(Some(ANSWER_MAX))?;
+    let mut child = holder
         .stdin(Stdio::from(memory))
-        .stdout(Stdio::from(OwnedFd::from(waits)))
+        .stdout(Stdio::from(OwnedFd::from(theirs)))
         .stderr(Stdio::null())
         .spawn()?;
+    // It has our copy of its end of the socket, which would keep that from ending with it.
+    drop(holder);
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-    let noted = Process::find(pid)
-        .ok_or_else(|| io::Error::other("it ended at once"))
+    let noted = listens(&mut word)
+        .and_then(|()| Process::find(pid).ok_or_else(|| io::Error::other("it ended at once")))
         .and_then(|process| note(Holder { pid, start_ticks: process.start_ticks }))
         .and_then(|()| word.write_all(b"n"));
-    // Without that byte it ends by itself, once this end of the pipe is closed.
+    // Without that byte it ends by itself, once this end is closed.
     drop(word);
     // It is our child as long as we live: it is reaped when it ends.
     let reaper = std::thread::Builder::new().name("pool-holder".into());
     let _ = reaper.spawn(move || child.wait());
     noted
+}
+
+/// Waits until it can be asked.
+fn listens(word: &mut UnixStream) -> io::Result<()> {
+    word.read_exact(&mut [0]).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::other("it ended before it could be asked"),
+        io::ErrorKind::WouldBlock => io::Error::other(format!("it could not be asked after {ANSWER_MAX:?}")),
+        _ => error,
+    })
 }
 
 /// A descriptor of what it holds.
@@ -174,14 +195,9 @@ mod tests {
 
     #[test]
     fn holder_of_which_nothing_was_noted_ends_by_itself() {
-        let dir = tempfile::tempdir().unwrap();
-        let program = dir.path().join("program");
-        // What the program does with its pipe, in as few words.
-        std::fs::write(&program, "#!/bin/sh\nexec head -c 1 <&1 >/dev/null\n").unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
-        let memory = tempfile::tempfile().unwrap().into();
         let mut started = None;
-        let failed = start(&program, dir.path(), memory, |holder| {
+        // What the program does with its socket, in as few words.
+        let failed = started_as("printf l; exec head -c 1 <&1 >/dev/null", |holder| {
             started = Some(holder);
             Err(io::Error::other("no room"))
         });
@@ -190,5 +206,18 @@ mod tests {
         while lives(started) {
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn holder_that_cannot_be_asked_is_not_noted() {
+        let failed = started_as("exit 1", |_| panic!("it was noted"));
+        assert_eq!(failed.unwrap_err().to_string(), "it ended before it could be asked");
+    }
+
+    /// Has a shell hold something that does `commands`.
+    fn started_as(commands: &str, note: impl FnOnce(Holder) -> io::Result<()>) -> io::Result<()> {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", commands]);
+        start_as(shell, tempfile::tempfile().unwrap().into(), note)
     }
 }
