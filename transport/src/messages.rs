@@ -13,6 +13,9 @@ use crate::framed::{Framed, FramedReceiver, FramedSender, IoStream};
 use crate::loan::{Loan, MessageMut, MessageRef, Received};
 use crate::shm::{ShmReceiver, ShmSender};
 
+/// See [`MessageSender::part_len`].
+const PART_BYTES: usize = 16 * 1024;
+
 /// A connection whose sends arrive whole, in order, once.
 ///
 /// Split it with [`Messages::split`] to send and receive from different tasks.
@@ -164,6 +167,11 @@ impl Messages {
         self.sender.max_len()
     }
 
+    /// How long the parts of something long are best. See [`MessageSender::part_len`].
+    pub fn part_len(&self) -> usize {
+        self.sender.part_len()
+    }
+
     /// The address of the other side.
     pub fn peer_addr(&self) -> Addr {
         self.receiver.peer_addr()
@@ -186,6 +194,15 @@ impl MessageSender {
         match &self.0 {
             Tx::Framed(tx) => tx.max_len(),
             Tx::Shm(tx) => tx.max_len(),
+        }
+    }
+
+    /// How long the messages are best that something long is sent in, in bytes: long enough that what each costs by itself is little beside its bytes, and
+    /// short enough that the receiver reads one while the next is written. 16 KiB; up to 48 KiB in shared memory, a quarter of the ring.
+    pub fn part_len(&self) -> usize {
+        match &self.0 {
+            Tx::Framed(_) => PART_BYTES,
+            Tx::Shm(tx) => tx.part_len().max(PART_BYTES),
         }
     }
 

@@ -69,6 +69,11 @@ pub trait FramePipe {
 
     /// The longest frame, in bytes.
     fn max_len(&self) -> usize;
+
+    /// How long the parts of something long are best, in bytes, while nothing else waits to be sent. Unless a pipe knows better, 16 KiB.
+    fn part_len(&self) -> usize {
+        16 * 1024
+    }
 }
 
 impl FramePipe for Messages {
@@ -98,6 +103,10 @@ impl FramePipe for Messages {
 
     fn max_len(&self) -> usize {
         Self::max_len(self)
+    }
+
+    fn part_len(&self) -> usize {
+        Self::part_len(self)
     }
 }
 
@@ -142,7 +151,7 @@ impl<P: FramePipe> Polled<P> {
         let frame_bytes = u32::try_from(pipe.max_len()).unwrap_or(u32::MAX);
         crate::link::check_frame_bytes(frame_bytes)?;
         let clock_ns = clock::exact_ns();
-        let conn = Connection::new(config.core(side, nonce, frame_bytes), clock_ns);
+        let conn = Connection::new(config.core(side, nonce, frame_bytes, pipe.part_len()), clock_ns);
         let mut polled = Self { conn, pipe, config, clock_ns, read_at: None, looks: 0 };
         let mut frame = Vec::with_capacity(crate::connection::FRAGMENT_FRAME_BYTES as usize);
         while polled.conn.peer().is_none() {

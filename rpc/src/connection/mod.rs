@@ -44,8 +44,8 @@ pub use outbound::{Frame, SendError};
 
 pub use crate::wire::hello::Side;
 
-/// The longest frame that carries a fragment, in bytes: 16 KiB and its header, so that nothing waits longer than one
-/// such copy for its turn.
+/// The longest frame that carries a fragment while others wait for their turn, in bytes: 16 KiB and its header. The first of a message is never
+/// longer, so that the peer begins soon.
 pub(crate) const FRAGMENT_FRAME_BYTES: u32 = 16 * 1024 + HEADER_BYTES as u32;
 /// Messages up to this long, in bytes, go before those that are longer.
 pub(crate) const SMALL_BYTES: usize = 4 * 1024;
@@ -100,6 +100,9 @@ pub struct Config {
     pub build: String,
     /// Longest frame taken, in bytes.
     pub frame_bytes_max: u32,
+    /// How long the fragments of a request or an answer are while no other waits for its turn, in bytes; never less than 16 KiB, nor more than
+    /// the peer takes.
+    pub fragment_bytes: u32,
     /// Longest request, answer or item taken, in bytes.
     pub message_bytes_max: u32,
     /// Longest metadata taken, in bytes.

@@ -409,6 +409,12 @@ impl Connection {
         self.peer_limits.frame_bytes.min(FRAGMENT_FRAME_BYTES) as usize
     }
 
+    /// The same while no other call waits for its turn.
+    fn fragment_bytes_alone(&self) -> usize {
+        let wanted = self.config.fragment_bytes.saturating_add(HEADER_BYTES as u32).max(FRAGMENT_FRAME_BYTES);
+        self.peer_limits.frame_bytes.min(wanted) as usize
+    }
+
     /// Whether there is something to transmit.
     pub fn wants_transmit(&self) -> bool {
         !self.control.is_empty() || !self.small.is_empty() || !self.bulk.is_empty() || self.farewell.is_some()
@@ -479,13 +485,14 @@ impl Connection {
     fn next_fragment(&mut self) -> bool {
         let fragment = self.fragment_bytes();
         while let Some(id) = self.bulk.pop_front() {
+            let alone = if self.bulk.is_empty() { self.fragment_bytes_alone() } else { fragment };
             let Some(call) = self.calls.get_mut(id) else { continue };
             call.scheduled = false;
             if !can_send(call, fragment) {
                 continue;
             }
             self.scratch.clear();
-            let done = put_fragment(&mut self.scratch, &mut self.fragment, id, call, fragment);
+            let done = put_fragment(&mut self.scratch, &mut self.fragment, id, call, [fragment, alone]);
             if call.wants_room && call.queued_bytes < SEND_BUFFER_BYTES / 2 {
                 call.wants_room = false;
                 self.events.push_back(Event::Writable { call: id });
@@ -514,12 +521,15 @@ fn can_send(call: &Call, fragment: usize) -> bool {
     }
 }
 
-/// Writes one frame from the head of the call's queue: what comes first to `out`, what follows to `body`. True if the call is over with it.
-fn put_fragment(out: &mut Vec<u8>, body: &mut Bytes, id: u32, call: &mut Call, fragment: usize) -> bool {
+/// Writes one frame from the head of the call's queue: what comes first to `out`, what follows to `body`. True if the call is over with it. It has at most as
+/// many bytes as the first of `longest` says; as the second once so much of a message has gone that needs no credit.
+fn put_fragment(out: &mut Vec<u8>, body: &mut Bytes, id: u32, call: &mut Call, longest: [usize; 2]) -> bool {
+    let [fragment, alone] = longest;
+    let room = |sent: usize| if HEADER_BYTES + sent < fragment { fragment } else { alone } - HEADER_BYTES;
     let Some(head) = call.queue.front_mut() else { return false };
     let over = match head {
         Outgoing::Request { payload, sent, last } => {
-            let (chunk, more) = cut(payload, sent, fragment - HEADER_BYTES);
+            let (chunk, more) = cut(payload, sent, room(*sent));
             put_header(out, Kind::Data, if more || !*last { MORE } else { 0 }, id);
             *body = chunk;
             (!more).then_some(false)
@@ -543,7 +553,7 @@ fn put_fragment(out: &mut Vec<u8>, body: &mut Bytes, id: u32, call: &mut Call, f
             Some(false)
         }
         Outgoing::Answer { app_error, payload, sent, last } => {
-            let (chunk, more) = cut(payload, sent, fragment - HEADER_BYTES);
+            let (chunk, more) = cut(payload, sent, room(*sent));
             let flags = if *app_error { APP_ERROR } else { 0 } | if more || !*last { MORE } else { 0 };
             put_header(out, Kind::Response, flags, id);
             *body = chunk;

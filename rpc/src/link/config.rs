@@ -127,8 +127,15 @@ impl LinkConfig {
         }
     }
 
-    /// What the protocol core needs. `frame_bytes_max`: the longest message of the transport.
-    pub(crate) fn core(&self, side: Side, nonce: [u8; 32], frame_bytes_max: u32) -> Config {
+    /// What the protocol core needs. `frame_bytes_max`: the longest message of the transport. `fragment_bytes`: how long the parts of something long are best
+    /// there.
+    pub(crate) fn core(
+        &self,
+        side: Side,
+        nonce: [u8; 32],
+        frame_bytes_max: u32,
+        fragment_bytes: usize,
+    ) -> Config {
         Config {
             side,
             cid: self.cid,
@@ -142,6 +149,7 @@ impl LinkConfig {
             role: self.role.clone(),
             build: self.build.clone(),
             frame_bytes_max,
+            fragment_bytes: u32::try_from(fragment_bytes).unwrap_or(u32::MAX),
             message_bytes_max: self.message_bytes_max,
             metadata_bytes_max: self.metadata_bytes_max,
             calls_max: self.calls_max,

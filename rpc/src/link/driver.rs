@@ -36,7 +36,8 @@ pub(super) fn spawn(
     let (sender, receiver) = messages.split();
     let frame_bytes_max = u32::try_from(sender.max_len()).unwrap_or(u32::MAX);
     check_frame_bytes(frame_bytes_max)?;
-    let conn = Connection::new(config.core(side, nonce, frame_bytes_max), clock::exact_ns());
+    let core = config.core(side, nonce, frame_bytes_max, sender.part_len());
+    let conn = Connection::new(core, clock::exact_ns());
     let runtime = tokio::runtime::Handle::current();
     let inner = Inner::new(conn, (sender, receiver), config, router, runtime.clone());
     runtime.spawn(drive(inner.clone()));

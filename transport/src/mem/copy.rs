@@ -1,17 +1,17 @@
 //! Copies between shared and private memory that the compiler cannot see into, and the fence.
 //!
-//! On x86-64 they are inline assembly: vector moves for small and middle sizes, `rep movsb` for large ones. To the
-//! compiler an `asm!` block may touch any memory, so it neither assumes that the bytes hold still nor moves the copy across
-//! the atomic that publishes or acquires them. Elsewhere (under Miri, and with `--cfg tombolo_word_atomic`) they are relaxed atomics, byte by byte up to
-//! alignment and then word by word, which is two to three times slower for bulk and defined by the language.
+//! On x86-64 they are inline assembly: vector moves for small and middle sizes, `rep movsb` for large ones, and several pages in turns
+//! ([`super::spread`]) where the lines are another core's. To the compiler an `asm!` block may touch any memory, so it neither assumes that the bytes hold
+//! still nor moves the copy across the atomic that publishes or acquires them. Elsewhere (under Miri, and with `--cfg tombolo_word_atomic`) they are relaxed
+//! atomics, byte by byte up to alignment and then word by word, which is two to three times slower for bulk and defined by the language.
 
-pub(super) use imp::{demote, fence, from_shared, prefetch_read, prefetch_write, to_shared};
+pub(super) use imp::{demote, fence, from_shared, prefetch_read, prefetch_write, to_shared, to_shared_far};
 
 #[cfg(all(target_arch = "x86_64", not(any(miri, tombolo_word_atomic))))]
 mod imp {
     use std::arch::asm;
 
-    use super::super::CACHE_LINE;
+    use super::super::{CACHE_LINE, spread};
 
     /// From here `rep movsb` is used. Within one core a loop of vector moves is as fast; but the copies that matter go
     /// to lines that another core holds or come from there, and for those the string move is two to five times
@@ -23,7 +23,7 @@ mod imp {
     #[inline]
     pub(in super::super) unsafe fn from_shared(from: *const u8, to: *mut u8, n: usize) {
         // SAFETY: as our caller promises.
-        unsafe { copy(from, to, n) }
+        unsafe { copy_far(from, to, n) }
     }
 
     /// # Safety
@@ -32,6 +32,16 @@ mod imp {
     pub(in super::super) unsafe fn to_shared(from: *const u8, to: *mut u8, n: usize) {
         // SAFETY: as our caller promises.
         unsafe { copy(from, to, n) }
+    }
+
+    /// As [`to_shared`], where another core most likely has the lines at `to`.
+    ///
+    /// # Safety
+    /// As [`to_shared`].
+    #[inline]
+    pub(in super::super) unsafe fn to_shared_far(from: *const u8, to: *mut u8, n: usize) {
+        // SAFETY: as our caller promises.
+        unsafe { copy_far(from, to, n) }
     }
 
     /// Brings the line at `address` here for reading. A hint: it cannot fault.
@@ -44,9 +54,14 @@ mod imp {
     /// Brings the lines of the `n` bytes at `address` here for writing. A hint: it cannot fault.
     #[inline]
     pub(in super::super) fn prefetch_write(address: *const u8, n: usize) {
-        for line in lines(address, n) {
+        let prefetch = |line: *const u8| {
             // SAFETY: a prefetch changes no architectural state and does not fault, whatever the address.
             unsafe { asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags)) }
+        };
+        if n < spread::SPREAD_MIN {
+            lines(address, n).for_each(prefetch);
+        } else {
+            spread::lines_in_turns(address, n).for_each(prefetch);
         }
     }
 
@@ -92,6 +107,26 @@ mod imp {
                 _ => rep(from, to, n),
             }
         }
+    }
+
+    /// As [`copy`], where another core has the lines at one of both.
+    ///
+    /// # Safety
+    /// As [`copy`].
+    #[inline]
+    unsafe fn copy_far(from: *const u8, to: *mut u8, n: usize) {
+        if n < spread::SPREAD_MIN + CACHE_LINE || !spread::is_faster() {
+            // SAFETY: as our caller promises.
+            return unsafe { copy(from, to, n) };
+        }
+        let head = to.addr().next_multiple_of(CACHE_LINE) - to.addr();
+        // SAFETY: `n` is more than a line.
+        unsafe { copy_32_to_64(from, to, CACHE_LINE) };
+        let (from, to, n) = (from.wrapping_add(head), to.wrapping_add(head), n - head);
+        // SAFETY: the bytes from a whole line of the target on.
+        let done = unsafe { spread::copy(from, to, n) };
+        // SAFETY: the rest of them.
+        unsafe { copy(from.wrapping_add(done), to.wrapping_add(done), n - done) }
     }
 
     /// # Safety
@@ -222,7 +257,7 @@ mod imp {
 mod imp {
     use super::atomic;
 
-    pub(in super::super) use atomic::{from_shared, to_shared};
+    pub(in super::super) use atomic::{from_shared, to_shared, to_shared as to_shared_far};
 
     pub(in super::super) fn prefetch_read(_address: *const u8) {}
 
@@ -304,14 +339,15 @@ mod tests {
 
     #[test]
     fn every_length_and_skew_is_copied_exactly() {
-        let copies: [Copy; 4] = [
+        let copies: [Copy; 5] = [
             super::imp::from_shared,
             super::imp::to_shared,
+            super::imp::to_shared_far,
             super::atomic::from_shared,
             super::atomic::to_shared,
         ];
         for copy in copies {
-            for n in (0..300).chain([1000, 2047, 2048, 2049, 5000]) {
+            for n in (0..300).chain([1000, 2047, 2048, 2049, 5000, 8191, 8192, 12_345, 16_384, 70_001]) {
                 for (from_skew, to_skew) in [(0, 0), (1, 0), (0, 3), (5, 8)] {
                     check(copy, n, from_skew, to_skew);
                 }

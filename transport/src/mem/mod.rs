@@ -17,7 +17,7 @@
 //! | M1 | `base..base + len` of a span lies inside its mapping | spans are made only by `Mapping` and `sub`, both check | `spans_outside_the_mapping_are_refused` |
 //! | M2 | the mapping outlives every span in it | each span holds an `Arc` of it; nothing else unmaps | type system |
 //! | M3 | an access at `offset` of `n` bytes satisfies `offset + n <= len`, without overflow; a word access is 8-byte aligned | `Window::word` and `Window::bytes` are the only makers of addresses and assert it; mappings are page-aligned and spans 8-aligned | `access_past_the_end_panics`, `misaligned_word_panics` |
-//! | M4 | no reference or slice to shared memory is made: words go through atomics, bulk through inline assembly that the compiler cannot see into (or atomics, byte by byte and word by word, where there is none) | only `window.rs` and `copy.rs` use addresses | review |
+//! | M4 | no reference or slice to shared memory is made: words go through atomics, bulk through inline assembly that the compiler cannot see into (or atomics, byte by byte and word by word, where there is none) | only `window.rs`, `copy.rs` and `spread.rs` use addresses | review |
 //! | M5 | writes go only to pages that `make_writable` has made writable | only `Mapping::make_writable` makes an `OwnSpan`; `OwnSpan::sub` stays inside | `writable_range_must_be_whole_pages` |
 //! | M6 | private buffers are ordinary Rust slices, so they never overlap shared memory | M4: nobody can have a slice of it | type system |
 //!
@@ -29,6 +29,8 @@ mod copy;
 mod mapping;
 mod model;
 mod span;
+#[cfg(all(target_arch = "x86_64", not(any(miri, tombolo_word_atomic))))]
+mod spread;
 mod ticks;
 mod window;
 
@@ -91,6 +93,12 @@ pub trait MemoryMut: Memory {
 
     /// Copies `data` to `offset`. Not atomic as a whole.
     fn write(&self, offset: usize, data: &[u8]);
+
+    /// As [`MemoryMut::write`], where another core most likely has the lines at `offset`, and nobody has asked for them.
+    #[inline]
+    fn write_far(&self, offset: usize, data: &[u8]) {
+        self.write(offset, data);
+    }
 
     /// Sets bits of the aligned word at `offset`; returns what was there.
     ///

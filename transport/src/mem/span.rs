@@ -115,6 +115,11 @@ impl MemoryMut for OwnSpan {
     }
 
     #[inline]
+    fn write_far(&self, offset: usize, data: &[u8]) {
+        self.0.write_far(offset, data);
+    }
+
+    #[inline]
     fn fetch_or(&self, offset: usize, bits: u64) -> u64 {
         self.0.word(offset).fetch_or(bits, Ordering::AcqRel)
     }

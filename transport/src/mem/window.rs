@@ -95,6 +95,14 @@ impl Window {
         unsafe { copy::to_shared(data.as_ptr(), to, data.len()) }
     }
 
+    /// As [`Window::write`].
+    #[inline]
+    pub(super) fn write_far(&self, offset: usize, data: &[u8]) {
+        let to = self.bytes(offset, data.len());
+        // SAFETY: as in `write` (M1, M2, M3, M5, M6).
+        unsafe { copy::to_shared_far(data.as_ptr(), to, data.len()) }
+    }
+
     #[inline]
     pub(super) fn prefetch_read(&self, offset: usize) {
         copy::prefetch_read(self.bytes(offset, 1));

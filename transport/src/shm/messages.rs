@@ -54,6 +54,10 @@ impl ShmSender {
         self.tx.max_len()
     }
 
+    pub(crate) fn part_len(&self) -> usize {
+        self.tx.part_len()
+    }
+
     #[inline]
     pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>, message: &[u8]) -> Poll<Result<()>> {
         self.poll_with(cx, |tx| tx.try_put(message))

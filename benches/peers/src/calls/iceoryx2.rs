@@ -161,11 +161,12 @@ pub(crate) fn lead(leading: &mut Leading, at: &Path) -> anyhow::Result<Reading> 
 /// What a server answers requests with.
 enum Serving {
     Touch(Server<Ipc, Record, (), Record, ()>),
-    Swallow(Server<Ipc, [u8], (), u64, ()>),
+    /// The bytes of a request end in the server's own memory, as those of every other framework do: what is lent is the peer's to change.
+    Swallow(Server<Ipc, [u8], (), u64, ()>, Vec<u8>),
 }
 
 impl Serving {
-    fn answer(&self, count: u64) -> anyhow::Result<()> {
+    fn answer(&mut self, count: u64) -> anyhow::Result<()> {
         for _ in 0..count {
             match self {
                 Self::Touch(server) => loop {
@@ -175,9 +176,11 @@ impl Serving {
                     }
                     std::hint::spin_loop();
                 },
-                Self::Swallow(server) => loop {
+                Self::Swallow(server, memory) => loop {
                     if let Some(request) = server.receive().map_err(said)? {
-                        request.send_copy(swallowed(&request)?).map_err(said)?;
+                        memory.clear();
+                        memory.extend_from_slice(&request);
+                        request.send_copy(swallowed(memory)?).map_err(said)?;
                         break;
                     }
                     std::hint::spin_loop();
@@ -197,8 +200,8 @@ fn touch(request: &ActiveRequest<Ipc, Record, (), Record, ()>) -> anyhow::Result
 pub(crate) fn follow(probe: &Probe, following: &mut Following) -> anyhow::Result<()> {
     let order = following.next_order()?.context("no order to serve")?;
     let node = node(Path::new(order.words.first().context("an order to serve without a place")?))?;
-    let serving = if probe.test == Test::CallWithBytes {
-        Serving::Swallow(swallow_service(&node)?.server_builder().create().map_err(said)?)
+    let mut serving = if probe.test == Test::CallWithBytes {
+        Serving::Swallow(swallow_service(&node)?.server_builder().create().map_err(said)?, Vec::new())
     } else {
         Serving::Touch(touch_service(&node)?.server_builder().create().map_err(said)?)
     };

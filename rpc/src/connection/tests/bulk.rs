@@ -1,11 +1,12 @@
 //! Long messages and streams: fragments, turns, credit.
 
+use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::sim::{End, SECOND, Sim, UNARY, config};
-use crate::connection::{Event, FRAGMENT_FRAME_BYTES, Payload, SendError, Side};
+use crate::connection::{Config, Event, FRAGMENT_FRAME_BYTES, Payload, SendError, Side};
 use crate::error::Failure;
-use crate::wire::frame::{Header, Kind};
+use crate::wire::frame::{HEADER_BYTES, Header, Kind};
 
 fn kinds(wire: &std::collections::VecDeque<Vec<u8>>) -> Vec<(Kind, u32)> {
     wire.iter().map(|frame| Header::parse(frame).map(|(h, _)| (h.kind, h.call)).unwrap()).collect()
@@ -22,6 +23,26 @@ fn long_message_arrives_whole_in_frames_of_at_most_16_kib() {
     let told = sim.told_b();
     let [Event::Opened { payload: got, .. }] = &told[..] else { panic!("{}", told.len()) };
     assert!(got[..] == payload);
+}
+
+#[test]
+fn long_message_that_nothing_waits_for_goes_on_in_longer_frames() {
+    let with_long = |side| Config { fragment_bytes: 40_000, ..config(side) };
+    let mut sim = Sim::established_with(with_long(Side::Connector), with_long(Side::Acceptor));
+    sim.a.open_with(&UNARY, None, None, &[], Payload::Borrowed(b""), &[vec![1; 100_000].into()]).unwrap();
+    while sim.transmit(End::A) {}
+    let bodies: Vec<usize> = sim.to_b.drain(..).skip(1).map(|frame| frame.len() - HEADER_BYTES).collect();
+    assert_eq!(bodies, [16 * 1024, 40_000, 40_000, 3616]);
+
+    let turns: Vec<Bytes> = (1..3).map(|byte| vec![byte; 60_000].into()).collect();
+    for tail in turns {
+        sim.a.open_with(&UNARY, None, None, &[], Payload::Borrowed(b""), &[tail]).unwrap();
+    }
+    while sim.transmit(End::A) {}
+    let bodies: Vec<usize> = sim.to_b.iter().skip(2).map(|frame| frame.len() - HEADER_BYTES).collect();
+    let (last, others) = bodies.split_last().unwrap();
+    assert!(others.iter().all(|len| *len <= 16 * 1024), "both wait for their turn: {bodies:?}");
+    assert_eq!(*last, 60_000 - 3 * 16 * 1024);
 }
 
 #[test]
@@ -313,13 +334,16 @@ proptest! {
         sizes in prop::collection::vec(0usize..40_000, 1..12),
         steps in prop::collection::vec(0u8..6, 0..400),
         small_frames in any::<bool>(),
+        long_fragments in any::<bool>(),
         crowded in any::<bool>(),
     ) {
-        let mut theirs = config(Side::Acceptor);
+        let fragment_bytes = if long_fragments { 48 * 1024 } else { 0 };
+        let ours = Config { fragment_bytes, ..config(Side::Connector) };
+        let mut theirs = Config { fragment_bytes, ..config(Side::Acceptor) };
         if small_frames {
             theirs.frame_bytes_max = 512;
         }
-        let mut sim = Sim::established_with(config(Side::Connector), theirs);
+        let mut sim = Sim::established_with(ours, theirs);
         let mut calls = Vec::new();
         let mut todo = sizes.iter().enumerate();
         let mut got: std::collections::HashMap<u32, Vec<Vec<u8>>> = Default::default();

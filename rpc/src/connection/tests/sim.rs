@@ -53,6 +53,7 @@ pub(super) fn config(side: Side) -> Config {
         role: format!("{side:?}"),
         build: "test".into(),
         frame_bytes_max: 64 * 1024,
+        fragment_bytes: 0,
         message_bytes_max: 8 << 20,
         metadata_bytes_max: 1024,
         calls_max: 100,

@@ -462,7 +462,8 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
         }
         self.side.disarm();
         let slots = self.position - self.published > u64::from(self.mask) / 4;
-        let bytes = self.byte_head - self.byte_head_published > self.ring.quarter();
+        // Later than of short ones: the fence waits for the copy, and whoever is done with a long one looks again anyway.
+        let bytes = self.byte_head - self.byte_head_published > self.ring.len() as u64 / 2;
         if slots || bytes || self.due != 0 && self.half_of_loans_are_here() {
             self.give_back();
         }

@@ -21,6 +21,8 @@ use crate::ring::{Liveness, RingError};
 const ACKS_MAX: u64 = (1 << 24) - 1;
 /// After that many messages a restart first renews the stamps; see the module's doc.
 const STAMP_RENEWAL: u64 = 1 << 30;
+/// The parts of something long are not longer: what a message costs by itself is little beside the copy of so many bytes.
+const PART_BYTES_MAX: usize = 48 * 1024;
 /// How many slots ahead the sender asks for the line it will write.
 const PREFETCH: u32 = 8;
 
@@ -81,6 +83,11 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageTx<M, P, L> {
     /// The longest message that can be sent, in bytes.
     pub fn max_len(&self) -> usize {
         self.side.own.layout.max_message()
+    }
+
+    /// How long the messages are best that something long is sent in, in bytes: four of them have room in the ring.
+    pub fn part_len(&self) -> usize {
+        (self.out.ring.len() / 4).min(PART_BYTES_MAX)
     }
 
     /// Sends one message whole, or nothing.
