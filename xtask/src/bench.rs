@@ -35,18 +35,21 @@ const CONTROL_PLANE: &str = "control-plane";
 /// The lines that need kernels, and the program that measures them.
 const ON_KERNELS: [&str; 2] = ["uml-56", "paced-vsock"];
 const KERNELS_PROGRAM: &str = "tombolo-bench-kernels";
+/// How everything that is measured is built: ours, the peers and the floors, with link-time optimization.
+const PROFILE: &str = "lto";
 /// The peers are a workspace of their own, so that nobody builds them who does not measure.
 const PEERS: &str = "benches/peers";
 
 /// A goal that is missed is in the report, and no error.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    succeed(build::cargo().args(["build", "--release", "--package", "tombolo-benches", "--bins"]))?;
+    succeed(build::cargo().args(["build", "--profile", PROFILE, "--package", "tombolo-benches", "--bins"]))?;
     let is_wanted = |line: &str| args.only.as_deref().is_none_or(|only| line.contains(only));
     if is_wanted(CONTROL_PLANE) {
         let mut daemon = build::cargo();
         daemon.args([
             "build",
-            "--release",
+            "--profile",
+            PROFILE,
             "--bins",
             "--package",
             "tombolo-control",
@@ -56,7 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         succeed(&mut daemon)?;
     }
     let target = build::target_dir()?;
-    let mut report = Command::new(target.join("release/bench-report"));
+    let mut report = Command::new(target.join(PROFILE).join("bench-report"));
     report.arg("--out").arg(target.join("bench-report"));
     match peers(args) {
         Ok(Peers { program, without, libraries }) => {
@@ -155,7 +158,7 @@ fn peers(args: &Args) -> Result<Peers> {
             None
         }
     };
-    let program = folder.join("target/release/tombolo-peers");
+    let program = folder.join("target").join(PROFILE).join("tombolo-peers");
     ensure!(program.exists(), "{} was not built", program.display());
     Ok(Peers { program, without, libraries })
 }
@@ -166,7 +169,7 @@ const AERON: &str = "aeron";
 fn cargo_build(folder: &Path) -> Command {
     let mut cargo = build::cargo();
     // Where cargo puts what it builds is the peers' own affair too.
-    cargo.current_dir(folder).env_remove("CARGO_TARGET_DIR").args(["build", "--release"]);
+    cargo.current_dir(folder).env_remove("CARGO_TARGET_DIR").args(["build", "--profile", PROFILE]);
     cargo
 }
 
