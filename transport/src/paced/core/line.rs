@@ -38,7 +38,13 @@ impl Link {
                     at += len;
                     self.on_frame(&frame, now)
                 }
-                Err(NoFrame::Incomplete) => break,
+                Err(NoFrame::Incomplete) => match self.begun_anew_within(rest) {
+                    Some(from) => {
+                        at += from;
+                        continue;
+                    }
+                    None => break,
+                },
                 Err(other) => Err(other.into()),
             };
             match outcome {
@@ -95,6 +101,22 @@ impl Link {
         let waits =
             matches!(self.socket, Socket::Greeting { .. }) && !self.writing.greets && !self.is_held_up();
         (self.pace.is_line && waits).then_some(self.clocks.spoke + self.pace.ask)
+    }
+
+    /// Where, in what is no whole frame, the peer begins anew: the rest of that frame was lost and will not come, and to wait for so many bytes would be
+    /// to take one HELLO after the other for it. Only one of the life that we know counts, which is random: the frame may be sound and carry any bytes
+    /// that somebody else has made up.
+    fn begun_anew_within(&self, rest: &[u8]) -> Option<usize> {
+        let is_beginning = |at: &usize| {
+            let rest = &rest[*at..];
+            may_be_hello(rest)
+                && Frame::decode(rest, self.pace.limits.frame_bytes).is_ok_and(|(frame, _)| {
+                    let hello = Hello::decode(frame.payload);
+                    self.peer == Some(frame.header.incarnation)
+                        && hello.is_ok_and(|hello| hello.opening > self.heard_opening)
+                })
+        };
+        (self.socket == Socket::Up).then(|| (1..rest.len()).find(is_beginning))?
     }
 
     fn begin_anew(&mut self, why: String, now: Nanos) {

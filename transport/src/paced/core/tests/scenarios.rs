@@ -1,9 +1,11 @@
 //! One behaviour each.
 
-use super::super::{Event, Link, Pace, Refusal, StreamError};
-use super::world::{LISTENING, MS, World, pattern};
+use super::super::frame::{Header, Hello, Kind};
+use super::super::{Event, Link, Pace, Refusal, Role, StreamError};
+use super::world::{LISTENING, MS, World, line, pattern};
 use crate::addr::Port;
 use crate::error::ResetCause;
+use crate::incarnation::Incarnation;
 
 const LONG: u64 = 60_000 * MS;
 
@@ -115,6 +117,46 @@ fn line_that_breaks_unseen_by_one_end_is_resumed_at_once() {
         assert_eq!(world.read(0, caller), (b"back".to_vec(), Ok(None)), "{went}, {came}");
         assert!(world.closed_sockets.is_empty() && world.ended == [0, 0], "{:?}", world.closed_sockets);
     }
+}
+
+#[test]
+fn line_that_is_cut_in_the_middle_of_a_frame_is_taken_up_without_waiting_for_the_rest_of_it() {
+    for came in [1, 2, 47, 48, 49, 2000, 4027] {
+        let mut world = World::line();
+        let (caller, callee) = world.streams(0);
+        let sent = pattern(0, 3 * 4028);
+        world.ends[1].write(callee, &sent).unwrap();
+        world.transmit(1, usize::MAX);
+        world.carry(1, came);
+        // Only the end that writes sees it.
+        world.cut();
+        let before = world.now;
+        world.settle(LONG);
+        assert!(world.now - before < 500 * MS, "{came}: after {} ms", (world.now - before) / MS);
+        assert_eq!(world.read(0, caller), (sent, Ok(None)), "{came}");
+        assert!(world.closed_sockets.is_empty() && world.ended == [0, 0], "{:?}", world.closed_sockets);
+    }
+}
+
+#[test]
+fn hello_within_the_bytes_of_an_application_is_none() {
+    let mut world = World::line();
+    let (caller, callee) = world.streams(0);
+    // As a kernel that knows only its own link to the primary would make it up.
+    let forged =
+        Hello { role: Role::Acceptor, knows: Incarnation([1; 16]), opening: 1000, limits: line().limits };
+    let header =
+        Header { kind: Kind::Hello, flags: 0, incarnation: Incarnation([9; 16]), seq: 0, ack: 0, stream: 0 };
+    let mut sent = vec![7; 100];
+    header.encode(&forged.encode(), &mut sent);
+    sent.extend(pattern(0, 3000));
+    world.ends[1].write(callee, &sent).unwrap();
+    world.transmit(1, usize::MAX);
+    world.carry(1, 1000);
+    assert!(world.ends[0].is_up());
+    world.settle(LONG);
+    assert_eq!(world.read(0, caller), (sent, Ok(None)));
+    assert!(world.closed_sockets.is_empty() && world.ended == [0, 0], "{:?}", world.closed_sockets);
 }
 
 #[test]
