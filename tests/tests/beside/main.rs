@@ -106,6 +106,7 @@ on_the_stand_in!(
         next_daemon_reaches_a_kernel_without_shared_memory,
         link_that_breaks_or_loses_bytes_is_taken_up_again,
         applications_in_kernels_without_shared_memory_talk_to_each_other_and_to_the_host,
+        behaviours_of_connections_hold_over_a_link_that_is_cut_while_they_are_put_to_the_test,
         panic_without_shared_memory_is_told_apart_and_restarted,
         hang_without_heartbeat_is_seen_by_two_witnesses_and_ended_by_force,
         kernel_that_is_frozen_for_a_while_is_taken_up_again,

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use tombolo_tests::attached::Attached;
 use tombolo_tests::bed::eventually;
+use tombolo_tests::prerequisites;
 
 use super::Beside;
 
@@ -192,6 +193,34 @@ pub(super) fn applications_in_kernels_without_shared_memory_talk_to_each_other_a
     let failed = watching.line("failure", |line| line.contains("\"failed\""));
     assert!(failed.contains("reset"), "{failed}");
     drop((watching, serving, on_host, serving_near));
+    beside.nothing_is_left_but(&[]);
+}
+
+/// Behaviours of the conformance suite that are over soon at the speed of a terminal line: ends in order, a full window, long messages, reads that are given up.
+const BEHAVIOURS: [&str; 4] = ["half_close", "never_re", "longest_message", "dropped_read"];
+
+pub(super) fn behaviours_of_connections_hold_over_a_link_that_is_cut_while_they_are_put_to_the_test() {
+    let Some(beside) = Beside::without_shared_memory() else { return };
+    let program = prerequisites::static_program("tombolo-conformance").expect("the programs are built");
+    let file = format!("{}:/bin/conformance", program.display());
+    let peer = ["--", "/bin/conformance", "peer", "shm", "/run/tombolo/broker.sock"];
+    let up = ["up", "web", "--memory", "160", "--restart", "never", "--file", &file];
+    beside.bed.must(&[&up[..], &peer].concat());
+    let view = beside.bed.view("web");
+    let (cid, boots) = (view["cid"].to_string(), view["boots"].clone());
+    let broker = beside.bed.dir().join("run/broker.sock");
+    for behaviour in BEHAVIOURS {
+        let mut suite = Command::new(&program);
+        suite.args(["between", "shm"]).arg(&broker).args([&cid, "--filter", behaviour]).stdin(Stdio::null());
+        let mut suite = Attached::run(suite);
+        suite.line("verdict on the first direction", |line| line.starts_with("ok"));
+        // In the middle of the other one.
+        beside.stand_in.control(&["cut", "web"]);
+        let said = suite.finish();
+        assert!(said.code == 0 && said.stdout.contains(" 0 failed, 0 skipped"), "{behaviour}: {said:?}");
+    }
+    let view = beside.bed.view("web");
+    assert_eq!((&view["state"], &view["boots"]), (&"running".into(), &boots));
     beside.nothing_is_left_but(&[]);
 }
 
