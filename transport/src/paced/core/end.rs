@@ -9,7 +9,7 @@ impl Link {
     pub(crate) fn next_timeout(&self) -> Option<Nanos> {
         let give_up = self.peer.map(|_| self.clocks.heard + self.pace.give_up);
         // While a frame is held up, no other goes.
-        let speaks = self.socket == Socket::Up && !self.is_held_up();
+        let speaks = self.socket == Socket::Up && !self.is_held_up() && !self.is_line_full();
         let [ack, speak] = if speaks { [self.acks.by, Some(self.speak_by())] } else { [None, None] };
         let silence = self.silent_since().map(|since| since + self.pace.silence);
         let greets = self.greets_again_at();
@@ -70,6 +70,8 @@ impl Link {
     /// Fails every stream; calls that have not gone yet may be kept for the next session.
     pub(super) fn end_session(&mut self, cause: &ResetCause, keeps_calls: bool) {
         self.streams.end_session(cause, keeps_calls, &mut self.events);
+        // What went may lie there unread.
+        self.unheard_bytes += self.outbox.bytes_under_way();
         self.outbox.clear();
         self.received = 0;
         self.has_begun = false;

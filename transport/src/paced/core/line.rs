@@ -7,8 +7,11 @@
 //! An end is up once a HELLO has come that knows its present life, and not before: what goes before that on the line may be meant for a life before
 //! it, with numbers of that session. Until then each HELLO is answered by one that knows the peer, as in a handshake of three ways.
 
-use super::frame::{Frame, HEADER_BYTES, HELLO_FRAME_BYTES_MAX, Hello, Kind, NoFrame};
+use super::frame::{Frame, HEADER_BYTES, HELLO_FRAME_BYTES_MAX, Hello, Kind, NoFrame, Role};
 use super::{Acks, Event, Fault, Link, Nanos, Socket};
+
+/// Bytes of HELLOs and ACKs that find room on a line beside a full window: two HELLOs, and one more that is said while there is any.
+const GREETINGS_BYTES: usize = 200;
 
 impl Link {
     /// [`Link::feed`] where the socket is a line.
@@ -96,10 +99,20 @@ impl Link {
         }
     }
 
+    /// Whether the peer's end of the line may hold as much of ours as it can: a terminal whose program does not read is held up for good by more. Only the
+    /// dialler has one, and it speaks again by itself when it reads.
+    pub(super) fn is_line_full(&self) -> bool {
+        let room = self.outbox.limits().window_bytes + GREETINGS_BYTES;
+        let may_lie_there = self.outbox.bytes_under_way() + self.unheard_bytes;
+        self.pace.is_line && self.role == Role::Acceptor && may_lie_there >= room
+    }
+
     /// When [`Link::greet_again`] does so.
     pub(super) fn greets_again_at(&self) -> Option<Nanos> {
-        let waits =
-            matches!(self.socket, Socket::Greeting { .. }) && !self.writing.greets && !self.is_held_up();
+        let waits = matches!(self.socket, Socket::Greeting { .. })
+            && !self.writing.greets
+            && !self.is_held_up()
+            && !self.is_line_full();
         (self.pace.is_line && waits).then_some(self.clocks.spoke + self.pace.ask)
     }
 

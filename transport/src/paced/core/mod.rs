@@ -80,6 +80,8 @@ pub(crate) struct Link {
     heard_opening: u64,
     /// The session has been up before.
     has_begun: bool,
+    /// Bytes of HELLOs and ACKs written since the peer was last heard.
+    unheard_bytes: usize,
 }
 
 /// How far the present socket has come.
@@ -190,6 +192,7 @@ impl Link {
             opening: 0,
             heard_opening: 0,
             has_begun: false,
+            unheard_bytes: 0,
         }
     }
 

@@ -148,7 +148,7 @@ impl Outbox {
         (self.acked, self.sent) = (0, 0);
     }
 
-    #[cfg(test)]
+    /// Of all frames that are kept.
     pub(crate) fn bytes_under_way(&self) -> usize {
         self.bytes
     }

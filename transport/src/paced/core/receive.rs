@@ -60,6 +60,7 @@ impl Link {
         self.peer = Some(theirs);
         self.heard_opening = hello.opening;
         self.clocks.heard = now;
+        self.unheard_bytes = 0;
         if !self.greets_back(&hello, now) {
             return Ok(());
         }
@@ -105,6 +106,7 @@ impl Link {
             self.clocks.progressed = now;
         }
         self.clocks.heard = now;
+        self.unheard_bytes = 0;
         if is_again {
             // It went on from where we were when we began anew.
             self.owe_ack(frame.payload.len(), now);

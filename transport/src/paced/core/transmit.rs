@@ -113,11 +113,15 @@ impl Link {
 
     fn stage_hello(&mut self) {
         self.writing.greets = false;
+        if self.is_line_full() {
+            return;
+        }
         self.writing.greeted = self.peer;
         let knows = self.peer.unwrap_or(Incarnation::NONE);
         let hello = Hello { role: self.role, knows, opening: self.opening, limits: self.pace.limits };
         let header = self.header(Kind::Hello, 0, 0);
         header.encode(&hello.encode(), &mut self.writing.batch);
+        self.unheard_bytes += self.writing.batch.len();
     }
 
     fn stage_of_session(&mut self, now: Nanos) {
@@ -157,7 +161,7 @@ impl Link {
     fn stage_ack(&mut self, now: Nanos) {
         let is_due = self.acks.by.is_some_and(|by| now >= by);
         let speaks = now >= self.speak_by();
-        if !is_due && !speaks {
+        if !is_due && !speaks || self.is_line_full() {
             return;
         }
         let mut header = self.header(Kind::Ack, self.outbox.last_sent(), 0);
@@ -166,6 +170,7 @@ impl Link {
             self.clocks.progressed = now;
         }
         header.encode(&[], &mut self.writing.batch);
+        self.unheard_bytes += self.writing.batch.len();
         self.acks = Acks::default();
     }
 

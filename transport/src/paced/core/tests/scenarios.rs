@@ -1,7 +1,7 @@
 //! One behaviour each.
 
 use super::super::frame::{Header, Hello, Kind};
-use super::super::{Event, Link, Pace, Refusal, Role, StreamError};
+use super::super::{Event, Limits, Link, Pace, Refusal, Role, StreamError};
 use super::world::{LISTENING, MS, World, line, pattern};
 use crate::addr::Port;
 use crate::error::ResetCause;
@@ -135,6 +135,26 @@ fn line_that_is_cut_in_the_middle_of_a_frame_is_taken_up_without_waiting_for_the
         assert!(world.now - before < 500 * MS, "{came}: after {} ms", (world.now - before) / MS);
         assert_eq!(world.read(0, caller), (sent, Ok(None)), "{came}");
         assert!(world.closed_sockets.is_empty() && world.ended == [0, 0], "{:?}", world.closed_sockets);
+    }
+}
+
+#[test]
+fn nobody_fills_a_line_whose_other_end_does_not_read_and_it_is_taken_up_when_that_does() {
+    for waits in [0, 20_000] {
+        let terminal = Pace { limits: Limits::PACKETS.with_window(3584), ..line() };
+        let mut world = World::with([terminal; 2]);
+        let (_, callee) = world.streams(0);
+        world.ends[1].write(callee, &pattern(0, waits)).unwrap();
+        world.frozen = Some(0);
+        for _ in 0..600 {
+            world.transmit(1, usize::MAX);
+            world.pass(100 * MS);
+        }
+        let under_way = world.take_wire(1);
+        assert!(under_way.len() < 4096 - 128, "{} bytes lie there", under_way.len());
+        world.frozen = None;
+        world.settle(LONG);
+        world.streams(1);
     }
 }
 
