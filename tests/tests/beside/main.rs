@@ -110,6 +110,7 @@ on_the_stand_in!(
         panic_without_shared_memory_is_told_apart_and_restarted,
         hang_without_heartbeat_is_seen_by_two_witnesses_and_ended_by_force,
         kernel_that_is_frozen_for_a_while_is_taken_up_again,
+        user_space_that_stood_still_for_long_is_reached_again,
         dead_user_space_without_heartbeat_is_told_from_a_hang;
     shared_memory needs Some(()) =>
         buffer_of_the_heap_is_shared_and_outlives_its_daemon;

@@ -262,6 +262,19 @@ pub(super) fn kernel_that_is_frozen_for_a_while_is_taken_up_again() {
     beside.nothing_is_left_but(&[]);
 }
 
+pub(super) fn user_space_that_stood_still_for_long_is_reached_again() {
+    let Some(beside) = boot(&[]) else { return };
+    let boot_id = beside.boot_id();
+    // Long enough for what is said to it meanwhile to fill the terminal that nobody reads, unless that ends in time.
+    let freeze = beside.bed.attach(&["exec", "-d", "web", "--", "/bin/app", "freeze-user-space", "20000"]);
+    beside.bed.until("web", "known to be without user space", |view| view["health"] == "user-space-dead");
+    freeze.finish();
+    beside.bed.until("web", "running", |view| view["state"] == "running" && view["health"] == "ready");
+    beside.bed.must(&["ping", "web"]);
+    assert_eq!(beside.boot_id(), boot_id);
+    beside.nothing_is_left_but(&[]);
+}
+
 pub(super) fn dead_user_space_without_heartbeat_is_told_from_a_hang() {
     let Some(beside) = boot(&[]) else { return };
     let boot_id = beside.boot_id();
