@@ -5,9 +5,13 @@ use std::collections::VecDeque;
 use serde::Serialize;
 
 use super::Errno;
+use super::pool::Range;
 
 /// How long a kernel takes to do what a message asks, in nanoseconds.
 pub const GUEST_LATENCY_NS: u64 = 2_000_000;
+
+/// A kernel takes the end of the memory that it booted with for its own up to a multiple of this, in bytes.
+pub(super) const PADDING_BYTES: u64 = 64 << 20;
 
 /// What is asked of a spawned kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -79,6 +83,10 @@ pub struct Guest {
     pub cpus: Vec<u64>,
     /// Bases of the memory it has online. The first holds its image.
     pub memory: Vec<u64>,
+    /// Whether pages of the memory that was added are pinned, so that none of it can leave.
+    pub is_pinned: bool,
+    /// Behind the memory that it booted with: it takes nothing that lies there.
+    pub(super) padding: Option<Range>,
     /// PCI functions it has bound.
     pub devices: Vec<String>,
     /// What it has not done yet, with the time it will be done.
@@ -86,8 +94,13 @@ pub struct Guest {
 }
 
 impl Guest {
-    pub(super) fn new(cpus: Vec<u64>, memory: Vec<u64>, devices: Vec<String>) -> Self {
-        Self { is_frozen: false, cpus, memory, devices, inbox: VecDeque::new() }
+    pub(super) fn new(cpus: Vec<u64>, memory: &[Range], devices: Vec<String>) -> Self {
+        let padding = memory.first().and_then(|first| {
+            let end = first.end().checked_next_multiple_of(PADDING_BYTES)?;
+            (end > first.end()).then(|| Range { base: first.end(), size: end - first.end() })
+        });
+        let memory = memory.iter().map(|range| range.base).collect();
+        Self { is_frozen: false, cpus, memory, is_pinned: false, padding, devices, inbox: VecDeque::new() }
     }
 
     pub(super) fn receive(&mut self, message: Message, now_ns: u64) {
@@ -99,8 +112,8 @@ impl Guest {
         self.inbox.front().filter(|_| !self.is_frozen).map(|(due_ns, _)| *due_ns)
     }
 
-    /// Does what a message asks. What is as wanted already is not an error.
-    pub(super) fn carry_out(&mut self, message: &Message) -> Result<(), Errno> {
+    /// Does what a message asks. What is as wanted already is not an error, unless it is memory and `twice_fails`.
+    pub(super) fn carry_out(&mut self, message: &Message, twice_fails: bool) -> Result<(), Errno> {
         match (message.op, &message.resource) {
             (MessageOp::CpuAdd, Resource::Cpu(cpu)) => add(&mut self.cpus, cpu),
             (MessageOp::CpuRemove, Resource::Cpu(cpu)) => {
@@ -109,10 +122,22 @@ impl Guest {
                 }
                 self.cpus.retain(|own| own != cpu);
             }
-            (MessageOp::MemoryAdd, Resource::Memory { base, .. }) => add(&mut self.memory, base),
+            (MessageOp::MemoryAdd, Resource::Memory { base, size }) => {
+                let range = Range { base: *base, size: *size };
+                if self.padding.is_some_and(|padding| padding.overlaps(&range)) {
+                    return Err(Errno::INVAL);
+                }
+                if twice_fails && self.memory.contains(base) {
+                    return Err(Errno::EXIST);
+                }
+                add(&mut self.memory, base);
+            }
             (MessageOp::MemoryRemove, Resource::Memory { base, .. }) => {
-                if self.memory.first() == Some(base) {
+                if self.memory.first() == Some(base) || self.is_pinned && self.memory.contains(base) {
                     return Err(Errno::BUSY);
+                }
+                if twice_fails && !self.memory.contains(base) {
+                    return Err(Errno::INVAL);
                 }
                 self.memory.retain(|own| own != base);
             }

@@ -204,9 +204,9 @@ impl Machine {
             return Err(Errno::BUSY);
         }
         instance.state = State::Active;
-        let memory = instance.regions.iter().map(|region| region.range.base).collect();
+        let memory: Vec<_> = instance.regions.iter().map(|region| region.range).collect();
         let devices = instance.devices.iter().map(|device| device.pci_id.clone()).collect();
-        instance.guest = Some(Guest::new(instance.cpus.clone(), memory, devices));
+        instance.guest = Some(Guest::new(instance.cpus.clone(), &memory, devices));
         let boot = Effect::Boot {
             id,
             name: instance.name.clone(),

@@ -34,6 +34,10 @@ pub enum Quirk {
     LateAckCompletesNext,
     /// Spawned kernels bring CPUs online and their acknowledgement is lost. Off by default: a fault, not a rule.
     CpuAddAckLost,
+    /// The same of memory that comes or goes. Off by default.
+    MemoryAckLost,
+    /// A kernel refuses memory that it has, and to let go what it has not. Off: neither is an error.
+    MemoryTwiceFails,
     /// Memory is added to an instance at the first range that fits. Off: exactly at the range named.
     FirstFitBase,
     /// Whoever finds the kexec lock taken gets EBUSY. Off: nobody looks at it.
@@ -52,7 +56,7 @@ pub enum Quirk {
 
 impl Quirk {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::WriteSucceedsOnFailure,
         Self::FirstTransactionIsTwo,
         Self::WriteClippedAtPage,
@@ -65,6 +69,8 @@ impl Quirk {
         Self::UnloadOfActive,
         Self::LateAckCompletesNext,
         Self::CpuAddAckLost,
+        Self::MemoryAckLost,
+        Self::MemoryTwiceFails,
         Self::FirstFitBase,
         Self::BusyWhileLocked,
         Self::ItemTimesOut,
@@ -89,6 +95,8 @@ impl Quirk {
             Self::UnloadOfActive => "unload-of-active",
             Self::LateAckCompletesNext => "late-ack-completes-next",
             Self::CpuAddAckLost => "cpu-add-ack-lost",
+            Self::MemoryAckLost => "memory-ack-lost",
+            Self::MemoryTwiceFails => "memory-twice-fails",
             Self::FirstFitBase => "first-fit-base",
             Self::BusyWhileLocked => "busy-while-locked",
             Self::ItemTimesOut => "item-times-out",
@@ -101,7 +109,7 @@ impl Quirk {
 
     /// Whether the newest kernel has it.
     pub fn is_default(self) -> bool {
-        self != Self::CpuAddAckLost
+        !matches!(self, Self::CpuAddAckLost | Self::MemoryAckLost)
     }
 }
 

@@ -35,6 +35,8 @@ trials! {
     unload_of_an_active_instance_is_not_refused: UnloadOfActive,
     late_acknowledgement_completes_the_next_operation: LateAckCompletesNext,
     acknowledgement_of_cpu_add_is_lost: CpuAddAckLost,
+    acknowledgement_of_memory_is_lost: MemoryAckLost,
+    memory_that_a_kernel_has_is_refused: MemoryTwiceFails,
     memory_is_added_where_it_fits_first: FirstFitBase,
     lock_of_another_operation_is_busy: BusyWhileLocked,
     item_times_out: ItemTimesOut,
@@ -156,6 +158,38 @@ fn acknowledgement_of_cpu_add_is_lost(mut bench: Bench, on: bool) {
     );
     // The kernel has it either way: the books differ.
     assert_eq!(bench.cpus("web"), (if on { vec![2, 4] } else { vec![2, 4, 6] }, Some(vec![2, 4, 6])));
+}
+
+/// Of the host's books for `web`, and of its kernel: bases.
+fn memory(bench: &Bench) -> (Vec<u64>, Vec<u64>) {
+    let web = bench.machine.instance("web").unwrap();
+    (web.regions.iter().map(|region| region.range.base).collect(), web.guest.as_ref().unwrap().memory.clone())
+}
+
+fn acknowledgement_of_memory_is_lost(mut bench: Bench, on: bool) {
+    bench.run();
+    let boot = bench.machine.pool().unwrap().chunks[0].range.base;
+    let next = boot + GRANULE;
+    let began_ns = bench.now_ns;
+    let status = bench.status_of(&[("/instances/web", &[Op::MemoryAdd(next, GRANULE)])]);
+    let took_ns = bench.now_ns - began_ns;
+    let expected = if on { ("failed", ITEM_TIMEOUT_NS) } else { ("applied", GUEST_LATENCY_NS) };
+    assert_eq!((status.as_str(), took_ns), expected);
+    // The kernel has it either way: by the host's books it is free.
+    let booked = if on { vec![boot] } else { vec![boot, next] };
+    assert_eq!(memory(&bench), (booked, vec![boot, next]));
+}
+
+fn memory_that_a_kernel_has_is_refused(mut bench: Bench, on: bool) {
+    bench.run();
+    let boot = bench.machine.pool().unwrap().chunks[0].range.base;
+    let next = boot + GRANULE;
+    let add = [Op::MemoryAdd(next, GRANULE)];
+    bench.machine.set_quirk(Quirk::MemoryAckLost, true);
+    assert_eq!(bench.status_of(&[("/instances/web", &add)]), "failed");
+    bench.machine.set_quirk(Quirk::MemoryAckLost, false);
+    assert_eq!(bench.status_of(&[("/instances/web", &add)]), if on { "failed" } else { "applied" });
+    assert_eq!(memory(&bench), (if on { vec![boot] } else { vec![boot, next] }, vec![boot, next]));
 }
 
 fn memory_is_added_where_it_fits_first(mut bench: Bench, on: bool) {

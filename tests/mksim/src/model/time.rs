@@ -36,10 +36,11 @@ impl Machine {
             self.effect(Effect::Kill { id });
             return self.stopped(id, State::Loaded);
         }
+        let twice_fails = self.has(Quirk::MemoryTwiceFails);
         let Some(guest) = self.instance_by_id_mut(id).and_then(|instance| instance.guest.as_mut()) else {
             return;
         };
-        let outcome = guest.carry_out(&message);
+        let outcome = guest.carry_out(&message, twice_fails);
         if outcome.is_ok() {
             let resource = message.resource.clone();
             let added = matches!(message.op, MessageOp::CpuAdd | MessageOp::MemoryAdd | MessageOp::DeviceAdd);
@@ -48,7 +49,12 @@ impl Machine {
                 false => Effect::HotRemove { id, resource },
             });
         }
-        if message.op == MessageOp::CpuAdd && self.has(Quirk::CpuAddAckLost) {
+        let is_lost = match message.op {
+            MessageOp::CpuAdd => self.has(Quirk::CpuAddAckLost),
+            MessageOp::MemoryAdd | MessageOp::MemoryRemove => self.has(Quirk::MemoryAckLost),
+            _ => false,
+        };
+        if is_lost {
             return self.log(format!("instance {id}: the acknowledgement of {message:?} is lost"));
         }
         self.acked(id, &message, outcome, now_ns);
@@ -117,6 +123,13 @@ impl Machine {
             if !stays {
                 instance.state = State::Failed;
             }
+        }
+    }
+
+    /// Pages of what was added to the memory of a kernel are pinned, or no longer.
+    pub fn pinned(&mut self, id: u32, is_pinned: bool) {
+        if let Some(guest) = self.instance_by_id_mut(id).and_then(|instance| instance.guest.as_mut()) {
+            guest.is_pinned = is_pinned;
         }
     }
 
