@@ -97,6 +97,11 @@ impl Kernel {
             runs?;
             return state.map_err(|error| self.refused_to(action, error));
         }
+        if self.kind() == SpawnerKind::Multikernel {
+            self.must_run(action).await?;
+            let state = multikernel::memory(self.runtime_dir()).await;
+            return state.map_err(|error| self.not_moved(action, error));
+        }
         let status = ask(self.runtime_dir(), Request::Status).await;
         status.map(|status| status.memory).map_err(|error| self.link_failed(action, error))
     }
@@ -105,8 +110,9 @@ impl Kernel {
     /// has then.
     ///
     /// # Errors
-    /// [`SpawnError::Refused`] when it could not be done, and then it has what it had before; [`SpawnError::Keeper`] when it did not
-    /// end within `deadline`: it may still, [`Kernel::memory`] tells.
+    /// [`SpawnError::Refused`] when it could not be done, and then it has what it had before; [`SpawnError::Keeper`] or [`SpawnError::Control`]
+    /// when it did not end within `deadline`, or it is not known what it came to: it may still, [`Kernel::memory`] tells. A kernel beside this one may
+    /// have come to something between: what is returned is less, or more, than what is wanted.
     pub async fn set_memory(
         &self,
         wanted: MemoryWanted,
@@ -116,6 +122,14 @@ impl Kernel {
         if self.kind() == SpawnerKind::Qemu {
             self.must_run(action).await?;
             return self.done(action, qemu::set_memory(self.runtime_dir(), wanted, deadline).await);
+        }
+        if self.kind() == SpawnerKind::Multikernel {
+            self.must_run(action).await?;
+            // What is asked of the kernel goes on whoever waits for it, and is noted.
+            let changed = timeout(deadline, multikernel::set_memory(self.runtime_dir(), wanted)).await;
+            let late = |_| Err(LiveError::Unknown(format!("it is still under way after {deadline:?}")));
+            let state = changed.unwrap_or_else(late).map_err(|error| self.not_moved(action, error))?;
+            return state.ok_or_else(|| self.refused(action, MEMORY_IS_FIXED.into()));
         }
         let changed = timeout(deadline, async {
             let mut link = KeeperLink::connect(self.runtime_dir()).await?;

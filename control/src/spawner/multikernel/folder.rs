@@ -7,7 +7,9 @@ use super::hold::Hold;
 use super::ids::PhysicalCpu;
 use super::interface::{self, InstanceStatus, Interface};
 use super::lock;
+use super::memory;
 use super::record::{Origin, Record};
+use super::regions::Span;
 
 /// Makes in the kernel what `record` says, and loads it. What is to be made is noted in `dir` first, so that [`release`] gives back whatever
 /// came of it.
@@ -24,8 +26,35 @@ pub(super) fn make(
     }
     record.write(dir).map_err(|error| format!("could not note what is to be made: {error}"))?;
     Hold::on(kernel, record).make_under(&lock)?;
+    if let Err(reason) = must_be_unused(kernel, dir, record) {
+        let left = Hold::on(kernel, record).give_back();
+        return Err(format!("{reason}; {left}"));
+    }
     drop(lock);
     Hold::on(kernel, record).load(image, initrd, command_line)
+}
+
+/// What the kernel gave to an instance that was made just now must not be in use in another, which the kernel cannot know.
+fn must_be_unused(kernel: &impl Interface, dir: &Path, record: &Record) -> Result<(), String> {
+    let withheld = memory::withheld(kernel, dir)?;
+    if withheld.is_empty() {
+        return Ok(());
+    }
+    let map = interface::map(kernel).map_err(|error| error.to_string())?;
+    let regions = map.of_instance(record.id, &record.name);
+    let is_used = |span: &&Span| regions.iter().any(|region| region.overlaps(**span));
+    match withheld.iter().find(is_used) {
+        // Where it is has to be known.
+        None if regions.is_empty() => Err(format!(
+            "where the memory of instance `{}` is cannot be read from /proc/iomem, and some of the pool may be in use in another",
+            record.name
+        )),
+        None => Ok(()),
+        Some(span) => Err(format!(
+            "the kernel gave memory to instance `{}` of which {span} may be in use in another, which was asked for it and did not answer: end that one first",
+            record.name
+        )),
+    }
 }
 
 /// Loads the instance of `record`, which was taken over and is there, in place of whatever its maker had loaded. That is noted in `dir` first.

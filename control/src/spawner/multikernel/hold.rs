@@ -68,7 +68,7 @@ impl<'a, I: Interface> Hold<'a, I> {
     }
 
     /// Removes what came of an attempt to make it. Says what is left of it.
-    fn give_back(&self) -> String {
+    pub(super) fn give_back(&self) -> String {
         let outcome = match self.ours() {
             Ok(None) => match self.status() {
                 Ok(None) => return "nothing of it is left".into(),

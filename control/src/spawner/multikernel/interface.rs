@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::calls::{self, Command};
 use super::clock::Clock;
 use super::ids::{InstanceId, InstanceName};
+use super::regions::{self, Map};
 use super::tree::{InstanceTree, PoolTree, TreeError};
 
 /// Where it is mounted.
@@ -25,6 +26,8 @@ pub(super) trait Interface: Clock {
     fn read(&self, path: &str) -> io::Result<Vec<u8>>;
     /// The names in a folder.
     fn list(&self, path: &str) -> io::Result<Vec<String>>;
+    /// A file of the host's own, by its absolute path.
+    fn read_of_host(&self, path: &str) -> io::Result<String>;
     /// Writes it with one write(2) at offset 0; less than all of it is an error.
     fn write_once(&self, path: &str, content: &[u8]) -> io::Result<()>;
     /// `kexec_file_load(2)`: an image goes into an instance that has none.
@@ -87,6 +90,10 @@ impl Interface for Mounted {
         let entries = fs::read_dir(self.root.join(path))?;
         // A name that is not UTF-8 is of nobody that we know; it is shown, and matches nothing.
         entries.map(|entry| Ok(String::from_utf8_lossy(entry?.file_name().as_bytes()).into_owned())).collect()
+    }
+
+    fn read_of_host(&self, path: &str) -> io::Result<String> {
+        fs::read_to_string(path)
     }
 
     fn write_once(&self, path: &str, content: &[u8]) -> io::Result<()> {
@@ -177,6 +184,19 @@ pub(super) fn pool_or_none(interface: &impl Interface) -> Result<PoolTree, AskEr
 
 fn is_no_pool(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENODATA))
+}
+
+/// Whose the memory of the pool is.
+pub(super) fn map(interface: &impl Interface) -> Result<Map, AskError> {
+    let path = "/proc/iomem".to_owned();
+    let text = interface.read_of_host(&path).map_err(|source| AskError::Read { path, source })?;
+    Ok(Map::parse(&text))
+}
+
+/// In what memory of a running kernel comes and goes, in bytes.
+pub(super) fn step_bytes(interface: &impl Interface, pool: &PoolTree) -> u64 {
+    let block = interface.read_of_host("/sys/devices/system/memory/block_size_bytes").ok();
+    regions::step_bytes(pool.granule_bytes, block.as_deref())
 }
 
 /// The names of all instances, whoever made them.

@@ -91,9 +91,9 @@ impl Trees {
 /// The instance of `record`, whose runtime folder is `dir`, while its kernel runs.
 #[derive(Debug)]
 pub(super) struct Live<'a, I> {
-    kernel: &'a I,
-    record: &'a Record,
-    dir: &'a Path,
+    pub(super) kernel: &'a I,
+    pub(super) record: &'a Record,
+    pub(super) dir: &'a Path,
 }
 
 impl<'a, I: Interface> Live<'a, I> {
@@ -253,24 +253,32 @@ impl<'a, I: Interface> Live<'a, I> {
         Ok(doubts)
     }
 
-    fn trees(&self) -> Result<Trees, LiveError> {
+    /// How the instance is; `None`: it is gone.
+    pub(super) fn status(&self) -> Result<Option<InstanceStatus>, LiveError> {
+        Hold::on(self.kernel, self.record).ours().map_err(LiveError::Unknown)
+    }
+
+    pub(super) fn must_run(&self) -> Result<(), LiveError> {
         let name = &self.record.name;
-        match Hold::on(self.kernel, self.record).ours().map_err(LiveError::Unknown)? {
-            Some(InstanceStatus::Active) => {}
+        match self.status()? {
+            Some(InstanceStatus::Active) => Ok(()),
             Some(InstanceStatus::Failed) => {
-                return Err(LiveError::Unknown(format!(
-                    "instance `{name}` failed, and may run all the same"
-                )));
+                Err(LiveError::Unknown(format!("instance `{name}` failed, and may run all the same")))
             }
-            _ => return Err(LiveError::Refused(format!("no kernel runs in instance `{name}`"))),
+            _ => Err(LiveError::Refused(format!("no kernel runs in instance `{name}`"))),
         }
+    }
+
+    fn trees(&self) -> Result<Trees, LiveError> {
+        self.must_run()?;
+        let name = &self.record.name;
         let instance = interface::instance(self.kernel, name).map_err(unreadable)?;
         let instance = instance.ok_or_else(|| LiveError::Refused(format!("instance `{name}` is gone")))?;
         let pool = interface::pool(self.kernel).map_err(unreadable)?;
         Ok(Trees { instance, pool })
     }
 
-    fn lock(&self) -> Result<Lock, LiveError> {
+    pub(super) fn lock(&self) -> Result<Lock, LiveError> {
         let path: &Path = &self.record.settings.lock;
         Lock::take(path, LOCK_WAIT).map_err(|error| {
             LiveError::Refused(format!(
@@ -316,11 +324,11 @@ fn open(doubts: &Doubts, cpu: PhysicalCpu) -> Option<&Asked> {
     doubts.asked.iter().find(|asked| asked.cpu == cpu)
 }
 
-fn unreadable(error: interface::AskError) -> LiveError {
+pub(super) fn unreadable(error: interface::AskError) -> LiveError {
     LiveError::Unknown(error.to_string())
 }
 
-fn reason(error: &ApplyError) -> String {
+pub(super) fn reason(error: &ApplyError) -> String {
     match error {
         ApplyError::Failed { .. } => format!(
             "{error}; the kernel in it may have refused, or the host's kernel was busy with another instance"

@@ -4,7 +4,7 @@
 //! there is read from it as device trees ([`tree`]), and two system calls load and start ([`calls`]). None of its answers is believed:
 //! a change is what can be read back ([`transaction`]). What was made for an instance is noted before it is made ([`record`], [`folder`]); that
 //! what has its name is what we made the kernel's transactions tell ([`provenance`]). What a kernel that runs is asked, and may do late, is noted
-//! as well ([`live`]). `docs/multikernel-traps.md` lists what the kernel's answers do not mean, and the test for each, on a model of it
+//! as well ([`live`], [`memory`]). `docs/multikernel-traps.md` lists what the kernel's answers do not mean, and the test for each, on a model of it
 //! (`model_tests`).
 //!
 //! A kernel here is no process, so a process stands for it: the [`warden`], which its keeper runs as it would run a kernel.
@@ -30,10 +30,12 @@ mod line;
 mod live;
 mod lock;
 mod look;
+mod memory;
 mod overlay;
 mod pool;
 mod provenance;
 mod record;
+mod regions;
 mod settings;
 pub(crate) mod shared;
 mod taken_over;
@@ -69,11 +71,12 @@ use self::ids::{InstanceId, InstanceName, PhysicalCpu};
 use self::image::{Arch, ImageError, KernelImage, Limits};
 use self::interface::{InstanceStatus, Mounted};
 use self::live::Live;
+use self::memory::LiveMemory;
 use self::record::{Origin, Record};
 use super::launch::Claim;
-use super::{Availability, Kernel, KernelSpec, SpawnError, Spawner, SpawnerKind, initrd};
+use super::{Availability, Kernel, KernelSpec, MemoryWanted, SpawnError, Spawner, SpawnerKind, initrd};
 use crate::api::beside::PoolWish;
-use crate::keeper::{Job, names};
+use crate::keeper::{Job, MemoryState, names};
 
 /// What every transaction of ours carries.
 const MARK: &str = "tombolo";
@@ -83,7 +86,7 @@ pub(crate) const MAKE_A_POOL: &str =
     "tombolo multikernel pool --cpus LIST --memory SIZE, or kerf init --cpus=LIST --memory=SIZE";
 
 /// What this spawner adds to a runtime folder.
-pub(super) const FILES: &[&str] = &[initrd::NAME, live::NAME];
+pub(super) const FILES: &[&str] = &[initrd::NAME, live::NAME, memory::NAME];
 
 /// Least memory a kernel can boot with, besides twice its initial archive (packed and unpacked), in bytes.
 const MEMORY_BYTES_MIN: u64 = 24 << 20;
@@ -214,6 +217,7 @@ impl MultikernelSpawner {
             cpus: spec.cpus.iter().copied().map(PhysicalCpu).collect(),
             cpus_withheld: spec.cpus_withheld.iter().copied().map(PhysicalCpu).collect(),
             moves_cpus: !spec.cpus.is_empty(),
+            memory_max_bytes: None,
             nonce: nonce.to_string(),
             origin: Origin::Made,
             keeper_binary: self.keeper_binary.clone(),
@@ -424,6 +428,19 @@ pub(super) async fn change_cpu(
     .await
 }
 
+/// The memory of the kernel of `runtime_dir`, which runs; `None` where it cannot be moved.
+pub(super) async fn memory(runtime_dir: &Path) -> Result<Option<MemoryState>, LiveError> {
+    on_memory(runtime_dir, |memory| memory.state()).await
+}
+
+/// Makes it what is wanted, as far as that is to be had.
+pub(super) async fn set_memory(
+    runtime_dir: &Path,
+    wanted: MemoryWanted,
+) -> Result<Option<MemoryState>, LiveError> {
+    on_memory(runtime_dir, move |memory| memory.set(wanted)).await
+}
+
 /// What is to be done about a CPU of a kernel that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CpuChange {
@@ -439,13 +456,27 @@ async fn on_live<T: Send + 'static>(
     runtime_dir: &Path,
     act: impl FnOnce(Live<'_, Mounted>) -> Result<T, LiveError> + Send + 'static,
 ) -> Result<Option<T>, LiveError> {
+    on_record(runtime_dir, |kernel, record, dir| Live::on(kernel, record, dir).map(act).transpose()).await
+}
+
+async fn on_memory<T: Send + 'static>(
+    runtime_dir: &Path,
+    act: impl FnOnce(LiveMemory<'_, Mounted>) -> Result<T, LiveError> + Send + 'static,
+) -> Result<Option<T>, LiveError> {
+    on_record(runtime_dir, |kernel, record, dir| LiveMemory::on(kernel, record, dir).map(act).transpose())
+        .await
+}
+
+async fn on_record<T: Send + 'static>(
+    runtime_dir: &Path,
+    act: impl FnOnce(&Mounted, &Record, &Path) -> Result<T, LiveError> + Send + 'static,
+) -> Result<T, LiveError> {
     let dir = runtime_dir.to_owned();
     let acting = move || {
         let Some(record) = folder::read(&dir).map_err(LiveError::Unknown)? else {
             return Err(LiveError::Refused("nothing was made for it in the kernel".into()));
         };
-        let kernel = Mounted::at(&record.settings.root);
-        Live::on(&kernel, &record, &dir).map(act).transpose()
+        act(&Mounted::at(&record.settings.root), &record, &dir)
     };
     let acted = tokio::task::spawn_blocking(acting).await;
     acted.unwrap_or_else(|panicked| Err(LiveError::Unknown(panicked.to_string())))

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use super::ids::{InstanceId, InstanceName, PhysicalCpu};
+use super::regions::Span;
 use super::tree::Chunk;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ pub(super) enum Intent {
     Remove(InstanceName),
     /// A CPU goes from the pool to an instance, or back, whether a kernel runs in it or not.
     InstanceCpu { name: InstanceName, change: Change, cpu: PhysicalCpu },
+    /// A whole region of memory goes from the pool to an instance, or back.
+    InstanceMemory { name: InstanceName, change: Change, span: Span },
     /// CPUs go from the host to the pool, or back.
     PoolCpus { change: Change, cpus: Vec<PhysicalCpu> },
     /// Memory goes from the host to the pool, wherever the kernel finds it.
@@ -82,7 +85,9 @@ impl Intent {
     fn target_path(&self) -> Cow<'static, str> {
         match self {
             Self::Create(_) | Self::Remove(_) => "/instances".into(),
-            Self::InstanceCpu { name, .. } => format!("/instances/{name}").into(),
+            Self::InstanceCpu { name, .. } | Self::InstanceMemory { name, .. } => {
+                format!("/instances/{name}").into()
+            }
             Self::PoolCpus { .. } | Self::PoolMemoryAdd { .. } | Self::PoolMemoryRemove { .. } => {
                 "/resources".into()
             }
@@ -105,9 +110,10 @@ impl Intent {
                 operation("memory", Change::Add, [item])
             }
             Self::PoolMemoryRemove { chunk } => {
-                let mut item = node(&format!("memory@{:x}", chunk.base));
-                wide(&mut item, "reg", &[chunk.base, chunk.bytes]);
-                operation("memory", Change::Remove, [item])
+                operation("memory", Change::Remove, [memory_item(chunk.base, chunk.bytes)])
+            }
+            Self::InstanceMemory { change, span, .. } => {
+                operation("memory", *change, [memory_item(span.base, span.bytes)])
             }
         }
     }
@@ -154,6 +160,12 @@ fn operation(unit: &str, change: Change, items: impl IntoIterator<Item = DeviceT
 fn cpu_item(cpu: &PhysicalCpu) -> DeviceTreeNode {
     let mut item = node(&format!("cpu@{:x}", cpu.0));
     wide(&mut item, "reg", &[u64::from(cpu.0)]);
+    item
+}
+
+fn memory_item(base: u64, bytes: u64) -> DeviceTreeNode {
+    let mut item = node(&format!("memory@{base:x}"));
+    wide(&mut item, "reg", &[base, bytes]);
     item
 }
 

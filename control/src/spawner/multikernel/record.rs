@@ -33,6 +33,9 @@ pub(crate) struct Record {
     /// Whether they are those that the ledger gave it, so that they can be moved while it runs.
     #[serde(default)]
     pub(super) moves_cpus: bool,
+    /// The most memory that it may have while it runs, in bytes, if it is the ledger's, so that it can be moved.
+    #[serde(default)]
+    pub(super) memory_max_bytes: Option<u64>,
     /// What its transactions carry, besides a number.
     pub(super) nonce: String,
     /// Who made it.

@@ -326,6 +326,7 @@ mod tests {
             cpus_wanted: 1,
             cpus_withheld: Vec::new(),
             moves_cpus: false,
+            memory_max_bytes: None,
             cpus: Vec::new(),
             nonce: String::new(),
             origin: super::super::record::Origin::Made,

@@ -67,6 +67,7 @@ impl Known {
                     cpus_wanted: 0,
                     cpus_withheld: Vec::new(),
                     moves_cpus: false,
+                    memory_max_bytes: None,
                     cpus: Vec::new(),
                     nonce,
                     origin: Origin::TakenOver(taken_over.clone()),

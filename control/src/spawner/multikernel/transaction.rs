@@ -100,7 +100,7 @@ pub(super) fn apply(interface: &impl Interface, intent: &Intent, nonce: &str) ->
     // Memory that came late would come twice.
     let again = if matches!(intent, Intent::PoolMemoryAdd { .. }) { &[][..] } else { &TRY_AGAIN };
     // A kernel that was asked and did not answer is not kept waiting for.
-    let is_asked = matches!(intent, Intent::InstanceCpu { .. });
+    let is_asked = matches!(intent, Intent::InstanceCpu { .. } | Intent::InstanceMemory { .. });
     for time in again {
         match attempt(interface, intent, nonce) {
             Err(error) if error.may_pass() && (!is_asked || error.did_nothing()) => {
@@ -116,7 +116,7 @@ pub(super) fn apply(interface: &impl Interface, intent: &Intent, nonce: &str) ->
 fn attempt(interface: &impl Interface, intent: &Intent, nonce: &str) -> Result<Applied, ApplyError> {
     let overlay = intent.overlay(nonce)?;
     let before = transactions(interface).map_err(ApplyError::Before)?;
-    let pool_before = interface::pool_or_none(interface).map_err(ApplyError::Before)?;
+    let before_it = Before::of(interface, intent).map_err(ApplyError::Before)?;
     // Whatever the write answers: a success may have done nothing, and a failure half of it.
     let began = interface.now();
     let written = interface.write_once("overlays/new", &overlay);
@@ -143,7 +143,7 @@ fn attempt(interface: &impl Interface, intent: &Intent, nonce: &str) -> Result<A
         });
     };
     let status = settled_status(interface, &transaction).map_err(unknown)?;
-    let report = report(interface, intent, &pool_before).map_err(unknown)?;
+    let report = report(interface, intent, &before_it).map_err(unknown)?;
     // A success that the tree does not confirm is none; a failure that it belies is one all the same: something is as nobody wanted it.
     match status.as_str() {
         "applied" if report.undone.is_empty() => Ok(Applied { transaction }),
@@ -188,8 +188,27 @@ fn settled_status(interface: &impl Interface, transaction: &str) -> Result<Strin
     Ok(status.unwrap_or_else(|| "pending".into()))
 }
 
-/// What of the intent is in effect, by what the kernel has now. `before`: what the pool had.
-fn report(interface: &impl Interface, intent: &Intent, before: &PoolTree) -> Result<Report, AskError> {
+/// What there was before.
+struct Before {
+    pool: PoolTree,
+    /// Of the instance whose memory is to change.
+    instance_bytes: u64,
+}
+
+impl Before {
+    fn of(interface: &impl Interface, intent: &Intent) -> Result<Self, AskError> {
+        let instance_bytes = match intent {
+            Intent::InstanceMemory { name, .. } => {
+                interface::instance(interface, name)?.map_or(0, |tree| tree.memory_bytes)
+            }
+            _ => 0,
+        };
+        Ok(Self { pool: interface::pool_or_none(interface)?, instance_bytes })
+    }
+}
+
+/// What of the intent is in effect, by what the kernel has now.
+fn report(interface: &impl Interface, intent: &Intent, before: &Before) -> Result<Report, AskError> {
     let mut report = Report::default();
     match intent {
         Intent::Create(new) => {
@@ -220,6 +239,23 @@ fn report(interface: &impl Interface, intent: &Intent, before: &PoolTree) -> Res
             report.note(format!("CPU {cpu} in instance {name}"), is_there == is_wanted);
             report.note(format!("CPU {cpu} in the pool"), pool.cpus_available.contains(cpu) != is_wanted);
         }
+        Intent::InstanceMemory { name, change, span } => {
+            let tree = interface::instance(interface, name)?;
+            let regions = match &tree {
+                Some(tree) => interface::map(interface)?.of_instance(tree.id, name),
+                None => Vec::new(),
+            };
+            let (has, had) = (tree.map_or(0, |tree| tree.memory_bytes), before.instance_bytes);
+            let expected = match change {
+                Change::Add => had.saturating_add(span.bytes),
+                Change::Remove => had.saturating_sub(span.bytes),
+            };
+            report.note(
+                format!("{span} in instance {name}"),
+                regions.contains(span) == (*change == Change::Add),
+            );
+            report.note(format!("{} MiB in all", expected >> 20), has == expected);
+        }
         Intent::PoolCpus { change, cpus } => {
             let pool = interface::pool_or_none(interface)?;
             for cpu in cpus {
@@ -229,7 +265,7 @@ fn report(interface: &impl Interface, intent: &Intent, before: &PoolTree) -> Res
         }
         Intent::PoolMemoryAdd { bytes } => {
             let grown =
-                interface::pool_or_none(interface)?.memory_bytes().saturating_sub(before.memory_bytes());
+                interface::pool_or_none(interface)?.memory_bytes().saturating_sub(before.pool.memory_bytes());
             report.note(format!("{} MiB more", bytes >> 20), grown >= *bytes);
         }
         Intent::PoolMemoryRemove { chunk } => {

@@ -11,6 +11,7 @@ use super::world::{MIB, Model};
 use crate::spawner::multikernel::hold::Hold;
 use crate::spawner::multikernel::ids::PhysicalCpu;
 use crate::spawner::multikernel::live::Live;
+use crate::spawner::multikernel::memory::LiveMemory;
 use crate::spawner::multikernel::record::{Origin, Record};
 use crate::spawner::multikernel::{Settings, folder};
 
@@ -63,6 +64,7 @@ impl Bench {
             cpus_wanted: 1,
             cpus_withheld: Vec::new(),
             moves_cpus: true,
+            memory_max_bytes: Some(768 * MIB),
             cpus: cpus.iter().copied().map(PhysicalCpu).collect(),
             nonce: tombolo_transport::Incarnation::random().unwrap().to_string(),
             origin: Origin::Made,
@@ -78,6 +80,12 @@ impl Bench {
     pub(super) fn live<T>(&self, record: &Record, act: impl FnOnce(Live<'_, Model>) -> T) -> T {
         let folder = self.folder(record.name.as_str());
         act(Live::on(&self.model, record, &folder).unwrap())
+    }
+
+    /// Its memory while it runs.
+    pub(super) fn memory<T>(&self, record: &Record, act: impl FnOnce(LiveMemory<'_, Model>) -> T) -> T {
+        let folder = self.folder(record.name.as_str());
+        act(LiveMemory::on(&self.model, record, &folder).unwrap())
     }
 
     /// Makes it and loads it, noted in its folder.

@@ -8,6 +8,7 @@ mod endings;
 mod ledger;
 mod live;
 mod lock;
+mod memory;
 mod owners;
 mod taken_over;
 mod traps;
@@ -26,6 +27,8 @@ fn documented_traps_are_replayed() {
         ("model_tests::crashes", include_str!("crashes.rs")),
         ("model_tests::ledger", include_str!("ledger/mod.rs")),
         ("model_tests::live", include_str!("live.rs")),
+        ("model_tests::memory", include_str!("memory.rs")),
+        ("regions::tests", include_str!("../regions.rs")),
         ("model_tests::bad_input", include_str!("bad_input.rs")),
         ("ending::tests", include_str!("../ending.rs")),
         ("ids::tests", include_str!("../ids.rs")),

@@ -307,6 +307,13 @@ impl Interface for Model {
         })
     }
 
+    fn read_of_host(&self, path: &str) -> io::Result<String> {
+        self.call(|world| match path {
+            "/proc/iomem" => Ok(world.machine.iomem()),
+            _ => Err(error(Errno::NOENT)),
+        })
+    }
+
     fn write_once(&self, path: &str, content: &[u8]) -> io::Result<()> {
         self.call(|world| {
             if world.faults.is_unmounted {

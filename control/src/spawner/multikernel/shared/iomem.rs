@@ -3,20 +3,20 @@
 use std::ops::Range;
 
 /// What the kernel calls memory of the pool.
-const POOL: &str = "Multikernel Memory Pool";
+pub(in crate::spawner::multikernel) const POOL: &str = "Multikernel Memory Pool";
 /// What it calls a buffer of the heap, whoever asked for it: the file system was its first user.
 const BUFFER: &str = "daxfs";
 const SYSTEM_RAM: &str = "System RAM";
 
 /// A line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) range: Range<u64>,
-    pub(super) name: String,
+pub(in crate::spawner::multikernel) struct Entry {
+    pub(in crate::spawner::multikernel) range: Range<u64>,
+    pub(in crate::spawner::multikernel) name: String,
 }
 
 /// All lines that can be read. Without CAP_SYS_ADMIN every address is 0: then there are none.
-pub(super) fn parse(text: &str) -> Vec<Entry> {
+pub(in crate::spawner::multikernel) fn parse(text: &str) -> Vec<Entry> {
     let entry = |line: &str| {
         let (range, name) = line.trim_start().split_once(" : ")?;
         let (start, last) = range.split_once('-')?;

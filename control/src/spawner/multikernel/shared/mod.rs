@@ -12,7 +12,7 @@
 
 mod holder;
 mod host;
-mod iomem;
+pub(super) mod iomem;
 mod made;
 mod mounts;
 #[cfg(test)]
