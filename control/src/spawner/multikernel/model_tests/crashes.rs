@@ -249,7 +249,7 @@ impl Daemon {
             let Some(record) = record.filter(|_| is_there) else { continue };
             let world = self.bench.model.world();
             let instance = world.machine.instance(text).unwrap();
-            if instance.state != State::Ready {
+            if !matches!(instance.state, State::Ready | State::Empty) {
                 // Nothing is loaded before it was seen to be as it is wanted.
                 let cpus: Vec<u64> = record.cpus.iter().map(|cpu| u64::from(cpu.0)).collect();
                 assert_eq!(
