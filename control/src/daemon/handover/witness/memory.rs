@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::sync::{Mutex, OnceCell};
 use tombolo_agent::api::handover::{Action, Here, Seen};
 use tombolo_handover::observe::{Command, Inside, Sighting};
-use tombolo_handover::operation::{Act, End, Progress, Veto};
-use tombolo_handover::{Kernel, Party, UnitId};
+use tombolo_handover::operation::{Act, End, Progress, Resting, Veto};
+use tombolo_handover::{Kernel, Kind, Party, UnitId};
 
 use super::{Witnesses, refusal, veto};
 use crate::daemon::handover::books::GRANULE_BYTES;
@@ -177,15 +177,18 @@ impl Witnesses {
     /// The lots of an operation that have no owner yet, which of them this is, and its record; `None` if the question has
     /// been overtaken.
     fn lots(&self, act: &Act) -> Option<(Lots, usize, Progress)> {
-        let resting = act.resting?;
-        self.with_operation(act.operation, |units| {
-            let open: Vec<&Progress> = units.iter().filter(|unit| !unit.is_settled()).collect();
-            let at = open.iter().position(|unit| unit.unit == act.unit.id && unit.epoch == act.epoch)?;
-            let sizes = open.iter().map(|unit| unit.size).collect();
-            let units = open.iter().map(|unit| unit.unit).collect();
-            let progress = open.get(at).map(|unit| (*unit).clone())?;
-            Some((Lots { units, sizes, resting, donor: act.donor, receiver: act.receiver }, at, progress))
-        })?
+        // A lot that has come to rest since this was decided is no longer open, and rests with somebody: both are to be of one moment.
+        let coordinator = self.coordinator()?;
+        let held = |party| coordinator.ledger().held(party, Kind::Memory);
+        let resting =
+            act.resting.map(|_| Resting { donor: held(act.donor), receiver: held(act.receiver) })?;
+        let units = &coordinator.operation(act.operation)?.units;
+        let open: Vec<&Progress> = units.iter().filter(|unit| !unit.is_settled()).collect();
+        let at = open.iter().position(|unit| unit.unit == act.unit.id && unit.epoch == act.epoch)?;
+        let sizes = open.iter().map(|unit| unit.size).collect();
+        let units = open.iter().map(|unit| unit.unit).collect();
+        let progress = open.get(at).map(|unit| (*unit).clone())?;
+        Some((Lots { units, sizes, resting, donor: act.donor, receiver: act.receiver }, at, progress))
     }
 }
 
