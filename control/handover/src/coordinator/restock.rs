@@ -1,6 +1,6 @@
 //! A host that has more CPUs or devices to hand over than when its ledger was made.
 
-use super::{Coordinator, EventKind, Step};
+use super::{Coordinator, EventKind, Step, Work};
 use crate::ledger::{Entry, Ledger};
 use crate::owner::{Owner, Quarantine};
 use crate::unit::{Kind, Unit, UnitId};
@@ -49,6 +49,41 @@ impl Coordinator {
             if rests && entry.owner != owner {
                 work.note_unit(EventKind::Reassigned { unit, owner: owner.clone() });
                 work.settle(unit, owner);
+            }
+        }
+        Step::new(self, work)
+    }
+
+    /// The same for memory, of which nobody says which it is: there are `total` granules now, of which others than the ledger have `taken`. What came is
+    /// free. What others have taken, or taken out, is in quarantine as far as it was free by the ledger.
+    pub fn compare_memory(&mut self, now_ns: u64, total: u64, taken: u64) -> Step<'_> {
+        let mut work = self.work(now_ns, None);
+        let known = work.ledger.total(Kind::Memory);
+        if let Some(more) = total.checked_sub(known).filter(|more| *more > 0) {
+            work.add_lot(more);
+        }
+        let taken = taken.saturating_add(known.saturating_sub(total));
+        let others = Owner::Quarantined(Quarantine::TakenByOthers);
+        let lots_of = |work: &Work, owner: &Owner| -> Vec<(UnitId, u64)> {
+            let is_it = |entry: &&Entry| entry.unit.id.kind() == Kind::Memory && entry.owner == *owner;
+            work.ledger.entries().filter(is_it).map(|entry| (entry.unit.id, entry.unit.size())).collect()
+        };
+        let has: u64 = lots_of(&work, &others).iter().map(|(_, size)| size).sum();
+        let (from, to, mut missing) = match taken.checked_sub(has) {
+            Some(missing) => (Owner::Pool, others, missing),
+            None => (others, Owner::Pool, has - taken),
+        };
+        for (unit, size) in lots_of(&work, &from) {
+            let take = missing.min(size);
+            let taken = match take {
+                0 => break,
+                take if take == size => Some(unit),
+                take => work.split(unit, take),
+            };
+            if let Some(unit) = taken {
+                work.note_unit(EventKind::Reassigned { unit, owner: to.clone() });
+                work.settle(unit, to.clone());
+                missing -= take;
             }
         }
         Step::new(self, work)
@@ -107,6 +142,29 @@ mod tests {
         owners = see(&mut coordinator, &[(0, true), (1, true), (2, true), (3, true), (4, true)]);
         assert_eq!(owners, [Owner::Pool, db, Owner::Pool, Owner::Pool, Owner::Pool]);
         assert_eq!(coordinator.ledger().held(Party::Pool, Kind::Memory), 4, "nobody spoke of memory");
+    }
+
+    #[test]
+    fn memory_that_others_have_is_in_quarantine_as_far_as_it_was_free() {
+        let units = vec![(Unit::lot(0, 10, None), Party::Pool), (Unit::lot(1, 4, None), party(DB))];
+        let mut coordinator = coordinator(units);
+        let mut see = |total, taken| {
+            drop(persist(coordinator.compare_memory(0, total, taken)));
+            coordinator.check().unwrap();
+            let ledger = coordinator.ledger();
+            let others = ledger.entries().filter(|entry| matches!(entry.owner, Owner::Quarantined(_)));
+            let taken: u64 = others.map(|entry| entry.unit.size()).sum();
+            assert_eq!(ledger.held(party(DB), Kind::Memory), 4, "that the ledger knows better");
+            (ledger.held(Party::Pool, Kind::Memory), taken)
+        };
+        assert_eq!(see(14, 0), (10, 0));
+        assert_eq!(see(14, 3), (7, 3));
+        assert_eq!(see(14, 8), (2, 8));
+        assert_eq!(see(14, 12), (0, 10), "no more than there was to take");
+        assert_eq!(see(14, 1), (9, 1));
+        assert_eq!(see(20, 1), (15, 1), "the pool has grown");
+        assert_eq!(see(16, 1), (11, 5), "and was made smaller");
+        assert_eq!(see(20, 0), (16, 0));
     }
 
     #[test]

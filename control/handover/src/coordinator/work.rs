@@ -7,7 +7,7 @@ use crate::observe::Command;
 use crate::operation::{Act, Effect, Fate, Operation, Phase, Resting};
 use crate::owner::{OpId, Owner};
 use crate::plan::Traffic;
-use crate::unit::{Kind, UnitId};
+use crate::unit::{Kind, Unit, UnitId};
 
 /// One step in the making: a copy of the ledger, what has been changed in it, what is to be done once that is stored.
 #[derive(Clone, Debug)]
@@ -85,6 +85,13 @@ impl Work {
     /// Enters a unit that was not there before.
     pub(super) fn add(&mut self, entry: Entry) {
         self.units.push(self.ledger.add(entry));
+    }
+
+    /// Enters memory that was not there before, and is free.
+    pub(super) fn add_lot(&mut self, granules: u64) {
+        let lot = self.ledger.next_lot();
+        self.add(Entry { unit: Unit::lot(lot, granules, None), owner: Owner::Pool, epoch: 1 });
+        self.settle(UnitId::Lot(lot), Owner::Pool);
     }
 
     /// Gives a unit to an owner; returns its new epoch.

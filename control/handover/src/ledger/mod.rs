@@ -161,7 +161,7 @@ impl Ledger {
     }
 
     /// How much of a kind there is.
-    fn total(&self, kind: Kind) -> u64 {
+    pub(crate) fn total(&self, kind: Kind) -> u64 {
         self.units.values().filter(|entry| entry.unit.id.kind() == kind).map(|entry| entry.unit.size()).sum()
     }
 }
@@ -172,6 +172,12 @@ impl Ledger {
         let id = OpId(self.meta.next_op);
         self.meta.next_op += 1;
         id
+    }
+
+    pub(crate) fn next_lot(&mut self) -> u64 {
+        let lot = self.meta.next_lot;
+        self.meta.next_lot += 1;
+        lot
     }
 
     pub(crate) fn raise_version(&mut self) {
