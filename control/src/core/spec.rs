@@ -201,13 +201,6 @@ impl InstanceSpec {
                     "it is to have up to {cpus} CPUs, and kernels of the spawner `{kind}` have one"
                 ));
             }
-            SpawnerKind::Multikernel if self.memory_max_mib() > self.memory_mib => {
-                return refuse(format!(
-                    "memory_max_mib is {}, and kernels of the spawner `{kind}` keep the memory that they boot with: set memory_mib (it is {}), and leave memory_max_mib out",
-                    self.memory_max_mib(),
-                    self.memory_mib
-                ));
-            }
             SpawnerKind::Uml | SpawnerKind::Qemu | SpawnerKind::Multikernel | SpawnerKind::Process => {}
         }
         match self.devices.as_deref() {
@@ -377,7 +370,6 @@ mod tests {
         for (text, field, refused) in [
             ("cpus_max = 4", "CPUs", &[Uml][..]),
             ("cpus = 4", "CPUs", &[Uml]),
-            ("memory_max_mib = 128", "memory_max_mib", &[Multikernel]),
             (device, "0000:01:00.0", &[Uml, Multikernel, Process]),
             ("devices = []\ncpus_min = 1\nmemory_min_mib = 32", "", &[]),
         ] {

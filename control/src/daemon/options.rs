@@ -127,12 +127,30 @@ impl Options {
             .map_err(|reason| StartError::Host { attempt: "set up the spawner `multikernel`".into(), reason })
     }
 
+    /// The memory that is moved, in bytes, if it is that which is set aside for kernels beside this one.
+    ///
+    /// # Errors
+    /// If the settings of that spawner cannot be read.
+    pub(super) fn kernels_memory_bytes(&self) -> Result<Option<u64>, StartError> {
+        if !self.moves_what_kernels_have() {
+            return Ok(None);
+        }
+        // What its pool has is looked at anew before anything is promised.
+        let memory = multikernel::pool_memory(&self.multikernel_settings()?, &[]);
+        Ok(Some(memory.map_or(0, |memory| memory.total_bytes)))
+    }
+
+    /// Whether it is units of kernels beside this one that are moved, rather than of machines.
+    fn moves_what_kernels_have(&self) -> bool {
+        self.spawner == Some(SpawnerKind::Multikernel) && self.host_cpus.is_none() && self.cpus.is_none()
+    }
+
     /// The CPUs that machines can be lent, on a host of this kind.
     ///
     /// # Errors
     /// If one that was named is not online, or is the host's own.
     pub(super) fn cpu_stock(&self, host: &Topology) -> Result<CpuStock, StartError> {
-        if self.spawner == Some(SpawnerKind::Multikernel) && self.host_cpus.is_none() && self.cpus.is_none() {
+        if self.moves_what_kernels_have() {
             // What its pool has is looked at anew before anything is promised.
             let cpus = multikernel::pool_cpus(&self.multikernel_settings()?).unwrap_or_default();
             return Ok(CpuStock::OfKernels(cpus.into_iter().map(|(cpu, _)| cpu).collect()));

@@ -41,11 +41,11 @@ impl SpawnerKind {
         }
     }
 
-    /// Whether memory can be moved to and from its kernels while they run.
+    /// Whether memory can be moved to and from its kernels while they run, where the ledger has such memory.
     pub fn can_move_memory(self) -> bool {
         match self {
-            Self::Uml | Self::Qemu => true,
-            Self::Multikernel | Self::Process => false,
+            Self::Uml | Self::Qemu | Self::Multikernel => true,
+            Self::Process => false,
         }
     }
 

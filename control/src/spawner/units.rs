@@ -125,10 +125,9 @@ impl Kernel {
         }
         if self.kind() == SpawnerKind::Multikernel {
             self.must_run(action).await?;
-            // What is asked of the kernel goes on whoever waits for it, and is noted.
-            let changed = timeout(deadline, multikernel::set_memory(self.runtime_dir(), wanted)).await;
-            let late = |_| Err(LiveError::Unknown(format!("it is still under way after {deadline:?}")));
-            let state = changed.unwrap_or_else(late).map_err(|error| self.not_moved(action, error))?;
+            // It has its own end, and would go on if nobody waited for it any longer.
+            let changed = multikernel::set_memory(self.runtime_dir(), wanted).await;
+            let state = changed.map_err(|error| self.not_moved(action, error))?;
             return state.ok_or_else(|| self.refused(action, MEMORY_IS_FIXED.into()));
         }
         let changed = timeout(deadline, async {
@@ -142,6 +141,26 @@ impl Kernel {
         let changed = changed.await.unwrap_or(Err(LinkError::Silent(deadline)));
         let state = changed.map_err(|error| self.link_failed(action, error))?;
         state.ok_or_else(|| self.refused(action, MEMORY_IS_FIXED.into()))
+    }
+
+    /// Whether its memory is the ledger's, where its spawner can move it.
+    pub(crate) fn moves_memory(&self) -> bool {
+        self.kind() != SpawnerKind::Multikernel || multikernel::moves_memory(self.runtime_dir())
+    }
+
+    /// Asks for a change of its memory again that was asked for and may still happen, where the kernel itself answers. Nothing where there is none, or no
+    /// answer.
+    ///
+    /// # Errors
+    /// As [`Kernel::set_memory`].
+    pub async fn settle_memory(&self) -> Result<(), SpawnError> {
+        if self.kind() != SpawnerKind::Multikernel || self.answers(SETTLE_ANSWER_MAX).await != Some(true) {
+            return Ok(());
+        }
+        let action = "settle what becomes of the memory of";
+        self.must_run(action).await?;
+        let settled = multikernel::settle_memory(self.runtime_dir()).await;
+        settled.map(drop).map_err(|error| self.not_moved(action, error))
     }
 
     /// Its CPUs, in order, where they can be lent and taken while it runs; else `None`.

@@ -31,6 +31,8 @@ const HOST_MEMORY_MIN_PART: u64 = 16;
 pub(crate) struct Stock {
     /// How much of its memory the host keeps for itself, in MiB; `None`: the default.
     pub(crate) host_memory_min_mib: Option<u64>,
+    /// The memory that is set aside for kernels beside this one, in bytes, if it is that which is moved, and not this host's.
+    pub(crate) kernels_memory_bytes: Option<u64>,
     /// The CPUs that machines can be lent.
     pub(crate) cpus: CpuStock,
     /// The devices that they can be lent.
@@ -66,7 +68,7 @@ pub(super) async fn open(store: &Store, stock: &Stock) -> Result<Coordinator, St
             ));
         }
         if is_in_use(&coordinator) {
-            return take_up(store, coordinator, &found).await;
+            return take_up(store, coordinator, &found, stock).await;
         }
         if orphans > 0 || is_of_the_same_stock(coordinator.ledger(), &found) {
             return Ok(coordinator);
@@ -79,10 +81,16 @@ pub(super) async fn open(store: &Store, stock: &Stock) -> Result<Coordinator, St
 }
 
 /// A ledger that is in use, with what is new on this host.
-async fn take_up(store: &Store, mut coordinator: Coordinator, found: &Ledger) -> Result<Coordinator, String> {
+async fn take_up(
+    store: &Store,
+    mut coordinator: Coordinator,
+    found: &Ledger,
+    stock: &Stock,
+) -> Result<Coordinator, String> {
     let memory =
         |ledger: &Ledger| ledger.meta().totals.iter().find(|(kind, _)| *kind == Kind::Memory).copied();
-    if memory(coordinator.ledger()) != memory(found) {
+    // Of the memory of kernels what there is now is looked at anew before anything is promised.
+    if stock.kernels_memory_bytes.is_none() && memory(coordinator.ledger()) != memory(found) {
         tracing::warn!(
             "the ledger was made for another amount of memory: that stays so until no instance runs"
         );
@@ -101,15 +109,19 @@ async fn take_up(store: &Store, mut coordinator: Coordinator, found: &Ledger) ->
 
 /// A ledger of this host's memory, all of it the host's own, and of the CPUs and devices that machines can be lent, all of them free.
 fn discover(host_bytes: u64, stock: &Stock) -> Result<Ledger, String> {
-    let granules = (host_bytes / GRANULE_BYTES).max(1);
+    // Memory of kernels beside this one is nobody's at first, and none may be set aside yet.
+    let bytes = stock.kernels_memory_bytes.unwrap_or_else(|| host_bytes.max(GRANULE_BYTES));
+    let granules = bytes / GRANULE_BYTES;
+    let of_kernels = stock.kernels_memory_bytes.is_some();
     let kept = stock.host_memory_min_mib.map_or(granules / HOST_MEMORY_MIN_PART, super::granules);
-    if kept >= granules {
+    if kept >= granules && !of_kernels {
         return Err(format!(
             "--host-memory-min keeps all of this host's {} MiB of memory from everybody",
             host_bytes >> 20
         ));
     }
-    let memory = Unit::lot(0, granules, None);
+    let holder = if of_kernels { Party::Pool } else { Party::Host };
+    let memory = (granules > 0).then(|| (Unit::lot(0, granules, None), holder));
     let cpus: Vec<Unit> = match &stock.cpus {
         // They share nothing that would make it matter which go together.
         CpuStock::Shared(count) => (0..*count).map(|number| Unit::cpu(number, number, None)).collect(),
@@ -119,10 +131,10 @@ fn discover(host_bytes: u64, stock: &Stock) -> Result<Ledger, String> {
     let devices = stock.devices.iter().map(|address| Unit::device(*address, None, true));
     // What the host has of CPUs and devices for itself is not in the ledger.
     let none = Bounds::NONE;
-    let memory_bounds = Bounds { min: kept, ..Bounds::default() };
+    let memory_bounds = if of_kernels { none } else { Bounds { min: kept, ..Bounds::default() } };
     let host = Limits { memory: memory_bounds, cpus: none, devices: none, llc_ways: none };
     let free = cpus.into_iter().chain(devices).map(|unit| (unit, Party::Pool));
-    let units = std::iter::once((memory, Party::Host)).chain(free);
+    let units = memory.into_iter().chain(free);
     Ledger::discover(GRANULE_BYTES, host, units).map_err(|violation| violation.to_string())
 }
 
@@ -157,7 +169,8 @@ mod tests {
     const HOST_BYTES: u64 = 16 << 30;
 
     fn stock(host_memory_min_mib: Option<u64>) -> Stock {
-        Stock { host_memory_min_mib, cpus: CpuStock::Shared(2), devices: Vec::new() }
+        let (kernels_memory_bytes, devices) = (None, Vec::new());
+        Stock { host_memory_min_mib, kernels_memory_bytes, cpus: CpuStock::Shared(2), devices }
     }
 
     #[test]
@@ -167,6 +180,17 @@ mod tests {
         assert_eq!(kept(None), HOST_BYTES / 16);
         assert_eq!(kept(Some(100)), 100 << 20);
         assert_eq!(kept(Some(0)), 0);
+    }
+
+    #[test]
+    fn memory_set_aside_for_kernels_is_nobodys_and_the_hosts_is_not_in_their_ledger() {
+        let of = |bytes| {
+            discover(HOST_BYTES, &Stock { kernels_memory_bytes: Some(bytes), ..stock(Some(1 << 20)) })
+        };
+        let ledger = of(1 << 30).unwrap();
+        assert_eq!(ledger.held(Party::Pool, Kind::Memory) * GRANULE_BYTES, 1 << 30);
+        assert_eq!(ledger.held(Party::Host, Kind::Memory), 0);
+        assert_eq!(of(0).unwrap().held(Party::Pool, Kind::Memory), 0, "nothing is set aside yet");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tombolo_handover::coordinator::{
 };
 use tombolo_handover::operation::{Act, DrainRule, Effect, Fate, Operation, Rules};
 use tombolo_handover::{
-    Bounds, Input, InstanceId, InstanceRow, Kind, Limits, OpId, Party, Request, UnitId, What,
+    Bounds, Input, InstanceId, InstanceRow, Kind, Limits, OpId, Party, Refusal, Request, UnitId, What,
 };
 use tombolo_transport::{Cid, Incarnation};
 
@@ -24,7 +24,8 @@ use super::{CpusAre, Holding, LedgerError, Movable, Order, Unproven, granules, i
 use crate::core::{EventKind, InstanceSpec};
 use crate::daemon::registry::Registry;
 use crate::daemon::shared::Shared;
-use crate::spawner::{self, SpawnerKind, multikernel};
+use crate::spawner::multikernel::{self, PoolMemory};
+use crate::spawner::{self, SpawnerKind};
 use crate::store::{Batch, Store, StoreError};
 use crate::time::unix_ns;
 
@@ -48,6 +49,8 @@ pub(super) struct Desk {
     /// For each operation, what is to be done about its units, in the order in which it was decided.
     queues: HashMap<OpId, mpsc::UnboundedSender<Act>>,
     claims: Claims,
+    /// In what memory of kernels beside this one comes and goes.
+    memory_step_bytes: u64,
     /// Of the kernels that run by the books, those that this daemon has not yet seen to have what the books say: meanwhile anybody may have changed it.
     first_looks: BTreeMap<InstanceId, Claim>,
     /// What waits until a claim is dropped or an operation ends.
@@ -68,7 +71,9 @@ impl Desk {
         let (claims, parked) = (Claims::default(), Vec::new());
         let running = coordinator.ledger().instances().filter(|row| row.running).map(|row| row.id);
         let first_looks = running.filter_map(|id| Some((id, claims.claim(id)?))).collect();
+        let memory_step_bytes = GRANULE_BYTES;
         Self {
+            memory_step_bytes,
             shared,
             registry,
             witnesses,
@@ -162,6 +167,7 @@ impl Desk {
     async fn submit(&mut self, request: Request) -> Result<Operation, LedgerError> {
         self.forget_the_oldest().await;
         self.compare().await;
+        self.check_step(&request)?;
         let rules = Rules { drain: self.drain_rule(&request), ..Rules::default() };
         let id = match self.coordinator.submit(unix_ns(), request, rules)? {
             Submitted::Known(id) => id,
@@ -193,8 +199,11 @@ impl Desk {
             return;
         }
         let settings = self.shared.drivers.multikernel_settings().clone();
-        let looking = tokio::task::spawn_blocking(move || multikernel::pool_cpus(&settings));
-        let seen = match tokio::time::timeout(COMPARE_MAX, looking).await {
+        let ours = held_memory(&self.coordinator);
+        let looking = tokio::task::spawn_blocking(move || {
+            multikernel::pool_cpus(&settings).map(|cpus| (cpus, multikernel::pool_memory(&settings, &ours)))
+        });
+        let (cpus, memory) = match tokio::time::timeout(COMPARE_MAX, looking).await {
             Ok(Ok(Ok(seen))) => seen,
             Ok(Ok(Err(reason))) => return tracing::warn!(reason, "the kernel's pool cannot be read"),
             Ok(Err(panicked)) => return tracing::error!(%panicked, "the kernel's pool was not read"),
@@ -203,8 +212,30 @@ impl Desk {
             }
         };
         let seen: Vec<Seen> =
-            seen.into_iter().map(|(cpu, is_free)| Seen { unit: cpu_of_kernels(cpu), is_free }).collect();
+            cpus.into_iter().map(|(cpu, is_free)| Seen { unit: cpu_of_kernels(cpu), is_free }).collect();
         self.commit_or_warn(|desk| Ok(desk.compare(unix_ns(), Kind::Cpu, &seen))).await;
+        match memory {
+            Ok(memory) => {
+                self.memory_step_bytes = memory.step_bytes;
+                let (total, taken) = granules_of(memory);
+                self.commit_or_warn(|desk| Ok(desk.compare_memory(unix_ns(), total, taken))).await;
+            }
+            Err(reason) => tracing::warn!(reason, "what the kernel's pool has of memory cannot be read"),
+        }
+    }
+
+    /// Memory of kernels beside this one comes and goes in whole steps.
+    fn check_step(&self, request: &Request) -> Result<(), Refusal> {
+        let step = self.memory_step_bytes;
+        match request.what {
+            What::MemoryBytes(bytes)
+                if self.shared.ledger.cpus_are() == CpusAre::OfKernels && !bytes.is_multiple_of(step) =>
+            {
+                let below = bytes / step * step;
+                Err(Refusal::OddSize { bytes, granule_bytes: step, below, above: below.saturating_add(step) })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether what a kernel has that this is about is being changed at this moment.
@@ -465,6 +496,21 @@ impl Scribe {
     }
 }
 
+/// What the ledger gives to each instance, in bytes; where something moves, whatever that has.
+pub(crate) fn held_memory(coordinator: &Coordinator) -> Vec<(u32, u64)> {
+    let ledger = coordinator.ledger();
+    let held = |row: &InstanceRow| match coordinator.moving_at(row.id) {
+        Some(_) => u64::MAX,
+        None => ledger.held(Party::Instance(row.kernel()), Kind::Memory).saturating_mul(GRANULE_BYTES),
+    };
+    ledger.instances().map(|row| (row.id.0, held(row))).collect()
+}
+
+/// How much memory there is, and what others have of it: a granule of which they have a part is theirs.
+pub(crate) fn granules_of(memory: PoolMemory) -> (u64, u64) {
+    (memory.total_bytes / GRANULE_BYTES, memory.others_bytes.div_ceil(GRANULE_BYTES))
+}
+
 /// What must be recorded even when the disk is full, so that a stop frees what it should.
 fn is_of_an_end(input: &Input) -> bool {
     matches!(input, Input::KernelDown(_))
@@ -526,7 +572,7 @@ pub(crate) fn row_of(
     let none = Bounds::NONE;
     let of = |can_move, bounds| if can_move { bounds } else { none };
     let memory = Bounds {
-        min: granules(spec.memory_min_mib()),
+        min: granules(if movable.keeps_memory { spec.memory_mib } else { spec.memory_min_mib() }),
         desired: granules(spec.memory_mib),
         max: granules(spec.memory_max_mib().max(spec.memory_mib)),
     };

@@ -31,7 +31,7 @@ use tombolo_transport::{Cid, Incarnation};
 pub(crate) use self::books::{Books, CpuStock, GRANULE_BYTES, Stock};
 use self::desk::Desk;
 #[cfg(test)]
-pub(crate) use self::desk::{needs_of, row_of};
+pub(crate) use self::desk::{granules_of, held_memory, needs_of, row_of};
 use self::mend::Mend;
 pub(crate) use self::movable::{CpusAre, Movable};
 pub(crate) use self::search::Unproven;
@@ -39,7 +39,8 @@ use self::witness::Witnesses;
 #[cfg(test)]
 pub(crate) use self::{
     books::cpu_of_kernels,
-    search::{Seen as Whereabouts, find_unit},
+    place::{Has, Lots},
+    search::{Amount, Seen as Whereabouts, find_lot, find_unit},
     tie::{Tie, attached},
 };
 use super::registry::Registry;

@@ -4,10 +4,10 @@ use super::CpuStock;
 use crate::core::InstanceSpec;
 use crate::spawner::SpawnerKind;
 
-/// Whose the CPUs of the ledger are.
+/// Whose the CPUs of the ledger are, and its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CpusAre {
-    /// Lent to machines.
+    /// Lent to machines, which are given this host's memory.
     OfMachines,
     /// Set aside for kernels beside this one.
     OfKernels,
@@ -17,6 +17,8 @@ pub(crate) enum CpusAre {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Movable {
     pub(crate) memory: bool,
+    /// Whether the memory that it booted with stays.
+    pub(crate) keeps_memory: bool,
     pub(crate) cpus: bool,
     pub(crate) devices: bool,
 }
@@ -36,19 +38,23 @@ impl CpusAre {
             SpawnerKind::Uml | SpawnerKind::Qemu | SpawnerKind::Process => self == Self::OfMachines,
         };
         Movable {
-            memory: kind.can_move_memory(),
+            memory: kind.can_move_memory() && are_its,
+            keeps_memory: kind == SpawnerKind::Multikernel,
             cpus: kind.can_move_cpus() && are_its,
             devices: kind.can_move_devices(),
         }
     }
 
-    /// Why a kernel cannot have the CPUs that it is to have, if it cannot.
+    /// Why a kernel cannot have the CPUs or the memory that it is to have, if it cannot.
     pub(crate) fn refusal(
         self,
         kind: SpawnerKind,
         is_taken_over: bool,
         spec: &InstanceSpec,
     ) -> Option<String> {
+        if let Some(reason) = self.memory_refusal(kind, is_taken_over, spec) {
+            return Some(reason);
+        }
         let most = spec.cpus_max();
         if !kind.can_move_cpus() || self.movable(kind, is_taken_over).cpus {
             return None;
@@ -69,6 +75,30 @@ impl CpusAre {
     }
 }
 
+impl CpusAre {
+    fn memory_refusal(self, kind: SpawnerKind, is_taken_over: bool, spec: &InstanceSpec) -> Option<String> {
+        let (most, boots_with) = (spec.memory_max_mib(), spec.memory_mib);
+        if most <= boots_with || !kind.can_move_memory() {
+            return None;
+        }
+        let (field, leave) = ("memory_max_mib", "set memory_mib, and leave memory_max_mib out");
+        if !self.movable(kind, is_taken_over).memory {
+            return Some(match kind {
+                SpawnerKind::Multikernel if is_taken_over => format!(
+                    "{field} is {most}, and it keeps the memory that the program gave it which made it: {leave}"
+                ),
+                SpawnerKind::Multikernel => format!(
+                    "{field} is {most}, and this daemon moves memory of machines: start it with --spawner multikernel, without --cpus and --host-cpus, or {leave}"
+                ),
+                _ => format!(
+                    "{field} is {most}, and this daemon has only memory of kernels beside this one to give (--spawner multikernel): {leave}"
+                ),
+            });
+        }
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,14 +111,21 @@ mod tests {
         assert!(cpus(CpusAre::OfKernels, Multikernel) && !cpus(CpusAre::OfKernels, Qemu));
         assert!(!cpus(CpusAre::OfKernels, Uml) && !cpus(CpusAre::OfMachines, Uml));
         assert!(!CpusAre::OfKernels.movable(Multikernel, true).cpus, "another program chose them");
-        assert!(CpusAre::OfKernels.movable(Qemu, false).memory);
+        let memory = |are: CpusAre, kind| are.movable(kind, false).memory;
+        assert!(memory(CpusAre::OfMachines, Qemu) && memory(CpusAre::OfMachines, Uml));
+        assert!(!memory(CpusAre::OfKernels, Qemu) && !memory(CpusAre::OfMachines, Multikernel));
+        assert!(memory(CpusAre::OfKernels, Multikernel));
+        assert!(!CpusAre::OfKernels.movable(Multikernel, true).memory, "nor is its memory");
     }
 
     #[test]
-    fn more_cpus_than_a_kernel_can_be_given_are_refused_with_what_to_do() {
+    fn more_than_a_kernel_can_be_given_is_refused_with_what_to_do() {
         use SpawnerKind::{Multikernel, Qemu, Uml};
         let spec = |text: &str| -> InstanceSpec { toml::from_str(text).unwrap() };
         let (one, more) = (spec("cpus = 2"), spec("cpus = 2\ncpus_max = 4"));
+        let memory = spec("memory_mib = 256\nmemory_max_mib = 512");
+        assert_eq!(CpusAre::OfKernels.refusal(Multikernel, false, &memory), None);
+        assert_eq!(CpusAre::OfMachines.refusal(Uml, false, &memory), None);
         let refusal = |are: CpusAre, kind, taken_over, spec| are.refusal(kind, taken_over, spec);
         assert_eq!(refusal(CpusAre::OfKernels, Multikernel, false, &more), None);
         assert_eq!(refusal(CpusAre::OfMachines, Multikernel, false, &one), None);
@@ -98,6 +135,9 @@ mod tests {
             (CpusAre::OfMachines, Multikernel, false, &more, "--spawner multikernel"),
             (CpusAre::OfKernels, Multikernel, true, &more, "leave cpus_max out"),
             (CpusAre::OfKernels, Qemu, false, &one, "machines have one"),
+            (CpusAre::OfMachines, Multikernel, false, &memory, "--spawner multikernel"),
+            (CpusAre::OfKernels, Multikernel, true, &memory, "leave memory_max_mib out"),
+            (CpusAre::OfKernels, Uml, false, &memory, "leave memory_max_mib out"),
         ] {
             let reason = refusal(are, kind, taken_over, spec).unwrap();
             assert!(reason.contains(remedy), "{reason}");

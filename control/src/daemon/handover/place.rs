@@ -11,7 +11,7 @@ use crate::keeper::MemoryState;
 
 /// What is known of one end of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Has {
+pub(crate) enum Has {
     /// A kernel that runs has so much, in granules.
     Granules(u64),
     /// A kernel that runs cannot be asked now.
@@ -26,24 +26,24 @@ pub(super) enum Has {
 
 impl Has {
     /// What a keeper says.
-    pub(super) fn of(memory: &MemoryState) -> Self {
+    pub(crate) fn of(memory: &MemoryState) -> Self {
         if memory.certain { Self::Granules(memory.present_bytes / GRANULE_BYTES) } else { Self::Unknown }
     }
 }
 
 /// The lots of an operation that have no owner yet, in order, and its ends.
 #[derive(Clone, Debug)]
-pub(super) struct Lots {
-    pub(super) units: Vec<UnitId>,
-    pub(super) sizes: Vec<u64>,
-    pub(super) resting: Resting,
-    pub(super) donor: Party,
-    pub(super) receiver: Party,
+pub(crate) struct Lots {
+    pub(crate) units: Vec<UnitId>,
+    pub(crate) sizes: Vec<u64>,
+    pub(crate) resting: Resting,
+    pub(crate) donor: Party,
+    pub(crate) receiver: Party,
 }
 
 impl Lots {
     /// To whom the lot `at` is attached: the pool if to nobody, `None` if that cannot be told. `progress` is its record.
-    pub(super) fn attached(
+    pub(crate) fn attached(
         &self,
         at: usize,
         progress: &Progress,
@@ -83,12 +83,12 @@ impl Lots {
     }
 
     /// What the donor is to have left when the lot `at` has gone: lots leave from the front.
-    pub(super) fn donor_after(&self, at: usize) -> u64 {
+    pub(crate) fn donor_after(&self, at: usize) -> u64 {
         self.resting.donor + self.sizes.iter().skip(at + 1).sum::<u64>()
     }
 
     /// What the receiver is to have when the lot `at` has come: lots arrive from the front.
-    pub(super) fn receiver_after(&self, at: usize) -> u64 {
+    pub(crate) fn receiver_after(&self, at: usize) -> u64 {
         self.resting.receiver + self.sizes.iter().take(at + 1).sum::<u64>()
     }
 }
@@ -103,7 +103,7 @@ fn has_left_host(progress: &Progress) -> bool {
 }
 
 /// What goes on with a unit in the host, which does at once what it is told.
-pub(super) fn inside_host(progress: &Progress, is_donor: bool) -> Inside {
+pub(crate) fn inside_host(progress: &Progress, is_donor: bool) -> Inside {
     if is_donor && progress.touched && progress.told != Some(Command::Undrain) {
         Inside::Offline
     } else {

@@ -19,14 +19,14 @@ pub(crate) struct Seen<T> {
 
 /// How much memory a kernel has, in granules.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Amount {
-    pub(super) has: Has,
+pub(crate) struct Amount {
+    pub(crate) has: Has,
     /// What the ledger gives to it.
-    pub(super) held: u64,
+    pub(crate) held: u64,
     /// Whether it may still change by itself.
-    pub(super) is_changing: bool,
+    pub(crate) is_changing: bool,
     /// An operation that moves something from or to it.
-    pub(super) moving: Option<OpId>,
+    pub(crate) moving: Option<OpId>,
 }
 
 /// Why it cannot be said who has a unit.
@@ -75,7 +75,7 @@ pub(crate) fn find_unit(seen: &[Seen<Tie>]) -> Result<Party, Unproven> {
 
 /// Who has a lot of `size` granules. Memory is an amount: whoever has that much more than the ledger gives to it has the lot, or another
 /// like it, which is the same.
-pub(super) fn find_lot(size: u64, seen: &[Seen<Amount>]) -> Result<Party, Unproven> {
+pub(crate) fn find_lot(size: u64, seen: &[Seen<Amount>]) -> Result<Party, Unproven> {
     let mut surplus = None;
     let mut found = None;
     for kernel in seen {

@@ -35,9 +35,10 @@ impl Instance {
         }
         let movable = cpus_are.movable(kind, is_taken_over);
         let Holding { memory_bytes, cpus, devices } = self.enter_boot(kind, incarnation, movable).await?;
-        let (memory_bytes, least, most) = match kind.can_move_memory() {
+        let (memory_bytes, least, most) = match movable.memory {
             true => {
-                (memory_bytes, round_up(spec.memory_min_mib() << 20), round_up(spec.memory_max_mib() << 20))
+                let least = if movable.keeps_memory { spec.memory_mib } else { spec.memory_min_mib() };
+                (memory_bytes, round_up(least << 20), round_up(spec.memory_max_mib() << 20))
             }
             false => (spec.memory_mib << 20, spec.memory_mib << 20, spec.memory_mib << 20),
         };
@@ -82,7 +83,11 @@ impl Instance {
         };
         let movable = self.shared.ledger.cpus_are().movable(kind, self.record.taken_over.is_some());
         // It may have been started by a daemon whose ledger had other CPUs.
-        let movable = Movable { cpus: movable.cpus && kernel.moves_cpus(), ..movable };
+        let movable = Movable {
+            cpus: movable.cpus && kernel.moves_cpus(),
+            memory: movable.memory && kernel.moves_memory(),
+            ..movable
+        };
         if let Err(reason) = self.enter_boot(kind, incarnation, movable).await {
             tracing::warn!(instance = %self.record.name, reason, "the ledger does not know what it has");
             return;

@@ -62,6 +62,42 @@ pub(crate) fn pool_cpus(settings: &Settings) -> Result<Vec<(u32, bool)>, String>
     Ok(pool.cpus.iter().map(|cpu| (cpu.0, pool.cpus_available.contains(cpu))).collect())
 }
 
+/// What the pool's memory comes to, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PoolMemory {
+    pub(crate) total_bytes: u64,
+    /// What others have of it than the ledger's instances: other programs' instances, what ours have beyond what the ledger gives them, and buffers.
+    pub(crate) others_bytes: u64,
+    /// In what memory of a running kernel comes and goes.
+    pub(crate) step_bytes: u64,
+}
+
+/// What there is. `ours`: by their numbers, how much the ledger gives to instances of ours, in bytes.
+pub(crate) fn pool_memory(settings: &Settings, ours: &[(u32, u64)]) -> Result<PoolMemory, String> {
+    memory_of_pool(&Mounted::at(&settings.root), ours).map_err(|error| error.to_string())
+}
+
+/// The same, on any kernel.
+pub(super) fn memory_of_pool(kernel: &impl Interface, ours: &[(u32, u64)]) -> Result<PoolMemory, AskError> {
+    let pool = interface::pool_or_none(kernel)?;
+    let total_bytes = pool.memory_bytes();
+    // Where the map shows nothing, or cannot be read, buffers are not known of.
+    let map = interface::map(kernel).unwrap_or_default();
+    let (mut all_bytes, mut ours_bytes) = (0_u64, 0_u64);
+    for name in interface::instances(kernel)? {
+        // Of a name that we could not give; it is another's.
+        let Ok(name) = name.parse() else { continue };
+        if let Some(tree) = interface::instance(kernel, &name)? {
+            all_bytes = all_bytes.saturating_add(tree.memory_bytes);
+            let held = ours.iter().find(|(id, _)| *id == u32::from(tree.id.0)).map_or(0, |(_, held)| *held);
+            ours_bytes = ours_bytes.saturating_add(tree.memory_bytes.min(held));
+        }
+    }
+    let used = map.free_bytes(&pool.chunks).map_or(all_bytes, |free| total_bytes.saturating_sub(free));
+    let others_bytes = used.saturating_sub(ours_bytes);
+    Ok(PoolMemory { total_bytes, others_bytes, step_bytes: interface::step_bytes(kernel, &pool) })
+}
+
 /// The numbers of all instances that can be read.
 pub(super) fn numbers(settings: &Settings) -> Vec<u32> {
     let kernel = Mounted::at(&settings.root);

@@ -55,7 +55,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 pub(crate) use self::alive::answers;
-pub(crate) use self::books::{books, pool_cpus, shared_memory};
+pub(crate) use self::books::{PoolMemory, books, pool_cpus, pool_memory, shared_memory};
 pub(crate) use self::line::vsock;
 pub(crate) use self::live::{LiveCpu, LiveError};
 pub(crate) use self::look::{
@@ -217,7 +217,8 @@ impl MultikernelSpawner {
             cpus: spec.cpus.iter().copied().map(PhysicalCpu).collect(),
             cpus_withheld: spec.cpus_withheld.iter().copied().map(PhysicalCpu).collect(),
             moves_cpus: !spec.cpus.is_empty(),
-            memory_max_bytes: None,
+            // Whose CPUs are the ledger's, its memory is.
+            memory_max_bytes: (!spec.cpus.is_empty()).then_some(spec.memory_max_bytes),
             nonce: nonce.to_string(),
             origin: Origin::Made,
             keeper_binary: self.keeper_binary.clone(),
@@ -426,6 +427,19 @@ pub(super) async fn change_cpu(
         CpuChange::Settle => live.settle(cpu),
     })
     .await
+}
+
+/// Whether the kernel of `runtime_dir` has memory that can be moved: what the ledger gave it.
+pub(super) fn moves_memory(runtime_dir: &Path) -> bool {
+    let record = folder::read(runtime_dir).ok().flatten();
+    record.is_some_and(|record| {
+        LiveMemory::on(&Mounted::at(&record.settings.root), &record, runtime_dir).is_some()
+    })
+}
+
+/// Asks that kernel again for memory that it was asked for and did not answer about.
+pub(super) async fn settle_memory(runtime_dir: &Path) -> Result<Option<()>, LiveError> {
+    on_memory(runtime_dir, |memory| memory.settle()).await
 }
 
 /// The memory of the kernel of `runtime_dir`, which runs; `None` where it cannot be moved.

@@ -101,6 +101,11 @@ impl Map {
         Some(free)
     }
 
+    /// How much of the pool nobody has. `None`: the map does not show all of it.
+    pub(super) fn free_bytes(&self, chunks: &[Chunk]) -> Option<u64> {
+        Some(self.free(chunks)?.iter().map(|free| free.bytes).sum())
+    }
+
     /// Where a region of so many bytes comes, whether the kernel heeds what it is asked for or takes the first range that fits. `withheld`: what may be in
     /// use, although nobody has it.
     pub(super) fn place(&self, chunks: &[Chunk], bytes: u64, withheld: &[Span]) -> Result<Span, NoPlace> {

@@ -40,6 +40,7 @@ impl Witnesses {
             UnitId::Lot(_) => {
                 let mut seen = Vec::new();
                 for (party, name) in kernels {
+                    self.settle_memory(party).await;
                     seen.push(Seen { party, name, has: self.amount(party).await });
                 }
                 find_lot(entry.unit.size(), &seen)
@@ -61,6 +62,22 @@ impl Witnesses {
         let Some(coordinator) = self.coordinator() else { return Vec::new() };
         let running = coordinator.ledger().instances().filter(|row| row.running);
         running.map(|row| (Party::Instance(row.kernel()), row.name.clone())).collect()
+    }
+
+    /// Has a kernel that was asked for memory, or for some of its own, and may still carry it out, asked again, if it lives: its answer ends the doubt.
+    async fn settle_memory(&self, party: Party) {
+        let Some(kernel) = party.kernel() else { return };
+        let (_, is_changing) = self.has(party).await;
+        if is_changing
+            && let Some(handle) = self.running(kernel).await
+            && let Err(error) = handle.settle_memory().await
+        {
+            tracing::debug!(
+                instance = kernel.instance.0,
+                error = crate::daemon::chain(&error),
+                "it stays in doubt"
+            );
+        }
     }
 
     async fn amount(&self, party: Party) -> Amount {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tombolo_handover::{InstanceId, InstanceRow, Kind, Owner, Party, UnitId};
+use tombolo_handover::{InstanceId, InstanceRow, Owner, UnitId};
 use tombolo_mksim::model::Quirk;
 
 use super::daemon::Daemon;
@@ -22,6 +22,7 @@ impl Daemon {
         self.check_owners();
         self.check_ledger();
         self.check_cpus();
+        self.check_memory();
     }
 
     /// What is in memory is on disk.
@@ -67,7 +68,6 @@ impl Daemon {
             let record = record.unwrap_or_else(|| panic!("`{}` has a row, and no record", row.name));
             let state = record.life.state();
             assert!(!row.running || state.may_have_kernel() || state == State::Reserved, "{row:?}, {state}");
-            assert_eq!(ledger.held(Party::Instance(row.kernel()), Kind::Memory), 0, "{row:?}");
         }
         for (name, record) in &self.records {
             let Some(in_kernel) = self.known(name).record(&self.bench.settings()).unwrap() else { continue };

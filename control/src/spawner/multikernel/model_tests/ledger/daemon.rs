@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tombolo_handover::coordinator::{Coordinator, Step};
 use tombolo_handover::{
     Bounds, Effect as LedgerEffect, Input as LedgerInput, InstanceId, InstanceRow, Ledger, Limits, OpId,
-    Party, Unit, UnitId,
+    UnitId,
 };
 use tombolo_mksim::model::Quirk;
 use tombolo_transport::{Cid, Incarnation};
@@ -19,7 +19,7 @@ use super::{Turn, Wish, any_name};
 use crate::core::backoff::RestartPolicy;
 use crate::core::lifecycle::{Effect, End, Found, Input};
 use crate::core::{InstanceSpec, State};
-use crate::daemon::{CpusAre, Movable, needs_of, row_of};
+use crate::daemon::{CpusAre, GRANULE_BYTES, Movable, needs_of, row_of};
 use crate::spawner::SpawnerKind;
 use crate::spawner::multikernel::folder;
 use crate::spawner::multikernel::hold::Hold;
@@ -85,10 +85,10 @@ impl Daemon {
         let state = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let mut journal = Journal { store: None, writes: 0, crash_at: None };
         journal.open(state.path());
-        let (memory, none) = (Bounds::default(), Bounds::NONE);
-        let host = Limits { memory, cpus: none, devices: none, llc_ways: none };
-        let units = [(Unit::lot(0, 64, None), Party::Host)];
-        let ledger = Ledger::discover(2 * MIB, host, units).unwrap();
+        let none = Bounds::NONE;
+        let host = Limits { memory: none, cpus: none, devices: none, llc_ways: none };
+        // As for a pool that is empty still: what there is is looked at.
+        let ledger = Ledger::discover(GRANULE_BYTES, host, []).unwrap();
         journal.write(&Batch::new().begin_ledger(StoredLedger::discovered(&ledger)));
         let coordinator = Coordinator::new(ledger);
         let (records, kept, drained) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
@@ -142,12 +142,18 @@ impl Daemon {
             Wish::Kill(name) => self.with_one(name, Self::kill),
             Wish::Remove(name) => self.with_one(name, Self::remove),
             Wish::Move { from, to, count } => self.move_cpus(from, to, count),
+            Wish::MoveMemory { from, to, steps } => self.move_memory(from, to, steps),
+            Wish::Pins(name, is_pinned) => self.bench.model.world().machine.pinned(number(name), is_pinned),
             Wish::Look => {
                 self.look();
                 self.heal();
             }
             Wish::Wait(seconds) => self.bench.model.world().pass(Duration::from_secs(seconds)),
-            Wish::LosesAcks(on) => self.bench.model.world().machine.set_quirk(Quirk::CpuAddAckLost, on),
+            Wish::LosesAcks(on) => {
+                for quirk in [Quirk::CpuAddAckLost, Quirk::MemoryAckLost] {
+                    self.bench.model.world().machine.set_quirk(quirk, on);
+                }
+            }
             Wish::Quirk(index, on) => self.bench.model.world().machine.set_quirk(quirk(index), on),
         }
     }
@@ -165,7 +171,8 @@ impl Daemon {
     }
 
     pub(super) fn create(&mut self, name: &str, cid: u32, cpus: u32) {
-        let spec = InstanceSpec { cpus, cpus_max: Some(4), memory_mib: 128, ..spec() };
+        let spec =
+            InstanceSpec { cpus, cpus_max: Some(4), memory_mib: 128, memory_max_mib: Some(768), ..spec() };
         if !self.records.contains_key(name) && self.records.values().all(|record| record.cid.0 != cid) {
             self.enter(InstanceRecord::new(name.parse().unwrap(), Cid(cid), 1, spec, 1));
         }
@@ -258,7 +265,11 @@ impl Daemon {
         let cpus = self.cpus_of(InstanceId(store.cid.0));
         let made = Record {
             nonce,
-            memory_bytes: store.spec.memory_mib * MIB,
+            memory_bytes: match self.memory_of(InstanceId(store.cid.0)) {
+                0 => store.spec.memory_mib * MIB,
+                granules => granules * GRANULE_BYTES,
+            },
+            memory_max_bytes: (!cpus.is_empty()).then_some(768 * MIB),
             cpus_wanted: store.spec.cpus,
             cpus_withheld: self.cpus_in_doubt().into_iter().map(PhysicalCpu).collect(),
             moves_cpus: !cpus.is_empty(),
@@ -354,7 +365,9 @@ impl Daemon {
     /// What it held is free.
     fn release(&mut self, id: InstanceId) {
         let is_running = |row: &InstanceRow| self.coordinator.ledger().is_running(row.kernel());
-        if self.coordinator.ledger().instance(id).is_none_or(is_running) || self.cpus_of(id).is_empty() {
+        if self.coordinator.ledger().instance(id).is_none_or(is_running)
+            || self.cpus_of(id).is_empty() && self.memory_of(id) == 0
+        {
             return;
         }
         let step = self.coordinator.release(1, id).unwrap();

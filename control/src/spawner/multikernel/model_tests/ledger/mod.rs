@@ -9,6 +9,7 @@
 
 mod checks;
 mod daemon;
+mod lots;
 mod moves;
 
 use proptest::prelude::*;
@@ -43,6 +44,14 @@ enum Wish {
         to: usize,
         count: u32,
     },
+    /// So many steps of memory.
+    MoveMemory {
+        from: usize,
+        to: usize,
+        steps: u64,
+    },
+    /// What a kernel was given of memory cannot leave.
+    Pins(usize, bool),
     /// The daemon sees which kernels have ended.
     Look,
     /// Time passes, in seconds.
@@ -82,6 +91,7 @@ fn turn() -> impl Strategy<Value = Turn> {
         3 => one().prop_map(Wish::Kill),
         2 => one().prop_map(Wish::Remove),
         5 => (0..6_usize, 0..6_usize, 1..3_u32).prop_map(|(from, to, count)| Wish::Move { from, to, count }),
+        5 => (0..6_usize, 0..6_usize, 1..3_u64).prop_map(|(from, to, steps)| Wish::MoveMemory { from, to, steps }),
         2 => Just(Wish::Look),
         1 => (0..40_u64).prop_map(Wish::Wait),
         1 => (0..Quirk::ALL.len(), any::<bool>()).prop_map(|(quirk, on)| Wish::Quirk(quirk, on)),
@@ -105,7 +115,7 @@ fn turn() -> impl Strategy<Value = Turn> {
         })
 }
 
-/// What comes upon two kernels that run, and whose CPUs move.
+/// What comes upon two kernels that run, and whose CPUs and memory move.
 fn moving_turn() -> impl Strategy<Value = Turn> {
     let (name, other) = (0..2_usize, 0..3_usize);
     let before = prop_oneof![
@@ -118,6 +128,8 @@ fn moving_turn() -> impl Strategy<Value = Turn> {
     ];
     let wish = prop_oneof![
         9 => (0..3_usize, 0..3_usize, 1..3_u32).prop_map(|(from, to, count)| Wish::Move { from, to, count }),
+        9 => (0..3_usize, 0..3_usize, 1..4_u64).prop_map(|(from, to, steps)| Wish::MoveMemory { from, to, steps }),
+        1 => (0..2_usize, any::<bool>()).prop_map(|(name, is_pinned)| Wish::Pins(name, is_pinned)),
         2 => Just(Wish::Look),
         1 => (0..40_u64).prop_map(Wish::Wait),
         1 => any::<bool>().prop_map(Wish::LosesAcks),
@@ -162,15 +174,24 @@ fn simple(wish: Wish) -> Turn {
         leaves_lock: false,
     }
 }
-/// A life of one that we make, of one whose CPUs come and go, and of one that is taken over.
-fn lives() -> [Vec<Wish>; 3] {
+/// A life of one that we make, of two whose CPUs and memory come and go, and of one that is taken over.
+fn lives() -> [Vec<Wish>; 4] {
     let then = [Wish::Start(2), Wish::Kill(2), Wish::Start(2), Wish::Kill(2), Wish::Remove(2)];
     let of = |first: Wish| std::iter::once(first).chain(then.iter().cloned()).collect();
     let create = Wish::Create { name: 2, cpus: 2 };
     let moving = |from, to| Wish::Move { from, to, count: 1 };
     let moves =
         vec![create.clone(), Wish::Start(2), moving(1, 0), moving(0, 1), Wish::Kill(2), Wish::Remove(2)];
-    [of(create), moves, of(Wish::Adopt { name: 2, force: false })]
+    let of_memory = |from, to| Wish::MoveMemory { from, to, steps: 2 };
+    let grows = vec![
+        create.clone(),
+        Wish::Start(2),
+        of_memory(1, 0),
+        of_memory(0, 1),
+        Wish::Kill(2),
+        Wish::Remove(2),
+    ];
+    [of(create), moves, grows, of(Wish::Adopt { name: 2, force: false })]
 }
 
 /// Plays each life with a death at each half of a step of it. `count`: how many of what it dies at were done so far.
@@ -229,6 +250,11 @@ fn lives_come_to_their_end_without_deaths() {
                     let expected = if *to == 0 { 3 } else { 2 };
                     assert_eq!(daemon.cpus_of(tombolo_handover::InstanceId(cid)).len(), expected);
                 }
+                Wish::MoveMemory { to, .. } => {
+                    let id = tombolo_handover::InstanceId(daemon.records["cache"].cid.0);
+                    let steps = daemon.memory_of(id) * crate::daemon::GRANULE_BYTES / lots::STEP_BYTES;
+                    assert_eq!(steps, if *to == 0 { 3 } else { 1 });
+                }
                 _ => assert_eq!(state, None),
             }
         }
@@ -250,7 +276,7 @@ proptest! {
         daemon.leave();
     }
     #[test]
-    fn cpus_that_move_run_in_one_kernel_whatever_happens(turns in prop::collection::vec(moving_turn(), 1..20)) {
+    fn what_moves_is_in_one_kernel_whatever_happens(turns in prop::collection::vec(moving_turn(), 1..20)) {
         let mut daemon = Daemon::new();
         for wish in [0, 1].map(|name| Wish::Create { name, cpus: 1 }).into_iter().chain([0, 1].map(Wish::Start)) {
             daemon.take(&simple(wish));

@@ -12,7 +12,8 @@ use tombolo_handover::{
 };
 
 use super::daemon::{Daemon, store};
-use crate::daemon::{Tie, Whereabouts, attached, cpu_of_kernels, find_unit};
+use crate::daemon::{Tie, Whereabouts, attached, cpu_of_kernels, find_unit, granules_of, held_memory};
+use crate::spawner::multikernel::books::memory_of_pool;
 use crate::spawner::multikernel::ids::PhysicalCpu;
 use crate::spawner::multikernel::interface;
 use crate::spawner::multikernel::live::{Live, LiveError};
@@ -44,6 +45,11 @@ impl Daemon {
             .map(|cpu| Seen { unit: cpu_of_kernels(cpu.0), is_free: pool.cpus_available.contains(cpu) });
         let seen: Vec<Seen> = seen.collect();
         let step = self.coordinator.compare(1, Kind::Cpu, &seen);
+        store(&mut self.journal, step);
+        let held = held_memory(&self.coordinator);
+        let Ok(memory) = memory_of_pool(&self.bench.model, &held) else { return };
+        let (total, taken) = granules_of(memory);
+        let step = self.coordinator.compare_memory(1, total, taken);
         store(&mut self.journal, step);
     }
 
@@ -106,6 +112,9 @@ impl Daemon {
     fn act(&mut self, act: &Act) -> Option<Input> {
         self.bench.model.world().pass(Duration::from_millis(act.after_ms));
         let (operation, unit) = (act.operation, act.unit.id);
+        if unit.kind() == Kind::Memory {
+            return self.act_on_lot(act);
+        }
         let cpu = PhysicalCpu(number(unit)?);
         let refused = match act.command {
             Some(Command::Drain) => {
@@ -168,14 +177,14 @@ impl Daemon {
     }
 
     /// What was made for the instance of a party, if anything was.
-    fn in_kernel(&self, party: Party) -> Option<Record> {
+    pub(super) fn in_kernel(&self, party: Party) -> Option<Record> {
         let id = party.instance()?;
         let name = self.records.iter().find(|(_, record)| record.cid.0 == id.0)?.0;
         Record::read(&self.bench.folder(name)).unwrap()
     }
 
     /// The CPUs that a kernel has online, if it answers.
-    fn guest_has(&self, id: InstanceId) -> Option<Vec<u32>> {
+    pub(super) fn guest_has(&self, id: InstanceId) -> Option<Vec<u32>> {
         let world = self.bench.model.world();
         let guest = world.machine.instance_by_id(id.0)?.guest.as_ref().filter(|guest| !guest.is_frozen)?;
         Some(narrow(&guest.cpus))
@@ -188,7 +197,10 @@ impl Daemon {
         let entries = self.coordinator.ledger().entries().filter(|entry| is_curable(&entry.owner));
         let units: Vec<UnitId> = entries.map(|entry| entry.unit.id).collect();
         for unit in units {
-            let Some(cpu) = number(unit).map(PhysicalCpu) else { continue };
+            let Some(cpu) = number(unit).map(PhysicalCpu) else {
+                self.heal_lot(unit);
+                continue;
+            };
             let rows: Vec<InstanceRow> =
                 self.coordinator.ledger().instances().filter(|row| row.running).cloned().collect();
             let mut seen = Vec::new();
