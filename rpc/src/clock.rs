@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use tombolo_transport::mem::ticks;
 
+use crate::sync::time;
+
 /// About a millisecond in ticks of the processor's clock. Where it runs at another pace, or differently on each core, the system's
 /// clock is just read more or less often.
 const TICKS_PER_READING: u64 = 3_000_000;
@@ -41,7 +43,7 @@ pub(crate) fn exact_ns() -> u64 {
     // The ticks before the reading, and published after it: whoever is held up in between makes readings look older
     // than they are, which costs one more, and never newer.
     let at = ticks();
-    let now = u64::try_from(EPOCH.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let now = u64::try_from(time::since(*EPOCH).as_nanos()).unwrap_or(u64::MAX);
     let newest = READ_NS.fetch_max(now, Ordering::Relaxed).max(now);
     READ_AT.store(at, Ordering::Release);
     newest

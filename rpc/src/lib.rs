@@ -117,6 +117,7 @@ mod link;
 pub mod schema;
 mod scratch;
 mod service;
+mod sync;
 mod wire;
 
 pub use blob::Blob;

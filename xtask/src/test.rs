@@ -53,6 +53,7 @@ fn check_all(args: &Args) -> Result<()> {
         return checks.finish();
     }
     checks.check("model checking of the rings (loom)", model_checking);
+    checks.check("a link among tasks, in many orders (shuttle)", || succeed(&mut shuffled()));
     let kernel = checks.check("find or fetch a kernel", image::find_or_fetch);
     let programs = checks.check("build the programs statically", build::static_programs);
     let (Some(kernel), Some(programs)) = (kernel, programs) else {
@@ -188,6 +189,14 @@ fn model_checking() -> Result<()> {
     let mut cargo = build::cargo();
     cargo.args(["test", "--release", "--package", "tombolo-transport", "--lib", "loom_"]);
     succeed(cargo.env("LOOM_MAX_PREEMPTIONS", "3"))
+}
+
+/// The RPC layer's links, with a scheduler of their own that chooses who goes on: a lost wake-up is a deadlock there. Built apart, for its `--cfg`.
+pub(crate) fn shuffled() -> Command {
+    let mut cargo = build::cargo();
+    cargo.args(["test", "--package", "tombolo-rpc", "--target-dir", "target/shuttle", "--lib", "shuttle_"]);
+    cargo.env("RUSTFLAGS", "--cfg shuttle");
+    cargo
 }
 
 /// The test double itself, with kernels: what runs on it later shows nothing where it is wrong.

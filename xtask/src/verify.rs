@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use clap::Parser;
 
-use crate::test::{Checks, succeed, tests_on_kernels};
+use crate::test::{Checks, shuffled, succeed, tests_on_kernels};
 use crate::{build, demo, image, process, qemu};
 
 /// Options of the verification.
@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// How many random inputs each fuzz target of the transport gets, from a seed that is new each time and told; 0: none
     #[arg(long, default_value_t = 200_000, value_name = "N")]
     cases: u64,
+    /// How many orders of each of two kinds each scenario of tasks around a link is run in, from a seed that is new each time and told
+    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+    schedules: u32,
     /// How many processes and kernels of the transport's tests are killed
     #[arg(long, default_value_t = 10_000, value_name = "N")]
     kills: u64,
@@ -112,18 +115,23 @@ fn verify(args: &Args) -> Result<()> {
     checks.finish()
 }
 
-/// What `docs/verification.md` says of the transport, at length.
+/// What `docs/verification.md` says of the transport and of links, at length.
 fn transport(checks: &mut Checks, args: &Args) {
+    // Any number will do; the one of a failure is in its message.
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
+    println!("seed {seed}");
     checks.check("connections, model-checked in longer histories", || {
         succeed(&mut of_transport(&["--lib", "model_tests", "--", "--nocapture", "--include-ignored"]))
     });
     checks.check("rings, model-checked with more preemptions (loom)", || {
         succeed(of_transport(&["--lib", "loom_"]).env("LOOM_MAX_PREEMPTIONS", "3"))
     });
+    checks.check("a link among tasks, in many more orders (shuttle)", || {
+        let mut orders = shuffled();
+        orders.env("TOMBOLO_SEED", seed.to_string()).env("TOMBOLO_SCHEDULES", args.schedules.to_string());
+        succeed(&mut orders)
+    });
     if args.cases > 0 {
-        // Any number will do; the one of a failure is in its message.
-        let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
-        println!("seed {seed}");
         checks.check("hostile peers, kernels and processes", || {
             let mut fuzzing = of_transport(&["--lib", "fuzzing"]);
             fuzzing.env("TOMBOLO_SEED", seed.to_string()).env("TOMBOLO_CASES", args.cases.to_string());

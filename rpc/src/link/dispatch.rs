@@ -1,7 +1,6 @@
 //! From what the protocol says happened to whoever waits for it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Waker;
 
 use super::shared::{Core, Opened};
@@ -10,6 +9,7 @@ use super::{Auth, Inner, LinkState, Served};
 use crate::connection::{Event, PeerInfo};
 use crate::error::LinkError;
 use crate::service::ServeRequest;
+use crate::sync::atomic::Ordering;
 
 impl Inner {
     pub(super) fn dispatch_queued(&self, core: &mut Core, wake: &mut Vec<Waker>) {
@@ -91,6 +91,8 @@ impl Inner {
             Event::Closed(error) => {
                 core.pings.clear();
                 self.over.store(true, Ordering::Release);
+                // Whoever ends it: the driver lets go of the transport.
+                self.waker.wake_by_ref();
                 self.state.send_replace(LinkState::Closed(error));
             }
         }

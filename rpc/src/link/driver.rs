@@ -3,7 +3,6 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,6 +16,8 @@ use crate::clock;
 use crate::connection::{Connection, Side};
 use crate::error::LinkError;
 use crate::service::Router;
+use crate::sync::atomic::Ordering;
+use crate::sync::{Handle, time};
 
 /// Rounds, while the transport is hot, between two looks at the timer.
 const ROUNDS_PER_TIMER: u32 = 32;
@@ -38,7 +39,7 @@ pub(super) fn spawn(
     check_frame_bytes(frame_bytes_max)?;
     let core = config.core(side, nonce, frame_bytes_max, sender.part_len());
     let conn = Connection::new(core, clock::exact_ns());
-    let runtime = tokio::runtime::Handle::current();
+    let runtime = Handle::current();
     let inner = Inner::new(conn, (sender, receiver), config, router, runtime.clone());
     runtime.spawn(drive(inner.clone()));
     Ok(inner)
@@ -46,7 +47,7 @@ pub(super) fn spawn(
 
 async fn drive(inner: Arc<Inner>) {
     {
-        let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
+        let mut timer = pin!(time::sleep(Duration::ZERO));
         let mut rounds = 0u32;
         let is_one_thread = inner.runtime.runtime_flavor() == RuntimeFlavor::CurrentThread;
         poll_fn(|cx| {
@@ -72,7 +73,7 @@ async fn drive(inner: Arc<Inner>) {
         .await;
     }
     // The CLOSE frame tells the peer why; a peer that does not read is not waited for.
-    let _ = tokio::time::timeout(FAREWELL, inner.flushed()).await;
+    let _ = time::timeout(FAREWELL, inner.flushed()).await;
     inner.disconnect();
     let reason = inner.core().conn.closed().cloned();
     tracing::debug!(peer = ?inner.peer(), ?reason, "link over");
@@ -88,7 +89,7 @@ fn after_the_others(cx: &mut Context<'_>) {
 
 /// Fires what is due and arms the timer for what comes next. A timer that is armed too early is left as it is: it fires
 /// once for nothing, which is cheaper than moving it at every frame.
-fn poll_timer(inner: &Inner, mut timer: std::pin::Pin<&mut tokio::time::Sleep>, cx: &mut Context<'_>) {
+fn poll_timer(inner: &Inner, mut timer: std::pin::Pin<&mut time::Sleep>, cx: &mut Context<'_>) {
     loop {
         let Some(due_ns) = inner.core().conn.poll_timeout() else { return };
         let armed_ns = inner.armed_ns.load(Ordering::Relaxed);

@@ -11,6 +11,8 @@ mod dispatch;
 mod driver;
 mod pump;
 mod shared;
+#[cfg(all(test, shuttle))]
+mod shuttle_tests;
 mod slots;
 mod stream;
 
@@ -23,6 +25,7 @@ use tombolo_transport::Messages;
 use crate::connection::{PeerInfo, Side};
 use crate::error::LinkError;
 use crate::service::Router;
+use crate::sync::time;
 
 pub use call::{Call, StreamParts, stream, unary};
 pub(crate) use call::{decode, decode_answer, decode_slice, encode};
@@ -139,7 +142,7 @@ impl Link {
     /// Dropping the future leaves the link draining, without the bound.
     pub async fn drain(&self, reason: &str, within: Duration) -> LinkError {
         self.goaway(reason);
-        match tokio::time::timeout(within, self.closed()).await {
+        match time::timeout(within, self.closed()).await {
             Ok(ended) => ended,
             Err(_) => {
                 self.close(reason);

@@ -1,7 +1,6 @@
 //! The pumps: frames from the transport to the protocol and back, by whoever is there.
 
-use std::sync::atomic::{Ordering, fence};
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use tombolo_transport::TryRecvApart;
@@ -15,6 +14,8 @@ use crate::encoded::Encoded;
 use crate::error::LinkError;
 use crate::scratch;
 use crate::service::{Reply, ReplyKind, ServeRequest, Started};
+use crate::sync::MutexGuard;
+use crate::sync::atomic::{Ordering, fence};
 
 /// Frames taken in one go before other tasks get their turn.
 const RX_BUDGET: usize = 64;
@@ -47,7 +48,7 @@ impl Inner {
         self.rx_wanted.store(false, Ordering::Relaxed);
         self.rx_waker.polling.store(true, Ordering::SeqCst);
         let mut opened = Opened { first: None, more: std::mem::take(&mut rx.crowd.opened) };
-        let more = self.take_frames(&mut rx, &mut opened);
+        let (more, sends) = self.take_frames(&mut rx, &mut opened);
         self.rx_waker.polling.store(false, Ordering::SeqCst);
         let again = more || self.rx_waker.asked.load(Ordering::SeqCst);
         let Opened { first, more: opened } = opened;
@@ -64,6 +65,8 @@ impl Inner {
             self.waker.wake_by_ref();
         }
         match (first, crowd) {
+            // What the frames have made due (PONG, what waited for CREDIT) is for whoever took them to send. The driver does so anyhow.
+            (None, _) if sends && !driver => self.pump_tx(),
             (None, _) => {}
             (Some(request), None) => self.serve_one(request, driver),
             (Some(request), Some(crowd)) => self.serve_crowd(request, crowd, driver),
@@ -100,10 +103,10 @@ impl Inner {
     }
 
     /// Takes frames until there are none, or others must get their turn. Returns whether the driver is to look again
-    /// although the transport has not said so.
-    fn take_frames(&self, rx: &mut Rx, opened: &mut Opened) -> bool {
+    /// although the transport has not said so, and whether something is to be sent.
+    fn take_frames(&self, rx: &mut Rx, opened: &mut Opened) -> (bool, bool) {
         let Rx { receiver, frame, wake, hot, .. } = rx;
-        let Some(receiver) = receiver else { return false };
+        let Some(receiver) = receiver else { return (false, false) };
         let mut cx = Context::from_waker(&self.rx_ready);
         let looks_max = if self.core().slots.len() > 1 { 1 } else { LOOKS };
         let (mut taken, mut looks) = (0, 0);
@@ -111,6 +114,7 @@ impl Inner {
         let mut core: Option<MutexGuard<'_, Core>> = None;
         // So many frames are taken in far less than what the clock is allowed to be late.
         let mut now_ns = None;
+        let mut sends = false;
         let goes_on = loop {
             if taken == RX_BUDGET {
                 break true;
@@ -170,6 +174,7 @@ impl Inner {
                 Err(error) => core.conn.lost(LinkError::Lost(error.to_string())),
             }
             self.dispatch_queued(core, wake);
+            sends = core.conn.wants_transmit();
             if core.conn.closed().is_some() {
                 self.waker.wake_by_ref();
                 break false;
@@ -177,7 +182,7 @@ impl Inner {
         };
         drop(core);
         wake.drain(..).for_each(Waker::wake);
-        goes_on
+        (goes_on, sends)
     }
 
     /// Moves frames out until there are none or the transport is full.

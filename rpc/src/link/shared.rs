@@ -1,11 +1,9 @@
 //! [`Inner`]: what all handles of a link and its driver share.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, OnceLock, PoisonError, Weak};
 use std::task::{Wake, Waker};
 
 use futures_util::task::AtomicWaker;
-use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tombolo_transport::{MessageReceiver, MessageSender};
 
@@ -17,6 +15,8 @@ use crate::encoded::Encoded;
 use crate::error::{Failure, LinkError};
 use crate::schema::MethodKind;
 use crate::service::{Reply, Router, ServeRequest};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Handle, Mutex, MutexGuard};
 
 static NOBODY: LazyLock<Arc<PeerInfo>> = LazyLock::new(|| {
     Arc::new(PeerInfo {

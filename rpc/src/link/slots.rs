@@ -1,18 +1,18 @@
 //! What the shell keeps for each call under way.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::Waker;
 
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 
 use crate::connection::Ended;
 use crate::encoded::Encoded;
 use crate::error::Failure;
 use crate::schema::MethodInfo;
 use crate::scratch::Body;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{AbortHandle, Mutex, MutexGuard};
 
 /// What became of a call of ours: the encoded answer (or application error), or why there is none.
 pub(crate) type Answer = Result<(bool, Body), Failure>;

@@ -9,6 +9,7 @@ use super::{Ctx, HandlerFuture, Incoming, Origin, Reply, ReplyKind, Service};
 use crate::clock;
 use crate::link::Cancel;
 use crate::scratch::Body;
+use crate::sync::time;
 use crate::wire::fault::{Code, Fault};
 
 /// A call with a key that runs. Dropped without an answer, it is forgotten.
@@ -75,7 +76,7 @@ pub(super) fn start(
         Origin::Polled(_) => HandlerFuture::new(running),
         Origin::Link(inner) => {
             let within = Duration::from_nanos(until_ns.saturating_sub(clock::coarse_ns()));
-            let task = inner.runtime().spawn(tokio::time::timeout(within, running));
+            let task = inner.runtime().spawn(time::timeout(within, running));
             // Dropping this leaves the task running.
             HandlerFuture::new(async move {
                 match task.await {
