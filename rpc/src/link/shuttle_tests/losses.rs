@@ -148,6 +148,7 @@ fn shuttle_a_link_that_has_gone_away_lets_go_of_a_line_that_is_silent() {
         drop(answer);
         line.far_end_gone().await;
         caller.abort();
+        let _ = caller.await;
     });
 }
 
@@ -208,6 +209,7 @@ fn shuttle_a_handler_ends_with_its_call() {
         let caller = spawn(async move { tasks.hang().no_deadline().await });
         started.await.unwrap();
         caller.abort();
+        let _ = caller.await;
         assert!(ended.await.is_err());
     });
 }

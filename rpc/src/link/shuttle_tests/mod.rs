@@ -130,10 +130,15 @@ async fn try_ends(room: usize, server: Server) -> (Result<Link, LinkError>, Resu
     let messages = |end| Messages::framed(end, addr, addr, FRAME_BYTES);
     let serving = |server| Router::new().service(TasksServer::new(server));
     let (client, server) = futures_util::join!(
-        Link::connect(messages(near), LinkConfig::new("near"), serving(Server::default())),
-        Link::accept(messages(far), LinkConfig::new("far"), serving(server)),
+        Link::connect(messages(near), config("near"), serving(Server::default())),
+        Link::accept(messages(far), config("far"), serving(server)),
     );
     (client, server, line)
+}
+
+/// The least window there is: items soon wait for credit.
+fn config(role: &str) -> LinkConfig {
+    LinkConfig { window_bytes: 32 * 1024, ..LinkConfig::new(role) }
 }
 
 /// Waits for as many turns as the schedule says.

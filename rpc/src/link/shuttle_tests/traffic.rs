@@ -37,6 +37,27 @@ fn shuttle_a_crowd_of_callers_that_leave_sending_to_the_driver_is_answered() {
 }
 
 #[test]
+fn shuttle_a_caller_in_a_crowd_that_waits_for_ever_is_answered() {
+    explore(|| async {
+        let (near, far, _line) = ends(4096).await;
+        let tasks = TasksClient::new(near.clone());
+        let crowd = [1, 2, 3, 4].map(|_| {
+            let tasks = tasks.clone();
+            spawn(async move { tasks.hang().await })
+        });
+        // Once the peer serves them nothing is on its way that would wake the driver.
+        while far.in_flight().1 < 4 {
+            near.ping().await.unwrap();
+        }
+        assert_eq!(tasks.echo(vec![1]).await.unwrap(), [1]);
+        for caller in crowd {
+            caller.abort();
+            let _ = caller.await;
+        }
+    });
+}
+
+#[test]
 fn shuttle_long_messages_pass_through_a_line_with_room_for_one_frame() {
     explore(|| async {
         let (near, far, _line) = ends(FRAME_BYTES + 4).await;
@@ -89,10 +110,16 @@ fn shuttle_a_ping_is_answered_by_whoever_takes_it() {
     explore(|| async {
         let (near, far, _line) = ends(4096).await;
         let tasks = TasksClient::new(near.clone());
-        // It looks for its answer once, and may then wait for ever.
-        let caller = spawn(async move { tasks.hang().await });
+        // They look for their answers once or twice, and then wait for ever.
+        let callers = [1, 2, 3].map(|_| {
+            let tasks = tasks.clone();
+            spawn(async move { tasks.hang().await })
+        });
         far.ping().await.unwrap();
-        caller.abort();
+        for caller in callers {
+            caller.abort();
+            let _ = caller.await;
+        }
     });
 }
 
