@@ -32,7 +32,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 200_000, value_name = "N")]
     cases: u64,
     /// How many orders of each of two kinds each scenario of tasks around a link is run in, from a seed that is new each time and told
-    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     schedules: u32,
     /// How many processes and kernels of the transport's tests are killed
     #[arg(long, default_value_t = 10_000, value_name = "N")]

@@ -26,11 +26,11 @@ use crate::service::{Ctx, Router};
 
 /// How many preemptions PCT tries to find a bug with.
 const DEPTH: usize = 4;
-/// The longest message of the transport, in bytes: the least that a link takes.
-const FRAME_BYTES: usize = 512;
-/// More than a window has, in items.
-const ITEMS: u32 = 5;
-const ITEM_BYTES: usize = 8 * 1024;
+/// The longest message of the transport, in bytes: little more than the least that a link takes.
+const FRAME_BYTES: usize = 1024;
+/// More than a window and what waits for it have, in items.
+const ITEMS: u32 = 9;
+const ITEM_BYTES: usize = 24 * 1024;
 
 /// Runs `scenario` in many schedules.
 fn explore<F: Future<Output = ()> + 'static>(scenario: impl Fn() -> F + Send + Sync + Copy + 'static) {
