@@ -1,17 +1,17 @@
 //! CPUs of a kernel that runs: given from the pool and taken back to it, one at a time.
 //!
 //! The host's kernel asks the spawned one, waits 10 s for its answer, and then acts as if nothing had been asked. The spawned kernel may still do it,
-//! and no tree shows that: a CPU that is free by the books may run in a kernel. So what is asked is noted in the runtime folder first ([`Doubts`]), and is
+//! and no tree shows that: a CPU that is free by the books may run in a kernel. So what is asked is noted first ([`Doubts`]), and is
 //! crossed out only when the instance's tree *and* the pool's show that it is done, or when it is certain that the spawned kernel was never
 //! asked. What stays noted may still happen for as long as that kernel runs. It is neither given to anybody else nor counted as gone; the same
 //! may be asked of the same kernel again, and its answer settles it.
 
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::doubts::{Asked, Doubts};
 use super::hold::{Hold, nonce_of};
 use super::ids::PhysicalCpu;
 use super::interface::{self, InstanceStatus, Interface};
@@ -19,30 +19,38 @@ use super::lock::Lock;
 use super::overlay::{Change, Intent};
 use super::provenance::{Mark, is_known};
 use super::record::{Origin, Record};
-use super::transaction::{self, ApplyError};
+use super::transaction::ApplyError;
 use super::tree::{InstanceTree, PoolTree};
-use crate::keeper::{remove_all, write_atomically};
-
-/// The file of doubts in the runtime folder.
-pub(super) const NAME: &str = "multikernel-asked.json";
 
 /// How long another program's change may keep ours from being tried: whoever wants it asks again.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
-/// What a running kernel was asked, and what may still happen.
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Doubts {
-    /// Of which boot: the nonce of its record.
-    boot: String,
-    asked: Vec<Asked>,
-}
-
+/// A CPU that a running kernel was asked to take or to give up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Asked {
+pub(super) struct AskedCpu {
     cpu: PhysicalCpu,
     change: Change,
-    /// What the transaction carries in which it was asked.
     mark: String,
+}
+
+impl Asked for AskedCpu {
+    const NAME: &str = "multikernel-asked.json";
+
+    fn mark(&self) -> &str {
+        &self.mark
+    }
+
+    fn what(&self) -> String {
+        format!("CPU {}", self.cpu)
+    }
+
+    fn change(&self) -> Change {
+        self.change
+    }
+
+    fn is_about_the_same(&self, other: &Self) -> bool {
+        self.cpu == other.cpu
+    }
 }
 
 /// A CPU of a running kernel, or one that may yet become its.
@@ -106,7 +114,7 @@ impl<'a, I: Interface> Live<'a, I> {
     /// Its CPUs, and those that may yet become its. What proves to be settled is crossed out, if nobody else changes anything now.
     pub(super) fn cpus(&self) -> Result<Vec<LiveCpu>, LiveError> {
         // Before the trees: what is crossed out in between shows in them.
-        let doubts = self.doubts()?;
+        let doubts = Doubts::read(self.record, self.dir)?;
         let trees = self.trees()?;
         let asked = match doubts.asked.is_empty() {
             true => Vec::new(),
@@ -115,8 +123,8 @@ impl<'a, I: Interface> Live<'a, I> {
                 Err(_) => doubts.asked,
             },
         };
-        let is_open = |asked: &&Asked| !trees.show(asked.change, asked.cpu);
-        let open: Vec<&Asked> = asked.iter().filter(is_open).collect();
+        let is_open = |asked: &&AskedCpu| !trees.show(asked.change, asked.cpu);
+        let open: Vec<&AskedCpu> = asked.iter().filter(is_open).collect();
         let may_change = |cpu: PhysicalCpu| open.iter().any(|asked| asked.cpu == cpu);
         let of_it = trees.instance.cpus.iter();
         let mut cpus: Vec<LiveCpu> =
@@ -190,51 +198,22 @@ impl<'a, I: Interface> Live<'a, I> {
         }
     }
 
-    /// Notes it, has the kernel do it, and crosses it out if it is done or was not begun.
     fn ask(
         &self,
-        _lock: &Lock,
-        mut doubts: Doubts,
+        lock: &Lock,
+        doubts: Doubts<AskedCpu>,
         cpu: PhysicalCpu,
         change: Change,
     ) -> Result<(), LiveError> {
-        let name = &self.record.name;
-        let attempt = match change {
-            Change::Add => format!("give CPU {cpu} to instance `{name}`"),
-            Change::Remove => format!("take CPU {cpu} from instance `{name}`"),
-        };
-        let refused = |error: io::Error| LiveError::Refused(format!("could not {attempt}: {error}"));
-        let mark = nonce_of("cpu").map_err(refused)?;
-        let was_open = open(&doubts, cpu).is_some();
-        doubts.asked.push(Asked { cpu, change, mark: mark.clone() });
-        self.note(&doubts).map_err(|error| {
-            LiveError::Refused(format!("could not note that it is to {attempt}: {error}; nothing was asked"))
-        })?;
-        let intent = Intent::InstanceCpu { name: name.clone(), change, cpu };
-        let error = match transaction::apply(self.kernel, &intent, &mark) {
-            Ok(applied) => {
-                tracing::debug!(instance = %name, %cpu, transaction = applied.transaction, ?change, "a CPU moved");
-                doubts.asked.retain(|asked| asked.cpu != cpu);
-                self.note_or_warn(&doubts);
-                return Ok(());
-            }
-            Err(error) => error,
-        };
-        if !error.did_nothing() {
-            return Err(LiveError::Unknown(format!(
-                "it is not known whether CPU {cpu} will {} instance `{name}`: {error}",
-                if change == Change::Add { "come to" } else { "leave" }
-            )));
-        }
-        doubts.asked.retain(|asked| asked.mark != mark);
-        self.note_or_warn(&doubts);
-        let message = format!("could not {attempt}: {}", reason(&error));
-        Err(if was_open { LiveError::Unknown(message) } else { LiveError::Refused(message) })
+        let mark = nonce_of("cpu")
+            .map_err(|error| LiveError::Refused(format!("could not name what is to be asked: {error}")))?;
+        let intent = Intent::InstanceCpu { name: self.record.name.clone(), change, cpu };
+        doubts.ask(self, lock, AskedCpu { cpu, change, mark }, &intent)
     }
 
     /// What is still open, under the lock: what both trees show done is, and what no transaction carries was never asked.
-    fn crossed_out(&self, _lock: &Lock) -> Result<Doubts, LiveError> {
-        let mut doubts = self.doubts()?;
+    fn crossed_out(&self, _lock: &Lock) -> Result<Doubts<AskedCpu>, LiveError> {
+        let mut doubts = Doubts::read(self.record, self.dir)?;
         if doubts.asked.is_empty() {
             return Ok(doubts);
         }
@@ -246,10 +225,7 @@ impl<'a, I: Interface> Live<'a, I> {
                 open.push(asked.clone());
             }
         }
-        if open != doubts.asked {
-            doubts.asked = open;
-            self.note_or_warn(&doubts);
-        }
+        doubts.leave_open(self, open);
         Ok(doubts)
     }
 
@@ -287,40 +263,10 @@ impl<'a, I: Interface> Live<'a, I> {
             ))
         })
     }
-
-    /// What was asked in this boot. What was asked in a former one ended with it.
-    fn doubts(&self) -> Result<Doubts, LiveError> {
-        let path = self.dir.join(NAME);
-        let boot = || Doubts { boot: self.record.nonce.clone(), asked: Vec::new() };
-        let unreadable = |error: &dyn std::fmt::Display| {
-            LiveError::Unknown(format!("what was asked cannot be read from {}: {error}", path.display()))
-        };
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(boot()),
-            Err(error) => return Err(unreadable(&error)),
-        };
-        let found: Doubts = serde_json::from_slice(&bytes).map_err(|error| unreadable(&error))?;
-        Ok(if found.boot == self.record.nonce { found } else { boot() })
-    }
-
-    fn note(&self, doubts: &Doubts) -> io::Result<()> {
-        if doubts.asked.is_empty() {
-            return remove_all(&[self.dir.join(NAME)]);
-        }
-        write_atomically(&self.dir.join(NAME), &serde_json::to_vec_pretty(doubts)?)
-    }
-
-    /// What is settled and cannot be crossed out is found settled at the next look.
-    fn note_or_warn(&self, doubts: &Doubts) {
-        if let Err(error) = self.note(doubts) {
-            tracing::warn!(instance = %self.record.name, %error, "what is settled stays noted as open");
-        }
-    }
 }
 
 /// What is open about a CPU.
-fn open(doubts: &Doubts, cpu: PhysicalCpu) -> Option<&Asked> {
+fn open(doubts: &Doubts<AskedCpu>, cpu: PhysicalCpu) -> Option<&AskedCpu> {
     doubts.asked.iter().find(|asked| asked.cpu == cpu)
 }
 

@@ -5,47 +5,56 @@
 //! the instance's tree *and* /proc/iomem show it there, or gone. As long as one is noted, nothing else is asked of that kernel, and nobody else is given what
 //! may be in use in it ([`withheld`]).
 
-use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::doubts::{Asked, Doubts};
 use super::hold::nonce_of;
 use super::interface::{self, InstanceStatus, Interface};
-use super::live::{Live, LiveError, reason, unreadable};
+use super::live::{Live, LiveError, unreadable};
 use super::lock::Lock;
 use super::overlay::{Change, Intent};
 use super::provenance::{self, Mark, is_known};
 use super::record::{Origin, Record};
 use super::regions::{Map, Span};
-use super::transaction;
 use super::tree::{InstanceTree, PoolTree};
-use crate::keeper::{MemoryState, remove_all, write_atomically};
+use crate::keeper::MemoryState;
 use crate::spawner::MemoryWanted;
-
-/// The file of what was asked, in the runtime folder.
-pub(super) const NAME: &str = "multikernel-memory.json";
 
 /// How long after it was begun a change goes on to the next region: what is left is left to whoever asks again.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// What a running kernel was asked about its memory, and what may still happen: of one region, however often it was asked.
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Doubts {
-    /// Of which boot: the nonce of its record.
-    boot: String,
-    asked: Vec<Asked>,
-}
-
+/// A region that a running kernel was asked to take or to give back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Asked {
+pub(super) struct AskedRegion {
     span: Span,
     change: Change,
-    /// What the transaction carries in which it was asked.
     mark: String,
     /// What the instance had before.
     had_bytes: u64,
+}
+
+impl Asked for AskedRegion {
+    const NAME: &str = "multikernel-memory.json";
+
+    fn mark(&self) -> &str {
+        &self.mark
+    }
+
+    fn what(&self) -> String {
+        self.span.to_string()
+    }
+
+    fn change(&self) -> Change {
+        self.change
+    }
+
+    /// There is never more than one of an instance in doubt, however often it was asked.
+    fn is_about_the_same(&self, _other: &Self) -> bool {
+        true
+    }
 }
 
 /// What the instance has, and what there is to have, at one moment.
@@ -115,7 +124,7 @@ impl<'a, I: Interface> LiveMemory<'a, I> {
 
     /// What it has. What proves to be settled is crossed out, if nobody else changes anything now.
     pub(super) fn state(&self) -> Result<MemoryState, LiveError> {
-        let noted = doubts(self.live.record, self.live.dir)?;
+        let noted = Doubts::<AskedRegion>::read(self.live.record, self.live.dir)?;
         let asked = match noted.asked.is_empty() {
             true => Vec::new(),
             false => match Lock::take(&self.live.record.settings.lock, Duration::ZERO) {
@@ -219,12 +228,12 @@ impl<'a, I: Interface> LiveMemory<'a, I> {
 
     /// Asks again what was asked and not seen to be done. Nothing, if nothing was.
     pub(super) fn settle(&self) -> Result<(), LiveError> {
-        if doubts(self.live.record, self.live.dir)?.asked.is_empty() {
+        if Doubts::<AskedRegion>::read(self.live.record, self.live.dir)?.asked.is_empty() {
             return Ok(());
         }
         let lock = self.live.lock()?;
         let doubts = self.crossed_out(&lock)?;
-        let Some(Asked { span, change, had_bytes, .. }) = doubts.asked.first().cloned() else {
+        let Some(AskedRegion { span, change, had_bytes, .. }) = doubts.asked.first().cloned() else {
             return Ok(());
         };
         let seen = self.look()?;
@@ -244,7 +253,7 @@ impl<'a, I: Interface> LiveMemory<'a, I> {
     }
 
     /// Nothing is open about it.
-    fn settled(&self, lock: &Lock) -> Result<Doubts, LiveError> {
+    fn settled(&self, lock: &Lock) -> Result<Doubts<AskedRegion>, LiveError> {
         let doubts = self.crossed_out(lock)?;
         match doubts.asked.first() {
             None => Ok(doubts),
@@ -260,54 +269,24 @@ impl<'a, I: Interface> LiveMemory<'a, I> {
         ))
     }
 
-    /// Notes it, has the kernel do it, and crosses it out if it is done or was not begun.
     fn ask(
         &self,
-        _lock: &Lock,
-        mut doubts: Doubts,
+        lock: &Lock,
+        doubts: Doubts<AskedRegion>,
         span: Span,
         change: Change,
         had_bytes: u64,
     ) -> Result<(), LiveError> {
-        let Live { kernel, record, dir } = self.live;
-        let name = &record.name;
-        let attempt = match change {
-            Change::Add => format!("give {span} to instance `{name}`"),
-            Change::Remove => format!("take {span} from instance `{name}`"),
-        };
-        let refused = |error: io::Error| LiveError::Refused(format!("could not {attempt}: {error}"));
-        let mark = nonce_of("memory").map_err(refused)?;
-        let was_open = !doubts.asked.is_empty();
-        doubts.asked.push(Asked { span, change, mark: mark.clone(), had_bytes });
-        note(dir, &doubts).map_err(|error| {
-            LiveError::Refused(format!("could not note that it is to {attempt}: {error}; nothing was asked"))
-        })?;
-        let intent = Intent::InstanceMemory { name: name.clone(), change, span };
-        let error = match transaction::apply(kernel, &intent, &mark) {
-            Ok(applied) => {
-                tracing::debug!(instance = %name, %span, transaction = applied.transaction, ?change, "memory moved");
-                doubts.asked.clear();
-                self.note_or_warn(&doubts);
-                return Ok(());
-            }
-            Err(error) => error,
-        };
-        if !error.did_nothing() {
-            return Err(LiveError::Unknown(format!(
-                "it is not known whether {span} will {} instance `{name}`: {error}",
-                if change == Change::Add { "come to" } else { "leave" }
-            )));
-        }
-        doubts.asked.retain(|asked| asked.mark != mark);
-        self.note_or_warn(&doubts);
-        let message = format!("could not {attempt}: {}", reason(&error));
-        Err(if was_open { LiveError::Unknown(message) } else { LiveError::Refused(message) })
+        let mark = nonce_of("memory")
+            .map_err(|error| LiveError::Refused(format!("could not name what is to be asked: {error}")))?;
+        let intent = Intent::InstanceMemory { name: self.live.record.name.clone(), change, span };
+        doubts.ask(&self.live, lock, AskedRegion { span, change, mark, had_bytes }, &intent)
     }
 
     /// What is still open, under the lock: what tree and map show done is not, nor what no transaction carries.
-    fn crossed_out(&self, _lock: &Lock) -> Result<Doubts, LiveError> {
+    fn crossed_out(&self, _lock: &Lock) -> Result<Doubts<AskedRegion>, LiveError> {
         let Live { kernel, record, dir } = self.live;
-        let mut doubts = doubts(record, dir)?;
+        let mut doubts = Doubts::<AskedRegion>::read(record, dir)?;
         if doubts.asked.is_empty() {
             return Ok(doubts);
         }
@@ -322,10 +301,7 @@ impl<'a, I: Interface> LiveMemory<'a, I> {
                 open.push(asked.clone());
             }
         }
-        if open != doubts.asked {
-            doubts.asked = open;
-            self.note_or_warn(&doubts);
-        }
+        doubts.leave_open(&self.live, open);
         Ok(doubts)
     }
 
@@ -365,13 +341,6 @@ impl<'a, I: Interface> LiveMemory<'a, I> {
     fn withheld(&self) -> Result<Vec<Span>, LiveError> {
         withheld(self.live.kernel, self.live.dir).map_err(LiveError::Refused)
     }
-
-    /// What is settled and cannot be crossed out is found settled at the next look.
-    fn note_or_warn(&self, doubts: &Doubts) {
-        if let Err(error) = note(self.live.dir, doubts) {
-            tracing::warn!(instance = %self.live.record.name, %error, "what is settled stays noted as open");
-        }
-    }
 }
 
 /// What may be in use in kernels of ours that run, other than the one of `dir`, although nobody has it by the host's books.
@@ -383,12 +352,12 @@ pub(super) fn withheld(kernel: &impl Interface, dir: &Path) -> Result<Vec<Span>,
     let mut spans = Vec::new();
     for entry in std::fs::read_dir(parent).map_err(|error| failed(parent, &error))? {
         let other = entry.map_err(|error| failed(parent, &error))?.path();
-        if other == dir || !other.join(NAME).exists() {
+        if other == dir || !Doubts::<AskedRegion>::path(&other).exists() {
             continue;
         }
         let record = Record::read(&other).map_err(|error| failed(&other, &error))?;
         let Some(record) = record else { continue };
-        let asked = match doubts(&record, &other) {
+        let asked = match Doubts::<AskedRegion>::read(&record, &other) {
             Ok(doubts) => doubts.asked,
             Err(LiveError::Refused(reason) | LiveError::Unknown(reason)) => return Err(reason),
         };
@@ -403,27 +372,4 @@ pub(super) fn withheld(kernel: &impl Interface, dir: &Path) -> Result<Vec<Span>,
         }
     }
     Ok(spans)
-}
-
-/// What was asked in this boot. What was asked in a former one ended with it.
-fn doubts(record: &Record, dir: &Path) -> Result<Doubts, LiveError> {
-    let path = dir.join(NAME);
-    let boot = || Doubts { boot: record.nonce.clone(), asked: Vec::new() };
-    let unreadable = |error: &dyn std::fmt::Display| {
-        LiveError::Unknown(format!("what was asked cannot be read from {}: {error}", path.display()))
-    };
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(boot()),
-        Err(error) => return Err(unreadable(&error)),
-    };
-    let found: Doubts = serde_json::from_slice(&bytes).map_err(|error| unreadable(&error))?;
-    Ok(if found.boot == record.nonce { found } else { boot() })
-}
-
-fn note(dir: &Path, doubts: &Doubts) -> io::Result<()> {
-    match doubts.asked.is_empty() {
-        true => remove_all(&[dir.join(NAME)]),
-        false => write_atomically(&dir.join(NAME), &serde_json::to_vec_pretty(doubts)?),
-    }
 }

@@ -20,6 +20,7 @@ mod alive;
 mod books;
 mod calls;
 mod clock;
+mod doubts;
 mod ending;
 mod folder;
 mod hold;
@@ -66,6 +67,7 @@ pub(crate) use self::settings::{HostEnd, SharedPool};
 pub use self::taken_over::TakenOver;
 pub(crate) use self::taken_over::{Known, Offer, OfferError};
 
+use self::doubts::Asked as _;
 use self::hold::Hold;
 use self::ids::{InstanceId, InstanceName, PhysicalCpu};
 use self::image::{Arch, ImageError, KernelImage, Limits};
@@ -86,7 +88,7 @@ pub(crate) const MAKE_A_POOL: &str =
     "tombolo multikernel pool --cpus LIST --memory SIZE, or kerf init --cpus=LIST --memory=SIZE";
 
 /// What this spawner adds to a runtime folder.
-pub(super) const FILES: &[&str] = &[initrd::NAME, live::NAME, memory::NAME];
+pub(super) const FILES: &[&str] = &[initrd::NAME, live::AskedCpu::NAME, memory::AskedRegion::NAME];
 
 /// Least memory a kernel can boot with, besides twice its initial archive (packed and unpacked), in bytes.
 const MEMORY_BYTES_MIN: u64 = 24 << 20;

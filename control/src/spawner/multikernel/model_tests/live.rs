@@ -9,6 +9,7 @@ use tombolo_mksim::model::Quirk;
 use super::bench::Bench;
 use super::deeds::Happening;
 use super::world::{MIB, dies_of};
+use crate::spawner::multikernel::doubts::Asked as _;
 use crate::spawner::multikernel::ids::PhysicalCpu;
 use crate::spawner::multikernel::live::{self, LiveCpu, LiveError};
 use crate::spawner::multikernel::record::Record;
@@ -79,7 +80,7 @@ fn cpu_comes_and_goes_while_its_kernel_runs() {
     take(&bench, &web, 6).unwrap();
     assert_eq!(books_and_kernel(&bench), (vec![2, 4], vec![2, 4]));
     assert_eq!((seen(&bench, &web, 6), free(&bench)), (None, vec![1, 6]));
-    assert!(!bench.folder("web").join(live::NAME).exists(), "nothing is open");
+    assert!(!bench.folder("web").join(live::AskedCpu::NAME).exists(), "nothing is open");
 }
 
 #[test]
@@ -201,7 +202,7 @@ fn what_was_noted_and_never_asked_is_crossed_out_by_the_next_daemon() {
         }
         let died = dies_of(|| give(&bench, &web, 6).unwrap());
         bench.model.world().crash_at = None;
-        is_noted |= bench.folder("web").join(live::NAME).exists();
+        is_noted |= bench.folder("web").join(live::AskedCpu::NAME).exists();
         let seen = seen(&bench, &web, 6);
         let (books, kernel) = books_and_kernel(&bench);
         assert_eq!(books, kernel, "half {half}");
@@ -231,7 +232,7 @@ fn doubts_end_with_the_kernel_that_they_are_of() {
 fn doubts_that_cannot_be_read_are_not_taken_for_none() {
     let bench = Bench::new();
     let web = bench.running();
-    fs::write(bench.folder("web").join(live::NAME), "{").unwrap();
+    fs::write(bench.folder("web").join(live::AskedCpu::NAME), "{").unwrap();
     assert!(is_unknown(&give(&bench, &web, 6)) && is_unknown(&take(&bench, &web, 4)));
     assert!(bench.live(&web, |live| live.cpus()).is_err());
     assert_eq!(books_and_kernel(&bench), (vec![2, 4], vec![2, 4]));

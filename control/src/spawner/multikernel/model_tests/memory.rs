@@ -13,6 +13,7 @@ use super::deeds::{Happening, NAMES, number};
 use super::world::{MIB, dies_of};
 use crate::keeper::MemoryState;
 use crate::spawner::MemoryWanted::{self, AtLeast, AtMost, Exactly};
+use crate::spawner::multikernel::doubts::Asked as _;
 use crate::spawner::multikernel::live::LiveError;
 use crate::spawner::multikernel::memory::{self, LiveMemory};
 use crate::spawner::multikernel::record::Record;
@@ -91,7 +92,7 @@ fn memory_comes_and_goes_whether_or_not_the_kernel_heeds_where() {
         assert_eq!(books_and_kernel(&bench, "web"), both(&[0, 1]), "the last that came");
         assert_eq!(set(&bench, &web, AtLeast(steps(1))), Ok(has(2)));
         assert_eq!(set(&bench, &web, AtMost(steps(1))), Ok(has(1)));
-        assert!(!bench.folder("web").join(memory::NAME).exists(), "nothing is open");
+        assert!(!bench.folder("web").join(memory::AskedRegion::NAME).exists(), "nothing is open");
     }
 }
 
@@ -248,7 +249,7 @@ fn memory_that_may_be_in_use_is_given_to_no_other_kernel() {
 fn memory_doubts_that_cannot_be_read_are_not_taken_for_none() {
     let bench = Bench::new();
     let web = bench.running();
-    fs::write(bench.folder("web").join(memory::NAME), "{").unwrap();
+    fs::write(bench.folder("web").join(memory::AskedRegion::NAME), "{").unwrap();
     assert!(is_unknown(&set(&bench, &web, Exactly(steps(2)))));
     assert!(bench.memory(&web, |memory| memory.state()).is_err());
     assert!(bench.make(&mut bench.record("db", 2, &[6])).unwrap_err().contains("cannot be read"));
