@@ -132,7 +132,6 @@ fn each_kind_of_failure_has_its_exit_code() {
     for (code, args) in [
         (2, &["create", "UPPER"][..]),
         (2, &["create", "odd", "--memory", "1"]),
-        (2, &["create", "odd", "--spawner", "multikernel", "--memory-max", "4096"]),
         (2, &["create", "odd", "--spawner", "multikernel", "--device", "0000:01:00.0"]),
         (2, &["create", "odd", "--spawner", "uml", "--cpus", "2"]),
         (3, &["inspect", "nobody"]),
