@@ -115,7 +115,7 @@ mod imp {
     /// As [`copy`].
     #[inline]
     unsafe fn copy_far(from: *const u8, to: *mut u8, n: usize) {
-        if n < spread::SPREAD_MIN + CACHE_LINE || !spread::is_faster() {
+        if !spread::is_faster(n) {
             // SAFETY: as our caller promises.
             return unsafe { copy(from, to, n) };
         }

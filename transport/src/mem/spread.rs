@@ -6,32 +6,23 @@
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::LazyLock;
 
 use super::{CACHE_LINE, PAGE};
 
-/// From here on it pays to spread a copy, in bytes: a little less than two pages.
-pub(super) const SPREAD_MIN: usize = 2 * PAGE - SLACK;
-/// So much less than whole pages may be spread over as many.
-const SLACK: usize = 512;
+/// From here on it pays to spread a copy, in bytes: a little less than four pages.
+pub(super) const SPREAD_MIN: usize = 4 * PAGE - 512;
 
 /// Whether spread copies are faster here: on processors of Intel. Others have not been measured.
+static IS_FASTER: LazyLock<bool> = LazyLock::new(|| {
+    let leaf = __cpuid(0);
+    [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
+});
+
+/// Whether a copy of `n` bytes is faster when it is spread.
 #[inline]
-pub(super) fn is_faster() -> bool {
-    const UNKNOWN: u8 = 0;
-    const NO: u8 = 1;
-    const YES: u8 = 2;
-    static ANSWER: AtomicU8 = AtomicU8::new(UNKNOWN);
-    match ANSWER.load(Ordering::Relaxed) {
-        UNKNOWN => {
-            let leaf = __cpuid(0);
-            let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
-            let is_intel = vendor.as_flattened() == b"GenuineIntel";
-            ANSWER.store(if is_intel { YES } else { NO }, Ordering::Relaxed);
-            is_intel
-        }
-        answer => answer == YES,
-    }
+pub(super) fn is_faster(n: usize) -> bool {
+    n >= SPREAD_MIN && *IS_FASTER
 }
 
 /// Copies the first bytes and returns how many: all but less than [`SPREAD_MIN`].
@@ -41,18 +32,10 @@ pub(super) fn is_faster() -> bool {
 pub(super) unsafe fn copy(from: *const u8, to: *mut u8, n: usize) -> usize {
     let mut at = 0;
     while n - at >= SPREAD_MIN {
-        let rest = n - at;
-        let pages = if rest >= 4 * PAGE - SLACK { 4 } else { 2 };
-        let step = PAGE.min(rest / pages / CACHE_LINE * CACHE_LINE);
-        let (from, to) = (from.wrapping_add(at), to.wrapping_add(at));
-        if pages == 4 {
-            // SAFETY: `4 * step` bytes are not more than `rest`.
-            unsafe { four(from, to, step) }
-        } else {
-            // SAFETY: `2 * step` bytes are not more than `rest`.
-            unsafe { two(from, to, step) }
-        }
-        at += pages * step;
+        let step = PAGE.min((n - at) / 4 / CACHE_LINE * CACHE_LINE);
+        // SAFETY: `4 * step` bytes are not more than what is left.
+        unsafe { four(from.wrapping_add(at), to.wrapping_add(at), step) }
+        at += 4 * step;
     }
     at
 }
@@ -129,28 +112,6 @@ unsafe fn four(from: *const u8, to: *mut u8, step: usize) {
     }
 }
 
-/// # Safety
-/// As [`copy`], with `2 * step` bytes; `step` is a multiple of [`CACHE_LINE`] and not zero.
-#[inline]
-unsafe fn two(from: *const u8, to: *mut u8, step: usize) {
-    // SAFETY: the lines at `i` and at `j = i + step` for each `i` below `step` that is a multiple of a line: in all `2 * step` bytes, each once.
-    unsafe {
-        asm!(
-            "2:",
-            line!("{from} + {i}", "{to} + {i}"),
-            line!("{from} + {j}", "{to} + {j}"),
-            "add {j}, 64",
-            "add {i}, 64",
-            "cmp {i}, {step}",
-            "jb 2b",
-            from = in(reg) from, to = in(reg) to, step = in(reg) step,
-            i = inout(reg) 0_usize => _, j = inout(reg) step => _,
-            a = out(xmm_reg) _, b = out(xmm_reg) _, c = out(xmm_reg) _, d = out(xmm_reg) _,
-            options(nostack),
-        );
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,8 +135,8 @@ mod tests {
     }
 
     #[test]
-    fn spread_copy_leaves_less_than_two_pages() {
-        for n in [SPREAD_MIN, 8191, 8192, 12_000, 15_871, 15_872, 16_368, 16_384, 40_000, 65_536] {
+    fn spread_copy_leaves_less_than_four_pages() {
+        for n in [8192, 15_871, SPREAD_MIN, 16_368, 16_384, 32_000, 32_255, 40_000, 65_536] {
             let source: Vec<u8> = (0..n).map(|i| (i % 251) as u8).collect();
             let mut target = vec![0; n];
             // SAFETY: both have `n` bytes, and do not overlap.
