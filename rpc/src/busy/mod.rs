@@ -72,7 +72,7 @@ pub trait FramePipe {
 
     /// How long the parts of something long are best, in bytes, while nothing else waits to be sent. Unless a pipe knows better, 16 KiB.
     fn part_len(&self) -> usize {
-        16 * 1024
+        crate::connection::FRAGMENT_BYTES
     }
 }
 

@@ -44,9 +44,10 @@ pub use outbound::{Frame, SendError};
 
 pub use crate::wire::hello::Side;
 
-/// The longest frame that carries a fragment while others wait for their turn, in bytes: 16 KiB and its header. The first of a message is never
-/// longer, so that the peer begins soon.
-pub(crate) const FRAGMENT_FRAME_BYTES: u32 = 16 * 1024 + HEADER_BYTES as u32;
+/// The longest fragment while others wait for their turn, in bytes. The first of a message is never longer, so that the peer begins soon.
+pub(crate) const FRAGMENT_BYTES: usize = 16 * 1024;
+/// The longest frame that carries such a fragment, in bytes.
+pub(crate) const FRAGMENT_FRAME_BYTES: u32 = (FRAGMENT_BYTES + HEADER_BYTES) as u32;
 /// Messages up to this long, in bytes, go before those that are longer.
 pub(crate) const SMALL_BYTES: usize = 4 * 1024;
 /// Records of ended calls that are kept for others.

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::hold::nonce_of;
+use super::ids::InstanceName;
 use super::interface::Interface;
 use super::live::{Live, LiveError, reason};
 use super::lock::Lock;
@@ -21,6 +23,8 @@ use crate::keeper::{remove_all, write_atomically};
 pub(super) trait Asked: Serialize + DeserializeOwned + PartialEq {
     /// The file in the runtime folder in which such are noted.
     const NAME: &str;
+    /// With what the marks begin of the transactions in which such are asked.
+    const MARK: &str;
 
     /// What the transaction carries in which it was asked.
     fn mark(&self) -> &str;
@@ -29,6 +33,9 @@ pub(super) trait Asked: Serialize + DeserializeOwned + PartialEq {
     fn what(&self) -> String;
 
     fn change(&self) -> Change;
+
+    /// How the kernel is asked for it, of its instance `name`.
+    fn intent(&self, name: InstanceName) -> Intent;
 
     /// Whether the answer to one ends the doubt about the other.
     fn is_about_the_same(&self, other: &Self) -> bool;
@@ -62,16 +69,18 @@ impl<A: Asked> Doubts<A> {
         dir.join(A::NAME)
     }
 
-    /// Notes that it is asked, has the kernel do it, and crosses it out if it is done or was not begun.
+    /// Notes that what `new` makes of its mark is asked, has the kernel do it, and crosses it out if it is done or was not begun.
     pub(super) fn ask<I: Interface>(
         mut self,
         live: &Live<'_, I>,
         _lock: &Lock,
-        new: A,
-        intent: &Intent,
+        new: impl FnOnce(String) -> A,
     ) -> Result<(), LiveError> {
         let name = &live.record.name;
-        let (what, change, mark) = (new.what(), new.change(), new.mark().to_owned());
+        let mark = nonce_of(A::MARK)
+            .map_err(|error| LiveError::Refused(format!("could not name what is to be asked: {error}")))?;
+        let new = new(mark.clone());
+        let (what, change, intent) = (new.what(), new.change(), new.intent(name.clone()));
         let attempt = match change {
             Change::Add => format!("give {what} to instance `{name}`"),
             Change::Remove => format!("take {what} from instance `{name}`"),
@@ -81,7 +90,7 @@ impl<A: Asked> Doubts<A> {
         self.note(live.dir).map_err(|error| {
             LiveError::Refused(format!("could not note that it is to {attempt}: {error}; nothing was asked"))
         })?;
-        let error = match transaction::apply(live.kernel, intent, &mark) {
+        let error = match transaction::apply(live.kernel, &intent, &mark) {
             Ok(applied) => {
                 tracing::debug!(instance = %name, what, transaction = applied.transaction, ?change, "it moved");
                 let Some(done) = self.asked.pop() else { return Ok(()) };

@@ -12,8 +12,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::doubts::{Asked, Doubts};
-use super::hold::{Hold, nonce_of};
-use super::ids::PhysicalCpu;
+use super::hold::Hold;
+use super::ids::{InstanceName, PhysicalCpu};
 use super::interface::{self, InstanceStatus, Interface};
 use super::lock::Lock;
 use super::overlay::{Change, Intent};
@@ -35,6 +35,7 @@ pub(super) struct AskedCpu {
 
 impl Asked for AskedCpu {
     const NAME: &str = "multikernel-asked.json";
+    const MARK: &str = "cpu";
 
     fn mark(&self) -> &str {
         &self.mark
@@ -46,6 +47,10 @@ impl Asked for AskedCpu {
 
     fn change(&self) -> Change {
         self.change
+    }
+
+    fn intent(&self, name: InstanceName) -> Intent {
+        Intent::InstanceCpu { name, change: self.change, cpu: self.cpu }
     }
 
     fn is_about_the_same(&self, other: &Self) -> bool {
@@ -162,7 +167,7 @@ impl<'a, I: Interface> Live<'a, I> {
                 "CPU {cpu} is not free: an instance of the kernel has it (`tombolo multikernel show` says which)"
             )));
         }
-        self.ask(&lock, doubts, cpu, Change::Add)
+        doubts.ask(self, &lock, |mark| AskedCpu { cpu, change: Change::Add, mark })
     }
 
     /// Takes a CPU back to the pool. One that it has not, and will not get, is no error.
@@ -185,7 +190,7 @@ impl<'a, I: Interface> Live<'a, I> {
                 self.record.name
             )));
         }
-        self.ask(&lock, doubts, cpu, Change::Remove)
+        doubts.ask(self, &lock, |mark| AskedCpu { cpu, change: Change::Remove, mark })
     }
 
     /// Asks again what was asked and not seen to be done. Nothing, if nothing was.
@@ -194,21 +199,8 @@ impl<'a, I: Interface> Live<'a, I> {
         let doubts = self.crossed_out(&lock)?;
         match open(&doubts, cpu).map(|asked| asked.change) {
             None => Ok(()),
-            Some(change) => self.ask(&lock, doubts, cpu, change),
+            Some(change) => doubts.ask(self, &lock, |mark| AskedCpu { cpu, change, mark }),
         }
-    }
-
-    fn ask(
-        &self,
-        lock: &Lock,
-        doubts: Doubts<AskedCpu>,
-        cpu: PhysicalCpu,
-        change: Change,
-    ) -> Result<(), LiveError> {
-        let mark = nonce_of("cpu")
-            .map_err(|error| LiveError::Refused(format!("could not name what is to be asked: {error}")))?;
-        let intent = Intent::InstanceCpu { name: self.record.name.clone(), change, cpu };
-        doubts.ask(self, lock, AskedCpu { cpu, change, mark }, &intent)
     }
 
     /// What is still open, under the lock: what both trees show done is, and what no transaction carries was never asked.

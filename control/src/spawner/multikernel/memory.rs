@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::doubts::{Asked, Doubts};
-use super::hold::nonce_of;
+use super::ids::InstanceName;
 use super::interface::{self, InstanceStatus, Interface};
 use super::live::{Live, LiveError, unreadable};
 use super::lock::Lock;
@@ -38,6 +38,7 @@ pub(super) struct AskedRegion {
 
 impl Asked for AskedRegion {
     const NAME: &str = "multikernel-memory.json";
+    const MARK: &str = "memory";
 
     fn mark(&self) -> &str {
         &self.mark
@@ -49,6 +50,10 @@ impl Asked for AskedRegion {
 
     fn change(&self) -> Change {
         self.change
+    }
+
+    fn intent(&self, name: InstanceName) -> Intent {
+        Intent::InstanceMemory { name, change: self.change, span: self.span }
     }
 
     /// There is never more than one of an instance in doubt, however often it was asked.
@@ -212,7 +217,12 @@ impl<'a, I: Interface> LiveMemory<'a, I> {
             let (name, step) = (&self.live.record.name, seen.step_bytes >> 20);
             LiveError::Refused(format!("no {step} MiB can be given to instance `{name}`: {why}"))
         })?;
-        self.ask(&lock, doubts, span, Change::Add, seen.bytes())
+        doubts.ask(&self.live, &lock, |mark| AskedRegion {
+            span,
+            change: Change::Add,
+            mark,
+            had_bytes: seen.bytes(),
+        })
     }
 
     /// Takes a region back.
@@ -221,7 +231,12 @@ impl<'a, I: Interface> LiveMemory<'a, I> {
         let doubts = self.settled(&lock)?;
         let seen = self.look()?;
         match seen.added.contains(&span) {
-            true => self.ask(&lock, doubts, span, Change::Remove, seen.bytes()),
+            true => doubts.ask(&self.live, &lock, |mark| AskedRegion {
+                span,
+                change: Change::Remove,
+                mark,
+                had_bytes: seen.bytes(),
+            }),
             false => Ok(()),
         }
     }
@@ -247,7 +262,7 @@ impl<'a, I: Interface> LiveMemory<'a, I> {
             Change::Remove => seen.added.contains(&span),
         };
         match is_as_then {
-            true => self.ask(&lock, doubts, span, change, had_bytes),
+            true => doubts.ask(&self.live, &lock, |mark| AskedRegion { span, change, mark, had_bytes }),
             false => Err(self.in_doubt(span, change)),
         }
     }
@@ -267,20 +282,6 @@ impl<'a, I: Interface> LiveMemory<'a, I> {
         LiveError::Unknown(format!(
             "{span} were to {what} instance `{name}`, and it is not known whether they are in use in its kernel: that ends with the kernel"
         ))
-    }
-
-    fn ask(
-        &self,
-        lock: &Lock,
-        doubts: Doubts<AskedRegion>,
-        span: Span,
-        change: Change,
-        had_bytes: u64,
-    ) -> Result<(), LiveError> {
-        let mark = nonce_of("memory")
-            .map_err(|error| LiveError::Refused(format!("could not name what is to be asked: {error}")))?;
-        let intent = Intent::InstanceMemory { name: self.live.record.name.clone(), change, span };
-        doubts.ask(&self.live, lock, AskedRegion { span, change, mark, had_bytes }, &intent)
     }
 
     /// What is still open, under the lock: what tree and map show done is not, nor what no transaction carries.

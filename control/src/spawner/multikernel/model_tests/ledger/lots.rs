@@ -54,14 +54,6 @@ impl Daemon {
         let progress = open[at];
         let bytes = |granules: u64| granules * GRANULE_BYTES;
         let refused = match act.command {
-            Some(Command::Drain) => {
-                self.drained.insert((operation, unit));
-                None
-            }
-            Some(Command::Undrain) => {
-                self.drained.remove(&(operation, unit));
-                None
-            }
             Some(Command::Revoke(from)) if from.is_same_holder(lots.donor) => {
                 self.set_memory(from, MemoryWanted::AtMost(bytes(lots.donor_after(at))))
             }
@@ -79,7 +71,7 @@ impl Daemon {
             Some(Command::Grant(to)) => {
                 self.set_memory(to, MemoryWanted::AtLeast(bytes(lots.receiver_after(at))))
             }
-            Some(Command::Online) | None => None,
+            Some(Command::Drain | Command::Undrain | Command::Online) | None => None,
         };
         let (donor, receiver) = (self.has(act.donor), self.has(act.receiver));
         let attached = lots.attached(at, progress, donor.0, receiver.0);

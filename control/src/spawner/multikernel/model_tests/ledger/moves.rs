@@ -112,22 +112,23 @@ impl Daemon {
     fn act(&mut self, act: &Act) -> Option<Input> {
         self.bench.model.world().pass(Duration::from_millis(act.after_ms));
         let (operation, unit) = (act.operation, act.unit.id);
+        match act.command {
+            Some(Command::Drain) => {
+                self.drained.insert((operation, unit));
+            }
+            Some(Command::Undrain) => {
+                self.drained.remove(&(operation, unit));
+            }
+            _ => {}
+        }
         if unit.kind() == Kind::Memory {
             return self.act_on_lot(act);
         }
         let cpu = PhysicalCpu(number(unit)?);
         let refused = match act.command {
-            Some(Command::Drain) => {
-                self.drained.insert((operation, unit));
-                None
-            }
-            Some(Command::Undrain) => {
-                self.drained.remove(&(operation, unit));
-                None
-            }
             Some(Command::Grant(party)) => self.change(party, |live| live.give(cpu)),
             Some(Command::Revoke(party)) => self.change(party, |live| live.take(cpu)),
-            Some(Command::Online) | None => None,
+            Some(Command::Drain | Command::Undrain | Command::Online) | None => None,
         };
         let (donor, receiver) = (self.tie(act.donor, cpu), self.tie(act.receiver, cpu));
         let inside =
