@@ -25,6 +25,8 @@ const SHALLOW: usize = 2;
 const DEEP: usize = 256;
 /// Of all messages under way, so that they fit a second-level cache's neighbourhood rather than flood the machine's memory.
 const BYTES_UNDER_WAY: usize = 8 << 20;
+/// Loans one way.
+const LOANS_UNDER_WAY: usize = 12;
 /// A wait that is longer is given up, so that the process looks whether it is still wanted.
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -62,6 +64,8 @@ impl InPlace {
         let node = node(at)?;
         let depth = match probe.test {
             Test::RoundTrip | Test::LoanRoundTrip => SHALLOW,
+            // As many as Tombolo's.
+            Test::LoanOneWay => LOANS_UNDER_WAY,
             _ => (BYTES_UNDER_WAY / probe.bytes).clamp(SHALLOW, DEEP),
         };
         let service = |name: &str| {

@@ -13,7 +13,7 @@ pub(crate) struct Machine {
     pub(crate) kernel: String,
     /// Of the virtual machine that this is; `none` on bare metal.
     pub(crate) hypervisor: String,
-    /// Runnable tasks, on average over the minute before.
+    /// Runnable tasks, on average over the minute before: what was measured may have been built in it.
     pub(crate) load_before: f64,
 }
 

@@ -69,7 +69,7 @@ pub(crate) fn summary(results: &Results, lines: &[Line]) -> Vec<Part> {
     let mut parts = vec![
         Part::Title("Tombolo, measured".into()),
         Part::Paragraph(format!(
-            "{cores} cores of {cpu}; Linux {kernel}; hypervisor: {hypervisor}; load before: {load_before:.2}. \
+            "{cores} cores of {cpu}; Linux {kernel}; hypervisor: {hypervisor}; load average of the minute before: {load_before:.2}. \
              {} rounds{} in {:.0} s.",
             results.rounds,
             if results.quick { ", quick," } else { "" },

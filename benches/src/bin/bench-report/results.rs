@@ -130,9 +130,6 @@ impl Results {
     pub(crate) fn under_load(&self) -> Option<String> {
         let lines = self.lines();
         let mut reasons = Vec::new();
-        if self.machine.load_before > 0.5 {
-            reasons.push(format!("{:.1} tasks were running before", self.machine.load_before));
-        }
         if self.beside.is_load() {
             reasons.push(format!(
                 "other programs had {:.0} % of the processors meanwhile, the hypervisor withheld {:.0} %",

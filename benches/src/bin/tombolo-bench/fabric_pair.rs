@@ -7,6 +7,9 @@ use tombolo_benches::probe::{Probe, Test};
 use tombolo_benches::turns::{Following, Leading, Order};
 use tombolo_transport::{ConnectOptions, ListenOptions, Listener, MessageListener, Messages, Sizes, Stream};
 
+/// How many loans one way: what limits their rate is how long one takes to come back.
+const LOANS_UNDER_WAY: u32 = 12;
+
 /// The memory of each direction: the defaults, and buffers where they are what is measured. Few where time is, since few lines in turn are
 /// fastest; for rates as many megabytes as the peers have.
 fn sizes(probe: &Probe) -> Sizes {
@@ -14,7 +17,7 @@ fn sizes(probe: &Probe) -> Sizes {
     let loan_bytes = u32::try_from(probe.bytes).unwrap_or(u32::MAX);
     match probe.test {
         Test::LoanRoundTrip => Sizes { loans: 4, loan_bytes, ..sizes },
-        Test::LoanOneWay => Sizes { loans: 8, loan_bytes, ..sizes },
+        Test::LoanOneWay => Sizes { loans: LOANS_UNDER_WAY, loan_bytes, ..sizes },
         Test::OneWay => Sizes { slots: 1024, ..sizes },
         _ => sizes,
     }
