@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use serde::Serialize;
 
 use super::Errno;
+use super::config::pci_parts;
 use super::pool::Range;
+use super::quirk::{Quirk, Quirks};
 
 /// How long a kernel takes to do what a message asks, in nanoseconds.
 pub const GUEST_LATENCY_NS: u64 = 2_000_000;
@@ -89,6 +91,8 @@ pub struct Guest {
     pub(super) padding: Option<Range>,
     /// PCI functions it has bound.
     pub devices: Vec<String>,
+    /// Domain and bus of those that it booted with.
+    pub(super) buses: Vec<[u32; 2]>,
     /// What it has not done yet, with the time it will be done.
     pub(super) inbox: VecDeque<(u64, Message)>,
 }
@@ -100,7 +104,17 @@ impl Guest {
             (end > first.end()).then(|| Range { base: first.end(), size: end - first.end() })
         });
         let memory = memory.iter().map(|range| range.base).collect();
-        Self { is_frozen: false, cpus, memory, is_pinned: false, padding, devices, inbox: VecDeque::new() }
+        let buses = devices.iter().filter_map(|device| bus_of(device)).collect();
+        Self {
+            is_frozen: false,
+            cpus,
+            memory,
+            is_pinned: false,
+            padding,
+            devices,
+            buses,
+            inbox: VecDeque::new(),
+        }
     }
 
     pub(super) fn receive(&mut self, message: Message, now_ns: u64) {
@@ -112,8 +126,10 @@ impl Guest {
         self.inbox.front().filter(|_| !self.is_frozen).map(|(due_ns, _)| *due_ns)
     }
 
-    /// Does what a message asks. What is as wanted already is not an error, unless it is memory and `twice_fails`.
-    pub(super) fn carry_out(&mut self, message: &Message, twice_fails: bool) -> Result<(), Errno> {
+    /// Does what a message asks. What is as wanted already is not an error, unless a quirk says so.
+    pub(super) fn carry_out(&mut self, message: &Message, quirks: &Quirks) -> Result<(), Errno> {
+        let twice_fails = quirks.has(Quirk::MemoryTwiceFails);
+        let twice_fails_for_devices = quirks.has(Quirk::DeviceTwiceFails);
         match (message.op, &message.resource) {
             (MessageOp::CpuAdd, Resource::Cpu(cpu)) => add(&mut self.cpus, cpu),
             (MessageOp::CpuRemove, Resource::Cpu(cpu)) => {
@@ -141,13 +157,32 @@ impl Guest {
                 }
                 self.memory.retain(|own| own != base);
             }
-            (MessageOp::DeviceAdd, Resource::Device(pci_id)) => add(&mut self.devices, pci_id),
-            (MessageOp::DeviceRemove, Resource::Device(pci_id)) => self.devices.retain(|own| own != pci_id),
+            (MessageOp::DeviceAdd, Resource::Device(pci_id)) => {
+                if quirks.has(Quirk::DeviceNeedsKnownBus)
+                    && !bus_of(pci_id).is_some_and(|bus| self.buses.contains(&bus))
+                {
+                    return Err(Errno::NODEV);
+                }
+                if twice_fails_for_devices && self.devices.contains(pci_id) {
+                    return Err(Errno::BUSY);
+                }
+                add(&mut self.devices, pci_id);
+            }
+            (MessageOp::DeviceRemove, Resource::Device(pci_id)) => {
+                if twice_fails_for_devices && !self.devices.contains(pci_id) {
+                    return Err(Errno::NODEV);
+                }
+                self.devices.retain(|own| own != pci_id);
+            }
             (MessageOp::Shutdown, _) => {}
             _ => return Err(Errno::INVAL),
         }
         Ok(())
     }
+}
+
+fn bus_of(pci_id: &str) -> Option<[u32; 2]> {
+    pci_parts(pci_id).map(|[domain, bus, ..]| [domain, bus])
 }
 
 fn add<T: PartialEq + Clone>(all: &mut Vec<T>, one: &T) {

@@ -38,6 +38,16 @@ pub enum Quirk {
     MemoryAckLost,
     /// A kernel refuses memory that it has, and to let go what it has not. Off: neither is an error.
     MemoryTwiceFails,
+    /// The acknowledgement of a device that comes or goes is lost. Off by default: a fault, not a rule.
+    DeviceAckLost,
+    /// A kernel refuses a device that it has, and to let go what it has not. Off by default: not known.
+    DeviceTwiceFails,
+    /// A kernel finds a device only on a bus that it found at its boot: one that it booted with a device of. Off: on any.
+    DeviceNeedsKnownBus,
+    /// A device that cannot be had is left out by `device-add` too, with success. Off by default: not known.
+    DeviceShortageWarns,
+    /// The pool's tree goes on telling of devices that instances have. Off by default: not known.
+    PoolTreeShowsLentDevices,
     /// Memory is added to an instance at the first range that fits. Off: exactly at the range named.
     FirstFitBase,
     /// Whoever finds the kexec lock taken gets EBUSY. Off: nobody looks at it.
@@ -56,7 +66,7 @@ pub enum Quirk {
 
 impl Quirk {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 26] = [
         Self::WriteSucceedsOnFailure,
         Self::FirstTransactionIsTwo,
         Self::WriteClippedAtPage,
@@ -71,6 +81,11 @@ impl Quirk {
         Self::CpuAddAckLost,
         Self::MemoryAckLost,
         Self::MemoryTwiceFails,
+        Self::DeviceAckLost,
+        Self::DeviceTwiceFails,
+        Self::DeviceNeedsKnownBus,
+        Self::DeviceShortageWarns,
+        Self::PoolTreeShowsLentDevices,
         Self::FirstFitBase,
         Self::BusyWhileLocked,
         Self::ItemTimesOut,
@@ -97,6 +112,11 @@ impl Quirk {
             Self::CpuAddAckLost => "cpu-add-ack-lost",
             Self::MemoryAckLost => "memory-ack-lost",
             Self::MemoryTwiceFails => "memory-twice-fails",
+            Self::DeviceAckLost => "device-ack-lost",
+            Self::DeviceTwiceFails => "device-twice-fails",
+            Self::DeviceNeedsKnownBus => "device-needs-known-bus",
+            Self::DeviceShortageWarns => "device-shortage-warns",
+            Self::PoolTreeShowsLentDevices => "pool-tree-shows-lent-devices",
             Self::FirstFitBase => "first-fit-base",
             Self::BusyWhileLocked => "busy-while-locked",
             Self::ItemTimesOut => "item-times-out",
@@ -107,9 +127,17 @@ impl Quirk {
         }
     }
 
-    /// Whether the newest kernel has it.
+    /// Whether the newest kernel is known to have it.
     pub fn is_default(self) -> bool {
-        !matches!(self, Self::CpuAddAckLost | Self::MemoryAckLost)
+        !matches!(
+            self,
+            Self::CpuAddAckLost
+                | Self::MemoryAckLost
+                | Self::DeviceAckLost
+                | Self::DeviceTwiceFails
+                | Self::DeviceShortageWarns
+                | Self::PoolTreeShowsLentDevices
+        )
     }
 }
 

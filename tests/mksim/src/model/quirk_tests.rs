@@ -1,6 +1,6 @@
 //! One trial per quirk, run with it on and with it off.
 
-use super::testing::{Bench, GRANULE, MIB};
+use super::testing::{Bench, GRANULE, MIB, NIC};
 use super::{Errno, GUEST_LATENCY_NS, HALT_TIMEOUT_NS, ITEM_TIMEOUT_NS, Quirk, RebootCommand, Reply, State};
 use crate::dtb::{Op, overlay};
 
@@ -37,6 +37,11 @@ trials! {
     acknowledgement_of_cpu_add_is_lost: CpuAddAckLost,
     acknowledgement_of_memory_is_lost: MemoryAckLost,
     memory_that_a_kernel_has_is_refused: MemoryTwiceFails,
+    acknowledgement_of_a_device_is_lost: DeviceAckLost,
+    device_that_a_kernel_has_is_refused: DeviceTwiceFails,
+    device_is_found_on_a_known_bus_alone: DeviceNeedsKnownBus,
+    device_that_cannot_be_had_is_left_out: DeviceShortageWarns,
+    device_that_an_instance_has_is_in_the_tree_of_the_pool: PoolTreeShowsLentDevices,
     memory_is_added_where_it_fits_first: FirstFitBase,
     lock_of_another_operation_is_busy: BusyWhileLocked,
     item_times_out: ItemTimesOut,
@@ -190,6 +195,70 @@ fn memory_that_a_kernel_has_is_refused(mut bench: Bench, on: bool) {
     bench.machine.set_quirk(Quirk::MemoryAckLost, false);
     assert_eq!(bench.status_of(&[("/instances/web", &add)]), if on { "failed" } else { "applied" });
     assert_eq!(memory(&bench), (if on { vec![boot] } else { vec![boot, next] }, vec![boot, next]));
+}
+
+/// PCI functions of `web` on the host's side of the books, and on the kernel's.
+fn devices(bench: &Bench) -> (Vec<String>, Vec<String>) {
+    let web = bench.machine.instance("web").unwrap();
+    let booked = web.devices.iter().map(|device| device.pci_id.clone()).collect();
+    (booked, web.guest.as_ref().unwrap().devices.clone())
+}
+
+fn nic() -> Vec<String> {
+    vec![NIC.to_owned()]
+}
+
+fn acknowledgement_of_a_device_is_lost(mut bench: Bench, on: bool) {
+    bench.run();
+    bench.machine.set_quirk(Quirk::DeviceNeedsKnownBus, false);
+    let status = bench.status_of(&[("/instances/web", &[Op::DeviceAdd(NIC)])]);
+    assert_eq!(status, if on { "failed" } else { "applied" });
+    assert_eq!(devices(&bench), (if on { vec![] } else { nic() }, nic()));
+    assert_eq!(bench.machine.pool().unwrap().devices.len(), usize::from(on), "free by the books");
+}
+
+fn device_that_a_kernel_has_is_refused(mut bench: Bench, on: bool) {
+    bench.run();
+    bench.machine.set_quirk(Quirk::DeviceNeedsKnownBus, false);
+    let add = [Op::DeviceAdd(NIC)];
+    bench.machine.set_quirk(Quirk::DeviceAckLost, true);
+    assert_eq!(bench.status_of(&[("/instances/web", &add)]), "failed");
+    bench.machine.set_quirk(Quirk::DeviceAckLost, false);
+    assert_eq!(bench.status_of(&[("/instances/web", &add)]), if on { "failed" } else { "applied" });
+    assert_eq!(devices(&bench), (if on { vec![] } else { nic() }, nic()));
+}
+
+fn device_is_found_on_a_known_bus_alone(mut bench: Bench, on: bool) {
+    bench.run();
+    let add = [Op::DeviceAdd(NIC)];
+    assert_eq!(bench.status_of(&[("/instances/web", &add)]), if on { "failed" } else { "applied" });
+    assert_eq!(devices(&bench), if on { (vec![], vec![]) } else { (nic(), nic()) });
+    // One that it booted with it has let go, and finds again.
+    assert_eq!(bench.reboot(RebootCommand::ForceHalt, 1), Ok(0));
+    if on {
+        assert_eq!(bench.status_of(&[("/instances/web", &add)]), "applied");
+    }
+    assert_eq!(bench.reboot(RebootCommand::Boot, 1), Ok(0));
+    assert_eq!(bench.status_of(&[("/instances/web", &[Op::DeviceRemove(NIC)])]), "applied");
+    assert_eq!(bench.status_of(&[("/instances/web", &add)]), "applied");
+}
+
+fn device_that_cannot_be_had_is_left_out(mut bench: Bench, on: bool) {
+    bench.create("web");
+    let status = bench.status_of(&[("/instances/web", &[Op::DeviceAdd("0000:09:00.0")])]);
+    assert_eq!(status, if on { "applied" } else { "failed" });
+    assert!(bench.machine.instance("web").unwrap().devices.is_empty());
+}
+
+fn device_that_an_instance_has_is_in_the_tree_of_the_pool(mut bench: Bench, on: bool) {
+    bench.create("web");
+    let shows = |bench: &Bench| {
+        let tree = bench.machine.read("device_tree").unwrap();
+        tree.windows(b"pci_0000_03_00_0".len()).any(|bytes| bytes == b"pci_0000_03_00_0")
+    };
+    assert!(shows(&bench));
+    assert_eq!(bench.status_of(&[("/instances/web", &[Op::DeviceAdd(NIC)])]), "applied");
+    assert_eq!(shows(&bench), on);
 }
 
 fn memory_is_added_where_it_fits_first(mut bench: Bench, on: bool) {

@@ -63,6 +63,7 @@ impl Machine {
     fn begin_on_instance(&mut self, step: &Step, now_ns: u64) -> Result<Option<Waiting>, Errno> {
         let name = step.instance().ok_or(Errno::INVAL)?;
         let (first_fit, granule) = (self.has(Quirk::FirstFitBase), self.config.memory_granule_bytes);
+        let shortage_warns = self.has(Quirk::DeviceShortageWarns);
         let instance = self.instances.get(name).ok_or(Errno::NOENT)?;
         let runs = instance.guest.is_some();
         let pool = self.pool.as_mut().ok_or(Errno::PERM)?;
@@ -100,7 +101,15 @@ impl Machine {
                 (MessageOp::MemoryRemove, Resource::Memory { base: range.base, size: range.size })
             }
             Step::DeviceAdd { pci_id, .. } => {
-                pool.take_device(pci_id)?;
+                match pool.take_device(pci_id) {
+                    Ok(_) => {}
+                    Err(errno) if shortage_warns => {
+                        let line = format!("device {pci_id} of {name}: {errno}. Continuing without it");
+                        self.log(line);
+                        return Ok(None);
+                    }
+                    Err(errno) => return Err(errno),
+                }
                 (MessageOp::DeviceAdd, Resource::Device(pci_id.clone()))
             }
             Step::DeviceRemove { pci_id, .. } => {

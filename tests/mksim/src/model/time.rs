@@ -36,11 +36,11 @@ impl Machine {
             self.effect(Effect::Kill { id });
             return self.stopped(id, State::Loaded);
         }
-        let twice_fails = self.has(Quirk::MemoryTwiceFails);
+        let quirks = self.config.quirks.clone();
         let Some(guest) = self.instance_by_id_mut(id).and_then(|instance| instance.guest.as_mut()) else {
             return;
         };
-        let outcome = guest.carry_out(&message, twice_fails);
+        let outcome = guest.carry_out(&message, &quirks);
         if outcome.is_ok() {
             let resource = message.resource.clone();
             let added = matches!(message.op, MessageOp::CpuAdd | MessageOp::MemoryAdd | MessageOp::DeviceAdd);
@@ -52,6 +52,7 @@ impl Machine {
         let is_lost = match message.op {
             MessageOp::CpuAdd => self.has(Quirk::CpuAddAckLost),
             MessageOp::MemoryAdd | MessageOp::MemoryRemove => self.has(Quirk::MemoryAckLost),
+            MessageOp::DeviceAdd | MessageOp::DeviceRemove => self.has(Quirk::DeviceAckLost),
             _ => false,
         };
         if is_lost {

@@ -8,6 +8,7 @@ use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use super::config::{MachineConfig, PciFunction, pci_parts};
 use super::instance::Instance;
 use super::pool::Pool;
+use super::quirk::Quirk;
 
 /// The pool's tree; no bytes at all where there is no pool.
 pub(super) fn pool_tree(config: &MachineConfig, pool: Option<&Pool>) -> Vec<u8> {
@@ -30,7 +31,11 @@ pub(super) fn pool_tree(config: &MachineConfig, pool: Option<&Pool>) -> Vec<u8> 
     }
     resources.add_child(node("devices"));
     tree.root.add_child(resources);
-    add_devices(&mut tree.root, &pool.devices);
+    let mut devices = pool.devices.clone();
+    if config.quirks.has(Quirk::PoolTreeShowsLentDevices) {
+        devices.extend(pool.devices_lent.iter().cloned());
+    }
+    add_devices(&mut tree.root, &devices);
     tree.to_dtb()
 }
 
