@@ -2,6 +2,7 @@
 
 use postcard_schema::Schema;
 use serde::{Deserialize, Serialize};
+use tombolo_handover::PciAddress;
 use tombolo_rpc::Ctx;
 
 use super::{ControlError, InstanceView};
@@ -11,7 +12,7 @@ use super::{ControlError, InstanceView};
 pub trait Beside {
     /// What the kernel says of its pool, instances and transactions, those of other programs included.
     async fn show(&self, cx: &Ctx) -> Result<KernelBooks, ControlError>;
-    /// Makes the pool as it is wanted: takes CPUs and memory from the host, or gives them back. Returns what was done, or is to be done.
+    /// Makes the pool as it is wanted: takes CPUs, memory and PCI functions from the host, or gives them back. Returns what was done, or is to be done.
     async fn change(&self, cx: &Ctx, wish: PoolWish, dry_run: bool) -> Result<Vec<String>, ControlError>;
     /// Takes over an instance that another program made, as it is: from now on it is started, stopped and removed as one of ours. Nothing is
     /// changed in the kernel.
@@ -37,6 +38,21 @@ pub struct PoolWish {
     pub cpus: Option<Vec<u32>>,
     /// Memory in all, in bytes, a multiple of the page size; `None`: as it is.
     pub memory_bytes: Option<u64>,
+    /// All its PCI functions; `None`: as they are.
+    pub devices: Option<Vec<WantedDevice>>,
+    /// Whether it may have functions that no IOMMU keeps to the memory of the kernel that has them.
+    pub allow_no_iommu: bool,
+    /// Whether it may have functions that cannot be reset before another kernel gets them.
+    pub allow_no_reset: bool,
+}
+
+/// A PCI function that the pool is to have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct WantedDevice {
+    /// Where it is on this host.
+    pub address: PciAddress,
+    /// The name that kernels are to give to what they find in it, such as a network interface; 31 letters at most.
+    pub alias: Option<String>,
 }
 
 /// What the kernel says of what it has.
@@ -46,6 +62,8 @@ pub struct KernelBooks {
     pub cpus: Vec<PoolCpu>,
     /// Memory of the pool.
     pub chunks: Vec<PoolChunk>,
+    /// PCI functions of the pool.
+    pub devices: Vec<PoolDevice>,
     /// Instances.
     pub instances: Vec<KernelInstance>,
     /// Transactions, which the kernel never forgets.
@@ -89,6 +107,21 @@ pub struct PoolChunk {
     pub numa_node: Option<u32>,
 }
 
+/// A PCI function of the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+pub struct PoolDevice {
+    /// Where it is on this host, and in every kernel that has it.
+    pub address: PciAddress,
+    /// The name that kernels give to what they find in it.
+    pub alias: Option<String>,
+    /// The instance that has it, whoever made that.
+    pub held_by: Option<String>,
+    /// Its IOMMU group, where there is one.
+    pub iommu_group: Option<u32>,
+    /// Whether it can be reset before another kernel gets it.
+    pub can_reset: bool,
+}
+
 /// An instance in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
 pub struct KernelInstance {
@@ -102,6 +135,8 @@ pub struct KernelInstance {
     pub cpus: Vec<u32>,
     /// Its memory.
     pub memory_bytes: u64,
+    /// Its PCI functions.
+    pub devices: Vec<PciAddress>,
     /// Whether this daemon made it or took it over. Others are left alone.
     pub is_ours: bool,
     /// Whether another program made it, and this daemon took it over.

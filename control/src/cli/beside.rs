@@ -6,7 +6,7 @@ use super::args::{AdoptArgs, BesideCommand, CpuList, PoolChangeArgs};
 use super::error::CliError;
 use super::output::{bytes, table, text_of};
 use super::{Context, Outcome, fleet, spec};
-use crate::api::beside::{AdoptRequest, KernelBooks, PoolWish, SharedMemory};
+use crate::api::beside::{AdoptRequest, KernelBooks, PoolDevice, PoolWish, SharedMemory};
 
 pub(super) async fn multikernel(cx: &Context, command: BesideCommand) -> Outcome {
     match command {
@@ -42,7 +42,8 @@ async fn show(cx: &Context, with_transactions: bool) -> Outcome {
     }
     cx.output.line(pool_line(&books))?;
     cx.output.line(shared_line(&books.shared_memory))?;
-    let mut rows = table(&["name", "number", "status", "cpus", "memory", "made by"]);
+    books.devices.iter().try_for_each(|device| cx.output.line(device_line(device)))?;
+    let mut rows = table(&["name", "number", "status", "cpus", "memory", "devices", "made by"]);
     for instance in &books.instances {
         let cpus: Vec<String> = instance.cpus.iter().map(u32::to_string).collect();
         rows.add_row([
@@ -51,6 +52,7 @@ async fn show(cx: &Context, with_transactions: bool) -> Outcome {
             instance.status.clone(),
             cpus.join(","),
             bytes(instance.memory_bytes),
+            instance.devices.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
             match (instance.is_ours, instance.is_taken_over) {
                 (true, false) => "tombolo".into(),
                 (true, true) => "another program, taken over".into(),
@@ -87,6 +89,17 @@ fn pool_line(books: &KernelBooks) -> String {
     format!("set aside: physical CPUs {} (* in use), {}", cpus.join(","), bytes(memory))
 }
 
+fn device_line(device: &PoolDevice) -> String {
+    let alias = device.alias.as_deref().map_or_else(String::new, |alias| format!(" `{alias}`"));
+    let holder = match &device.held_by {
+        Some(name) => format!("instance `{name}` has it"),
+        None => "free".into(),
+    };
+    let group = device.iommu_group.map_or_else(|| "no IOMMU".into(), |group| format!("IOMMU group {group}"));
+    let reset = if device.can_reset { "" } else { ", no reset" };
+    format!("set aside: device {}{alias}: {holder} ({group}{reset})", device.address)
+}
+
 fn shared_line(shared: &SharedMemory) -> String {
     let Some(kind) = &shared.kind else {
         let why = shared.reason.as_deref().unwrap_or("the settings ask for none");
@@ -98,8 +111,13 @@ fn shared_line(shared: &SharedMemory) -> String {
 }
 
 async fn pool(cx: &Context, args: PoolChangeArgs) -> Outcome {
-    let wish =
-        PoolWish { cpus: args.cpus.map(|list| physical(&list)).transpose()?, memory_bytes: args.memory };
+    let wish = PoolWish {
+        cpus: args.cpus.map(|list| physical(&list)).transpose()?,
+        memory_bytes: args.memory,
+        devices: args.devices.map(|list| list.0),
+        allow_no_iommu: args.allow_no_iommu,
+        allow_no_reset: args.allow_no_reset,
+    };
     let client = cx.client().await?;
     let steps = client.ask(client.beside.change(wish, args.dry_run)).await?;
     if cx.output.json {

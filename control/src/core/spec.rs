@@ -42,7 +42,8 @@ pub struct InstanceSpec {
     pub cpus_max: Option<u32>,
     /// Whether it gives and gets CPUs by itself, between the two, while balancing is on. Default false.
     pub balance: bool,
-    /// The devices that it is to have, as `tombolod --device` names them. Those that are free when it is started it boots with;
+    /// The devices that it is to have, as `tombolod --device` names them, or by their addresses on this host where they are set aside for kernels beside
+    /// this one. Those that are free when it is started it boots with;
     /// `tombolo apply` moves the others to it, and takes from it what is not in this list. Default: nothing is said about devices.
     pub devices: Option<Vec<PciAddress>>,
     /// The kernel image. Default: the one the spawner finds.
@@ -370,7 +371,7 @@ mod tests {
         for (text, field, refused) in [
             ("cpus_max = 4", "CPUs", &[Uml][..]),
             ("cpus = 4", "CPUs", &[Uml]),
-            (device, "0000:01:00.0", &[Uml, Multikernel, Process]),
+            (device, "0000:01:00.0", &[Uml, Process]),
             ("devices = []\ncpus_min = 1\nmemory_min_mib = 32", "", &[]),
         ] {
             let spec: InstanceSpec = toml::from_str(text).unwrap();

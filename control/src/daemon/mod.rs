@@ -37,8 +37,8 @@ use self::drivers::Drivers;
 use self::handover::Stock;
 #[cfg(test)]
 pub(crate) use self::handover::{
-    Amount, CpusAre, GRANULE_BYTES, Has, Lots, Movable, Tie, Whereabouts, attached, cpu_of_kernels, find_lot,
-    find_unit, granules_of, held_memory, needs_of, row_of,
+    Amount, CpusAre, GRANULE_BYTES, Has, Lots, Movable, Tie, Whereabouts, attached, cpu_of_kernels,
+    device_of_kernels, find_lot, find_unit, granules_of, held_memory, needs_of, row_of,
 };
 use self::instance::Command;
 use self::options::{Options, Places};
@@ -116,7 +116,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         host_memory_min_mib: options.host_memory_min,
         kernels_memory_bytes: options.kernels_memory_bytes()?,
         cpus: options.cpu_stock(&Topology::of_this_host())?,
-        devices: catalogue.iter().map(|device| device.address).collect(),
+        devices: options.device_stock(&catalogue)?,
+        devices_are_of_kernels: options.moves_devices_of_kernels(),
     };
     let (ledger, opening) = handover::open(&store, &stock).await;
     let shared = Shared::new(Parts {

@@ -5,9 +5,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Parser;
+use tombolo_handover::Unit;
 
 use super::StartError;
-use super::handover::CpuStock;
+use super::handover::{CpuStock, device_of_kernels};
 use crate::paths;
 use crate::spawner::{Accelerator, Device, MultikernelSettings, SpawnerKind, multikernel};
 use crate::topology::{self, Topology};
@@ -64,7 +65,7 @@ pub struct Options {
     #[arg(long, env = "TOMBOLO_ACCEL", default_value = "auto", value_name = "ACCEL")]
     pub accel: Accelerator,
     /// A device that emulated machines (`qemu`) can have, one at a time: ADDRESS=nvme:FILE, ADDRESS=rng or ADDRESS=net, where the
-    /// first address is 0000:01:00.0, the next 0000:02:00.0; may be repeated
+    /// first address is 0000:01:00.0, the next 0000:02:00.0; may be repeated. Kernels beside this one (`multikernel`) are given none then
     #[arg(long = "device", value_name = "ADDRESS=KIND")]
     pub devices: Vec<Device>,
     /// Give emulated machines (`qemu`) AF_VSOCK to and from this host through this program, vhost-device-vsock; one without a folder is
@@ -143,6 +144,25 @@ impl Options {
     /// Whether it is units of kernels beside this one that are moved, rather than of machines.
     fn moves_what_kernels_have(&self) -> bool {
         self.spawner == Some(SpawnerKind::Multikernel) && self.host_cpus.is_none() && self.cpus.is_none()
+    }
+
+    /// Whether it is devices of kernels beside this one that are moved, rather than those of machines.
+    pub(super) fn moves_devices_of_kernels(&self) -> bool {
+        self.moves_what_kernels_have() && self.devices.is_empty()
+    }
+
+    /// The devices that are moved. `catalogue`: those of machines.
+    ///
+    /// # Errors
+    /// If the settings of the spawner `multikernel` cannot be read.
+    pub(super) fn device_stock(&self, catalogue: &[Device]) -> Result<Vec<Unit>, StartError> {
+        if !self.moves_devices_of_kernels() {
+            // A machine gets each anew.
+            return Ok(catalogue.iter().map(|device| Unit::device(device.address, None, true)).collect());
+        }
+        // What its pool has is looked at anew before anything is promised.
+        let devices = multikernel::pool_devices(&self.multikernel_settings()?).unwrap_or_default();
+        Ok(devices.iter().map(device_of_kernels).collect())
     }
 
     /// The CPUs that machines can be lent, on a host of this kind.

@@ -96,6 +96,7 @@ impl Registry {
         let drivers = &self.shared.drivers;
         let kind = drivers.choose(&spec).await;
         spec.check_for(kind, &name).map_err(|error| invalid(error.to_string()))?;
+        self.can_have_devices(kind, false, &name, &spec)?;
         let next = self.shared.store.next_cid()?;
         let ours = self.views().iter().map(|view| view.cid).collect();
         let cid = drivers.number_from(kind, next, ours).await;
@@ -111,6 +112,20 @@ impl Registry {
         }
         self.shared.store.commit(batch).await?;
         Ok(self.enter(record))
+    }
+
+    /// Whether this daemon has devices to give to kernels of this spawner, if it is to have any.
+    fn can_have_devices(
+        &self,
+        kind: SpawnerKind,
+        is_taken_over: bool,
+        name: &InstanceName,
+        spec: &InstanceSpec,
+    ) -> Result<(), ControlError> {
+        match self.shared.ledger.cpus_are().device_refusal(kind, is_taken_over, spec) {
+            None => Ok(()),
+            Some(reason) => Err(invalid(format!("the specification of `{name}` cannot be: {reason}"))),
+        }
     }
 
     /// Records an instance that another program made in the kernel, as the kernel has it. That record is all that taking over is: until it is
@@ -144,6 +159,7 @@ impl Registry {
         (spec.cpus, spec.cpus_min, spec.cpus_max) = (offer.cpus, None, None);
         spec.validate(&name).map_err(|error| conflict(format!("as the kernel has it, {error}")))?;
         spec.check_for(kind, &name).map_err(|error| invalid(error.to_string()))?;
+        self.can_have_devices(kind, true, &name, &spec)?;
         if let Some(other) = self.find_by_cid(Cid(offer.id)) {
             let reason = format!(
                 "its number, {}, is the address of `{}`: remove that one first",

@@ -5,13 +5,14 @@
 use std::fs;
 use std::path::Path;
 
+use tombolo_handover::PciAddress;
 use tombolo_transport::Port;
 
 use super::finding;
 use crate::api::host::{Finding, Level};
 use crate::spawner::multikernel::{
-    InterfaceState, MAKE_A_POOL, Settings, SharedPool, interface_state, is_file_system, lock_left_behind,
-    vsock, what_is_missing,
+    InterfaceState, MAKE_A_POOL, Settings, SharedPool, Unfit, interface_state, is_file_system,
+    lock_left_behind, pool_functions, vsock, what_is_missing,
 };
 
 /// The page that walks through all of it.
@@ -35,6 +36,11 @@ pub(super) fn items(settings: &Settings) -> Vec<Finding> {
         shared_memory(settings, Path::new(SharedPool::HEAP), &filesystems),
         devices(fs::read_dir("/sys/kernel/iommu_groups").is_ok_and(|mut groups| groups.next().is_some())),
     ];
+    items.extend(
+        pool_functions(settings)
+            .into_iter()
+            .flat_map(|(function, troubles)| function_items(function, &troubles)),
+    );
     items.extend(settings.link_port().map(|port| {
         // Any port: the daemon may have that one.
         let vsock = vsock().and_then(|vsock| vsock.bind(Port::ANY, 1));
@@ -226,9 +232,35 @@ fn devices(has_iommu: bool) -> Finding {
     }
 }
 
+/// A function that is set aside, and is not as it should be.
+fn function_items(function: PciAddress, troubles: &[Unfit]) -> Vec<Finding> {
+    let item = |trouble: &Unfit| {
+        finding(
+            "multikernel device",
+            Level::Warn,
+            format!("{function} is set aside for kernels: {trouble}"),
+            "see \"Devices\" in docs/multikernel.md".to_owned(),
+        )
+    };
+    troubles.iter().map(item).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn device_that_is_set_aside_and_not_fit_for_it_is_named_with_each_reason() {
+        let function: PciAddress = "0000:03:00.0".parse().unwrap();
+        let driven = Unfit::Driven { function, driver: "ixgbe".into(), unbind: "/x/driver/unbind".into() };
+        let items =
+            function_items(function, &[driven, Unfit::NoIommu { function }, Unfit::NoReset { function }]);
+        assert!(items.iter().all(|item| item.level == Level::Warn && item.detail.contains("0000:03:00.0")));
+        for (item, part) in items.iter().zip(["`ixgbe`", "no IOMMU", "cannot be reset"]) {
+            assert!(item.detail.contains(part), "{item:?}");
+        }
+        assert!(function_items(function, &[]).is_empty());
+    }
 
     #[test]
     fn ordinary_machine_is_told_everything_that_it_lacks_at_once() {

@@ -57,11 +57,11 @@ impl SpawnerKind {
         }
     }
 
-    /// Whether devices can be moved to and from its kernels while they run.
+    /// Whether devices can be moved to and from its kernels while they run, where the ledger has such devices.
     pub fn can_move_devices(self) -> bool {
         match self {
-            Self::Qemu => true,
-            Self::Uml | Self::Multikernel | Self::Process => false,
+            Self::Qemu | Self::Multikernel => true,
+            Self::Uml | Self::Process => false,
         }
     }
 
@@ -183,8 +183,10 @@ pub struct KernelSpec {
     pub cpus_max: u32,
     /// Every device that it can be given while it runs, or boots with. Ignored where the spawner cannot move devices.
     pub catalogue: Vec<Device>,
-    /// The devices of the catalogue that it boots with.
+    /// The devices that it boots with: of the catalogue, or, where `devices_move`, of those set aside for kernels beside this one.
     pub devices: Vec<PciAddress>,
+    /// Whether devices set aside for kernels beside this one are the ledger's to give, and to take while it runs. Only of `multikernel`.
+    pub devices_move: bool,
     /// The agent: a static binary, `/init` in a kernel.
     pub agent_binary: PathBuf,
     /// The agent's configuration: who this kernel is, whom it trusts. The spawner overwrites `pool`, `doorbell` and

@@ -9,7 +9,7 @@ use tombolo_handover::PciAddress;
 
 use super::keeper_link::{KeeperLink, LinkError};
 use super::kernel::ask;
-use super::multikernel::{self, CpuChange, LiveError};
+use super::multikernel::{self, LiveChange, LiveError};
 use super::{Device, Kernel, SpawnError, SpawnerKind, qemu};
 use crate::keeper::{CpuLease, MemoryState, Request, Status};
 
@@ -25,6 +25,8 @@ pub(super) const MEMORY_IS_FIXED: &str = "it has no memory that can leave or com
 
 /// Why the CPUs of a kernel cannot be changed.
 const CPUS_ARE_FIXED: &str = "it has CPUs that are not in the ledger: those of another program's instance, or of a daemon that lends machines' CPUs";
+/// Why the devices of a kernel cannot be changed.
+const DEVICES_ARE_FIXED: &str = "its devices are not in the ledger: those of another program's instance, or of a daemon that lends machines' devices";
 /// How long a kernel may take to show that it lives, before it is asked again for what it did not answer.
 const SETTLE_ANSWER_MAX: Duration = Duration::from_secs(1);
 
@@ -54,8 +56,10 @@ pub struct CpuState {
 pub struct DeviceState {
     /// Where.
     pub address: PciAddress,
-    /// Whether its kernel was told to let it go, which it may still do.
-    pub is_leaving: bool,
+    /// Whether it is there; one that is not is on its way, perhaps.
+    pub is_there: bool,
+    /// Whether that may change by itself: its kernel was told to let it go, or to take it, and has not been seen to.
+    pub may_change: bool,
 }
 
 /// What a kernel's memory is to become.
@@ -200,7 +204,7 @@ impl Kernel {
     /// [`SpawnError::Refused`] when its machine has no CPU to spare; [`SpawnError::Control`] when that is not known.
     pub async fn lend_cpu(&self, unit: u32) -> Result<(), SpawnError> {
         if self.kind() == SpawnerKind::Multikernel {
-            return self.change_beside("give a CPU to", unit, CpuChange::Give).await;
+            return self.change_beside("give a CPU to", unit, LiveChange::Give).await;
         }
         let cpus = self.cpus_or_refuse("lend a CPU to").await?;
         if cpus.iter().any(|cpu| cpu.lent && cpu.unit == Some(unit)) {
@@ -232,7 +236,7 @@ impl Kernel {
     pub async fn take_cpu(&self, unit: u32) -> Result<(), SpawnError> {
         let action = "take a CPU from";
         if self.kind() == SpawnerKind::Multikernel {
-            return self.change_beside(action, unit, CpuChange::Take).await;
+            return self.change_beside(action, unit, LiveChange::Take).await;
         }
         let until = Instant::now() + PARK_MAX;
         loop {
@@ -263,7 +267,7 @@ impl Kernel {
         if self.kind() != SpawnerKind::Multikernel || self.answers(SETTLE_ANSWER_MAX).await != Some(true) {
             return Ok(());
         }
-        self.change_beside("settle what becomes of a CPU of", unit, CpuChange::Settle).await
+        self.change_beside("settle what becomes of a CPU of", unit, LiveChange::Settle).await
     }
 
     /// The same as [`Kernel::cpus`] for a kernel beside this one.
@@ -291,7 +295,7 @@ impl Kernel {
         &self,
         action: &'static str,
         unit: u32,
-        change: CpuChange,
+        change: LiveChange,
     ) -> Result<(), SpawnError> {
         self.must_run(action).await?;
         match multikernel::change_cpu(self.runtime_dir(), unit, change).await {
@@ -308,35 +312,45 @@ impl Kernel {
         }
     }
 
-    /// The devices that it has, where they can be plugged and unplugged while it runs; else `None`.
+    /// The devices that it has, and those that may yet become its, where they can be plugged and unplugged while it runs; else `None`.
     ///
     /// # Errors
     /// As [`Kernel::cpus`].
     pub async fn devices(&self) -> Result<Option<Vec<DeviceState>>, SpawnError> {
         let action = "ask about the devices of";
-        if !self.kind().can_move_devices() {
-            return Ok(None);
+        match self.kind() {
+            SpawnerKind::Qemu => {}
+            SpawnerKind::Multikernel => return self.devices_beside(action).await,
+            SpawnerKind::Uml | SpawnerKind::Process => return Ok(None),
         }
         let departures = self.running_status(action).await?.departures;
         let plugged = qemu::plugged(self.runtime_dir()).await;
         let plugged = plugged.map_err(|error| self.refused_to(action, error))?.into_iter();
-        let state =
-            |address: PciAddress| DeviceState { address, is_leaving: departures.contains(&address.bus) };
+        let state = |address: PciAddress| DeviceState {
+            address,
+            is_there: true,
+            may_change: departures.contains(&address.bus),
+        };
         Ok(Some(plugged.map(state).collect()))
     }
 
-    /// Plugs a device in. One that is there already is no error.
+    /// Whether its devices are the ledger's, where its spawner can move them.
+    pub(crate) fn moves_devices(&self) -> bool {
+        self.kind() != SpawnerKind::Multikernel || multikernel::moves_devices(self.runtime_dir())
+    }
+
+    /// Plugs a device in. One that is there already is no error. `catalogue`: what machines can have.
     ///
     /// # Errors
     /// [`SpawnError::Refused`] when it was not; [`SpawnError::Control`] when that is not known.
-    pub async fn plug(&self, device: &Device) -> Result<(), SpawnError> {
+    pub async fn plug(&self, address: PciAddress, catalogue: &[Device]) -> Result<(), SpawnError> {
         let action = "plug a device into";
         self.must_run(action).await?;
-        if !self.kind().can_move_devices() {
-            return Err(self.refused(action, "its spawner cannot move devices while it runs".into()));
-        }
+        let Some(device) = self.of_machine(action, address, catalogue)? else {
+            return self.change_device_beside(action, address, LiveChange::Give).await;
+        };
         // One that is gone has gone; should it be there still and leaving, it is left to that.
-        let is_leaving = |state: &DeviceState| state.address == device.address && state.is_leaving;
+        let is_leaving = |state: &DeviceState| state.address == device.address && state.may_change;
         if self.devices().await?.is_some_and(|devices| devices.iter().any(is_leaving)) {
             return Err(self.refused(action, format!("{} is about to leave it", device.address)));
         }
@@ -344,20 +358,88 @@ impl Kernel {
         self.done(action, qemu::plug(self.runtime_dir(), device).await)
     }
 
-    /// Unplugs a device within `deadline`. One that is gone already is no error.
+    /// Unplugs a device within `deadline`; a kernel beside this one has its own, which its host sets it. One that is gone already is no error.
     ///
     /// # Errors
     /// [`SpawnError::Refused`] when its kernel did not let it go, which it may still do; [`SpawnError::Control`] when that is not known.
-    pub async fn unplug(&self, device: &Device, deadline: Duration) -> Result<(), SpawnError> {
+    pub async fn unplug(
+        &self,
+        address: PciAddress,
+        catalogue: &[Device],
+        deadline: Duration,
+    ) -> Result<(), SpawnError> {
         let action = "unplug a device from";
         self.must_run(action).await?;
-        if !self.kind().can_move_devices() {
-            return Err(self.refused(action, "its spawner cannot move devices while it runs".into()));
-        }
+        let Some(device) = self.of_machine(action, address, catalogue)? else {
+            return self.change_device_beside(action, address, LiveChange::Take).await;
+        };
         // Before it is told: whoever asks later is to know that it may go at any time.
         self.departure(action, device, true).await?;
         self.done(action, qemu::unplug(self.runtime_dir(), device, deadline).await)?;
         self.departure(action, device, false).await
+    }
+
+    /// Asks for a change of a device again that was asked for and may still happen, where the kernel itself answers, as [`Kernel::settle_cpu`] does.
+    ///
+    /// # Errors
+    /// As [`Kernel::plug`].
+    pub async fn settle_device(&self, address: PciAddress) -> Result<(), SpawnError> {
+        if self.kind() != SpawnerKind::Multikernel || self.answers(SETTLE_ANSWER_MAX).await != Some(true) {
+            return Ok(());
+        }
+        let action = "settle what becomes of a device of";
+        self.must_run(action).await?;
+        self.change_device_beside(action, address, LiveChange::Settle).await
+    }
+
+    /// What a machine has to be told of a device; `None` for a kernel beside this one, which is given the function itself.
+    fn of_machine<'a>(
+        &self,
+        action: &'static str,
+        address: PciAddress,
+        catalogue: &'a [Device],
+    ) -> Result<Option<&'a Device>, SpawnError> {
+        match self.kind() {
+            SpawnerKind::Multikernel => Ok(None),
+            SpawnerKind::Qemu => {
+                let found = catalogue.iter().find(|device| device.address == address);
+                found.map(Some).ok_or_else(|| {
+                    let reason = format!(
+                        "this daemon was started without `--device {address}=...`, so it knows nothing of it"
+                    );
+                    self.refused(action, reason)
+                })
+            }
+            SpawnerKind::Uml | SpawnerKind::Process => {
+                Err(self.refused(action, "its spawner cannot move devices while it runs".into()))
+            }
+        }
+    }
+
+    /// The same as [`Kernel::devices`] for a kernel beside this one.
+    async fn devices_beside(&self, action: &'static str) -> Result<Option<Vec<DeviceState>>, SpawnError> {
+        self.must_run(action).await?;
+        let devices = multikernel::devices(self.runtime_dir()).await;
+        let state = |device: multikernel::LiveDevice| DeviceState {
+            address: device.function,
+            is_there: device.is_there,
+            may_change: device.may_change,
+        };
+        let devices = devices.map_err(|error| self.not_moved(action, error))?;
+        Ok(devices.map(|devices| devices.into_iter().map(state).collect()))
+    }
+
+    async fn change_device_beside(
+        &self,
+        action: &'static str,
+        address: PciAddress,
+        change: LiveChange,
+    ) -> Result<(), SpawnError> {
+        match multikernel::change_device(self.runtime_dir(), address, change).await {
+            Ok(Some(())) => Ok(()),
+            Ok(None) => Err(self.refused(action, DEVICES_ARE_FIXED.into())),
+            Err(error) => Err(self.not_moved(action, error)),
+        }
     }
 
     async fn departure(

@@ -68,6 +68,7 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<ExitHow> {
         cpus_max: 1,
         catalogue: Vec::new(),
         devices: Vec::new(),
+        devices_move: false,
         agent_binary: init.context(USAGE)?,
         // There is no control plane: nobody asks for the secret.
         agent_config: AgentConfig::new("boot", Cid(3), Member(1), Incarnation::random()?, [0; 32]),

@@ -73,7 +73,7 @@ async fn multikernel() -> Option<Bed<MultikernelSpawner>> {
     let pool = PoolFile { path: stand_in.pool(), len: 1 << 20 };
     fs::File::create(&pool.path).unwrap().set_len(pool.len).unwrap();
     bed.spec.pool = Some(pool);
-    let wish = PoolWish { cpus: Some(vec![2, 4]), memory_bytes: Some(1 << 30) };
+    let wish = PoolWish { cpus: Some(vec![2, 4]), memory_bytes: Some(1 << 30), ..PoolWish::default() };
     bed.spawner.change_pool(wish, false).await.unwrap();
     Some(bed)
 }
@@ -98,6 +98,7 @@ fn bed<S>(spawner: S, init: PathBuf) -> Bed<S> {
         cpus_max: 1,
         catalogue: Vec::new(),
         devices: Vec::new(),
+        devices_move: false,
         agent_binary: init,
         agent_config: AgentConfig::new("web", Cid(3), Member(1), incarnation, [9; 32]),
         initrd_files: Vec::new(),

@@ -1,6 +1,7 @@
 //! What a running kernel can be given and can lose: memory, CPUs, devices.
 
 use std::fs;
+use std::slice::from_ref;
 use std::time::Duration;
 
 use tombolo_control::keeper::MemoryState;
@@ -276,34 +277,34 @@ pub(super) async fn devices_are_plugged_into_a_running_kernel_and_unplugged<S: S
     assert_eq!(plugged().await, [rng.address], "it boots with what it is to have");
     driven(&rng, true).await;
     for device in [&nvme, &net] {
-        kernel.plug(device).await.unwrap();
-        kernel.plug(device).await.unwrap();
+        kernel.plug(device.address, from_ref(device)).await.unwrap();
+        kernel.plug(device.address, from_ref(device)).await.unwrap();
         driven(device, true).await;
     }
     let mut all = plugged().await;
     all.sort_unstable();
     assert_eq!(all, [nvme.address, rng.address, net.address]);
     for device in [&nvme, &rng, &net] {
-        kernel.unplug(device, LONG).await.unwrap();
-        kernel.unplug(device, LONG).await.unwrap();
+        kernel.unplug(device.address, from_ref(device), LONG).await.unwrap();
+        kernel.unplug(device.address, from_ref(device), LONG).await.unwrap();
         driven(device, false).await;
     }
     assert_eq!(plugged().await, []);
-    kernel.plug(&nvme).await.unwrap();
+    kernel.plug(nvme.address, from_ref(&nvme)).await.unwrap();
     driven(&nvme, true).await;
 
     kernel.freeze().await.unwrap();
-    let error = kernel.unplug(&nvme, Duration::from_millis(200)).await.unwrap_err();
+    let error = kernel.unplug(nvme.address, from_ref(&nvme), Duration::from_millis(200)).await.unwrap_err();
     assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("let it go")), "{error}");
-    let leaving = DeviceState { address: nvme.address, is_leaving: true };
+    let leaving = DeviceState { address: nvme.address, is_there: true, may_change: true };
     assert_eq!(kernel.devices().await.unwrap().unwrap(), [leaving], "a frozen kernel lets nothing go, yet");
-    let error = kernel.plug(&nvme).await.unwrap_err();
+    let error = kernel.plug(nvme.address, from_ref(&nvme)).await.unwrap_err();
     assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("leave")), "{error}");
     kernel.thaw().await.unwrap();
     until("the disk to be gone", async || plugged().await.is_empty().then_some(())).await;
-    kernel.unplug(&nvme, LONG).await.unwrap();
+    kernel.unplug(nvme.address, from_ref(&nvme), LONG).await.unwrap();
     let gone = device(&format!("0000:01:00.0=nvme:{}", bed.dir.path().join("gone").display()));
-    let error = kernel.plug(&gone).await.unwrap_err();
+    let error = kernel.plug(gone.address, from_ref(&gone)).await.unwrap_err();
     assert!(matches!(&error, SpawnError::Refused { reason, .. } if reason.contains("gone")), "{error}");
     assert_eq!(plugged().await, []);
     kernel.kill().await.unwrap();
@@ -317,8 +318,8 @@ pub(super) async fn cpus_and_devices_that_are_for_good_cannot_be_changed<S: Spaw
     refused(kernel.lend_cpu(1).await.unwrap_err());
     refused(kernel.take_cpu(1).await.unwrap_err());
     let rng = "0000:01:00.0=rng".parse::<Device>().unwrap();
-    refused(kernel.plug(&rng).await.unwrap_err());
-    refused(kernel.unplug(&rng, LONG).await.unwrap_err());
+    refused(kernel.plug(rng.address, from_ref(&rng)).await.unwrap_err());
+    refused(kernel.unplug(rng.address, from_ref(&rng), LONG).await.unwrap_err());
     kernel.kill().await.unwrap();
     nothing_is_left_of(kernel).await;
 }

@@ -1,4 +1,4 @@
-//! The arguments of `tombolo multikernel`, and lists of CPUs.
+//! The arguments of `tombolo multikernel`, and lists of CPUs and of devices.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::SpecArgs;
 use super::handover::parse_size;
+use crate::api::beside::WantedDevice;
 use crate::core::InstanceName;
 
 #[derive(Clone, Debug, Subcommand)]
@@ -17,7 +18,7 @@ pub enum BesideCommand {
         #[arg(long)]
         transactions: bool,
     },
-    /// Set CPUs and memory aside for other kernels, or give them back to the host
+    /// Set CPUs, memory and PCI functions aside for other kernels, or give them back to the host
     Pool(PoolChangeArgs),
 }
 
@@ -34,7 +35,7 @@ pub struct AdoptArgs {
 }
 
 #[derive(Clone, Debug, Args)]
-#[group(id = "wish", required = true, multiple = true, args = ["cpus", "memory"])]
+#[group(id = "wish", required = true, multiple = true, args = ["cpus", "memory", "devices"])]
 pub struct PoolChangeArgs {
     /// All CPUs that the pool is to have, by their physical numbers (`apicid` in /proc/cpuinfo) such as 4-7,12; or by the
     /// logical ones of CPUs that the host has now, such as cpu2,cpu3; or `none`
@@ -43,6 +44,16 @@ pub struct PoolChangeArgs {
     /// All memory that the pool is to have, such as 8G, or 0; it goes back in the pieces that it came in
     #[arg(long, value_name = "SIZE", value_parser = parse_size_or_none)]
     pub memory: Option<u64>,
+    /// All PCI functions that the pool is to have, such as 0000:03:00.0,0000:04:00.0=uplink, where `uplink` is what kernels call what they find
+    /// in it (a network interface, say); or `none`. Each must be whole, in use by nothing, and without a driver on this host
+    #[arg(long, value_name = "LIST")]
+    pub devices: Option<DeviceList>,
+    /// Also functions without an IOMMU: a kernel that has one can write to all memory of this machine
+    #[arg(long, requires = "devices")]
+    pub allow_no_iommu: bool,
+    /// Also functions that cannot be reset: a kernel gets one as the last one left it
+    #[arg(long, requires = "devices")]
+    pub allow_no_reset: bool,
     /// Only show what would be done
     #[arg(long)]
     pub dry_run: bool,
@@ -50,6 +61,29 @@ pub struct PoolChangeArgs {
 
 fn parse_size_or_none(input: &str) -> Result<u64, String> {
     if matches!(input, "0" | "none") { Ok(0) } else { parse_size(input) }
+}
+
+/// PCI functions, with what they are to be called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceList(pub(crate) Vec<WantedDevice>);
+
+impl FromStr for DeviceList {
+    type Err = String;
+
+    fn from_str(input: &str) -> Result<Self, String> {
+        if input == "none" {
+            return Ok(Self(Vec::new()));
+        }
+        let one = |word: &str| {
+            let (address, alias) = match word.split_once('=') {
+                Some((address, alias)) => (address, Some(alias.to_owned())),
+                None => (word, None),
+            };
+            let address = address.parse().map_err(|error| format!("{error}"))?;
+            Ok(WantedDevice { address, alias })
+        };
+        input.split(',').map(one).collect::<Result<_, String>>().map(Self)
+    }
 }
 
 /// CPUs, by their physical or logical numbers.
@@ -144,6 +178,23 @@ mod tests {
         assert_eq!(resolved("cpu1-cpu2"), Ok(vec![2, 4]));
         assert_eq!(resolved("none"), Ok(vec![]));
         assert!(resolved("cpu7").unwrap_err().contains("cpu7"));
+    }
+
+    #[test]
+    fn devices_are_named_by_address_and_by_what_kernels_call_them() {
+        let list = |input: &str| input.parse::<DeviceList>().map(|list| list.0);
+        let device = |address: &str, alias: Option<&str>| WantedDevice {
+            address: address.parse().unwrap(),
+            alias: alias.map(str::to_owned),
+        };
+        assert_eq!(
+            list("03:00.0,0000:04:00.1=uplink"),
+            Ok(vec![device("0000:03:00.0", None), device("0000:04:00.1", Some("uplink"))])
+        );
+        assert_eq!(list("none"), Ok(vec![]));
+        for bad in ["", ",", "eth0", "03:00", "0000:03:00.8", "0000:03:20.0", "0000:03:00.0,none"] {
+            assert!(list(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

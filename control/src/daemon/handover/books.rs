@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use tombolo_handover::coordinator::Coordinator;
 use tombolo_handover::owner::Quarantine;
-use tombolo_handover::{Bounds, Kind, Ledger, Limits, Owner, Party, PciAddress, Unit};
+use tombolo_handover::{Bounds, Kind, Ledger, Limits, Owner, Party, Unit};
 
+use crate::api::beside::PoolDevice;
 use crate::meminfo;
 use crate::store::{Batch, Store, StoredLedger};
 use crate::time::unix_ns;
@@ -35,8 +36,10 @@ pub(crate) struct Stock {
     pub(crate) kernels_memory_bytes: Option<u64>,
     /// The CPUs that machines can be lent.
     pub(crate) cpus: CpuStock,
-    /// The devices that they can be lent.
-    pub(crate) devices: Vec<PciAddress>,
+    /// The devices that they can be lent, or kernels beside this one be given.
+    pub(crate) devices: Vec<Unit>,
+    /// Whether they are set aside for kernels beside this one.
+    pub(crate) devices_are_of_kernels: bool,
 }
 
 /// The CPUs that machines can be lent.
@@ -128,7 +131,7 @@ fn discover(host_bytes: u64, stock: &Stock) -> Result<Ledger, String> {
         CpuStock::OfKernels(cpus) => cpus.iter().map(|cpu| cpu_of_kernels(*cpu)).collect(),
         CpuStock::OfHost(cpus) => cpus.iter().map(|cpu| Unit::cpu(cpu.id, cpu.core, cpu.node)).collect(),
     };
-    let devices = stock.devices.iter().map(|address| Unit::device(*address, None, true));
+    let devices = stock.devices.iter().cloned();
     // What the host has of CPUs and devices for itself is not in the ledger.
     let none = Bounds::NONE;
     let memory_bounds = if of_kernels { none } else { Bounds { min: kept, ..Bounds::default() } };
@@ -141,6 +144,11 @@ fn discover(host_bytes: u64, stock: &Stock) -> Result<Ledger, String> {
 /// A CPU that is set aside for kernels beside this one. Where it lies only the kernel that has it could tell.
 pub(crate) fn cpu_of_kernels(physical: u32) -> Unit {
     Unit::cpu(physical, physical, None)
+}
+
+/// A PCI function that is set aside for kernels beside this one.
+pub(crate) fn device_of_kernels(device: &PoolDevice) -> Unit {
+    Unit::device(device.address, device.iommu_group, device.can_reset)
 }
 
 /// Whether two ledgers are about the same memory, CPUs and devices, whoever has them, and leave the host as much.
@@ -170,7 +178,8 @@ mod tests {
 
     fn stock(host_memory_min_mib: Option<u64>) -> Stock {
         let (kernels_memory_bytes, devices) = (None, Vec::new());
-        Stock { host_memory_min_mib, kernels_memory_bytes, cpus: CpuStock::Shared(2), devices }
+        let cpus = CpuStock::Shared(2);
+        Stock { host_memory_min_mib, kernels_memory_bytes, cpus, devices, devices_are_of_kernels: false }
     }
 
     #[test]

@@ -16,11 +16,12 @@ use tombolo_handover::{
 };
 use tombolo_transport::{Cid, Incarnation};
 
-use super::books::{Books, GRANULE_BYTES, cpu_of_kernels};
+use super::books::{Books, GRANULE_BYTES, cpu_of_kernels, device_of_kernels};
 use super::mend::{Claim, Claims, Mend, Target};
 use super::queue::carry_out_all;
 use super::witness::Witnesses;
-use super::{CpusAre, Holding, LedgerError, Movable, Order, Unproven, granules, instance_of};
+use super::{Holding, LedgerError, Movable, Order, Unproven, granules, instance_of};
+use crate::api::beside::PoolDevice;
 use crate::core::{EventKind, InstanceSpec};
 use crate::daemon::registry::Registry;
 use crate::daemon::shared::Shared;
@@ -195,15 +196,19 @@ impl Desk {
     /// Looks what others have done with the CPUs that they dispose of as well, so that none of these is promised to anybody here. What cannot be looked at is
     /// left as it was: whoever is asked for it will say so.
     async fn compare(&mut self) {
-        if self.shared.ledger.cpus_are() != CpusAre::OfKernels {
+        if !self.shared.ledger.cpus_are().are_of_kernels() {
             return;
         }
         let settings = self.shared.drivers.multikernel_settings().clone();
         let ours = held_memory(&self.coordinator);
+        let with_devices = self.shared.ledger.cpus_are().devices_are_of_kernels();
         let looking = tokio::task::spawn_blocking(move || {
-            multikernel::pool_cpus(&settings).map(|cpus| (cpus, multikernel::pool_memory(&settings, &ours)))
+            let cpus = multikernel::pool_cpus(&settings)?;
+            let memory = multikernel::pool_memory(&settings, &ours);
+            let devices = with_devices.then(|| multikernel::pool_devices(&settings));
+            Ok::<_, String>((cpus, memory, devices))
         });
-        let (cpus, memory) = match tokio::time::timeout(COMPARE_MAX, looking).await {
+        let (cpus, memory, devices) = match tokio::time::timeout(COMPARE_MAX, looking).await {
             Ok(Ok(Ok(seen))) => seen,
             Ok(Ok(Err(reason))) => return tracing::warn!(reason, "the kernel's pool cannot be read"),
             Ok(Err(panicked)) => return tracing::error!(%panicked, "the kernel's pool was not read"),
@@ -214,6 +219,20 @@ impl Desk {
         let seen: Vec<Seen> =
             cpus.into_iter().map(|(cpu, is_free)| Seen { unit: cpu_of_kernels(cpu), is_free }).collect();
         self.commit_or_warn(|desk| Ok(desk.compare(unix_ns(), Kind::Cpu, &seen))).await;
+        match devices {
+            Some(Ok(devices)) => {
+                let seen = |device: &PoolDevice| Seen {
+                    unit: device_of_kernels(device),
+                    is_free: device.held_by.is_none(),
+                };
+                let seen: Vec<Seen> = devices.iter().map(seen).collect();
+                self.commit_or_warn(|desk| Ok(desk.compare(unix_ns(), Kind::Device, &seen))).await;
+            }
+            Some(Err(reason)) => {
+                tracing::warn!(reason, "what the kernel's pool has of devices cannot be read");
+            }
+            None => {}
+        }
         match memory {
             Ok(memory) => {
                 self.memory_step_bytes = memory.step_bytes;
@@ -229,7 +248,7 @@ impl Desk {
         let step = self.memory_step_bytes;
         match request.what {
             What::MemoryBytes(bytes)
-                if self.shared.ledger.cpus_are() == CpusAre::OfKernels && !bytes.is_multiple_of(step) =>
+                if self.shared.ledger.cpus_are().are_of_kernels() && !bytes.is_multiple_of(step) =>
             {
                 let below = bytes / step * step;
                 Err(Refusal::OddSize { bytes, granule_bytes: step, below, above: below.saturating_add(step) })

@@ -16,7 +16,7 @@ use super::{Holding, Order};
 use crate::core::{EventKind, InstanceName};
 use crate::daemon::chain;
 use crate::daemon::shared::Shared;
-use crate::spawner::{self, Device, MemoryWanted, SpawnError};
+use crate::spawner::{self, Device, MemoryWanted, SpawnError, SpawnerKind};
 
 /// How long a kernel may take for each change.
 const CHANGE_MAX: Duration = Duration::from_secs(10);
@@ -43,6 +43,8 @@ pub(super) struct Target {
     pub(super) holding: Holding,
     /// Of these nobody knows who has them: they are left where they are.
     quarantined: BTreeSet<UnitId>,
+    /// All that there are, whoever has them.
+    devices: Vec<PciAddress>,
 }
 
 /// The instances whose kernels are being changed.
@@ -97,7 +99,18 @@ impl Target {
             .ledger()
             .entries()
             .filter_map(|entry| matches!(entry.owner, Owner::Quarantined(_)).then_some(entry.unit.id));
-        Self { holding, quarantined: quarantined.collect() }
+        let devices = coordinator.ledger().entries().filter_map(|entry| match entry.unit.id {
+            UnitId::Device(address) => Some(address),
+            _ => None,
+        });
+        Self { holding, quarantined: quarantined.collect(), devices: devices.collect() }
+    }
+
+    /// The devices that it may have or not, as the ledger says: machines know of those in the catalogue alone.
+    fn devices(&self, kind: SpawnerKind, catalogue: &[Device]) -> Vec<PciAddress> {
+        let of_machines = || catalogue.iter().map(|device| device.address).collect();
+        let all = if kind == SpawnerKind::Multikernel { self.devices.clone() } else { of_machines() };
+        all.into_iter().filter(|address| self.knows_of(UnitId::Device(*address))).collect()
     }
 
     /// Amounts cannot be told apart: any of it may be what is in quarantine.
@@ -217,28 +230,26 @@ impl Mend {
     async fn devices(&self, target: &Target, witnesses: &Witnesses) -> Result<Option<String>, Trouble> {
         let Some(has) = self.handle.devices().await.map_err(Trouble::NotTold)? else { return Ok(None) };
         let mut changed = Vec::new();
-        for device in
-            witnesses.catalogue().iter().filter(|device| target.knows_of(UnitId::Device(device.address)))
-        {
-            let plugged = has.iter().find(|state| state.address == device.address);
-            if plugged.is_some_and(|state| state.is_leaving) {
+        for address in target.devices(self.handle.kind(), witnesses.catalogue()) {
+            let plugged = has.iter().find(|state| state.address == address);
+            if plugged.is_some_and(|state| state.may_change) {
                 continue;
             }
-            match (plugged.is_some(), target.holding.devices.contains(&device.address)) {
-                (false, true) => self.plug(device, witnesses).await?,
+            match (plugged.is_some(), target.holding.devices.contains(&address)) {
+                (false, true) => self.plug(address, witnesses).await?,
                 (true, false) => {
-                    self.handle.unplug(device, CHANGE_MAX).await.map_err(Trouble::NotChanged)?;
+                    let unplugged = self.handle.unplug(address, witnesses.catalogue(), CHANGE_MAX).await;
+                    unplugged.map_err(Trouble::NotChanged)?;
                 }
                 _ => continue,
             }
-            changed.push(device.address.to_string());
+            changed.push(address.to_string());
         }
         Ok((!changed.is_empty()).then(|| format!("devices {}", changed.join(", "))))
     }
 
     /// Plugs a device in, unless another machine has it yet: that one is being mended, too.
-    async fn plug(&self, device: &Device, witnesses: &Witnesses) -> Result<(), Trouble> {
-        let address = device.address;
+    async fn plug(&self, address: PciAddress, witnesses: &Witnesses) -> Result<(), Trouble> {
         for (other, handle) in witnesses.others(self.kernel.instance) {
             let has = match handle {
                 Some(handle) => handle.devices().await.ok(),
@@ -252,7 +263,7 @@ impl Mend {
                 Some(_) => {}
             }
         }
-        self.handle.plug(device).await.map_err(Trouble::NotChanged)
+        self.handle.plug(address, witnesses.catalogue()).await.map_err(Trouble::NotChanged)
     }
 }
 

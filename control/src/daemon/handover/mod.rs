@@ -28,7 +28,7 @@ use tombolo_handover::{
 };
 use tombolo_transport::{Cid, Incarnation};
 
-pub(crate) use self::books::{Books, CpuStock, GRANULE_BYTES, Stock};
+pub(crate) use self::books::{Books, CpuStock, GRANULE_BYTES, Stock, device_of_kernels};
 use self::desk::Desk;
 #[cfg(test)]
 pub(crate) use self::desk::{granules_of, held_memory, needs_of, row_of};
@@ -155,7 +155,7 @@ pub(crate) async fn open(store: &Store, stock: &Stock) -> (Ledger, Opening) {
     };
     let (orders, inbox) = mpsc::channel(ORDERS_MAX);
     let (publish, books) = watch::channel(found);
-    let cpus_are = CpusAre::of(&stock.cpus);
+    let cpus_are = CpusAre::of(stock);
     (Ledger { orders, books, cpus_are }, Opening { orders: inbox, books: publish, coordinator })
 }
 
@@ -258,7 +258,7 @@ impl Ledger {
     /// The CPUs set aside for kernels beside this one of which nobody knows who has them.
     pub(crate) fn cpus_in_doubt(&self) -> Vec<u32> {
         let Ok(coordinator) = self.coordinator() else { return Vec::new() };
-        if self.cpus_are != CpusAre::OfKernels {
+        if !self.cpus_are.are_of_kernels() {
             return Vec::new();
         }
         let in_doubt =

@@ -1,6 +1,6 @@
 //! What of a kernel the ledger decides. No I/O.
 
-use super::CpuStock;
+use super::{CpuStock, Stock};
 use crate::core::InstanceSpec;
 use crate::spawner::SpawnerKind;
 
@@ -10,7 +10,10 @@ pub(crate) enum CpusAre {
     /// Lent to machines, which are given this host's memory.
     OfMachines,
     /// Set aside for kernels beside this one.
-    OfKernels,
+    OfKernels {
+        /// Whether its devices are those, too: unless the daemon was told of devices of machines.
+        and_devices: bool,
+    },
 }
 
 /// What can be moved to and from a kernel while it runs; of the rest the ledger knows nothing.
@@ -24,35 +27,52 @@ pub(crate) struct Movable {
 }
 
 impl CpusAre {
-    pub(super) fn of(stock: &CpuStock) -> Self {
-        match stock {
+    pub(super) fn of(stock: &Stock) -> Self {
+        match stock.cpus {
             CpuStock::Shared(_) | CpuStock::OfHost(_) => Self::OfMachines,
-            CpuStock::OfKernels(_) => Self::OfKernels,
+            CpuStock::OfKernels(_) => Self::OfKernels { and_devices: stock.devices_are_of_kernels },
         }
+    }
+
+    /// Whether they are set aside for kernels beside this one.
+    pub(crate) fn are_of_kernels(self) -> bool {
+        matches!(self, Self::OfKernels { .. })
+    }
+
+    /// Whether the ledger's devices are set aside for kernels beside this one, too.
+    pub(crate) fn devices_are_of_kernels(self) -> bool {
+        self == Self::OfKernels { and_devices: true }
     }
 
     /// What can be moved of a kernel of this spawner. `is_taken_over`: whether another program made what it boots in, and so chose its CPUs.
     pub(crate) fn movable(self, kind: SpawnerKind, is_taken_over: bool) -> Movable {
         let are_its = match kind {
-            SpawnerKind::Multikernel => self == Self::OfKernels && !is_taken_over,
+            SpawnerKind::Multikernel => self.are_of_kernels() && !is_taken_over,
             SpawnerKind::Uml | SpawnerKind::Qemu | SpawnerKind::Process => self == Self::OfMachines,
         };
         Movable {
             memory: kind.can_move_memory() && are_its,
             keeps_memory: kind == SpawnerKind::Multikernel,
             cpus: kind.can_move_cpus() && are_its,
-            devices: kind.can_move_devices(),
+            devices: kind.can_move_devices()
+                && match kind {
+                    SpawnerKind::Multikernel => self.devices_are_of_kernels() && !is_taken_over,
+                    SpawnerKind::Uml | SpawnerKind::Qemu | SpawnerKind::Process => {
+                        !self.devices_are_of_kernels()
+                    }
+                },
         }
     }
 
-    /// Why a kernel cannot have the CPUs or the memory that it is to have, if it cannot.
+    /// Why a kernel cannot have the CPUs, the memory or the devices that it is to have, if it cannot.
     pub(crate) fn refusal(
         self,
         kind: SpawnerKind,
         is_taken_over: bool,
         spec: &InstanceSpec,
     ) -> Option<String> {
-        if let Some(reason) = self.memory_refusal(kind, is_taken_over, spec) {
+        let of_others = self.memory_refusal(kind, is_taken_over, spec);
+        if let Some(reason) = of_others.or_else(|| self.device_refusal(kind, is_taken_over, spec)) {
             return Some(reason);
         }
         let most = spec.cpus_max();
@@ -76,6 +96,30 @@ impl CpusAre {
 }
 
 impl CpusAre {
+    /// Why a kernel cannot have the devices that it is to have, whatever becomes of them until it is started.
+    pub(crate) fn device_refusal(
+        self,
+        kind: SpawnerKind,
+        is_taken_over: bool,
+        spec: &InstanceSpec,
+    ) -> Option<String> {
+        let device = spec.devices.as_deref()?.first()?;
+        if !kind.can_move_devices() || self.movable(kind, is_taken_over).devices {
+            return None;
+        }
+        Some(match kind {
+            SpawnerKind::Multikernel if is_taken_over => format!(
+                "devices: it is to have {device}, and it keeps the devices that the program gave it which made it: leave devices out"
+            ),
+            SpawnerKind::Multikernel => format!(
+                "devices: it is to have {device}, and this daemon moves devices of machines: start it with --spawner multikernel, without --cpus, --host-cpus and --device, or leave devices out"
+            ),
+            _ => format!(
+                "devices: it is to have {device}, and this daemon has only those of kernels beside this one to give (--spawner multikernel): name those of machines with --device, or leave devices out"
+            ),
+        })
+    }
+
     fn memory_refusal(self, kind: SpawnerKind, is_taken_over: bool, spec: &InstanceSpec) -> Option<String> {
         let (most, boots_with) = (spec.memory_max_mib(), spec.memory_mib);
         if most <= boots_with || !kind.can_move_memory() {
@@ -103,19 +147,45 @@ impl CpusAre {
 mod tests {
     use super::*;
 
+    const OF_KERNELS: CpusAre = CpusAre::OfKernels { and_devices: true };
+
+    #[test]
+    fn devices_are_of_machines_or_of_kernels_and_not_of_both() {
+        use SpawnerKind::{Multikernel, Qemu, Uml};
+        let devices = |are: CpusAre, kind| are.movable(kind, false).devices;
+        let only_machines_have_devices = CpusAre::OfKernels { and_devices: false };
+        assert!(devices(CpusAre::OfMachines, Qemu) && !devices(CpusAre::OfMachines, Multikernel));
+        assert!(devices(OF_KERNELS, Multikernel) && !devices(OF_KERNELS, Qemu));
+        assert!(
+            devices(only_machines_have_devices, Qemu) && !devices(only_machines_have_devices, Multikernel)
+        );
+        assert!(!devices(OF_KERNELS, Uml) && !OF_KERNELS.movable(Multikernel, true).devices);
+        let spec: InstanceSpec = toml::from_str("devices = ['0000:03:00.0']").unwrap();
+        assert_eq!(OF_KERNELS.refusal(Multikernel, false, &spec), None);
+        for (are, kind, taken_over, remedy) in [
+            (CpusAre::OfMachines, Multikernel, false, "--spawner multikernel, without"),
+            (only_machines_have_devices, Multikernel, false, "and --device"),
+            (OF_KERNELS, Multikernel, true, "leave devices out"),
+            (OF_KERNELS, Qemu, false, "with --device"),
+        ] {
+            let reason = are.refusal(kind, taken_over, &spec).unwrap();
+            assert!(reason.contains("0000:03:00.0") && reason.contains(remedy), "{reason}");
+        }
+    }
+
     #[test]
     fn cpus_move_between_kernels_of_one_kind() {
         use SpawnerKind::{Multikernel, Qemu, Uml};
         let cpus = |are: CpusAre, kind| are.movable(kind, false).cpus;
         assert!(cpus(CpusAre::OfMachines, Qemu) && !cpus(CpusAre::OfMachines, Multikernel));
-        assert!(cpus(CpusAre::OfKernels, Multikernel) && !cpus(CpusAre::OfKernels, Qemu));
-        assert!(!cpus(CpusAre::OfKernels, Uml) && !cpus(CpusAre::OfMachines, Uml));
-        assert!(!CpusAre::OfKernels.movable(Multikernel, true).cpus, "another program chose them");
+        assert!(cpus(OF_KERNELS, Multikernel) && !cpus(OF_KERNELS, Qemu));
+        assert!(!cpus(OF_KERNELS, Uml) && !cpus(CpusAre::OfMachines, Uml));
+        assert!(!OF_KERNELS.movable(Multikernel, true).cpus, "another program chose them");
         let memory = |are: CpusAre, kind| are.movable(kind, false).memory;
         assert!(memory(CpusAre::OfMachines, Qemu) && memory(CpusAre::OfMachines, Uml));
-        assert!(!memory(CpusAre::OfKernels, Qemu) && !memory(CpusAre::OfMachines, Multikernel));
-        assert!(memory(CpusAre::OfKernels, Multikernel));
-        assert!(!CpusAre::OfKernels.movable(Multikernel, true).memory, "nor is its memory");
+        assert!(!memory(OF_KERNELS, Qemu) && !memory(CpusAre::OfMachines, Multikernel));
+        assert!(memory(OF_KERNELS, Multikernel));
+        assert!(!OF_KERNELS.movable(Multikernel, true).memory, "nor is its memory");
     }
 
     #[test]
@@ -124,20 +194,20 @@ mod tests {
         let spec = |text: &str| -> InstanceSpec { toml::from_str(text).unwrap() };
         let (one, more) = (spec("cpus = 2"), spec("cpus = 2\ncpus_max = 4"));
         let memory = spec("memory_mib = 256\nmemory_max_mib = 512");
-        assert_eq!(CpusAre::OfKernels.refusal(Multikernel, false, &memory), None);
+        assert_eq!(OF_KERNELS.refusal(Multikernel, false, &memory), None);
         assert_eq!(CpusAre::OfMachines.refusal(Uml, false, &memory), None);
         let refusal = |are: CpusAre, kind, taken_over, spec| are.refusal(kind, taken_over, spec);
-        assert_eq!(refusal(CpusAre::OfKernels, Multikernel, false, &more), None);
+        assert_eq!(refusal(OF_KERNELS, Multikernel, false, &more), None);
         assert_eq!(refusal(CpusAre::OfMachines, Multikernel, false, &one), None);
         assert_eq!(refusal(CpusAre::OfMachines, Qemu, false, &more), None);
-        assert_eq!(refusal(CpusAre::OfKernels, Uml, false, &one), None, "it has one anyway");
+        assert_eq!(refusal(OF_KERNELS, Uml, false, &one), None, "it has one anyway");
         for (are, kind, taken_over, spec, remedy) in [
             (CpusAre::OfMachines, Multikernel, false, &more, "--spawner multikernel"),
-            (CpusAre::OfKernels, Multikernel, true, &more, "leave cpus_max out"),
-            (CpusAre::OfKernels, Qemu, false, &one, "machines have one"),
+            (OF_KERNELS, Multikernel, true, &more, "leave cpus_max out"),
+            (OF_KERNELS, Qemu, false, &one, "machines have one"),
             (CpusAre::OfMachines, Multikernel, false, &memory, "--spawner multikernel"),
-            (CpusAre::OfKernels, Multikernel, true, &memory, "leave memory_max_mib out"),
-            (CpusAre::OfKernels, Uml, false, &memory, "leave memory_max_mib out"),
+            (OF_KERNELS, Multikernel, true, &memory, "leave memory_max_mib out"),
+            (OF_KERNELS, Uml, false, &memory, "leave memory_max_mib out"),
         ] {
             let reason = refusal(are, kind, taken_over, spec).unwrap();
             assert!(reason.contains(remedy), "{reason}");

@@ -32,6 +32,16 @@ impl Tie {
         }
     }
 
+    /// Of a device that a spawner speaks of: whether its machine has it, and whether that may change by itself.
+    pub(crate) fn of_device(here: Here, is_there: bool, may_change: bool) -> Self {
+        match (is_there, may_change) {
+            (true, true) => Self::Leaving(here),
+            (true, false) => Self::Attached(here),
+            (false, true) => Self::Coming,
+            (false, false) => Self::None,
+        }
+    }
+
     /// What the unit is called inside, if it is there.
     pub(super) fn here(self) -> Option<Here> {
         match self {

@@ -134,6 +134,7 @@ impl Instance {
             cpus_max: spec.cpus_max(),
             catalogue: self.shared.catalogue.to_vec(),
             devices: boots_with.devices,
+            devices_move: boots_with.devices_move,
             agent_binary: self.shared.places.agent_binary.clone(),
             agent_config: config,
             initrd_files: initrd_files.collect(),

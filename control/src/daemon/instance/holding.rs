@@ -18,6 +18,8 @@ pub(super) struct BootsWith {
     pub(super) memory_max_bytes: u64,
     pub(super) cpus: Vec<u32>,
     pub(super) devices: Vec<tombolo_handover::PciAddress>,
+    /// Whether these come and go while it runs, as the ledger says.
+    pub(super) devices_move: bool,
 }
 
 impl Instance {
@@ -43,7 +45,8 @@ impl Instance {
             false => (spec.memory_mib << 20, spec.memory_mib << 20, spec.memory_mib << 20),
         };
         let (memory_min_bytes, memory_max_bytes) = (least.min(memory_bytes), most.max(memory_bytes));
-        Ok(BootsWith { memory_bytes, memory_min_bytes, memory_max_bytes, cpus, devices })
+        let devices_move = movable.devices;
+        Ok(BootsWith { memory_bytes, memory_min_bytes, memory_max_bytes, cpus, devices, devices_move })
     }
 
     async fn enter_boot(
@@ -82,10 +85,11 @@ impl Instance {
             return;
         };
         let movable = self.shared.ledger.cpus_are().movable(kind, self.record.taken_over.is_some());
-        // It may have been started by a daemon whose ledger had other CPUs.
+        // It may have been started by a daemon whose ledger had other CPUs, memory or devices.
         let movable = Movable {
             cpus: movable.cpus && kernel.moves_cpus(),
             memory: movable.memory && kernel.moves_memory(),
+            devices: movable.devices && kernel.moves_devices(),
             ..movable
         };
         if let Err(reason) = self.enter_boot(kind, incarnation, movable).await {

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use super::hold::is_ours;
+use super::holders::{self, Held};
+use super::host_pci::HostPci;
 use super::interface::{self, AskError, Interface, Mounted};
 use super::record::{Origin, Record};
 use super::shared::Made;
@@ -10,7 +12,9 @@ use super::taken_over::Known;
 use super::transaction;
 use super::tree::{Chunk, InstanceTree};
 use super::{MARK, Settings};
-use crate::api::beside::{KernelBooks, KernelInstance, KernelTransaction, PoolChunk, PoolCpu, SharedMemory};
+use crate::api::beside::{
+    KernelBooks, KernelInstance, KernelTransaction, PoolChunk, PoolCpu, PoolDevice, SharedMemory,
+};
 
 /// Reads it all. `instances`: ours, by which is told what of it is ours.
 pub(crate) fn books(settings: &Settings, instances: &[Known]) -> Result<KernelBooks, String> {
@@ -30,6 +34,11 @@ pub(crate) fn books(settings: &Settings, instances: &[Known]) -> Result<KernelBo
     Ok(KernelBooks {
         cpus: pool.cpus.iter().map(cpu).collect(),
         chunks: pool.chunks.iter().map(chunk).collect(),
+        // Where one tree is not understood nothing is said of any, and the rest is shown all the same.
+        devices: devices_of_pool(&kernel, settings).unwrap_or_else(|reason| {
+            tracing::warn!(reason, "the devices of the pool cannot be told");
+            Vec::new()
+        }),
         instances: names.into_iter().map(|name| instance(&kernel, &ours, name)).collect(),
         transactions: transactions(&kernel).map_err(|error| error.to_string())?,
         shared_memory: SharedMemory::default(),
@@ -60,6 +69,31 @@ pub(crate) fn shared_memory(settings: &Settings, dir: &Path, bytes: u64) -> Shar
 pub(crate) fn pool_cpus(settings: &Settings) -> Result<Vec<(u32, bool)>, String> {
     let pool = interface::pool_or_none(&Mounted::at(&settings.root)).map_err(|error| error.to_string())?;
     Ok(pool.cpus.iter().map(|cpu| (cpu.0, pool.cpus_available.contains(cpu))).collect())
+}
+
+/// The PCI functions of the pool, each with who has it and what this host knows of it.
+pub(crate) fn pool_devices(settings: &Settings) -> Result<Vec<PoolDevice>, String> {
+    devices_of_pool(&Mounted::at(&settings.root), settings)
+}
+
+/// The same, on any kernel.
+pub(super) fn devices_of_pool(
+    kernel: &impl Interface,
+    settings: &Settings,
+) -> Result<Vec<PoolDevice>, String> {
+    let held = holders::held(kernel).map_err(|error| error.to_string())?;
+    let host = HostPci::of(settings);
+    let device = |Held { function, by }: Held| {
+        let traits = host.traits(function.address);
+        PoolDevice {
+            address: function.address,
+            alias: function.alias,
+            held_by: by,
+            iommu_group: traits.iommu_group,
+            can_reset: traits.can_reset,
+        }
+    };
+    Ok(held.into_iter().map(device).collect())
 }
 
 /// What the pool's memory comes to, in bytes.
@@ -123,6 +157,7 @@ fn instance(kernel: &impl Interface, ours: &[Record], name: String) -> KernelIns
         id: id.map(|id| u32::from(id.0)),
         status: line(kernel, &format!("instances/{name}/status")),
         cpus: tree.iter().flat_map(|tree| &tree.cpus).map(|cpu| cpu.0).collect(),
+        devices: tree.iter().flat_map(|tree| tree.functions.addresses()).collect(),
         memory_bytes: tree.map_or(0, |tree| tree.memory_bytes),
         name,
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hold::nonce_of;
 use super::ids::InstanceName;
-use super::interface::Interface;
+use super::interface::{InstanceStatus, Interface};
 use super::live::{Live, LiveError, reason};
 use super::lock::Lock;
 use super::overlay::{Change, Intent};
@@ -133,4 +133,39 @@ impl<A: Asked> Doubts<A> {
             tracing::warn!(instance = %live.record.name, %error, "what is settled stays noted as open");
         }
     }
+}
+
+/// What other kernels of ours that run than the one of `dir` were asked and have not been seen to do, each with whose it is: it may be in use in them, although
+/// nobody has it by the host's books.
+pub(super) fn withheld<A: Asked>(
+    kernel: &impl Interface,
+    dir: &Path,
+) -> Result<Vec<(InstanceName, A)>, String> {
+    let Some(parent) = dir.parent() else { return Ok(Vec::new()) };
+    let failed = |path: &Path, error: &dyn std::fmt::Display| {
+        format!("what kernels were asked cannot be read from {}: {error}", path.display())
+    };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(parent).map_err(|error| failed(parent, &error))? {
+        let other = entry.map_err(|error| failed(parent, &error))?.path();
+        if other == dir || !Doubts::<A>::path(&other).exists() {
+            continue;
+        }
+        let record = Record::read(&other).map_err(|error| failed(&other, &error))?;
+        let Some(record) = record else { continue };
+        let asked = match Doubts::<A>::read(&record, &other) {
+            Ok(doubts) => doubts.asked,
+            Err(LiveError::Refused(reason) | LiveError::Unknown(reason)) => return Err(reason),
+        };
+        let live = Live { kernel, record: &record, dir: &other };
+        // One that has ended uses nothing.
+        let runs = match live.status() {
+            Ok(status) => matches!(status, Some(InstanceStatus::Active | InstanceStatus::Failed)),
+            Err(_) => true,
+        };
+        if runs {
+            found.extend(asked.into_iter().map(|asked| (record.name.clone(), asked)));
+        }
+    }
+    Ok(found)
 }

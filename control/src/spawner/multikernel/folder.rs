@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use super::devices;
 use super::hold::Hold;
 use super::ids::PhysicalCpu;
 use super::interface::{self, InstanceStatus, Interface};
@@ -26,7 +27,9 @@ pub(super) fn make(
     }
     record.write(dir).map_err(|error| format!("could not note what is to be made: {error}"))?;
     Hold::on(kernel, record).make_under(&lock)?;
-    if let Err(reason) = must_be_unused(kernel, dir, record) {
+    let fit =
+        must_be_unused(kernel, dir, record).and_then(|()| devices::give_all(kernel, dir, record, &lock));
+    if let Err(reason) = fit {
         let left = Hold::on(kernel, record).give_back();
         return Err(format!("{reason}; {left}"));
     }

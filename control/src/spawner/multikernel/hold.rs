@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::MARK;
 use super::calls::Command;
 use super::clock::{BUSY_MAX, look_until, unless_busy};
+use super::host_pci::HostPci;
 use super::ids::listed;
 use super::interface::{self, InstanceStatus, Interface};
 use super::lock::{self, Lock};
@@ -220,7 +221,21 @@ impl<'a, I: Interface> Hold<'a, I> {
             }
             Some(InstanceStatus::Ready | InstanceStatus::Empty) => {}
         }
+        self.quiet_devices();
         self.remove()
+    }
+
+    /// Resets what it has of devices while its memory is its own still: nothing else keeps one that was left in the middle of its work from writing
+    /// there, where there is no IOMMU. What cannot be done is done before the next kernel gets it, or refused then.
+    fn quiet_devices(&self) {
+        let name = &self.record.name;
+        let Ok(Some(tree)) = interface::instance(self.kernel, name) else { return };
+        let host = HostPci::of(&self.record.settings);
+        for function in tree.functions.addresses() {
+            if let Err(unfit) = host.must_be_idle(function).and_then(|()| host.reset(function)) {
+                tracing::warn!(instance = %name, %unfit, "a device is left as it is");
+            }
+        }
     }
 
     /// What is not there may be made yet: the kernel was asked, and has not said what came of it.
@@ -309,7 +324,7 @@ pub(super) fn is_ours(kernel: &impl Interface, record: &Record) -> Result<bool, 
 }
 
 /// What the transactions of an instance of ours carry.
-fn mark(record: &Record, what: &str) -> String {
+pub(super) fn mark(record: &Record, what: &str) -> String {
     format!("{MARK}:{}:{what}", record.nonce)
 }
 

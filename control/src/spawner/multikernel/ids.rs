@@ -1,4 +1,4 @@
-//! What the kernel calls its instances and CPUs: names and numbers that are valid, and never taken for one another.
+//! What the kernel calls its instances, CPUs and devices: names and numbers that are valid, and never taken for one another.
 
 use std::fmt;
 use std::str::FromStr;
@@ -106,9 +106,57 @@ pub(super) fn listed(cpus: &[PhysicalCpu]) -> String {
     format!("physical CPUs {}", numbers.join(", "))
 }
 
+/// A name that a spawned kernel gives to what it finds in a function, such as a network interface.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Alias(String);
+
+impl Alias {
+    /// The longest that the kernel takes.
+    const BYTES_MAX: usize = 31;
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Alias {
+    type Err = String;
+
+    /// It becomes the name of a property, and of an interface: what could mean something else there is refused.
+    fn from_str(alias: &str) -> Result<Self, String> {
+        let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+        let is_valid = (1..=Self::BYTES_MAX).contains(&alias.len())
+            && alias.chars().all(is_plain)
+            && alias.starts_with(|c: char| c.is_ascii_lowercase());
+        match is_valid {
+            true => Ok(Self(alias.to_owned())),
+            false => Err(format!(
+                "`{alias}` cannot be the name of a device: 1 to {} small letters, digits, - or _, a letter first",
+                Self::BYTES_MAX
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Alias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_devices_are_short_and_plain() {
+        for bad in ["", "A", "0a", "-a", "a/b", "a b", "a=b", "ä", &"x".repeat(32)] {
+            assert!(bad.parse::<Alias>().is_err(), "{bad:?}");
+        }
+        for good in ["uplink", "nvme-1", "a_0", &"x".repeat(31)] {
+            assert_eq!(good.parse::<Alias>().map(|alias| alias.to_string()), Ok(good.to_owned()));
+        }
+    }
 
     #[test]
     fn names_that_could_mean_another_path_are_refused() {

@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
+use tombolo_handover::PciAddress;
+
 use super::Settings;
+use super::holders;
+use super::host_pci::{HostPci, Unfit};
 use super::interface::{self, Mounted};
 use super::lock;
 
@@ -50,6 +54,16 @@ pub(crate) fn interface_state(settings: &Settings) -> InterfaceState {
         },
         Err(error) => InterfaceState::Unreadable(error.to_string()),
     }
+}
+
+/// The PCI functions that are set aside, each with what keeps it from being fit for that.
+pub(crate) fn pool_functions(settings: &Settings) -> Vec<(PciAddress, Vec<Unfit>)> {
+    let host = HostPci::of(settings);
+    let held = holders::held(&Mounted::at(&settings.root)).unwrap_or_default();
+    held.into_iter()
+        .map(|held| held.function.address)
+        .map(|function| (function, host.troubles(function)))
+        .collect()
 }
 
 /// What is missing where the interface is not there, and what to do; `filesystems`: the text of /proc/filesystems.

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::doubts::{Asked, Doubts};
+use super::doubts::{self, Asked, Doubts};
 use super::ids::InstanceName;
-use super::interface::{self, InstanceStatus, Interface};
+use super::interface::{self, Interface};
 use super::live::{Live, LiveError, unreadable};
 use super::lock::Lock;
 use super::overlay::{Change, Intent};
@@ -346,31 +346,6 @@ impl<'a, I: Interface> LiveMemory<'a, I> {
 
 /// What may be in use in kernels of ours that run, other than the one of `dir`, although nobody has it by the host's books.
 pub(super) fn withheld(kernel: &impl Interface, dir: &Path) -> Result<Vec<Span>, String> {
-    let Some(parent) = dir.parent() else { return Ok(Vec::new()) };
-    let failed = |path: &Path, error: &dyn std::fmt::Display| {
-        format!("what kernels were asked about their memory cannot be read from {}: {error}", path.display())
-    };
-    let mut spans = Vec::new();
-    for entry in std::fs::read_dir(parent).map_err(|error| failed(parent, &error))? {
-        let other = entry.map_err(|error| failed(parent, &error))?.path();
-        if other == dir || !Doubts::<AskedRegion>::path(&other).exists() {
-            continue;
-        }
-        let record = Record::read(&other).map_err(|error| failed(&other, &error))?;
-        let Some(record) = record else { continue };
-        let asked = match Doubts::<AskedRegion>::read(&record, &other) {
-            Ok(doubts) => doubts.asked,
-            Err(LiveError::Refused(reason) | LiveError::Unknown(reason)) => return Err(reason),
-        };
-        let live = Live { kernel, record: &record, dir: &other };
-        // One that has ended uses nothing.
-        let runs = match live.status() {
-            Ok(status) => matches!(status, Some(InstanceStatus::Active | InstanceStatus::Failed)),
-            Err(_) => true,
-        };
-        if runs {
-            spans.extend(asked.iter().map(|asked| asked.span));
-        }
-    }
-    Ok(spans)
+    let withheld = doubts::withheld::<AskedRegion>(kernel, dir)?;
+    Ok(withheld.into_iter().map(|(_, asked)| asked.span).collect())
 }

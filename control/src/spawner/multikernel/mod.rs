@@ -4,7 +4,7 @@
 //! there is read from it as device trees ([`tree`]), and two system calls load and start ([`calls`]). None of its answers is believed:
 //! a change is what can be read back ([`transaction`]). What was made for an instance is noted before it is made ([`record`], [`folder`]); that
 //! what has its name is what we made the kernel's transactions tell ([`provenance`]). What a kernel that runs is asked, and may do late, is noted
-//! as well ([`live`], [`memory`]). `docs/multikernel-traps.md` lists what the kernel's answers do not mean, and the test for each, on a model of it
+//! as well ([`live`], [`memory`], [`devices`]). `docs/multikernel-traps.md` lists what the kernel's answers do not mean, and the test for each, on a model of it
 //! (`model_tests`).
 //!
 //! A kernel here is no process, so a process stands for it: the [`warden`], which its keeper runs as it would run a kernel.
@@ -20,10 +20,14 @@ mod alive;
 mod books;
 mod calls;
 mod clock;
+mod devices;
 mod doubts;
 mod ending;
 mod folder;
+mod functions;
 mod hold;
+mod holders;
+mod host_pci;
 mod ids;
 mod image;
 mod interface;
@@ -54,19 +58,23 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use tombolo_handover::PciAddress;
 
 pub(crate) use self::alive::answers;
-pub(crate) use self::books::{PoolMemory, books, pool_cpus, pool_memory, shared_memory};
+pub(crate) use self::books::{PoolMemory, books, pool_cpus, pool_devices, pool_memory, shared_memory};
+pub(crate) use self::devices::LiveDevice;
+pub(crate) use self::host_pci::Unfit;
 pub(crate) use self::line::vsock;
 pub(crate) use self::live::{LiveCpu, LiveError};
 pub(crate) use self::look::{
-    InterfaceState, interface_state, is_file_system, lock_left_behind, what_is_missing,
+    InterfaceState, interface_state, is_file_system, lock_left_behind, pool_functions, what_is_missing,
 };
 pub use self::settings::Settings;
 pub(crate) use self::settings::{HostEnd, SharedPool};
 pub use self::taken_over::TakenOver;
 pub(crate) use self::taken_over::{Known, Offer, OfferError};
 
+use self::devices::LiveDevices;
 use self::doubts::Asked as _;
 use self::hold::Hold;
 use self::ids::{InstanceId, InstanceName, PhysicalCpu};
@@ -88,7 +96,8 @@ pub(crate) const MAKE_A_POOL: &str =
     "tombolo multikernel pool --cpus LIST --memory SIZE, or kerf init --cpus=LIST --memory=SIZE";
 
 /// What this spawner adds to a runtime folder.
-pub(super) const FILES: &[&str] = &[initrd::NAME, live::AskedCpu::NAME, memory::AskedRegion::NAME];
+pub(super) const FILES: &[&str] =
+    &[initrd::NAME, live::AskedCpu::NAME, memory::AskedRegion::NAME, devices::AskedDevice::NAME];
 
 /// Least memory a kernel can boot with, besides twice its initial archive (packed and unpacked), in bytes.
 const MEMORY_BYTES_MIN: u64 = 24 << 20;
@@ -221,6 +230,8 @@ impl MultikernelSpawner {
             moves_cpus: !spec.cpus.is_empty(),
             // Whose CPUs are the ledger's, its memory is.
             memory_max_bytes: (!spec.cpus.is_empty()).then_some(spec.memory_max_bytes),
+            devices: if spec.devices_move { spec.devices.clone() } else { Vec::new() },
+            moves_devices: spec.devices_move,
             nonce: nonce.to_string(),
             origin: Origin::Made,
             keeper_binary: self.keeper_binary.clone(),
@@ -420,13 +431,13 @@ pub(super) fn moves_cpus(runtime_dir: &Path) -> bool {
 pub(super) async fn change_cpu(
     runtime_dir: &Path,
     cpu: u32,
-    change: CpuChange,
+    change: LiveChange,
 ) -> Result<Option<()>, LiveError> {
     let cpu = PhysicalCpu(cpu);
     on_live(runtime_dir, move |live| match change {
-        CpuChange::Give => live.give(cpu),
-        CpuChange::Take => live.take(cpu),
-        CpuChange::Settle => live.settle(cpu),
+        LiveChange::Give => live.give(cpu),
+        LiveChange::Take => live.take(cpu),
+        LiveChange::Settle => live.settle(cpu),
     })
     .await
 }
@@ -457,9 +468,36 @@ pub(super) async fn set_memory(
     on_memory(runtime_dir, move |memory| memory.set(wanted)).await
 }
 
-/// What is to be done about a CPU of a kernel that runs.
+/// Whether devices can be moved to and from the kernel of `runtime_dir`: whether those that it has are the ledger's.
+pub(super) fn moves_devices(runtime_dir: &Path) -> bool {
+    let record = folder::read(runtime_dir).ok().flatten();
+    record.is_some_and(|record| {
+        LiveDevices::on(&Mounted::at(&record.settings.root), &record, runtime_dir).is_some()
+    })
+}
+
+/// The devices of the kernel of `runtime_dir`, which runs; `None` where they cannot be moved.
+pub(super) async fn devices(runtime_dir: &Path) -> Result<Option<Vec<LiveDevice>>, LiveError> {
+    on_devices(runtime_dir, |devices| devices.all()).await
+}
+
+/// Does something about one of them.
+pub(super) async fn change_device(
+    runtime_dir: &Path,
+    function: PciAddress,
+    change: LiveChange,
+) -> Result<Option<()>, LiveError> {
+    on_devices(runtime_dir, move |devices| match change {
+        LiveChange::Give => devices.give(function),
+        LiveChange::Take => devices.take(function),
+        LiveChange::Settle => devices.settle(function),
+    })
+    .await
+}
+
+/// What is to be done about a CPU or a device of a kernel that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CpuChange {
+pub(super) enum LiveChange {
     /// It is to come out of the pool.
     Give,
     /// It is to go back there.
@@ -480,6 +518,14 @@ async fn on_memory<T: Send + 'static>(
     act: impl FnOnce(LiveMemory<'_, Mounted>) -> Result<T, LiveError> + Send + 'static,
 ) -> Result<Option<T>, LiveError> {
     on_record(runtime_dir, |kernel, record, dir| LiveMemory::on(kernel, record, dir).map(act).transpose())
+        .await
+}
+
+async fn on_devices<T: Send + 'static>(
+    runtime_dir: &Path,
+    act: impl FnOnce(LiveDevices<'_, Mounted>) -> Result<T, LiveError> + Send + 'static,
+) -> Result<Option<T>, LiveError> {
+    on_record(runtime_dir, |kernel, record, dir| LiveDevices::on(kernel, record, dir).map(act).transpose())
         .await
 }
 

@@ -6,11 +6,12 @@
 
 use std::borrow::Cow;
 
-use super::ids::{InstanceId, InstanceName, PhysicalCpu};
+use super::ids::{Alias, InstanceId, InstanceName, PhysicalCpu};
 use super::regions::Span;
 use super::tree::Chunk;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use serde::{Deserialize, Serialize};
+use tombolo_handover::PciAddress;
 
 /// The longest overlay that reaches the kernel whole: it takes a write page by page, and takes the first page for all of it.
 pub(super) const BYTES_MAX: usize = 4096;
@@ -29,12 +30,18 @@ pub(super) enum Intent {
     InstanceCpu { name: InstanceName, change: Change, cpu: PhysicalCpu },
     /// A whole region of memory goes from the pool to an instance, or back.
     InstanceMemory { name: InstanceName, change: Change, span: Span },
+    /// A PCI function goes from the pool to an instance, or back, whether a kernel runs in it or not.
+    InstanceDevice { name: InstanceName, change: Change, function: PciAddress },
     /// CPUs go from the host to the pool, or back.
     PoolCpus { change: Change, cpus: Vec<PhysicalCpu> },
     /// Memory goes from the host to the pool, wherever the kernel finds it.
     PoolMemoryAdd { bytes: u64 },
     /// A whole chunk of memory goes from the pool to the host.
     PoolMemoryRemove { chunk: Chunk },
+    /// A PCI function goes from the host to the pool.
+    PoolDeviceAdd { function: PciAddress, alias: Option<Alias> },
+    /// A PCI function goes from the pool to the host.
+    PoolDeviceRemove { function: PciAddress },
 }
 
 /// Which way units go.
@@ -85,12 +92,14 @@ impl Intent {
     fn target_path(&self) -> Cow<'static, str> {
         match self {
             Self::Create(_) | Self::Remove(_) => "/instances".into(),
-            Self::InstanceCpu { name, .. } | Self::InstanceMemory { name, .. } => {
-                format!("/instances/{name}").into()
-            }
-            Self::PoolCpus { .. } | Self::PoolMemoryAdd { .. } | Self::PoolMemoryRemove { .. } => {
-                "/resources".into()
-            }
+            Self::InstanceCpu { name, .. }
+            | Self::InstanceMemory { name, .. }
+            | Self::InstanceDevice { name, .. } => format!("/instances/{name}").into(),
+            Self::PoolCpus { .. }
+            | Self::PoolMemoryAdd { .. }
+            | Self::PoolMemoryRemove { .. }
+            | Self::PoolDeviceAdd { .. }
+            | Self::PoolDeviceRemove { .. } => "/resources".into(),
         }
     }
 
@@ -115,6 +124,15 @@ impl Intent {
             Self::InstanceMemory { change, span, .. } => {
                 operation("memory", *change, [memory_item(span.base, span.bytes)])
             }
+            Self::InstanceDevice { change, function, .. } => {
+                operation("device", *change, [pci_item(*function)])
+            }
+            Self::PoolDeviceAdd { function, alias } => {
+                let mut item = pci_item(*function);
+                alias.iter().for_each(|alias| text(&mut item, "alias", alias.as_str()));
+                operation("device", Change::Add, [item])
+            }
+            Self::PoolDeviceRemove { function } => operation("device", Change::Remove, [pci_item(*function)]),
         }
     }
 }
@@ -166,6 +184,13 @@ fn cpu_item(cpu: &PhysicalCpu) -> DeviceTreeNode {
 fn memory_item(base: u64, bytes: u64) -> DeviceTreeNode {
     let mut item = node(&format!("memory@{base:x}"));
     wide(&mut item, "reg", &[base, bytes]);
+    item
+}
+
+/// Neither `driver` nor `flags` are told: which of its drivers takes a function the spawned kernel finds out, as always, and no flag is known to be used.
+fn pci_item(function: PciAddress) -> DeviceTreeNode {
+    let mut item = node("pci@0");
+    text(&mut item, "pci-id", &function.to_string());
     item
 }
 

@@ -17,6 +17,18 @@ fn web(cpus: impl IntoIterator<Item = u32>) -> Intent {
     })
 }
 
+fn function() -> PciAddress {
+    "0000:3b:00.1".parse().unwrap()
+}
+
+fn pool_device(alias: Option<&str>) -> Intent {
+    Intent::PoolDeviceAdd { function: function(), alias: alias.map(|alias| alias.parse().unwrap()) }
+}
+
+fn device_of_web(change: Change) -> Intent {
+    Intent::InstanceDevice { name: name(), change, function: function() }
+}
+
 /// What the kernel's developers read device trees with, where it is installed.
 fn as_dtc_reads_it(blob: &[u8]) -> Option<String> {
     use std::io::Write as _;
@@ -68,6 +80,10 @@ fn units_that_go_and_come_are_named_by_their_physical_numbers() {
         (Intent::PoolMemoryRemove { chunk }, "/resources", "memory-remove", "memory@100000000"),
         (of_web(Change::Add, 6), "/instances/web", "cpu-add", "cpu@6"),
         (of_web(Change::Remove, 6), "/instances/web", "cpu-remove", "cpu@6"),
+        (pool_device(None), "/resources", "device-add", "pci@0"),
+        (Intent::PoolDeviceRemove { function: function() }, "/resources", "device-remove", "pci@0"),
+        (device_of_web(Change::Add), "/instances/web", "device-add", "pci@0"),
+        (device_of_web(Change::Remove), "/instances/web", "device-remove", "pci@0"),
     ];
     for (intent, target, operation, item) in cases {
         let blob = intent.overlay("n").unwrap();
@@ -78,6 +94,34 @@ fn units_that_go_and_come_are_named_by_their_physical_numbers() {
         assert_eq!(path.unwrap(), target);
         let overlay = fragment.child("__overlay__").unwrap();
         assert!(overlay.child(operation).and_then(|operation| operation.child(item)).is_some(), "{intent:?}");
+    }
+}
+
+#[test]
+fn device_is_asked_for_as_the_kernels_documents_say() {
+    let cases = [
+        (pool_device(None), "/resources", "device-add", ""),
+        (pool_device(Some("uplink")), "/resources", "device-add", " alias = \"uplink\";"),
+        (Intent::PoolDeviceRemove { function: function() }, "/resources", "device-remove", ""),
+        (device_of_web(Change::Add), "/instances/web", "device-add", ""),
+        (device_of_web(Change::Remove), "/instances/web", "device-remove", ""),
+    ];
+    for (intent, target, operation, alias) in cases {
+        let blob = intent.overlay("n").unwrap();
+        let text = DeviceTree::from_fdt(&dtoolkit::fdt::Fdt::new(&blob).unwrap()).to_string();
+        for wanted in [format!("target-path = \"{target}\""), "pci-id = \"0000:3b:00.1\"".to_owned()] {
+            assert!(text.contains(&wanted), "{wanted} is missing in {text}");
+        }
+        let Some(dts) = as_dtc_reads_it(&blob) else { continue };
+        let plain: String = dts.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            plain,
+            format!(
+                "/dts-v1/; / {{ compatible = \"linux,multikernel-overlay\"; mk,resources = \"n\"; fragment@0 {{ \
+                 target-path = \"{target}\"; __overlay__ {{ {operation} {{ pci@0 {{ pci-id = \"0000:3b:00.1\";{alias} \
+                 }}; }}; }}; }}; }};"
+            )
+        );
     }
 }
 

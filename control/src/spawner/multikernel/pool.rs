@@ -5,19 +5,32 @@
 
 use super::Settings;
 use super::hold::nonce_of;
-use super::ids::{PhysicalCpu, listed};
+use super::holders::{self, Held};
+use super::host_pci::{Allowed, HostPci, Unfit};
+use super::ids::{Alias, PhysicalCpu, listed};
 use super::interface::{self, Interface, Mounted};
 use super::lock::{self, Lock};
 use super::overlay::{Change, Intent, baseline};
 use super::transaction;
 use super::tree::{Chunk, PoolTree};
 use crate::api::beside::PoolWish;
+use tombolo_handover::PciAddress;
 
 /// What the pool is to have. `None`: as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wish {
     pub(super) cpus: Option<Vec<PhysicalCpu>>,
     pub(super) memory_bytes: Option<u64>,
+    pub(super) devices: Option<Vec<NamedFunction>>,
+    /// What may be, although it is not safe.
+    pub(super) allowed: Allowed,
+}
+
+/// A PCI function, and the name that spawned kernels are to give to what they find in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NamedFunction {
+    pub(super) function: PciAddress,
+    pub(super) alias: Option<Alias>,
 }
 
 /// One change on the way there.
@@ -47,17 +60,69 @@ impl Step {
             Self::Overlay(Intent::PoolMemoryRemove { chunk }) => {
                 format!("give the {} MiB at {:#x} back to the host", chunk.bytes >> 20, chunk.base)
             }
+            Self::Overlay(Intent::PoolDeviceAdd { function, alias }) => {
+                let alias = alias.as_ref().map_or_else(String::new, |alias| format!(" as `{alias}`"));
+                format!("take device {function}{alias} from the host")
+            }
+            Self::Overlay(Intent::PoolDeviceRemove { function }) => {
+                format!("give device {function} back to the host")
+            }
             Self::Overlay(intent) => format!("{intent:?}"),
         }
     }
 }
 
-/// The steps from what there is to what is wanted; the error says why there are none.
-pub(super) fn plan(now: &PoolTree, wish: &Wish) -> Result<Vec<Step>, String> {
-    let is_empty = now.cpus.is_empty() && now.chunks.is_empty();
-    if is_empty {
-        return first(wish);
+/// The steps from what there is to what is wanted; the error says why there are none. `devices`: those of the pool, where some are wanted.
+pub(super) fn plan(now: &PoolTree, devices: &[Held], wish: &Wish) -> Result<Vec<Step>, String> {
+    // A pool that has only devices left is one, too.
+    let is_empty = now.cpus.is_empty() && now.chunks.is_empty() && now.functions.addresses().is_empty();
+    let mut steps = if is_empty { first(wish)? } else { further(now, wish)? };
+    if let Some(wanted) = &wish.devices {
+        steps.extend(of_devices(devices, wanted)?.into_iter().map(Step::Overlay));
     }
+    Ok(steps)
+}
+
+/// What comes first, as with CPUs.
+fn of_devices(now: &[Held], wanted: &[NamedFunction]) -> Result<Vec<Intent>, String> {
+    let gone = now.iter().filter(|held| !wanted.iter().any(|named| named.function == held.function.address));
+    let gone: Vec<&Held> = gone.collect();
+    if let Some((function, holder)) =
+        gone.iter().find_map(|held| Some((held.function.address, held.by.as_ref()?)))
+    {
+        return Err(format!("device {function} cannot be given back: instance `{holder}` has it"));
+    }
+    let is_new = |named: &&NamedFunction| !now.iter().any(|held| held.function.address == named.function);
+    let add = wanted.iter().filter(is_new).cloned();
+    let add = add.map(|NamedFunction { function, alias }| Intent::PoolDeviceAdd { function, alias });
+    let remove = gone.iter().map(|held| Intent::PoolDeviceRemove { function: held.function.address });
+    Ok(add.chain(remove).collect())
+}
+
+/// Whether what is to come from the host can, and what is to go leaves nothing behind that the IOMMU does not tell apart from it.
+fn check_host(host: &HostPci, now: &[Held], steps: &[Step], allowed: Allowed) -> Result<(), Unfit> {
+    let mut pool: Vec<PciAddress> = now.iter().map(|held| held.function.address).collect();
+    for step in steps {
+        match step {
+            Step::Overlay(Intent::PoolDeviceAdd { function, .. }) => {
+                host.check(*function, allowed)?;
+                pool.push(*function);
+            }
+            Step::Overlay(Intent::PoolDeviceRemove { function }) => pool.retain(|other| other != function),
+            _ => {}
+        }
+    }
+    for step in steps {
+        if let Step::Overlay(Intent::PoolDeviceAdd { function, .. } | Intent::PoolDeviceRemove { function }) =
+            step
+        {
+            host.check_group(*function, &pool)?;
+        }
+    }
+    Ok(())
+}
+
+fn further(now: &PoolTree, wish: &Wish) -> Result<Vec<Step>, String> {
     let mut steps = Vec::new();
     if let Some(wanted) = &wish.cpus {
         let gone: Vec<PhysicalCpu> = now.cpus.iter().copied().filter(|cpu| !wanted.contains(cpu)).collect();
@@ -86,6 +151,10 @@ fn first(wish: &Wish) -> Result<Vec<Step>, String> {
     let cpus = wish.cpus.clone().unwrap_or_default();
     let memory_bytes = wish.memory_bytes.unwrap_or(0);
     match (cpus.is_empty(), memory_bytes == 0) {
+        (true, true) if wish.devices.as_ref().is_some_and(|devices| !devices.is_empty()) => Err(
+            "a new pool needs CPUs and memory, not only devices: say which (--cpus), and how much (--memory)"
+                .into(),
+        ),
         (true, true) => Ok(Vec::new()),
         (false, false) => Ok(vec![Step::Baseline { cpus, memory_bytes: whole_pages(memory_bytes)? }]),
         (true, false) => Err("a new pool needs CPUs as well as memory: say which (--cpus)".into()),
@@ -123,9 +192,37 @@ fn fitting(chunks: &[Chunk], bytes: u64) -> Result<Vec<Chunk>, String> {
 
 /// Makes the pool as it is wanted, step by step. `dry_run`: only says how. Returns what was done, a line each.
 pub(super) fn change(settings: &Settings, wish: PoolWish, dry_run: bool) -> Result<Vec<String>, String> {
-    let cpus = wish.cpus.map(|cpus| cpus.into_iter().map(PhysicalCpu).collect());
-    let wish = Wish { cpus, memory_bytes: wish.memory_bytes };
+    let wish = Wish::try_from(wish).map_err(|reason| format!("{reason}; nothing was changed"))?;
     change_on(&Mounted::at(&settings.root), settings, &wish, dry_run)
+}
+
+impl TryFrom<PoolWish> for Wish {
+    type Error = String;
+
+    fn try_from(wish: PoolWish) -> Result<Self, String> {
+        let PoolWish { cpus, memory_bytes, devices, allow_no_iommu, allow_no_reset } = wish;
+        let named = |device: crate::api::beside::WantedDevice| -> Result<NamedFunction, String> {
+            let alias = device.alias.map(|alias| alias.parse()).transpose()?;
+            Ok(NamedFunction { function: device.address, alias })
+        };
+        let devices = devices.map(|all| all.into_iter().map(named).collect::<Result<Vec<_>, _>>());
+        let devices = devices.transpose()?;
+        for (at, device) in devices.iter().flatten().enumerate() {
+            let before = devices.iter().flatten().take(at);
+            let is_same = |other: &NamedFunction| {
+                other.function == device.function || other.alias.is_some() && other.alias == device.alias
+            };
+            if before.into_iter().any(is_same) {
+                return Err(format!("device {}, or its name, is given twice", device.function));
+            }
+        }
+        Ok(Self {
+            cpus: cpus.map(|cpus| cpus.into_iter().map(PhysicalCpu).collect()),
+            memory_bytes,
+            devices,
+            allowed: Allowed { no_iommu: allow_no_iommu, no_reset: allow_no_reset },
+        })
+    }
 }
 
 pub(super) fn change_on(
@@ -140,8 +237,15 @@ pub(super) fn change_on(
             format!("could not take the lock {}: {error}; nothing was changed", settings.lock.display())
         })?),
     };
-    let now = interface::pool_or_none(kernel).map_err(|error| format!("{error}; nothing was changed"))?;
-    let steps = plan(&now, wish).map_err(|reason| format!("{reason}; nothing was changed"))?;
+    let unchanged = |reason: String| format!("{reason}; nothing was changed");
+    let now = interface::pool_or_none(kernel).map_err(|error| unchanged(error.to_string()))?;
+    let devices = match wish.devices {
+        Some(_) => holders::held(kernel).map_err(|error| unchanged(error.to_string()))?,
+        None => Vec::new(),
+    };
+    let steps = plan(&now, &devices, wish).map_err(unchanged)?;
+    check_host(&HostPci::of(settings), &devices, &steps, wish.allowed)
+        .map_err(|unfit| unchanged(unfit.to_string()))?;
     let mut done: Vec<String> = Vec::new();
     for step in &steps {
         let told = step.describe();
@@ -198,6 +302,7 @@ fn take(kernel: &impl Interface, step: &Step) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spawner::multikernel::functions::Function;
 
     fn cpus(numbers: &[u32]) -> Vec<PhysicalCpu> {
         numbers.iter().copied().map(PhysicalCpu).collect()
@@ -210,11 +315,62 @@ mod tests {
             cpus_available: cpus(&[4, 6]),
             chunks: vec![chunk(1 << 32, 4 << 30), chunk(3 << 32, 1 << 30), chunk(4 << 32, 2 << 30)],
             granule_bytes: None,
+            functions: Default::default(),
         }
     }
 
     fn wish(wanted: Option<&[u32]>, memory_bytes: Option<u64>) -> Wish {
-        Wish { cpus: wanted.map(cpus), memory_bytes }
+        Wish { cpus: wanted.map(cpus), memory_bytes, ..Wish::default() }
+    }
+
+    fn plan(now: &PoolTree, wish: &Wish) -> Result<Vec<Step>, String> {
+        super::plan(now, &[], wish)
+    }
+
+    fn named(address: &str, alias: Option<&str>) -> NamedFunction {
+        NamedFunction { function: address.parse().unwrap(), alias: alias.map(|alias| alias.parse().unwrap()) }
+    }
+
+    #[test]
+    fn devices_come_before_they_go_and_those_that_instances_have_stay() {
+        let held = |address: &str, by: Option<&str>| Held {
+            function: Function { address: address.parse().unwrap(), alias: None },
+            by: by.map(str::to_owned),
+        };
+        let now = [held("0000:03:00.0", None), held("0000:04:00.0", Some("web"))];
+        let of = |devices: &[NamedFunction]| {
+            super::plan(&pool(), &now, &Wish { devices: Some(devices.to_vec()), ..Wish::default() })
+        };
+        let steps = of(&[named("0000:05:00.0", Some("uplink")), named("0000:04:00.0", None)]).unwrap();
+        let told: Vec<String> = steps.iter().map(Step::describe).collect();
+        assert_eq!(
+            told,
+            [
+                "take device 0000:05:00.0 as `uplink` from the host",
+                "give device 0000:03:00.0 back to the host"
+            ]
+        );
+        let busy = of(&[named("0000:03:00.0", None)]).unwrap_err();
+        assert!(busy.contains("0000:04:00.0") && busy.contains("`web` has it"), "{busy}");
+        let alone = Wish { devices: Some(vec![named("0000:05:00.0", None)]), ..Wish::default() };
+        assert!(plan(&PoolTree::default(), &alone).unwrap_err().contains("--cpus"));
+    }
+
+    #[test]
+    fn device_or_name_that_is_given_twice_is_refused() {
+        let of = |devices: &[(&str, Option<&str>)]| {
+            let devices = devices.iter().map(|(address, alias)| crate::api::beside::WantedDevice {
+                address: address.parse().unwrap(),
+                alias: alias.map(str::to_owned),
+            });
+            Wish::try_from(PoolWish { devices: Some(devices.collect()), ..PoolWish::default() })
+        };
+        assert!(of(&[("0000:03:00.0", None), ("0000:04:00.0", None)]).is_ok());
+        assert!(of(&[("0000:03:00.0", None), ("0000:03:00.0", None)]).unwrap_err().contains("twice"));
+        assert!(
+            of(&[("0000:03:00.0", Some("a")), ("0000:04:00.0", Some("a"))]).unwrap_err().contains("twice")
+        );
+        assert!(of(&[("0000:03:00.0", Some("no/name"))]).unwrap_err().contains("no/name"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tombolo_handover::PciAddress;
 
 use super::Settings;
 use super::ids::{InstanceId, InstanceName, PhysicalCpu};
@@ -36,6 +37,12 @@ pub(crate) struct Record {
     /// The most memory that it may have while it runs, in bytes, if it is the ledger's, so that it can be moved.
     #[serde(default)]
     pub(super) memory_max_bytes: Option<u64>,
+    /// The PCI functions that it is to have when it starts.
+    #[serde(default)]
+    pub(super) devices: Vec<PciAddress>,
+    /// Whether they are the ledger's, so that they can be moved while it runs.
+    #[serde(default)]
+    pub(super) moves_devices: bool,
     /// What its transactions carry, besides a number.
     pub(super) nonce: String,
     /// Who made it.

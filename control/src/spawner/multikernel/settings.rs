@@ -24,6 +24,8 @@ pub struct Settings {
     pub lock: PathBuf,
     /// The kernel to boot where an instance names none.
     pub image: Option<PathBuf>,
+    /// Where this host's kernel tells of its PCI functions. Default `/sys/bus/pci`.
+    pub pci: PathBuf,
     /// Where the memory comes from that kernels share, and how they reach it. Without it kernels have none, and everything goes over
     /// [`Settings::link`].
     pub pool: Option<SharedPool>,
@@ -189,6 +191,7 @@ impl Default for Settings {
             console: "/dev/mktty".into(),
             lock: lock::PATH.into(),
             image: None,
+            pci: "/sys/bus/pci".into(),
             pool: None,
             doorbell: None,
             link: Way::default(),
@@ -327,6 +330,8 @@ mod tests {
             cpus_withheld: Vec::new(),
             moves_cpus: false,
             memory_max_bytes: None,
+            devices: Vec::new(),
+            moves_devices: false,
             cpus: Vec::new(),
             nonce: String::new(),
             origin: super::super::record::Origin::Made,

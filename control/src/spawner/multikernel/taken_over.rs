@@ -68,6 +68,8 @@ impl Known {
                     cpus_withheld: Vec::new(),
                     moves_cpus: false,
                     memory_max_bytes: None,
+                    devices: Vec::new(),
+                    moves_devices: false,
                     cpus: Vec::new(),
                     nonce,
                     origin: Origin::TakenOver(taken_over.clone()),

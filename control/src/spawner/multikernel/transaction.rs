@@ -8,6 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use super::clock::look_until;
+use super::holders;
 use super::interface::{self, AskError, Interface};
 use super::overlay::{Change, Intent, TooLong};
 use super::tree::PoolTree;
@@ -100,7 +101,10 @@ pub(super) fn apply(interface: &impl Interface, intent: &Intent, nonce: &str) ->
     // Memory that came late would come twice.
     let again = if matches!(intent, Intent::PoolMemoryAdd { .. }) { &[][..] } else { &TRY_AGAIN };
     // A kernel that was asked and did not answer is not kept waiting for.
-    let is_asked = matches!(intent, Intent::InstanceCpu { .. } | Intent::InstanceMemory { .. });
+    let is_asked = matches!(
+        intent,
+        Intent::InstanceCpu { .. } | Intent::InstanceMemory { .. } | Intent::InstanceDevice { .. }
+    );
     for time in again {
         match attempt(interface, intent, nonce) {
             Err(error) if error.may_pass() && (!is_asked || error.did_nothing()) => {
@@ -255,6 +259,24 @@ fn report(interface: &impl Interface, intent: &Intent, before: &Before) -> Resul
                 regions.contains(span) == (*change == Change::Add),
             );
             report.note(format!("{} MiB in all", expected >> 20), has == expected);
+        }
+        Intent::InstanceDevice { name, change, function } => {
+            let has = holders::has(interface, name, *function)?;
+            let is_wanted = *change == Change::Add;
+            report.note(format!("device {function} in instance {name}"), has == is_wanted);
+            // Whether the pool's tree goes on telling of one that an instance has is not known; of one that none has it does.
+            if !is_wanted {
+                let is_there = holders::is_in_pool(interface, *function)?;
+                report.note(format!("device {function} in the pool"), is_there);
+            }
+        }
+        Intent::PoolDeviceAdd { function, .. } => {
+            let is_there = holders::is_in_pool(interface, *function)?;
+            report.note(format!("device {function} in the pool"), is_there);
+        }
+        Intent::PoolDeviceRemove { function } => {
+            let is_there = holders::is_in_pool(interface, *function)?;
+            report.note(format!("the end of device {function} in the pool"), !is_there);
         }
         Intent::PoolCpus { change, cpus } => {
             let pool = interface::pool_or_none(interface)?;

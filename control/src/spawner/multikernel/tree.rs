@@ -6,6 +6,7 @@
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
 
+use super::functions::{Functions, functions};
 use super::ids::{InstanceId, PhysicalCpu};
 
 /// What the pool has: `device_tree` of the host.
@@ -19,6 +20,8 @@ pub(super) struct PoolTree {
     pub(super) chunks: Vec<Chunk>,
     /// The unit in which memory moves, in bytes, where this kernel tells.
     pub(super) granule_bytes: Option<u64>,
+    /// PCI functions of the pool that no instance has. Whether those that instances have are among them, too, versions of the kernel may differ.
+    pub(super) functions: Functions,
 }
 
 /// Contiguous physical memory of the pool.
@@ -36,10 +39,12 @@ pub(super) struct InstanceTree {
     pub(super) memory_bytes: u64,
     /// The first is the one that it boots on.
     pub(super) cpus: Vec<PhysicalCpu>,
+    /// Its PCI functions.
+    pub(super) functions: Functions,
 }
 
 /// A device tree of the kernel that is not as it should be.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TreeError {
     /// Not a device tree, or torn.
     #[error("it is not a whole device tree ({0})")]
@@ -75,6 +80,7 @@ impl PoolTree {
                 }
                 None => None,
             },
+            functions: functions(&root),
         })
     }
 
@@ -103,6 +109,7 @@ impl InstanceTree {
             id: id.map_err(bad_id)?,
             memory_bytes: wide::<1>(&resources, "memory-bytes", "resources/memory-bytes")?[0],
             cpus: cpus(&resources, "cpus", "resources/cpus")?.unwrap_or_default(),
+            functions: functions(&root),
         })
     }
 }
@@ -150,7 +157,7 @@ fn wide<const N: usize>(node: &FdtNode<'_>, name: &str, what: &'static str) -> R
     }
 }
 
-fn narrow(node: &FdtNode<'_>, name: &str, what: &'static str) -> Result<Option<u32>, TreeError> {
+pub(super) fn narrow(node: &FdtNode<'_>, name: &str, what: &'static str) -> Result<Option<u32>, TreeError> {
     let Some(property) = node.property(name) else { return Ok(None) };
     let value = property.value();
     let bytes = <[u8; 4]>::try_from(value).map_err(|_| TreeError::Shape {

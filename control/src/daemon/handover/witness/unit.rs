@@ -6,11 +6,11 @@ use std::time::Duration;
 use tombolo_agent::api::handover::{Action, Here};
 use tombolo_handover::observe::{Command, Inside, Sighting};
 use tombolo_handover::operation::{Act, End, Progress, Veto};
-use tombolo_handover::{Kernel, Kind, Party, PciAddress, UnitId};
+use tombolo_handover::{Kernel, Kind, Party, UnitId};
 
 use super::{RETRY_AFTER_MS, Witnesses, refusal, veto};
 use crate::daemon::handover::tie::{Tie, attached};
-use crate::spawner::{Device, SpawnError, SpawnerKind};
+use crate::spawner::{SpawnError, SpawnerKind};
 
 /// How long a kernel may take to let a device go.
 const UNPLUG_MAX: Duration = Duration::from_secs(10);
@@ -71,16 +71,18 @@ impl Witnesses {
         }
     }
 
-    /// Whether a kernel uses a unit that is not there by all that the spawner says. Nothing shows that from outside of a CPU that a kernel beside this one was
-    /// once asked to take, or to let go: its agent is asked by what the hardware calls it.
+    /// Whether a kernel uses a unit that is not there by all that the spawner says. Nothing shows that from outside of a CPU or a device that a kernel beside this
+    /// one was once asked to take, or to let go: its agent is asked by what the hardware calls it.
     async fn look_for_unit(&self, act: &Act, end: End) -> Inside {
         let party = if end == End::Donor { act.donor } else { act.receiver };
-        let (Some(kernel), UnitId::Cpu(number)) = (party.kernel(), act.unit.id) else {
-            return Inside::Absent;
+        let here = match act.unit.id {
+            UnitId::Cpu(number) => Here::PhysicalCpu { id: number },
+            UnitId::Device(address) => Here::Device { address },
+            UnitId::Lot(_) | UnitId::Range(_) | UnitId::LlcWay { .. } => return Inside::Absent,
         };
+        let Some(kernel) = party.kernel() else { return Inside::Absent };
         match self.running(kernel).await {
             Some(handle) if handle.kind() == SpawnerKind::Multikernel => {
-                let here = Here::PhysicalCpu { id: number };
                 self.order(act, end, Some(here), None).await.map_or(Inside::Unknown, |seen| seen.inside)
             }
             _ => Inside::Absent,
@@ -89,14 +91,17 @@ impl Witnesses {
 
     /// Has a kernel that was asked for a change, and may still carry it out, asked again, if it lives: its answer ends the doubt.
     pub(super) async fn settle(&self, party: Party, unit: UnitId) {
-        let UnitId::Cpu(number) = unit else { return };
         if !self.tie(party, unit).await.is_changing() {
             return;
         }
         let Some(kernel) = party.kernel() else { return };
-        if let Some(handle) = self.running(kernel).await
-            && let Err(error) = handle.settle_cpu(number).await
-        {
+        let Some(handle) = self.running(kernel).await else { return };
+        let settled = match unit {
+            UnitId::Cpu(number) => handle.settle_cpu(number).await,
+            UnitId::Device(address) => handle.settle_device(address).await,
+            UnitId::Lot(_) | UnitId::Range(_) | UnitId::LlcWay { .. } => Ok(()),
+        };
+        if let Err(error) = settled {
             tracing::debug!(%unit, error = crate::daemon::chain(&error), "it stays in doubt");
         }
     }
@@ -127,9 +132,8 @@ impl Witnesses {
             UnitId::Device(address) => match handle.devices().await {
                 Ok(devices) => {
                     let found = devices.into_iter().flatten().find(|device| device.address == address);
-                    found.map_or(Tie::None, |device| match device.is_leaving {
-                        true => Tie::Leaving(Here::Device { address }),
-                        false => Tie::Attached(Here::Device { address }),
+                    found.map_or(Tie::None, |device| {
+                        Tie::of_device(Here::Device { address }, device.is_there, device.may_change)
                     })
                 }
                 Err(_) => Tie::Unknown,
@@ -164,28 +168,13 @@ impl Witnesses {
             _ if !self.is_awaited(act) => return None,
             (UnitId::Cpu(number), true) => handle.lend_cpu(number).await,
             (UnitId::Cpu(number), false) => handle.take_cpu(number).await,
-            (UnitId::Device(address), _) => match self.device(address) {
-                Ok(device) if give => handle.plug(device).await,
-                Ok(device) => handle.unplug(device, UNPLUG_MAX).await,
-                Err(veto) => return Some(veto),
-            },
+            (UnitId::Device(address), true) => handle.plug(address, self.catalogue()).await,
+            (UnitId::Device(address), false) => handle.unplug(address, self.catalogue(), UNPLUG_MAX).await,
             (UnitId::Lot(_) | UnitId::Range(_) | UnitId::LlcWay { .. }, _) => Ok(()),
         };
         if let Err(error @ SpawnError::Ended { .. }) = &changed {
             return Some(veto(&error.to_string(), None));
         }
         refusal(changed, &handle)
-    }
-
-    fn device(&self, address: PciAddress) -> Result<&Device, Veto> {
-        let found = self.catalogue.iter().find(|device| device.address == address);
-        found.ok_or_else(|| {
-            veto(
-                &format!(
-                    "this daemon was started without `--device {address}=...`, so it knows nothing of it"
-                ),
-                None,
-            )
-        })
     }
 }

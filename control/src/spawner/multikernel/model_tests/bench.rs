@@ -8,12 +8,13 @@ use tempfile::TempDir;
 use tombolo_mksim::model::{Quirk, State};
 
 use super::world::{MIB, Model};
+use crate::spawner::multikernel::devices::LiveDevices;
 use crate::spawner::multikernel::hold::Hold;
 use crate::spawner::multikernel::ids::PhysicalCpu;
 use crate::spawner::multikernel::live::Live;
 use crate::spawner::multikernel::memory::LiveMemory;
 use crate::spawner::multikernel::record::{Origin, Record};
-use crate::spawner::multikernel::{Settings, folder};
+use crate::spawner::multikernel::{Settings, folder, host_pci};
 
 pub(super) struct Bench {
     pub(super) model: Model,
@@ -30,6 +31,10 @@ impl Bench {
     pub(super) fn on(model: Model) -> Self {
         // In memory where that is to be had: every record is synced.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let devices = model.world().machine.config().devices.clone();
+        for (group, device) in (1..).zip(devices) {
+            host_pci::bench::function(&dir.path().join(".pci"), &device.pci_id, group);
+        }
         Self { model, dir, nothing: File::open("/dev/null").unwrap() }
     }
 
@@ -40,7 +45,12 @@ impl Bench {
     }
 
     pub(super) fn settings(&self) -> Settings {
-        Settings { lock: self.lock(), console: "".into(), ..Settings::default() }
+        Settings { lock: self.lock(), console: "".into(), pci: self.pci(), ..Settings::default() }
+    }
+
+    /// Where this host tells of its functions.
+    pub(super) fn pci(&self) -> PathBuf {
+        self.dir.path().join(".pci")
     }
 
     pub(super) fn lock(&self) -> PathBuf {
@@ -65,6 +75,8 @@ impl Bench {
             cpus_withheld: Vec::new(),
             moves_cpus: true,
             memory_max_bytes: Some(768 * MIB),
+            devices: Vec::new(),
+            moves_devices: true,
             cpus: cpus.iter().copied().map(PhysicalCpu).collect(),
             nonce: tombolo_transport::Incarnation::random().unwrap().to_string(),
             origin: Origin::Made,
@@ -80,6 +92,12 @@ impl Bench {
     pub(super) fn live<T>(&self, record: &Record, act: impl FnOnce(Live<'_, Model>) -> T) -> T {
         let folder = self.folder(record.name.as_str());
         act(Live::on(&self.model, record, &folder).unwrap())
+    }
+
+    /// Its devices while it runs.
+    pub(super) fn devices<T>(&self, record: &Record, act: impl FnOnce(LiveDevices<'_, Model>) -> T) -> T {
+        let folder = self.folder(record.name.as_str());
+        act(LiveDevices::on(&self.model, record, &folder).unwrap())
     }
 
     /// Its memory while it runs.

@@ -202,6 +202,7 @@ impl Daemon {
         let wish = Wish {
             cpus: cpus.map(|mask| wanted(mask).map(|(_, cpu)| PhysicalCpu(*cpu)).collect()),
             memory_bytes: memory.map(|quarters| quarters * 256 * MIB),
+            ..Wish::default()
         };
         if change_on(&self.bench.model, &self.bench.settings(), &wish, false).is_err() {
             return;
@@ -279,7 +280,7 @@ impl Daemon {
     }
 }
 
-/// Each CPU and each byte has one owner: the host, the pool, or one instance.
+/// Each CPU, each device and each byte has one owner: the host, the pool, or one instance.
 pub(super) fn check_books(machine: &Machine) {
     let snapshot = machine.snapshot();
     let mut cpus = snapshot.host.cpus.clone();
@@ -289,6 +290,13 @@ pub(super) fn check_books(machine: &Machine) {
     let mut all: Vec<u64> = machine.config().physical_cpus().collect();
     all.sort_unstable();
     assert_eq!(cpus, all, "CPUs");
+
+    let mut devices: Vec<&str> = snapshot.host.devices.iter().map(|device| device.pci_id.as_str()).collect();
+    devices.extend(snapshot.pool.iter().flat_map(|pool| &pool.devices).map(|device| device.pci_id.as_str()));
+    let of_instances = snapshot.instances.iter().flat_map(|instance| &instance.devices);
+    devices.extend(of_instances.map(|device| device.pci_id.as_str()));
+    devices.sort_unstable();
+    assert_eq!(devices, super::world::DEVICES, "devices");
 
     let chunks: Vec<_> =
         snapshot.pool.iter().flat_map(|pool| &pool.chunks).map(|chunk| chunk.range).collect();

@@ -4,6 +4,7 @@ mod bad_input;
 mod bench;
 mod crashes;
 mod deeds;
+mod devices;
 mod endings;
 mod ledger;
 mod live;
@@ -28,6 +29,9 @@ fn documented_traps_are_replayed() {
         ("model_tests::ledger", include_str!("ledger/mod.rs")),
         ("model_tests::live", include_str!("live.rs")),
         ("model_tests::memory", include_str!("memory.rs")),
+        ("model_tests::devices", include_str!("devices.rs")),
+        ("functions::tests", include_str!("../functions.rs")),
+        ("host_pci::tests", include_str!("../host_pci_tests.rs")),
         ("regions::tests", include_str!("../regions.rs")),
         ("model_tests::bad_input", include_str!("bad_input.rs")),
         ("ending::tests", include_str!("../ending.rs")),
@@ -48,6 +52,7 @@ fn documented_traps_are_replayed() {
         ("image::tests", include_str!("../image/tests/mod.rs")),
         ("image::tests::hostile", include_str!("../image/tests/hostile.rs")),
         ("core::spec::tests", include_str!("../../../core/spec.rs")),
+        ("daemon::handover::movable::tests", include_str!("../../../daemon/handover/movable.rs")),
         ("doctor::multikernel::tests", include_str!("../../../doctor/multikernel.rs")),
         ("core::health::tests", include_str!("../../../core/health_tests.rs")),
         ("daemon::paced::tests", include_str!("../../../daemon/paced.rs")),

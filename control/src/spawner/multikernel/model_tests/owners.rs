@@ -114,7 +114,7 @@ fn file_system_that_was_unmounted_proves_nothing() {
     assert!(hold.end(|_| ()).is_err() && hold.boot(|| false).is_err() && hold.make().is_err());
     assert!(bench.release("web").is_err() && bench.is_recorded("web"));
     assert!(folder::may_run(&bench.model, &bench.folder("web")));
-    let wish = Wish { cpus: Some(vec![PhysicalCpu(2)]), memory_bytes: Some(MIB) };
+    let wish = Wish { cpus: Some(vec![PhysicalCpu(2)]), memory_bytes: Some(MIB), ..Wish::default() };
     let error = change_on(&bench.model, &bench.settings(), &wish, false).unwrap_err();
     assert!(error.contains("nothing was changed"), "{error}");
 
@@ -180,7 +180,7 @@ fn torn_tree_of_an_instance_proves_nothing() {
 fn torn_tree_of_the_pool_changes_nothing() {
     let bench = Bench::new();
     let whole = bench.model.world().machine.read("device_tree").unwrap().len();
-    let wish = Wish { cpus: Some(vec![PhysicalCpu(2)]), memory_bytes: Some(MIB) };
+    let wish = Wish { cpus: Some(vec![PhysicalCpu(2)]), memory_bytes: Some(MIB), ..Wish::default() };
     // No bytes at all are what a kernel without a pool gives.
     for bytes in 1..whole {
         bench.model.world().faults.tear = Some(("device_tree", bytes));

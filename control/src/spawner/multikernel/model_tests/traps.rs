@@ -69,7 +69,8 @@ fn first_transaction_is_found_whatever_its_number() {
         };
         model.world().machine = tombolo_mksim::model::Machine::new(config);
         let bench = Bench::on(model);
-        let wanted = Wish { cpus: Some(vec![PhysicalCpu(2)]), memory_bytes: Some(POOL_BYTES) };
+        let wanted =
+            Wish { cpus: Some(vec![PhysicalCpu(2)]), memory_bytes: Some(POOL_BYTES), ..Wish::default() };
         wish(&bench, &wanted).unwrap();
         let applied = transaction::apply(&bench.model, &take_from_host(&[3]), "tombolo:x").unwrap();
         assert_eq!(applied.transaction, first);
@@ -131,7 +132,7 @@ fn half_applied_overlay_is_told_unit_by_unit() {
 fn baseline_that_fails_half_way_is_told_with_what_the_pool_has() {
     let bench = Bench::on(Model::without_pool());
     let cpus = Some([2, 0, 4].map(PhysicalCpu).to_vec());
-    let error = wish(&bench, &Wish { cpus, memory_bytes: Some(POOL_BYTES) }).unwrap_err();
+    let error = wish(&bench, &Wish { cpus, memory_bytes: Some(POOL_BYTES), ..Wish::default() }).unwrap_err();
     assert!(error.contains("the pool has 1 CPUs and 1024 MiB now, not CPU 0, 4"), "{error}");
 }
 

@@ -24,6 +24,9 @@ pub(super) const POOL_CPUS: [u64; 4] = [2, 4, 6, 1];
 /// Memory of the pool at first, in bytes.
 pub(super) const POOL_BYTES: u64 = 1 << 30;
 
+/// PCI functions of the host; all but the last are in the pool at first.
+pub(super) const DEVICES: [&str; 4] = ["0000:03:00.0", "0000:03:00.1", "0000:04:00.0", "0000:05:00.0"];
+
 /// Whoever acts on the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Actor {
@@ -55,6 +58,8 @@ pub(super) struct Faults {
     pub(super) is_pending: bool,
     /// Files whose path ends so are this long at most.
     pub(super) tear: Option<(&'static str, usize)>,
+    /// In files whose path ends so these bytes become those.
+    pub(super) garble: Option<(&'static str, &'static [u8], &'static [u8])>,
     /// Reading files whose path ends so gives the content of others.
     pub(super) swap: Option<(&'static str, &'static str)>,
 }
@@ -221,16 +226,19 @@ pub(super) fn dies_of(act: impl FnOnce()) -> bool {
 }
 
 impl Model {
-    /// A machine with a pool of [`POOL_CPUS`] and [`POOL_BYTES`].
+    /// A machine with a pool of [`POOL_CPUS`], [`POOL_BYTES`] and three of [`DEVICES`].
     pub(super) fn with_pool() -> Self {
         let model = Self::without_pool();
-        let baseline = dtb::baseline(&POOL_CPUS, &[(POOL_BYTES, None)], &[]);
+        let baseline = dtb::baseline(&POOL_CPUS, &[(POOL_BYTES, None)], &DEVICES[..3]);
         model.world().write(Actor::Another, "device_tree", &baseline).unwrap();
         model
     }
 
     pub(super) fn without_pool() -> Self {
-        Self { world: Mutex::new(World::new(MachineConfig::default())), began: Instant::now() }
+        let device = |address: &&str| format!("{address}=8086:1572").parse().unwrap();
+        let devices = DEVICES.iter().map(device).collect();
+        let config = MachineConfig { devices, ..MachineConfig::default() };
+        Self { world: Mutex::new(World::new(config)), began: Instant::now() }
     }
 
     pub(super) fn world(&self) -> MutexGuard<'_, World> {
@@ -292,6 +300,11 @@ impl Interface for Model {
                 && path.ends_with(end)
             {
                 content.truncate(bytes);
+            }
+            if let Some((end, from, to)) = world.faults.garble
+                && path.ends_with(end)
+            {
+                rename(&mut content, from, to);
             }
             Ok(content)
         })

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tombolo_handover::{InstanceId, InstanceRow, Owner, UnitId};
+use tombolo_handover::{InstanceId, InstanceRow, Owner, PciAddress, UnitId};
 use tombolo_mksim::model::Quirk;
 
 use super::daemon::Daemon;
@@ -23,6 +23,7 @@ impl Daemon {
         self.check_ledger();
         self.check_cpus();
         self.check_memory();
+        self.check_devices();
     }
 
     /// What is in memory is on disk.
@@ -116,6 +117,47 @@ impl Daemon {
             assert!(
                 entry.owner != Owner::Pool || users.is_empty(),
                 "CPU {cpu} is free, and runs in {users:?}"
+            );
+        }
+    }
+
+    /// The same of devices.
+    fn check_devices(&self) {
+        let mut used: BTreeMap<PciAddress, Vec<String>> = BTreeMap::new();
+        let is_in_doubt = |device: &PciAddress| {
+            let entry = self.coordinator.ledger().entry(UnitId::Device(*device));
+            entry.is_none_or(|entry| entry.owner.party().is_none())
+        };
+        for (name, record) in self.records.iter().filter(|(_, record)| record.taken_over.is_none()) {
+            let Some(in_kernel) = self.known(name).record(&self.bench.settings()).unwrap() else { continue };
+            if self.bench.hold(&in_kernel).ours() != Ok(Some(InstanceStatus::Active)) {
+                continue;
+            }
+            let read = |device: &str| -> PciAddress { device.parse().unwrap() };
+            let (booked, has): (Vec<PciAddress>, Vec<PciAddress>) = {
+                let world = self.bench.model.world();
+                let instance = world.machine.instance(name).unwrap();
+                let has = instance.guest.iter().flat_map(|guest| &guest.devices);
+                (
+                    instance.devices.iter().map(|device| read(&device.pci_id)).collect(),
+                    has.map(|device| read(device)).collect(),
+                )
+            };
+            has.into_iter().for_each(|device| used.entry(device).or_default().push(name.clone()));
+            let holds = self.devices_of(InstanceId(record.cid.0));
+            let lacks: Vec<&PciAddress> = holds.iter().filter(|device| !booked.contains(device)).collect();
+            assert!(lacks.is_empty(), "`{name}` holds {holds:?} and has {booked:?}");
+            let stray = |device: &&PciAddress| !holds.contains(device) && !is_in_doubt(device);
+            let strays: Vec<&PciAddress> = booked.iter().filter(stray).collect();
+            assert!(strays.is_empty(), "`{name}` has {booked:?} and holds {holds:?}");
+        }
+        for entry in self.coordinator.ledger().entries() {
+            let UnitId::Device(device) = entry.unit.id else { continue };
+            let users = used.get(&device).map(Vec::as_slice).unwrap_or_default();
+            assert!(users.len() <= 1, "{device} is used in {users:?}");
+            assert!(
+                entry.owner != Owner::Pool || users.is_empty(),
+                "{device} is free, and used in {users:?}"
             );
         }
     }

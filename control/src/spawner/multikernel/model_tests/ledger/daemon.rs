@@ -28,7 +28,9 @@ use crate::spawner::multikernel::lock::WAIT_MAX;
 use crate::spawner::multikernel::model_tests::bench::Bench;
 use crate::spawner::multikernel::model_tests::crashes::quirk;
 use crate::spawner::multikernel::model_tests::deeds::{Happening, NAMES, number};
-use crate::spawner::multikernel::model_tests::world::{Actor, Crash, Deed, Faults, MIB, World, dies_of};
+use crate::spawner::multikernel::model_tests::world::{
+    Actor, Crash, DEVICES, Deed, Faults, MIB, World, dies_of,
+};
 use crate::spawner::multikernel::record::{Origin, Record};
 use crate::spawner::multikernel::taken_over::{Known, offer};
 use crate::store::{Batch, InstanceRecord, Store, StoredLedger};
@@ -98,7 +100,8 @@ impl Daemon {
         daemon
     }
 
-    pub(super) fn take(&mut self, turn: &Turn) {
+    /// Whether it died at it.
+    pub(super) fn take(&mut self, turn: &Turn) -> bool {
         {
             let mut world = self.bench.model.world();
             turn.before.into_iter().for_each(|happening| happening.happen(&mut world));
@@ -132,6 +135,7 @@ impl Daemon {
             self.start_again();
         }
         self.check();
+        died
     }
 
     pub(super) fn perform_wish(&mut self, wish: &Wish) {
@@ -143,6 +147,7 @@ impl Daemon {
             Wish::Remove(name) => self.with_one(name, Self::remove),
             Wish::Move { from, to, count } => self.move_cpus(from, to, count),
             Wish::MoveMemory { from, to, steps } => self.move_memory(from, to, steps),
+            Wish::MoveDevice { from, to, device } => self.move_device(from, to, device),
             Wish::Pins(name, is_pinned) => self.bench.model.world().machine.pinned(number(name), is_pinned),
             Wish::Look => {
                 self.look();
@@ -150,7 +155,7 @@ impl Daemon {
             }
             Wish::Wait(seconds) => self.bench.model.world().pass(Duration::from_secs(seconds)),
             Wish::LosesAcks(on) => {
-                for quirk in [Quirk::CpuAddAckLost, Quirk::MemoryAckLost] {
+                for quirk in [Quirk::CpuAddAckLost, Quirk::MemoryAckLost, Quirk::DeviceAckLost] {
                     self.bench.model.world().machine.set_quirk(quirk, on);
                 }
             }
@@ -171,8 +176,16 @@ impl Daemon {
     }
 
     pub(super) fn create(&mut self, name: &str, cid: u32, cpus: u32) {
-        let spec =
-            InstanceSpec { cpus, cpus_max: Some(4), memory_mib: 128, memory_max_mib: Some(768), ..spec() };
+        // Each its own, while that is free.
+        let own = NAMES.iter().position(|other| *other == name).map(|at| DEVICES[at].parse().unwrap());
+        let spec = InstanceSpec {
+            cpus,
+            cpus_max: Some(4),
+            memory_mib: 128,
+            memory_max_mib: Some(768),
+            devices: own.map(|own| vec![own]),
+            ..spec()
+        };
         if !self.records.contains_key(name) && self.records.values().all(|record| record.cid.0 != cid) {
             self.enter(InstanceRecord::new(name.parse().unwrap(), Cid(cid), 1, spec, 1));
         }
@@ -273,6 +286,8 @@ impl Daemon {
             cpus_wanted: store.spec.cpus,
             cpus_withheld: self.cpus_in_doubt().into_iter().map(PhysicalCpu).collect(),
             moves_cpus: !cpus.is_empty(),
+            devices: self.devices_of(InstanceId(store.cid.0)),
+            moves_devices: store.taken_over.is_none(),
             ..bench.record(name, id, &cpus)
         };
         let taken = store.taken_over.clone();
@@ -366,7 +381,7 @@ impl Daemon {
     fn release(&mut self, id: InstanceId) {
         let is_running = |row: &InstanceRow| self.coordinator.ledger().is_running(row.kernel());
         if self.coordinator.ledger().instance(id).is_none_or(is_running)
-            || self.cpus_of(id).is_empty() && self.memory_of(id) == 0
+            || self.cpus_of(id).is_empty() && self.memory_of(id) == 0 && self.devices_of(id).is_empty()
         {
             return;
         }
@@ -455,7 +470,7 @@ pub(super) fn row(record: &InstanceRecord) -> Option<InstanceRow> {
 
 /// What of it can be moved.
 pub(super) fn movable(record: &InstanceRecord) -> Movable {
-    CpusAre::OfKernels.movable(SpawnerKind::Multikernel, record.taken_over.is_some())
+    CpusAre::OfKernels { and_devices: true }.movable(SpawnerKind::Multikernel, record.taken_over.is_some())
 }
 
 /// Stores a step; what is to be done then.

@@ -1,4 +1,4 @@
-//! CPUs on their way: what the daemon's desk and its witnesses do, on the model, with agents that say what their kernels have.
+//! CPUs and devices on their way: what the daemon's desk and its witnesses do, on the model, with agents that say what their kernels have.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -8,15 +8,21 @@ use tombolo_handover::coordinator::{Coordinator, Seen, Submitted};
 use tombolo_handover::observe::{Command, Inside, Sighting};
 use tombolo_handover::operation::{Act, Ask, DrainRule, Question, Reply, Veto};
 use tombolo_handover::{
-    Effect, Input, InstanceId, InstanceRow, Kind, OpId, Owner, Party, Request, Rules, Side, UnitId, What,
+    Effect, Input, InstanceId, InstanceRow, Kind, OpId, Owner, Party, PciAddress, Request, Rules, Side,
+    UnitId, What,
 };
 
 use super::daemon::{Daemon, store};
-use crate::daemon::{Tie, Whereabouts, attached, cpu_of_kernels, find_unit, granules_of, held_memory};
-use crate::spawner::multikernel::books::memory_of_pool;
+use crate::api::beside::PoolDevice;
+use crate::daemon::{
+    Tie, Whereabouts, attached, cpu_of_kernels, device_of_kernels, find_unit, granules_of, held_memory,
+};
+use crate::spawner::multikernel::LiveChange;
+use crate::spawner::multikernel::books::{devices_of_pool, memory_of_pool};
 use crate::spawner::multikernel::ids::PhysicalCpu;
 use crate::spawner::multikernel::interface;
-use crate::spawner::multikernel::live::{Live, LiveError};
+use crate::spawner::multikernel::live::LiveError;
+use crate::spawner::multikernel::model_tests::world::DEVICES;
 use crate::spawner::multikernel::record::Record;
 
 /// An operation ends within so many steps.
@@ -28,6 +34,13 @@ impl Daemon {
         let ledger = self.coordinator.ledger();
         let held = ledger.instance(id).map(|row| ledger.held_by(Party::Instance(row.kernel())));
         held.into_iter().flatten().filter_map(|entry| number(entry.unit.id)).collect()
+    }
+
+    /// The devices that it gives to one.
+    pub(super) fn devices_of(&self, id: InstanceId) -> Vec<PciAddress> {
+        let ledger = self.coordinator.ledger();
+        let held = ledger.instance(id).map(|row| ledger.held_by(Party::Instance(row.kernel())));
+        held.into_iter().flatten().filter_map(|entry| function(entry.unit.id)).collect()
     }
 
     /// Those of which nobody knows who has them.
@@ -46,6 +59,15 @@ impl Daemon {
         let seen: Vec<Seen> = seen.collect();
         let step = self.coordinator.compare(1, Kind::Cpu, &seen);
         store(&mut self.journal, step);
+        if let Ok(devices) = devices_of_pool(&self.bench.model, &self.bench.settings()) {
+            let seen = |device: &PoolDevice| Seen {
+                unit: device_of_kernels(device),
+                is_free: device.held_by.is_none(),
+            };
+            let seen: Vec<Seen> = devices.iter().map(seen).collect();
+            let step = self.coordinator.compare(1, Kind::Device, &seen);
+            store(&mut self.journal, step);
+        }
         let held = held_memory(&self.coordinator);
         let Ok(memory) = memory_of_pool(&self.bench.model, &held) else { return };
         let (total, taken) = granules_of(memory);
@@ -62,6 +84,18 @@ impl Daemon {
         let drain = if is_of_a_kernel { DrainRule::LeaveOnline } else { DrainRule::Offline };
         let submitted = self.coordinator.submit(1, request, Rules { drain, ..Rules::default() });
         if let Ok(Submitted::New(_, step)) = submitted {
+            let effects = store(&mut self.journal, step);
+            self.carry_on(effects);
+        }
+    }
+
+    pub(super) fn move_device(&mut self, from: usize, to: usize, device: usize) {
+        let names: Vec<String> = self.records.keys().cloned().collect();
+        let side = |at: usize| names.get(at % (names.len() + 1)).map_or(Side::Pool, |name| Side::named(name));
+        let what = What::Device(DEVICES[device % DEVICES.len()].parse().unwrap());
+        let request = Request::new(format!("k{}", self.draw()), side(from), side(to), what);
+        self.compare();
+        if let Ok(Submitted::New(_, step)) = self.coordinator.submit(1, request, Rules::default()) {
             let effects = store(&mut self.journal, step);
             self.carry_on(effects);
         }
@@ -124,21 +158,21 @@ impl Daemon {
         if unit.kind() == Kind::Memory {
             return self.act_on_lot(act);
         }
-        let cpu = PhysicalCpu(number(unit)?);
         let refused = match act.command {
-            Some(Command::Grant(party)) => self.change(party, |live| live.give(cpu)),
-            Some(Command::Revoke(party)) => self.change(party, |live| live.take(cpu)),
+            Some(Command::Grant(party)) => self.change_unit(party, unit, LiveChange::Give),
+            Some(Command::Revoke(party)) => self.change_unit(party, unit, LiveChange::Take),
             Some(Command::Drain | Command::Undrain | Command::Online) | None => None,
         };
-        let (donor, receiver) = (self.tie(act.donor, cpu), self.tie(act.receiver, cpu));
-        let inside =
-            |party: Party, tie: Tie| match (tie, party.instance().map(|id| self.guest_has(id))) {
-                (Tie::Unknown | Tie::Coming, _) | (_, Some(None)) => Inside::Unknown,
-                (_, Some(Some(cpus))) if cpus.contains(&cpu.0) => {
-                    if self.drained.contains(&(operation, unit)) { Inside::Emptied } else { Inside::Online }
-                }
-                _ => Inside::Absent,
-            };
+        let (donor, receiver) = (self.tie(act.donor, unit), self.tie(act.receiver, unit));
+        let inside = |party: Party, tie: Tie| match (tie, party.instance().map(|id| self.uses(id, unit))) {
+            (Tie::Unknown | Tie::Coming, _) | (_, Some(None)) => Inside::Unknown,
+            (_, Some(Some(true))) if self.drained.contains(&(operation, unit)) => match unit {
+                UnitId::Device(_) => Inside::Offline,
+                _ => Inside::Emptied,
+            },
+            (_, Some(Some(true))) => Inside::Online,
+            _ => Inside::Absent,
+        };
         let sighting = Sighting {
             attached: attached((act.donor, donor), (act.receiver, receiver)),
             donor: inside(act.donor, donor),
@@ -148,33 +182,52 @@ impl Daemon {
         Some(Input::Acted { operation, unit, epoch: act.epoch, refused, sighting })
     }
 
-    fn change(
-        &self,
-        party: Party,
-        change: impl FnOnce(Live<'_, super::super::world::Model>) -> Result<(), LiveError>,
-    ) -> Option<Veto> {
+    /// Has the spawner do something about a CPU or a device.
+    fn change_unit(&self, party: Party, unit: UnitId, change: LiveChange) -> Option<Veto> {
         let record = self.in_kernel(party)?;
-        match self.bench.live(&record, change) {
+        let changed = match unit {
+            UnitId::Cpu(number) => self.bench.live(&record, |live| match change {
+                LiveChange::Give => live.give(PhysicalCpu(number)),
+                LiveChange::Take => live.take(PhysicalCpu(number)),
+                LiveChange::Settle => live.settle(PhysicalCpu(number)),
+            }),
+            UnitId::Device(function) => self.bench.devices(&record, |devices| match change {
+                LiveChange::Give => devices.give(function),
+                LiveChange::Take => devices.take(function),
+                LiveChange::Settle => devices.settle(function),
+            }),
+            _ => Ok(()),
+        };
+        match changed {
             Err(LiveError::Refused(reason)) => Some(Veto { reason, retry_after_ms: Some(500) }),
             _ => None,
         }
     }
 
     /// As `Witnesses::tie`.
-    fn tie(&self, party: Party, cpu: PhysicalCpu) -> Tie {
+    fn tie(&self, party: Party, unit: UnitId) -> Tie {
         let ledger = self.coordinator.ledger();
         let Some(kernel) = ledger.present(party).kernel() else { return Tie::None };
         if !ledger.is_running(kernel) {
             return Tie::None;
         }
         let Some(record) = self.in_kernel(party) else { return Tie::Unknown };
-        if !record.moves_cpus {
-            return Tie::None;
+        match unit {
+            UnitId::Cpu(id) if record.moves_cpus => {
+                let Ok(cpus) = self.bench.live(&record, |live| live.cpus()) else { return Tie::Unknown };
+                let here = Here::PhysicalCpu { id };
+                let seen = cpus.iter().find(|seen| seen.cpu == PhysicalCpu(id));
+                seen.map_or(Tie::None, |seen| Tie::of_cpu(here, seen.is_there, seen.may_change))
+            }
+            UnitId::Device(address) if record.moves_devices => {
+                let devices = self.bench.devices(&record, |devices| devices.all());
+                let Ok(devices) = devices else { return Tie::Unknown };
+                let here = Here::Device { address };
+                let seen = devices.iter().find(|seen| seen.function == address);
+                seen.map_or(Tie::None, |seen| Tie::of_device(here, seen.is_there, seen.may_change))
+            }
+            _ => Tie::None,
         }
-        let Ok(cpus) = self.bench.live(&record, |live| live.cpus()) else { return Tie::Unknown };
-        let here = Here::PhysicalCpu { id: cpu.0 };
-        let seen = cpus.iter().find(|seen| seen.cpu == cpu);
-        seen.map_or(Tie::None, |seen| Tie::of_cpu(here, seen.is_there, seen.may_change))
     }
 
     /// What was made for the instance of a party, if anything was.
@@ -191,6 +244,20 @@ impl Daemon {
         Some(narrow(&guest.cpus))
     }
 
+    /// Whether a kernel uses a unit, if it answers.
+    fn uses(&self, id: InstanceId, unit: UnitId) -> Option<bool> {
+        let has = self.guest_has(id)?;
+        match unit {
+            UnitId::Cpu(number) => Some(has.contains(&number)),
+            UnitId::Device(address) => {
+                let world = self.bench.model.world();
+                let guest = world.machine.instance_by_id(id.0)?.guest.as_ref()?;
+                Some(guest.devices.contains(&address.to_string()))
+            }
+            _ => Some(false),
+        }
+    }
+
     /// As `heal` and `Witnesses::repair`: looks at every kernel for what may be found by looking again.
     pub(super) fn heal(&mut self) {
         let is_curable =
@@ -198,19 +265,19 @@ impl Daemon {
         let entries = self.coordinator.ledger().entries().filter(|entry| is_curable(&entry.owner));
         let units: Vec<UnitId> = entries.map(|entry| entry.unit.id).collect();
         for unit in units {
-            let Some(cpu) = number(unit).map(PhysicalCpu) else {
+            if unit.kind() == Kind::Memory {
                 self.heal_lot(unit);
                 continue;
-            };
+            }
             let rows: Vec<InstanceRow> =
                 self.coordinator.ledger().instances().filter(|row| row.running).cloned().collect();
             let mut seen = Vec::new();
             for row in rows {
                 let party = Party::Instance(row.kernel());
-                if self.tie(party, cpu).is_changing() && self.guest_has(row.id).is_some() {
-                    self.change(party, |live| live.settle(cpu));
+                if self.tie(party, unit).is_changing() && self.guest_has(row.id).is_some() {
+                    self.change_unit(party, unit, LiveChange::Settle);
                 }
-                seen.push(Whereabouts { party, name: row.name, has: self.tie(party, cpu) });
+                seen.push(Whereabouts { party, name: row.name, has: self.tie(party, unit) });
             }
             if let Ok(owner) = find_unit(&seen) {
                 let step = self.coordinator.repair(1, unit, owner).unwrap();
@@ -223,6 +290,13 @@ impl Daemon {
 fn number(unit: UnitId) -> Option<u32> {
     match unit {
         UnitId::Cpu(number) => Some(number),
+        _ => None,
+    }
+}
+
+fn function(unit: UnitId) -> Option<PciAddress> {
+    match unit {
+        UnitId::Device(address) => Some(address),
         _ => None,
     }
 }
