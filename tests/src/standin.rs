@@ -15,6 +15,8 @@ use crate::prerequisites;
 const FOLDER: &str = "TOMBOLO_STANDIN";
 /// What the kernels that it boots share.
 const POOL: &str = "pool";
+/// What its host tells of PCI functions.
+const PCI: &str = "pci";
 /// The kernel, as an image that passes for one of this machine.
 const IMAGE: &str = "vmlinux";
 
@@ -120,7 +122,22 @@ impl StandIn {
             }
             SharedMemory::None => link,
         };
-        format!("image = \"{dir}/{IMAGE}\"\n{ways}\n")
+        format!("image = \"{dir}/{IMAGE}\"\npci = \"{dir}/{PCI}\"\n{ways}\n")
+    }
+
+    /// Makes a PCI function of its host, as sysfs would tell of it: idle, with an IOMMU group and a reset. Returns its folder.
+    ///
+    /// # Panics
+    /// When that cannot be made.
+    pub fn function(&self, address: &str) -> PathBuf {
+        let pci = self.dir.join(PCI);
+        let (folder, group) = (pci.join("devices").join(address), pci.join("groups/7"));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::create_dir_all(group.join("devices").join(address)).unwrap();
+        std::fs::write(folder.join("class"), "0x020000\n").unwrap();
+        std::fs::write(folder.join("reset"), "").unwrap();
+        std::os::unix::fs::symlink(group, folder.join("iommu_group")).unwrap();
+        folder
     }
 
     /// Covers the folders of the host in which kerf keeps its lock and what it notes, for this process and all that it starts: neither meets

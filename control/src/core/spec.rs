@@ -43,8 +43,8 @@ pub struct InstanceSpec {
     /// Whether it gives and gets CPUs by itself, between the two, while balancing is on. Default false.
     pub balance: bool,
     /// The devices that it is to have, as `tombolod --device` names them, or by their addresses on this host where they are set aside for kernels beside
-    /// this one. Those that are free when it is started it boots with;
-    /// `tombolo apply` moves the others to it, and takes from it what is not in this list. Default: nothing is said about devices.
+    /// this one. Those that are free when it is started it boots with; `tombolo apply` moves the others to it, and takes from it what is not in this list.
+    /// Default: nothing is said about devices.
     pub devices: Option<Vec<PciAddress>>,
     /// The kernel image. Default: the one the spawner finds.
     pub image: Option<PathBuf>,

@@ -44,6 +44,7 @@ pub use process::ProcessSpawner;
 pub use qemu::{Acceleration, Accelerator, Outlook, Prospect, QemuSpawner};
 pub use spec::{Availability, FileContent, InitrdFile, KernelSpec, PoolFile, SpawnerKind};
 pub use uml::UmlSpawner;
+pub(crate) use units::not_in_catalogue;
 pub use units::{CpuState, DeviceState, MemoryWanted};
 
 /// A driver that makes kernels exist.

@@ -403,12 +403,7 @@ impl Kernel {
             SpawnerKind::Multikernel => Ok(None),
             SpawnerKind::Qemu => {
                 let found = catalogue.iter().find(|device| device.address == address);
-                found.map(Some).ok_or_else(|| {
-                    let reason = format!(
-                        "this daemon was started without `--device {address}=...`, so it knows nothing of it"
-                    );
-                    self.refused(action, reason)
-                })
+                found.map(Some).ok_or_else(|| self.refused(action, not_in_catalogue(address)))
             }
             SpawnerKind::Uml | SpawnerKind::Process => {
                 Err(self.refused(action, "its spawner cannot move devices while it runs".into()))
@@ -487,6 +482,11 @@ impl Kernel {
     fn refused(&self, action: &'static str, reason: String) -> SpawnError {
         SpawnError::Refused { action, runtime_dir: self.runtime_dir().to_owned(), reason }
     }
+}
+
+/// Why a machine is not given a device, nor gives one up, that this daemon was not told of.
+pub(crate) fn not_in_catalogue(address: PciAddress) -> String {
+    format!("this daemon was started without `--device {address}=...`, so it knows nothing of it")
 }
 
 #[cfg(test)]

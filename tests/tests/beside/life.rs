@@ -157,3 +157,42 @@ pub(super) fn cpus_are_in_the_ledger_and_stay_with_a_kernel_that_cannot_name_the
     eventually("its CPUs to be free", || held(&beside, "pool") == 2);
     beside.nothing_is_left_but(&[]);
 }
+
+/// User-mode kernels have no PCI: the books of both sides are real here, and no kernel sees the device.
+pub(super) fn device_is_set_aside_booted_with_and_given_back() {
+    const NIC: &str = "0000:03:00.0";
+    let Some(beside) = Beside::with_pool() else { return };
+    let folder = beside.stand_in.function(NIC);
+    let pool = |devices: &str| beside.bed.tombolo(&["multikernel", "pool", "--devices", devices]);
+    let of_pool = || {
+        let shown = beside.bed.must(&["--json", "multikernel", "show"]).json();
+        shown["multikernel"]["devices"].clone()
+    };
+    std::os::unix::fs::symlink("../../drivers/ixgbe", folder.join("driver")).unwrap();
+    let said = pool(NIC);
+    assert!(said.code == 1 && said.stderr.contains("driven here, by `ixgbe`"), "{said:?}");
+    assert_eq!(of_pool(), json!([]));
+    std::fs::remove_file(folder.join("driver")).unwrap();
+    let said = pool("0000:03:00.0=uplink");
+    assert!(said.code == 0 && said.stdout.contains("take device 0000:03:00.0 as `uplink`"), "{said:?}");
+    let free = json!({
+        "address": NIC, "alias": "uplink", "held_by": null, "iommu_group": 7, "can_reset": true
+    });
+    assert_eq!(of_pool(), json!([free]));
+
+    beside.boot(&["--device", NIC]);
+    assert_eq!(of_pool()[0]["held_by"], "web");
+    assert_eq!(std::fs::read_to_string(folder.join("reset")).unwrap(), "1", "it was reset before");
+    let said = pool("none");
+    assert!(said.code == 1 && said.stderr.contains("instance `web` has it"), "{said:?}");
+    let said = beside.bed.tombolo(&["move", "--device", NIC, "--from", "web", "--to", "pool"]);
+    assert!(said.code == 5 && said.stderr.contains("there is no function"), "{said:?}");
+    let said = beside.bed.tombolo(&["up", "db", "--memory", super::MEMORY, "--device", NIC]);
+    assert_eq!(said.code, 0, "it is not free, and so it boots without: {said:?}");
+    beside.bed.must(&["stop", "db"]);
+    beside.bed.must(&["stop", "web"]);
+    eventually("its device to be free", || of_pool()[0]["held_by"].is_null());
+    assert_eq!(pool("none").code, 0);
+    assert_eq!(of_pool(), json!([]));
+    beside.nothing_is_left_but(&[]);
+}

@@ -17,6 +17,9 @@ mod without_pool;
 /// Memory of a kernel here, in MiB.
 const MEMORY: &str = "96";
 
+/// What its host has of PCI functions.
+const DEVICE: &str = "0000:03:00.0=8086:1572";
+
 /// A daemon on a stand-in, which runs outside of it as well.
 struct Beside {
     bed: Bed,
@@ -85,7 +88,7 @@ macro_rules! on_the_stand_in {
                 if standin::here().is_some() {
                     $module::$test();
                 } else if $needed.is_some() {
-                    standin::rerun(stringify!($test), &[]);
+                    standin::rerun(stringify!($test), &["--device", DEVICE]);
                 }
             }
         )*)*
@@ -100,6 +103,7 @@ on_the_stand_in!(
         next_daemon_adopts_the_kernel_of_one_that_was_killed,
         another_keeper_stands_for_the_kernel_of_one_that_was_killed,
         cpus_are_in_the_ledger_and_stay_with_a_kernel_that_cannot_name_them,
+        device_is_set_aside_booted_with_and_given_back,
         doctor_finds_nothing_wrong;
     without_pool needs Some(()) =>
         kernel_without_shared_memory_is_reached_and_says_over_what,

@@ -55,6 +55,9 @@ const DEPTH_MAX: usize = 8;
 /// More functions than any pool is made of.
 const FUNCTIONS_MAX: usize = 1024;
 
+/// Longer than any name that a device tree gives to a function.
+const NAME_BYTES_MAX: usize = 128;
+
 /// All functions below the host bridges of a tree.
 pub(super) fn functions(root: &FdtNode<'_>) -> Functions {
     let mut found: Vec<(Function, String)> = Vec::new();
@@ -81,6 +84,13 @@ fn below(bridge: &FdtNode<'_>, found: &mut Vec<(Function, String)>) -> Result<()
     let mut waiting = vec![(*bridge, format!("/{}", bridge.name()), 0)];
     while let Some((parent, path, depth)) = waiting.pop() {
         for node in parent.children() {
+            if node.name().len() > NAME_BYTES_MAX {
+                return Err(TreeError::Shape {
+                    what: "pci@N",
+                    found: format!("one with a name of {} bytes", node.name().len()),
+                    expected: "names as PCI has them",
+                });
+            }
             let path = format!("{path}/{}", node.name());
             if node.property("bus-range").is_some() {
                 if depth + 1 == DEPTH_MAX {
@@ -259,6 +269,12 @@ mod tests {
         let twice = vec![leaf("x@0", 0x01_0000), leaf("y@0", 0x01_0000)];
         assert!(lacks(vec![bridge("pci@0", 0, twice)]).contains("0000:01:00.0 twice"));
         assert!(lacks(vec![bridge("pci@0", 1 << 16, vec![leaf("x@0", 0)])]).contains("0x10000"));
+        assert!(
+            lacks(vec![bridge("pci@0", 0, vec![leaf(&format!("x@{}", "0".repeat(127)), 0)])])
+                .contains("129 bytes")
+        );
+        let many = (0..1025).map(|at| leaf(&format!("x@{at:x}"), at << 8)).collect();
+        assert!(lacks(vec![bridge("pci@0", 0, many)]).contains("more than 1024"));
         let deep = (0..10).fold(leaf("x@0", 0), |inner, _| bridge("pci@1", 0, vec![inner]));
         assert!(lacks(vec![deep]).contains("bridges deep"));
     }

@@ -92,6 +92,17 @@ fn of_devices(now: &[Held], wanted: &[NamedFunction]) -> Result<Vec<Intent>, Str
     {
         return Err(format!("device {function} cannot be given back: instance `{holder}` has it"));
     }
+    for named in wanted {
+        let held = now.iter().find(|held| held.function.address == named.function);
+        let (Some(held), Some(alias)) = (held, &named.alias) else { continue };
+        // Where the tree tells no name it is left at that.
+        if let Some(other) = held.function.alias.as_ref().filter(|other| *other != alias.as_str()) {
+            return Err(format!(
+                "device {} is in the pool as `{other}`, and gets another name only when it comes to the pool: give it back first",
+                named.function
+            ));
+        }
+    }
     let is_new = |named: &&NamedFunction| !now.iter().any(|held| held.function.address == named.function);
     let add = wanted.iter().filter(is_new).cloned();
     let add = add.map(|NamedFunction { function, alias }| Intent::PoolDeviceAdd { function, alias });
@@ -352,6 +363,15 @@ mod tests {
         );
         let busy = of(&[named("0000:03:00.0", None)]).unwrap_err();
         assert!(busy.contains("0000:04:00.0") && busy.contains("`web` has it"), "{busy}");
+        let renamed = |has: Option<&str>| {
+            let alias = has.map(str::to_owned);
+            let held =
+                Held { function: Function { address: "0000:03:00.0".parse().unwrap(), alias }, by: None };
+            let wish = Wish { devices: Some(vec![named("0000:03:00.0", Some("b"))]), ..Wish::default() };
+            super::plan(&pool(), &[held], &wish)
+        };
+        assert!(renamed(Some("a")).unwrap_err().contains("in the pool as `a`"));
+        assert_eq!((renamed(Some("b")), renamed(None)), (Ok(vec![]), Ok(vec![])));
         let alone = Wish { devices: Some(vec![named("0000:05:00.0", None)]), ..Wish::default() };
         assert!(plan(&PoolTree::default(), &alone).unwrap_err().contains("--cpus"));
     }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use tombolo_agent::api::handover::{Action, Here};
 use tombolo_handover::observe::{Command, Inside, Sighting};
 use tombolo_handover::operation::{Act, End, Progress, Veto};
-use tombolo_handover::{Kernel, Kind, Party, UnitId};
+use tombolo_handover::{Kernel, Kind, Party, PciAddress, UnitId};
 
 use super::{RETRY_AFTER_MS, Witnesses, refusal, veto};
 use crate::daemon::handover::tie::{Tie, attached};
-use crate::spawner::{SpawnError, SpawnerKind};
+use crate::spawner::{SpawnError, SpawnerKind, not_in_catalogue};
 
 /// How long a kernel may take to let a device go.
 const UNPLUG_MAX: Duration = Duration::from_secs(10);
@@ -168,6 +168,9 @@ impl Witnesses {
             _ if !self.is_awaited(act) => return None,
             (UnitId::Cpu(number), true) => handle.lend_cpu(number).await,
             (UnitId::Cpu(number), false) => handle.take_cpu(number).await,
+            (UnitId::Device(address), _) if !self.knows(address, handle.kind()) => {
+                return Some(veto(&not_in_catalogue(address), None));
+            }
             (UnitId::Device(address), true) => handle.plug(address, self.catalogue()).await,
             (UnitId::Device(address), false) => handle.unplug(address, self.catalogue(), UNPLUG_MAX).await,
             (UnitId::Lot(_) | UnitId::Range(_) | UnitId::LlcWay { .. }, _) => Ok(()),
@@ -176,5 +179,10 @@ impl Witnesses {
             return Some(veto(&error.to_string(), None));
         }
         refusal(changed, &handle)
+    }
+
+    /// Whether this daemon can say what a device is that a kernel of this spawner is given: a kernel beside this one gets the function itself.
+    fn knows(&self, address: PciAddress, kind: SpawnerKind) -> bool {
+        kind == SpawnerKind::Multikernel || self.catalogue.iter().any(|device| device.address == address)
     }
 }

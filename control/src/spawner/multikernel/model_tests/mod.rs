@@ -4,6 +4,7 @@ mod bad_input;
 mod bench;
 mod crashes;
 mod deeds;
+mod device_histories;
 mod devices;
 mod endings;
 mod ledger;
@@ -30,6 +31,7 @@ fn documented_traps_are_replayed() {
         ("model_tests::live", include_str!("live.rs")),
         ("model_tests::memory", include_str!("memory.rs")),
         ("model_tests::devices", include_str!("devices.rs")),
+        ("model_tests::device_histories", include_str!("device_histories.rs")),
         ("functions::tests", include_str!("../functions.rs")),
         ("host_pci::tests", include_str!("../host_pci_tests.rs")),
         ("regions::tests", include_str!("../regions.rs")),
