@@ -105,11 +105,18 @@ pub(super) fn give_all(
 
 /// Makes sure that a function is nobody's, and fit to be given to a kernel; and resets it, if it can be. The error says why it is not. `dir`: of whom it is for.
 fn ready(kernel: &impl Interface, dir: &Path, record: &Record, function: PciAddress) -> Result<(), String> {
-    if let Some((holder, _)) =
-        withheld::<AskedDevice>(kernel, dir)?.into_iter().find(|(_, asked)| asked.function == function)
-    {
+    let host = HostPci::of(&record.settings);
+    // What the IOMMU does not tell apart is one kernel's, or nobody's.
+    let companions = host.companions(function).map_err(|unfit| unfit.to_string())?;
+    let is_of_it = |other: PciAddress| other == function || companions.contains(&other);
+    let withheld = withheld::<AskedDevice>(kernel, dir)?;
+    if let Some((holder, asked)) = withheld.into_iter().find(|(_, asked)| is_of_it(asked.function)) {
+        let what = match asked.function {
+            other if other == function => "it".to_owned(),
+            other => format!("{other}, of its IOMMU group,"),
+        };
         return Err(format!(
-            "it may be in use in instance `{holder}`, which was asked for it and did not answer: it is free when that has ended"
+            "{what} may be in use in instance `{holder}`, which was asked for it and did not answer: it is free when that has ended"
         ));
     }
     let held = holders::held(kernel).map_err(|error| error.to_string())?;
@@ -118,7 +125,15 @@ fn ready(kernel: &impl Interface, dir: &Path, record: &Record, function: PciAddr
         Some(Held { by: Some(holder), .. }) => return Err(format!("instance `{holder}` has it")),
         Some(Held { by: None, .. }) => {}
     }
-    let host = HostPci::of(&record.settings);
+    let of_group = held.iter().filter(|held| companions.contains(&held.function.address));
+    for Held { function: other, by } in of_group {
+        if let Some(holder) = by.as_ref().filter(|holder| *holder != record.name.as_str()) {
+            return Err(format!(
+                "the IOMMU does not tell it apart from {}, which instance `{holder}` has: they are of one kernel",
+                other.address
+            ));
+        }
+    }
     host.must_be_idle(function).map_err(|unfit| unfit.to_string())?;
     if !host.reset(function).map_err(|unfit| unfit.to_string())? {
         tracing::warn!(instance = %record.name, %function, "it gets a device that cannot be reset, as it was left");

@@ -194,8 +194,11 @@ impl HostPci {
         }
     }
 
-    /// The other functions of its IOMMU group, bridges left out: those are the host's.
-    fn companions(&self, function: PciAddress) -> Result<Vec<PciAddress>, Unfit> {
+    /// The other functions of its IOMMU group, if it has one; bridges left out: those are the host's.
+    pub(super) fn companions(&self, function: PciAddress) -> Result<Vec<PciAddress>, Unfit> {
+        if self.traits(function).iommu_group.is_none() {
+            return Ok(Vec::new());
+        }
         let path = self.folder(function).join("iommu_group/devices");
         let unreadable =
             |error: std::io::Error| Unfit::Unreadable { path: path.clone(), reason: error.to_string() };
@@ -328,6 +331,15 @@ pub(super) mod bench {
         fs::write(folder.join("reset"), "").unwrap();
         let of_group = pci.join(format!("groups/{group}"));
         fs::create_dir_all(of_group.join("devices")).unwrap();
+        symlink(&of_group, folder.join("iommu_group")).unwrap();
+        symlink(&folder, of_group.join("devices").join(address)).unwrap();
+    }
+
+    /// Puts a function into the group of another, whose number that is.
+    pub(in crate::spawner::multikernel) fn regroup(pci: &Path, address: &str, group: u32) {
+        let folder = pci.join("devices").join(address);
+        fs::remove_file(folder.join("iommu_group")).unwrap();
+        let of_group = pci.join(format!("groups/{group}"));
         symlink(&of_group, folder.join("iommu_group")).unwrap();
         symlink(&folder, of_group.join("devices").join(address)).unwrap();
     }

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use tombolo_mksim::model::{Quirk, State};
 
+use super::deeds::Happening;
 use super::world::{MIB, Model};
 use crate::spawner::multikernel::devices::LiveDevices;
 use crate::spawner::multikernel::hold::Hold;
 use crate::spawner::multikernel::ids::PhysicalCpu;
-use crate::spawner::multikernel::live::Live;
+use crate::spawner::multikernel::live::{Live, LiveError};
 use crate::spawner::multikernel::memory::LiveMemory;
 use crate::spawner::multikernel::record::{Origin, Record};
 use crate::spawner::multikernel::{Settings, folder, host_pci};
@@ -148,5 +149,22 @@ impl Bench {
     pub(super) fn check(&self) {
         let world = self.model.world();
         assert!(world.violations.is_empty(), "{:?}", world.violations);
+    }
+}
+
+/// Has the kernel of `web` hang, or go on.
+pub(super) fn hangs(bench: &Bench, hangs: bool) {
+    Happening::Hangs { name: 0, hangs }.happen(&mut bench.model.world());
+}
+
+pub(super) fn is_unknown<T>(outcome: &Result<T, LiveError>) -> bool {
+    matches!(outcome, Err(LiveError::Unknown(_)))
+}
+
+/// Why something was refused.
+pub(super) fn refusal<T: std::fmt::Debug>(outcome: Result<T, LiveError>) -> String {
+    match outcome {
+        Err(LiveError::Refused(reason)) => reason,
+        other => panic!("{other:?}"),
     }
 }

@@ -7,7 +7,7 @@ use tombolo_handover::PciAddress;
 use tombolo_mksim::dtb::Op;
 use tombolo_mksim::model::Quirk;
 
-use super::bench::Bench;
+use super::bench::{Bench, hangs, is_unknown, refusal};
 use super::crashes::check_books;
 use super::deeds::Happening;
 use super::world::{DEVICES, MIB, World, dies_of};
@@ -91,23 +91,8 @@ fn was_reset(bench: &Bench, address: &str) -> bool {
     was
 }
 
-fn hangs(bench: &Bench, hangs: bool) {
-    Happening::Hangs { name: 0, hangs }.happen(&mut bench.model.world());
-}
-
 pub(super) fn quirk(bench: &Bench, quirk: Quirk, on: bool) {
     bench.model.world().machine.set_quirk(quirk, on);
-}
-
-fn is_unknown<T>(outcome: &Result<T, LiveError>) -> bool {
-    matches!(outcome, Err(LiveError::Unknown(_)))
-}
-
-fn refusal<T: std::fmt::Debug>(outcome: Result<T, LiveError>) -> String {
-    match outcome {
-        Err(LiveError::Refused(reason)) => reason,
-        other => panic!("{other:?}"),
-    }
 }
 
 /// `web`, to be made with these devices.
@@ -418,6 +403,23 @@ fn device_that_may_be_in_use_is_given_to_no_other_kernel() {
     );
     bench.hold(&web).end(|_| ()).unwrap();
     give(&bench, &db, NIC).unwrap();
+}
+
+#[test]
+fn what_the_iommu_does_not_tell_apart_is_given_to_one_kernel() {
+    let bench = Bench::new();
+    host::regroup(&bench.pci(), NIC_TWO, 1);
+    let web = running(&bench, &[NIC]);
+    let db = Record { devices: vec![function(NIC_TWO)], ..bench.record("db", 2, &[6]) };
+    let error = bench.make(&mut db.clone()).unwrap_err();
+    assert!(error.contains("does not tell it apart from 0000:03:00.0, which instance `web` has"), "{error}");
+    give(&bench, &web, NIC_TWO).unwrap();
+    take(&bench, &web, NIC).unwrap();
+    take(&bench, &web, NIC_TWO).unwrap();
+    hangs(&bench, true);
+    assert!(is_unknown(&give(&bench, &web, NIC)));
+    let error = bench.make(&mut db.clone()).unwrap_err();
+    assert!(error.contains("0000:03:00.0, of its IOMMU group, may be in use in instance `web`"), "{error}");
 }
 
 #[test]

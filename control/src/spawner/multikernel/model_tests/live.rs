@@ -6,7 +6,7 @@ use std::time::Duration;
 use tombolo_mksim::dtb::Op;
 use tombolo_mksim::model::Quirk;
 
-use super::bench::Bench;
+use super::bench::{Bench, hangs, is_unknown, refusal};
 use super::deeds::Happening;
 use super::world::{MIB, dies_of};
 use crate::spawner::multikernel::doubts::Asked as _;
@@ -51,21 +51,6 @@ fn books_and_kernel(bench: &Bench) -> (Vec<u64>, Vec<u64>) {
 
 fn free(bench: &Bench) -> Vec<u64> {
     bench.model.world().machine.pool().unwrap().cpus_free.clone()
-}
-
-fn hangs(bench: &Bench, hangs: bool) {
-    Happening::Hangs { name: 0, hangs }.happen(&mut bench.model.world());
-}
-
-fn is_unknown(outcome: &Result<(), LiveError>) -> bool {
-    matches!(outcome, Err(LiveError::Unknown(_)))
-}
-
-fn refusal(outcome: Result<(), LiveError>) -> String {
-    match outcome {
-        Err(LiveError::Refused(reason)) => reason,
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]

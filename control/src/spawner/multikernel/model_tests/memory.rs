@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tombolo_mksim::dtb::Op;
 use tombolo_mksim::model::Quirk;
 
-use super::bench::Bench;
+use super::bench::{Bench, hangs, is_unknown, refusal};
 use super::deeds::{Happening, NAMES, number};
 use super::world::{MIB, dies_of};
 use crate::keeper::MemoryState;
@@ -60,23 +60,8 @@ fn both(regions: &[u64]) -> (Vec<u64>, Vec<u64>) {
     (regions.to_vec(), regions.to_vec())
 }
 
-fn hangs(bench: &Bench, hangs: bool) {
-    Happening::Hangs { name: 0, hangs }.happen(&mut bench.model.world());
-}
-
 fn quirk(bench: &Bench, quirk: Quirk, on: bool) {
     bench.model.world().machine.set_quirk(quirk, on);
-}
-
-fn is_unknown<T>(outcome: &Result<T, LiveError>) -> bool {
-    matches!(outcome, Err(LiveError::Unknown(_)))
-}
-
-fn refusal<T: std::fmt::Debug>(outcome: Result<T, LiveError>) -> String {
-    match outcome {
-        Err(LiveError::Refused(reason)) => reason,
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]
