@@ -206,7 +206,11 @@ impl Daemon {
         record.spawner = Some(SpawnerKind::Multikernel);
         record.taken_over = Some(offer.taken_over.clone());
         self.enter(record);
-        self.bench.model.world().makers.insert(name.into(), Actor::Us);
+        let mut world = self.bench.model.world();
+        // A program that does not keep to the lock may have removed it while it was looked at.
+        if world.machine.instance(name).is_some() {
+            world.makers.insert(name.into(), Actor::Us);
+        }
     }
 
     pub(super) fn enter(&mut self, record: InstanceRecord) {
