@@ -20,6 +20,13 @@ pub const APART: usize = 8;
 /// Messages shorter than this, in bytes, are not worth deciding about. The rings of tests have no long ones.
 const APART_MIN: usize = if cfg!(any(test, feature = "fuzzing")) { 64 } else { 1024 };
 
+/// After so many messages in a row, with none of them waited for, the next lines are asked for ahead. Earlier the sender might be at them.
+const STREAM_MIN: u32 = 32;
+/// How many messages ahead.
+const READ_AHEAD: u32 = 4;
+/// Longer ones are not asked for, in bytes.
+const READ_AHEAD_MAX: usize = 128;
+
 /// The receiving end. One owner; may move between threads.
 pub struct MessageRx<M: MemoryMut, P: Memory, L: Liveness> {
     side: ReceivingSide<M, P, L>,
@@ -36,6 +43,8 @@ pub struct MessageRx<M: MemoryMut, P: Memory, L: Liveness> {
     ring: Ring,
     byte_head: u64,
     byte_head_published: u64,
+    /// Messages received one by one since the last look that found none.
+    streak: u32,
     /// The run whose messages are being received, if it has any left.
     run: Arrived,
     /// Bit i: we are done with the peer's loan i, which it has not been told yet.
@@ -88,6 +97,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
             ring: Ring::of(layout),
             byte_head: 0,
             byte_head_published: 0,
+            streak: 0,
             run: Arrived::default(),
             due: 0,
             owed: Wake::NotNeeded,
@@ -139,6 +149,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
     /// Copies the message to the empty `out` and counts it as received.
     #[inline]
     fn receive(&mut self, found: &Found, out: &mut Vec<u8>) -> Result<(), RingError> {
+        self.read_ahead(found.place);
         if let Place::Inline { len } = found.place {
             self.side.peer.mem.append(found.at + 8, len, out);
         } else {
@@ -150,6 +161,26 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
         }
         self.consume(found);
         Ok(())
+    }
+
+    /// Asks for the lines of a later message that is like this one: else few loads of other messages are under way while the lines of this one come.
+    #[inline]
+    fn read_ahead(&mut self, place: Place) {
+        self.streak = self.streak.saturating_add(1);
+        if self.streak <= STREAM_MIN {
+            return;
+        }
+        let mem = &self.side.peer.mem;
+        let slot = || mem.prefetch_read(HalfLayout::slot_at(((self.slot + READ_AHEAD) & self.mask) as usize));
+        match place {
+            Place::Inline { .. } => slot(),
+            Place::Bytes { len } if len <= READ_AHEAD_MAX => {
+                slot();
+                self.ring.prefetch_read(mem, self.byte_head + u64::from(READ_AHEAD) * len as u64, len);
+            }
+            // A run is asked for as a whole. Of loans few are under way, so the sender is near.
+            Place::Bytes { .. } | Place::Run { .. } | Place::Loan { .. } => {}
+        }
     }
 
     /// Copies a message of the byte ring. Returns how many bytes went elsewhere.
@@ -188,6 +219,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
 
     #[inline]
     fn receive_with<R>(&mut self, found: &Found, f: impl FnOnce(&[u8]) -> R) -> Result<Option<R>, RingError> {
+        self.read_ahead(found.place);
         if let Place::Inline { len } = found.place {
             let mut message = [0; INLINE_MAX];
             self.side.peer.mem.read(found.at + 8, &mut message[..len]);
@@ -392,6 +424,7 @@ impl<M: MemoryMut, P: Memory, L: Liveness> MessageRx<M, P, L> {
 
     /// There is no message: gives room back, and looks whether there will be none any more.
     fn nothing_yet(&mut self) -> Result<Option<Found>, RingError> {
+        self.streak = 0;
         if self.byte_head != self.byte_head_published || self.due != 0 {
             self.give_back();
         }
