@@ -52,7 +52,7 @@ pub(crate) enum Unfit {
     #[error(
         "{function} has {count} virtual functions in use: give those up first (`echo 0 > {}`)", path.display()
     )]
-    HasVirtual { function: PciAddress, count: u32, path: PathBuf },
+    HasVirtual { function: PciAddress, count: String, path: PathBuf },
     #[error("{function} is in use here: {uses}. It stays with the host as long as that is so")]
     InUse { function: PciAddress, uses: String },
     #[error(
@@ -80,8 +80,8 @@ pub(crate) enum Unfit {
 
 /// The base class of bridges, as the first byte of a class.
 const BRIDGE: &str = "06";
-/// As deep as folders of a function are looked into: a disk behind a SCSI controller is at seven.
-const DEPTH_MAX: usize = 12;
+/// Deeper than folders of any function are: a disk behind a row of USB hubs or SAS expanders is at fifteen.
+const DEPTH_MAX: usize = 40;
 /// More folders than any function has.
 const FOLDERS_MAX: usize = 16 << 10;
 
@@ -105,15 +105,18 @@ impl HostPci {
         if !path.is_dir() {
             return Err(Unfit::Absent { function, path });
         }
-        if self.is_bridge(function) {
+        if is_bridge(&text(&path.join("class"))?) {
             return Err(Unfit::Bridge { function });
         }
-        if path.join("physfn").exists() {
+        if fs::symlink_metadata(path.join("physfn")).is_ok() {
             return Err(Unfit::Virtual { function });
         }
-        let count = number(&path.join("sriov_numvfs"));
-        if count > 0 {
-            return Err(Unfit::HasVirtual { function, count, path: path.join("sriov_numvfs") });
+        let virtuals = path.join("sriov_numvfs");
+        match text_or_none(&virtuals)?.trim() {
+            "" | "0" => {}
+            count => {
+                return Err(Unfit::HasVirtual { function, count: count.to_owned(), path: virtuals });
+            }
         }
         self.must_be_idle(function)?;
         let traits = self.traits(function);
@@ -140,7 +143,7 @@ impl HostPci {
                 Err(Unfit::Driven { function, driver, unbind: path.join("driver/unbind") })
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(Unfit::Unreadable { path: path.join("driver"), reason: error.to_string() }),
+            Err(error) => Err(unreadable(&path.join("driver"), &error)),
         }
     }
 
@@ -200,14 +203,13 @@ impl HostPci {
             return Ok(Vec::new());
         }
         let path = self.folder(function).join("iommu_group/devices");
-        let unreadable =
-            |error: std::io::Error| Unfit::Unreadable { path: path.clone(), reason: error.to_string() };
+        let found = fs::read_dir(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
         let mut others = Vec::new();
-        for entry in fs::read_dir(&path).map_err(unreadable)? {
-            let name = entry.map_err(unreadable)?.file_name();
+        for entry in found.map_err(|error| unreadable(&path, &error))? {
+            let name = entry.file_name();
             if let Some(other) = name.to_str().and_then(|name| name.parse::<PciAddress>().ok())
                 && other != function
-                && !self.is_bridge(other)
+                && !text(&self.folder(other).join("class")).is_ok_and(|class| is_bridge(&class))
             {
                 others.push(other);
             }
@@ -216,22 +218,22 @@ impl HostPci {
         Ok(others)
     }
 
-    fn is_bridge(&self, function: PciAddress) -> bool {
-        let class = fs::read_to_string(self.folder(function).join("class")).unwrap_or_default();
-        class.trim().trim_start_matches("0x").starts_with(BRIDGE)
-    }
-
     /// What of a function is used here, as far as that is cheaply found: what is mounted, swapped to, part of another disk, or up. Programs that have it
     /// open are its driver's business.
     fn uses(&self, folder: &Path) -> Result<Vec<String>, Unfit> {
-        let (mounts, swaps) = (text(&self.mountinfo), text(&self.swaps));
+        let made = made_of(folder)?;
+        if made.is_empty() {
+            return Ok(Vec::new());
+        }
+        // A kernel without swap has no list of it.
+        let (mounts, swaps) = (text(&self.mountinfo)?, text_or_none(&self.swaps)?);
         let mut uses = Vec::new();
-        for made in made_of(folder)? {
+        for made in made {
             let name = made.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
             let kind = fs::read_link(made.join("subsystem")).unwrap_or_default();
             match kind.file_name().and_then(|kind| kind.to_str()) {
                 Some("block") => {
-                    let number = fs::read_to_string(made.join("dev")).unwrap_or_default();
+                    let number = text_or_none(&made.join("dev"))?;
                     uses.extend(
                         mounted(&mounts, number.trim(), &name).map(|at| format!("{name} is mounted at {at}")),
                     );
@@ -240,18 +242,18 @@ impl HostPci {
                     if swaps.lines().any(is_swap) {
                         uses.push(format!("{name} is swapped to"));
                     }
-                    let holders = fs::read_dir(made.join("holders")).into_iter().flatten().flatten();
-                    uses.extend(
-                        holders.map(|holder| {
-                            format!("{name} is part of {}", holder.file_name().to_string_lossy())
-                        }),
-                    );
+                    for holder in entries(&made.join("holders"))? {
+                        uses.push(format!("{name} is part of {}", holder.file_name().to_string_lossy()));
+                    }
                 }
                 Some("net") => {
-                    let flags = fs::read_to_string(made.join("flags")).unwrap_or_default();
-                    let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap_or(0);
-                    // IFF_UP
-                    if flags & 1 == 1 {
+                    let flags = text_or_none(&made.join("flags"))?;
+                    let flags = flags.trim().trim_start_matches("0x");
+                    // IFF_UP; what is no number is not known to be down.
+                    if !flags.is_empty() && u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & 1 == 0) {
+                        continue;
+                    }
+                    if !flags.is_empty() {
                         uses.push(format!("{name} is up"));
                     }
                 }
@@ -271,17 +273,13 @@ fn made_of(folder: &Path) -> Result<Vec<PathBuf>, Unfit> {
     let mut found = Vec::new();
     let mut waiting = vec![(folder.to_owned(), 0)];
     while let Some((path, depth)) = waiting.pop() {
-        let entries = match fs::read_dir(&path) {
-            Ok(entries) => entries,
-            // It went away, or there is none.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(Unfit::Unreadable { path, reason: error.to_string() }),
-        };
-        for entry in entries.flatten() {
+        for entry in entries(&path)? {
             // Links lead elsewhere: to its driver, to what it is part of.
-            if depth < DEPTH_MAX && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                if found.len() == FOLDERS_MAX {
-                    let reason = format!("there are more than {FOLDERS_MAX} folders in it");
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if found.len() == FOLDERS_MAX || depth == DEPTH_MAX {
+                    let reason = format!(
+                        "there are more than {FOLDERS_MAX} folders in it, or more than {DEPTH_MAX} deep"
+                    );
                     return Err(Unfit::Unreadable { path: folder.to_owned(), reason });
                 }
                 found.push(entry.path());
@@ -304,12 +302,40 @@ fn mounted<'a>(mounts: &'a str, number: &'a str, name: &'a str) -> impl Iterator
     })
 }
 
-fn number(path: &Path) -> u32 {
-    text(path).trim().parse().unwrap_or(0)
+fn is_bridge(class: &str) -> bool {
+    class.trim().trim_start_matches("0x").starts_with(BRIDGE)
 }
 
-fn text(path: &Path) -> String {
-    fs::read_to_string(path).unwrap_or_default()
+/// What is in a folder; nothing, if it is not there, or went away.
+fn entries(path: &Path) -> Result<Vec<fs::DirEntry>, Unfit> {
+    let found = fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match found {
+        Err(error) if is_absent(&error) => Ok(Vec::new()),
+        found => found.map_err(|error| unreadable(path, &error)),
+    }
+}
+
+/// What a file says. A byte that is no text, which anybody can put into the name of a mount point, hides nothing besides itself.
+fn text(path: &Path) -> Result<String, Unfit> {
+    let read = fs::read(path).map_err(|error| unreadable(path, &error))?;
+    Ok(String::from_utf8_lossy(&read).into_owned())
+}
+
+/// The same; nothing, if it is not there, or went away.
+fn text_or_none(path: &Path) -> Result<String, Unfit> {
+    match fs::read(path) {
+        Err(error) if is_absent(&error) => Ok(String::new()),
+        read => Ok(String::from_utf8_lossy(&read.map_err(|error| unreadable(path, &error))?).into_owned()),
+    }
+}
+
+/// Whether there is no such thing: sysfs says of what is being taken away that there is no such device.
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO))
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Unfit {
+    Unfit::Unreadable { path: path.to_owned(), reason: error.to_string() }
 }
 
 #[cfg(test)]

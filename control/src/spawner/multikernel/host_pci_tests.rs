@@ -15,6 +15,7 @@ fn nic() -> PciAddress {
 fn host() -> (TempDir, HostPci) {
     let dir = tempfile::tempdir().unwrap();
     function(&dir.path().join("pci"), NIC, 7);
+    fs::write(dir.path().join("mountinfo"), "").unwrap();
     let host = HostPci::at(dir.path());
     (dir, host)
 }
@@ -157,7 +158,7 @@ fn bridges_and_virtual_functions_stay() {
     assert_eq!(refusal(&host), Unfit::Bridge { function: nic() });
     fs::write(folder(&dir).join("class"), "0x010802\n").unwrap();
     fs::write(folder(&dir).join("sriov_numvfs"), "2\n").unwrap();
-    assert!(matches!(refusal(&host), Unfit::HasVirtual { count: 2, .. }));
+    assert!(matches!(refusal(&host), Unfit::HasVirtual { .. }));
     fs::write(folder(&dir).join("sriov_numvfs"), "0\n").unwrap();
     assert_eq!(host.check(nic(), Allowed::default()), Ok(()));
     symlink("../0000:02:01.0", folder(&dir).join("physfn")).unwrap();
@@ -178,4 +179,48 @@ fn what_is_not_as_it_should_be_of_a_function_in_the_pool_is_all_told() {
         matches!(told[..], [Unfit::Driven { .. }, Unfit::NoIommu { .. }, Unfit::NoReset { .. }]),
         "{told:?}"
     );
+}
+
+#[test]
+fn name_of_a_mount_point_that_is_no_text_hides_no_other() {
+    let (dir, host) = host();
+    let disk = made(&dir, "nvme/nvme0/nvme0n1", "block");
+    fs::write(disk.join("dev"), "259:0\n").unwrap();
+    // Anybody who may mount a file system of his own can choose such a name.
+    let mounts = b"40 1 0:52 / /home/mallory/\xff rw - fuse x rw\n22 1 259:0 / / rw - ext4 /dev/nvme0n1 rw\n";
+    fs::write(dir.path().join("mountinfo"), mounts).unwrap();
+    assert!(refusal(&host).to_string().contains("nvme0n1 is mounted at /"));
+}
+
+#[test]
+fn what_cannot_be_read_is_not_taken_for_unused() {
+    let (dir, host) = host();
+    let disk = made(&dir, "nvme/nvme0/nvme0n1", "block");
+    fs::remove_file(dir.path().join("mountinfo")).unwrap();
+    assert!(matches!(refusal(&host), Unfit::Unreadable { path, .. } if path.ends_with("mountinfo")));
+    fs::write(dir.path().join("mountinfo"), "").unwrap();
+    fs::write(disk.join("holders"), "no folder").unwrap();
+    assert!(matches!(refusal(&host), Unfit::Unreadable { path, .. } if path.ends_with("holders")));
+    fs::remove_file(disk.join("holders")).unwrap();
+    let net = made(&dir, "net/eth0", "net");
+    fs::write(net.join("flags"), "odd\n").unwrap();
+    assert!(refusal(&host).to_string().contains("eth0 is up"));
+    fs::remove_file(net.join("flags")).unwrap();
+    fs::write(folder(&dir).join("sriov_numvfs"), "odd\n").unwrap();
+    assert!(matches!(refusal(&host), Unfit::HasVirtual { .. }));
+    fs::remove_file(folder(&dir).join("sriov_numvfs")).unwrap();
+    fs::remove_file(folder(&dir).join("class")).unwrap();
+    assert!(matches!(refusal(&host), Unfit::Unreadable { path, .. } if path.ends_with("class")));
+}
+
+#[test]
+fn disk_is_found_however_deep_it_is_and_what_is_too_deep_is_not_taken_for_unused() {
+    let (dir, host) = host();
+    let disk = made(&dir, "usb1/1-1/1-1.1/1-1.1.1/1-1.1.1.1/1-1.1.1.1.1/a/b/c/d/e/block/sdb/sdb1", "block");
+    fs::write(disk.join("dev"), "8:17\n").unwrap();
+    fs::write(dir.path().join("mountinfo"), "22 1 8:17 / /usb rw - ext4 /dev/sdb1 rw\n").unwrap();
+    assert!(refusal(&host).to_string().contains("sdb1 is mounted at /usb"));
+    fs::remove_dir_all(folder(&dir).join("usb1")).unwrap();
+    fs::create_dir_all(folder(&dir).join("x/".repeat(42))).unwrap();
+    assert!(matches!(refusal(&host), Unfit::Unreadable { .. }));
 }
