@@ -79,18 +79,13 @@ pub(super) fn functions(root: &FdtNode<'_>) -> Functions {
 
 /// Those below one host bridge, with their paths.
 fn below(bridge: &FdtNode<'_>, found: &mut Vec<(Function, String)>) -> Result<(), TreeError> {
+    must_be_named_shortly(bridge)?;
     let domain = narrow(bridge, "linux,pci-domain", "pci@N/linux,pci-domain")?;
     // Bridges whose children are to be looked at, with their paths and how deep they are.
     let mut waiting = vec![(*bridge, format!("/{}", bridge.name()), 0)];
     while let Some((parent, path, depth)) = waiting.pop() {
         for node in parent.children() {
-            if node.name().len() > NAME_BYTES_MAX {
-                return Err(TreeError::Shape {
-                    what: "pci@N",
-                    found: format!("one with a name of {} bytes", node.name().len()),
-                    expected: "names as PCI has them",
-                });
-            }
+            must_be_named_shortly(&node)?;
             let path = format!("{path}/{}", node.name());
             if node.property("bus-range").is_some() {
                 if depth + 1 == DEPTH_MAX {
@@ -122,6 +117,18 @@ fn below(bridge: &FdtNode<'_>, found: &mut Vec<(Function, String)>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// The paths of all that is below a node are as long as its name at least.
+fn must_be_named_shortly(node: &FdtNode<'_>) -> Result<(), TreeError> {
+    match node.name().len() {
+        0..=NAME_BYTES_MAX => Ok(()),
+        bytes => Err(TreeError::Shape {
+            what: "pci@N",
+            found: format!("one with a name of {bytes} bytes"),
+            expected: "names as PCI has them",
+        }),
+    }
 }
 
 fn address(node: &FdtNode<'_>, domain: Option<u32>) -> Result<PciAddress, TreeError> {
@@ -273,6 +280,8 @@ mod tests {
             lacks(vec![bridge("pci@0", 0, vec![leaf(&format!("x@{}", "0".repeat(127)), 0)])])
                 .contains("129 bytes")
         );
+        let long_bridge = bridge(&format!("pci@{}", "0".repeat(125)), 0, vec![leaf("x@0", 0)]);
+        assert!(lacks(vec![long_bridge]).contains("129 bytes"));
         let many = (0..1025).map(|at| leaf(&format!("x@{at:x}"), at << 8)).collect();
         assert!(lacks(vec![bridge("pci@0", 0, many)]).contains("more than 1024"));
         let deep = (0..10).fold(leaf("x@0", 0), |inner, _| bridge("pci@1", 0, vec![inner]));
