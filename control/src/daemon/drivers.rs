@@ -1,6 +1,6 @@
 //! The spawners of this host behind one face.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use crate::api::beside::PoolWish;
@@ -70,13 +70,14 @@ impl Drivers {
         self.multikernel.settings()
     }
 
-    /// Makes what is set aside for kernels beside this one as it is wanted, or only says how.
+    /// Makes what is set aside for kernels beside this one as it is wanted, or only says how. `instances`: where the folders of ours are.
     pub(crate) async fn change_multikernel_pool(
         &self,
+        instances: PathBuf,
         wish: PoolWish,
         dry_run: bool,
     ) -> Result<Vec<String>, String> {
-        self.multikernel.change_pool(wish, dry_run).await
+        self.multikernel.change_pool(instances, wish, dry_run).await
     }
 
     /// What drives kernels beside this one.

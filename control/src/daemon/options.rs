@@ -255,9 +255,14 @@ impl Places {
         self.runtime_dir.join(paths::BROKER_SOCKET)
     }
 
+    /// Where the folders of instances are.
+    pub fn instances(&self) -> PathBuf {
+        self.state_dir.join("instances")
+    }
+
     /// The folder of one instance.
     pub fn instance(&self, name: &crate::core::InstanceName) -> PathBuf {
-        self.state_dir.join("instances").join(name.as_str())
+        self.instances().join(name.as_str())
     }
 }
 

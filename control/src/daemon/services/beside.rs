@@ -38,7 +38,8 @@ impl Beside for Session {
         }
         // It is not called off when the caller leaves: half a change is worse than one that nobody waits for.
         let takes_memory = wish.memory_bytes.is_some();
-        let changed = self.shared.drivers.change_multikernel_pool(wish, dry_run).await;
+        let instances = self.shared.places.instances();
+        let changed = self.shared.drivers.change_multikernel_pool(instances, wish, dry_run).await;
         let held = || {
             let (settings, places) = (self.shared.drivers.multikernel_settings(), &self.shared.places);
             let shared = multikernel::shared_memory(settings, &places.state_dir, self.shared.pool_bytes);

@@ -42,7 +42,7 @@ const KNOWN_BUS: &str = "a kernel that runs finds a device only on a bus that it
 /// A function that a running kernel was asked to take or to give up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct AskedDevice {
-    function: PciAddress,
+    pub(super) function: PciAddress,
     change: Change,
     mark: String,
 }
@@ -95,7 +95,8 @@ pub(super) fn give_all(
         let failed = |reason: String| {
             format!("device {function} could not be given to instance `{}`: {reason}", record.name)
         };
-        ready(kernel, dir, record, function).map_err(failed)?;
+        must_be_free(kernel, dir, record, function).map_err(failed)?;
+        reset(record, function).map_err(failed)?;
         let intent = Intent::InstanceDevice { name, change: Change::Add, function };
         transaction::apply(kernel, &intent, &mark(record, &format!("device-{function}")))
             .map_err(|error| failed(error.to_string()))?;
@@ -103,8 +104,13 @@ pub(super) fn give_all(
     Ok(())
 }
 
-/// Makes sure that a function is nobody's, and fit to be given to a kernel; and resets it, if it can be. The error says why it is not. `dir`: of whom it is for.
-fn ready(kernel: &impl Interface, dir: &Path, record: &Record, function: PciAddress) -> Result<(), String> {
+/// Makes sure that a function is nobody's, and fit to be given to a kernel. The error says why it is not. `dir`: of whom it is for.
+fn must_be_free(
+    kernel: &impl Interface,
+    dir: &Path,
+    record: &Record,
+    function: PciAddress,
+) -> Result<(), String> {
     let host = HostPci::of(&record.settings);
     // What the IOMMU does not tell apart is one kernel's, or nobody's.
     let companions = host.companions(function).map_err(|unfit| unfit.to_string())?;
@@ -134,11 +140,40 @@ fn ready(kernel: &impl Interface, dir: &Path, record: &Record, function: PciAddr
             ));
         }
     }
-    host.must_be_idle(function).map_err(|unfit| unfit.to_string())?;
+    host.must_be_idle(function).map_err(|unfit| unfit.to_string())
+}
+
+/// Resets one that is nobody's, if it can be.
+fn reset(record: &Record, function: PciAddress) -> Result<(), String> {
+    let host = HostPci::of(&record.settings);
     if !host.reset(function).map_err(|unfit| unfit.to_string())? {
         tracing::warn!(instance = %record.name, %function, "it gets a device that cannot be reset, as it was left");
     }
     Ok(())
+}
+
+/// What an instance whose kernel has ended leaves behind: the functions that it has, and those that its kernel was asked for and may have taken, which are
+/// nobody's by the books. Not what another kernel may use by now.
+pub(super) fn left_by(
+    kernel: &impl Interface,
+    dir: &Path,
+    record: &Record,
+) -> Result<Vec<PciAddress>, String> {
+    let asked = match Doubts::<AskedDevice>::read(record, dir) {
+        Ok(doubts) => doubts.asked,
+        Err(LiveError::Refused(reason) | LiveError::Unknown(reason)) => return Err(reason),
+    };
+    let withheld = withheld::<AskedDevice>(kernel, dir)?;
+    let is_left = |held: &Held| {
+        let is = |asked: &AskedDevice| asked.function == held.function.address;
+        let is_its = match &held.by {
+            Some(holder) => holder == record.name.as_str(),
+            None => asked.iter().any(is),
+        };
+        is_its && !withheld.iter().any(|(_, asked)| is(asked))
+    };
+    let held = holders::held(kernel).map_err(|error| error.to_string())?;
+    Ok(held.into_iter().filter(is_left).map(|held| held.function.address).collect())
 }
 
 /// The functions of the instance of `live`, while its kernel runs.
@@ -156,9 +191,7 @@ impl<'a, I: Interface> LiveDevices<'a, I> {
 
     /// Its functions, and those that may yet become its. What proves to be settled is crossed out, if nobody else changes anything now.
     pub(super) fn all(&self) -> Result<Vec<LiveDevice>, LiveError> {
-        // Before the trees: what is crossed out in between shows in them.
         let noted = Doubts::<AskedDevice>::read(self.live.record, self.live.dir)?;
-        let held = self.held()?;
         let asked = match noted.asked.is_empty() {
             true => Vec::new(),
             false => match Lock::take(&self.live.record.settings.lock, Duration::ZERO) {
@@ -166,6 +199,8 @@ impl<'a, I: Interface> LiveDevices<'a, I> {
                 Err(_) => noted.asked,
             },
         };
+        // Last: what is crossed out by now shows in them.
+        let held = self.held()?;
         let is_open = |asked: &&AskedDevice| !self.show(&held, asked.change, asked.function);
         let open: Vec<PciAddress> = asked.iter().filter(is_open).map(|asked| asked.function).collect();
         let has = held.iter().filter(|held| self.is_its(held)).map(|held| held.function.address);
@@ -184,6 +219,15 @@ impl<'a, I: Interface> LiveDevices<'a, I> {
     pub(super) fn give(&self, function: PciAddress) -> Result<(), LiveError> {
         let lock = self.live.lock()?;
         let doubts = self.crossed_out(&lock)?;
+        self.give_under(&lock, doubts, function)
+    }
+
+    fn give_under(
+        &self,
+        lock: &Lock,
+        doubts: Doubts<AskedDevice>,
+        function: PciAddress,
+    ) -> Result<(), LiveError> {
         let Live { kernel, record, dir } = self.live;
         if self.has(function)? {
             return match is_open(&doubts, function) {
@@ -194,16 +238,16 @@ impl<'a, I: Interface> LiveDevices<'a, I> {
                 ))),
             };
         }
-        // What this kernel may have by now must not be reset under it: it is asked for again as it is.
-        if !is_open(&doubts, function) {
-            ready(kernel, dir, record, function).map_err(|reason| {
-                LiveError::Refused(format!(
-                    "device {function} is not given to instance `{}`: {reason}",
-                    record.name
-                ))
-            })?;
+        let refused =
+            |reason| format!("device {function} is not given to instance `{}`: {reason}", record.name);
+        // What this kernel may have by now must not be reset under it: it is asked for again as it is, if nobody else has it meanwhile.
+        let free = must_be_free(kernel, dir, record, function).map_err(refused);
+        if is_open(&doubts, function) {
+            free.map_err(LiveError::Unknown)?;
+        } else {
+            free.and_then(|()| reset(record, function).map_err(refused)).map_err(LiveError::Refused)?;
         }
-        let asked = doubts.ask(&self.live, &lock, |mark| AskedDevice { function, change: Change::Add, mark });
+        let asked = doubts.ask(&self.live, lock, |mark| AskedDevice { function, change: Change::Add, mark });
         asked.map_err(|error| match error {
             LiveError::Refused(reason) => LiveError::Refused(format!("{reason}; {KNOWN_BUS}")),
             error => error,
@@ -233,6 +277,8 @@ impl<'a, I: Interface> LiveDevices<'a, I> {
         let open = doubts.asked.iter().find(|asked| asked.function == function);
         match open.map(|asked| asked.change) {
             None => Ok(()),
+            // It may be another's meanwhile.
+            Some(Change::Add) if !self.has(function)? => self.give_under(&lock, doubts, function),
             Some(change) => doubts.ask(&self.live, &lock, |mark| AskedDevice { function, change, mark }),
         }
     }

@@ -142,13 +142,22 @@ pub(super) fn withheld<A: Asked>(
     dir: &Path,
 ) -> Result<Vec<(InstanceName, A)>, String> {
     let Some(parent) = dir.parent() else { return Ok(Vec::new()) };
+    withheld_by_any(kernel, parent, Some(dir))
+}
+
+/// The same of all whose runtime folders are in `instances`, but for that of `but`.
+pub(super) fn withheld_by_any<A: Asked>(
+    kernel: &impl Interface,
+    instances: &Path,
+    but: Option<&Path>,
+) -> Result<Vec<(InstanceName, A)>, String> {
     let failed = |path: &Path, error: &dyn std::fmt::Display| {
         format!("what kernels were asked cannot be read from {}: {error}", path.display())
     };
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(parent).map_err(|error| failed(parent, &error))? {
-        let other = entry.map_err(|error| failed(parent, &error))?.path();
-        if other == dir || !Doubts::<A>::path(&other).exists() {
+    for entry in std::fs::read_dir(instances).map_err(|error| failed(instances, &error))? {
+        let other = entry.map_err(|error| failed(instances, &error))?.path();
+        if but == Some(other.as_path()) || !Doubts::<A>::path(&other).exists() {
             continue;
         }
         let record = Record::read(&other).map_err(|error| failed(&other, &error))?;

@@ -108,7 +108,7 @@ fn free_cpus(
 /// Gives back what was made, if anything was, and forgets it. Refuses a kernel that runs.
 pub(super) fn release(kernel: &impl Interface, dir: &Path) -> Result<(), String> {
     let Some(record) = read(dir)? else { return Ok(()) };
-    Hold::on(kernel, &record).release(lock::WAIT_MAX, || false)?;
+    Hold::on(kernel, &record).release(dir, lock::WAIT_MAX, || false)?;
     Record::remove(dir).map_err(|error| format!("could not forget what was made: {error}"))
 }
 

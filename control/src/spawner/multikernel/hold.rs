@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::MARK;
 use super::calls::Command;
 use super::clock::{BUSY_MAX, look_until, unless_busy};
+use super::devices;
 use super::host_pci::HostPci;
 use super::ids::listed;
 use super::interface::{self, InstanceStatus, Interface};
@@ -205,7 +206,13 @@ impl<'a, I: Interface> Hold<'a, I> {
 
     /// Gives back all that it has, waiting for so long while another program changes something. Refuses one that runs. `is_called_off`:
     /// whether to wait no longer while the kernel is busy.
-    pub(super) fn release(&self, wait: Duration, is_called_off: impl Fn() -> bool) -> Result<(), String> {
+    /// `dir`: its runtime folder.
+    pub(super) fn release(
+        &self,
+        dir: &Path,
+        wait: Duration,
+        is_called_off: impl Fn() -> bool,
+    ) -> Result<(), String> {
         let name = &self.record.name;
         // Looked at under the lock: kerf starts and ends kernels without it, but not ours.
         let _lock = self.lock_within(wait)?;
@@ -221,17 +228,20 @@ impl<'a, I: Interface> Hold<'a, I> {
             }
             Some(InstanceStatus::Ready | InstanceStatus::Empty) => {}
         }
-        self.quiet_devices();
+        self.quiet_devices(dir);
         self.remove()
     }
 
-    /// Resets what it has of devices while its memory is its own still: nothing else keeps one that was left in the middle of its work from writing
+    /// Resets what it leaves of devices while its memory is its own still: nothing else keeps one that was left in the middle of its work from writing
     /// there, where there is no IOMMU. What cannot be done is done before the next kernel gets it, or refused then.
-    fn quiet_devices(&self) {
+    fn quiet_devices(&self, dir: &Path) {
         let name = &self.record.name;
-        let Ok(Some(tree)) = interface::instance(self.kernel, name) else { return };
+        let functions = devices::left_by(self.kernel, dir, self.record).unwrap_or_else(|reason| {
+            tracing::warn!(instance = %name, reason, "the devices that it has are left as they are");
+            Vec::new()
+        });
         let host = HostPci::of(&self.record.settings);
-        for function in tree.functions.addresses() {
+        for function in functions {
             if let Err(unfit) = host.must_be_idle(function).and_then(|()| host.reset(function)) {
                 tracing::warn!(instance = %name, %unfit, "a device is left as it is");
             }

@@ -2,7 +2,7 @@
 //!
 //! The pool's tree does not say which of its functions instances have; and whether it tells of those at all is not known. So a function is of the pool if the
 //! pool's tree or an instance's tells of it, and free if no instance's does, which is so either way. One tree that cannot be read or understood makes all of it
-//! unknown: what it would have told of is not free.
+//! unknown: what it would have told of is not free. So do two instances whose trees tell of the same one.
 
 use tombolo_handover::PciAddress;
 
@@ -28,6 +28,7 @@ pub(super) fn held(kernel: &impl Interface) -> Result<Vec<Held>, AskError> {
     let mut held: Vec<Held> = free.map(|function| Held { function: function.clone(), by: None }).collect();
     for (name, function) in of_instances {
         match held.iter_mut().find(|held| held.function.address == function.address) {
+            Some(Held { by: Some(other), .. }) => return Err(in_two(other, &name, function.address)),
             Some(held) => held.by = Some(name),
             None => held.push(Held { function, by: Some(name) }),
         }
@@ -51,6 +52,16 @@ pub(super) fn has(
 /// Whether the pool's own tree tells of a function.
 pub(super) fn is_in_pool(kernel: &impl Interface, function: PciAddress) -> Result<bool, AskError> {
     interface::pool_or_none(kernel)?.functions.has(function).map_err(of_pool)
+}
+
+/// Two instances cannot have one function: what is wrong of that nobody can tell.
+fn in_two(one: &str, other: &str, function: PciAddress) -> AskError {
+    let source = TreeError::Shape {
+        what: "pci@N",
+        found: format!("one with {function}, which instance `{one}` has by its own tree"),
+        expected: "a function in one instance",
+    };
+    AskError::Tree { path: format!("instances/{other}/device_tree"), source }
 }
 
 fn of_pool(source: TreeError) -> AskError {

@@ -28,7 +28,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// A CPU that a running kernel was asked to take or to give up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct AskedCpu {
-    cpu: PhysicalCpu,
+    pub(super) cpu: PhysicalCpu,
     change: Change,
     mark: String,
 }
@@ -118,9 +118,7 @@ impl<'a, I: Interface> Live<'a, I> {
 
     /// Its CPUs, and those that may yet become its. What proves to be settled is crossed out, if nobody else changes anything now.
     pub(super) fn cpus(&self) -> Result<Vec<LiveCpu>, LiveError> {
-        // Before the trees: what is crossed out in between shows in them.
         let doubts = Doubts::read(self.record, self.dir)?;
-        let trees = self.trees()?;
         let asked = match doubts.asked.is_empty() {
             true => Vec::new(),
             false => match Lock::take(&self.record.settings.lock, Duration::ZERO) {
@@ -128,6 +126,8 @@ impl<'a, I: Interface> Live<'a, I> {
                 Err(_) => doubts.asked,
             },
         };
+        // Last: what is crossed out by now shows in them.
+        let trees = self.trees()?;
         let is_open = |asked: &&AskedCpu| !trees.show(asked.change, asked.cpu);
         let open: Vec<&AskedCpu> = asked.iter().filter(is_open).collect();
         let may_change = |cpu: PhysicalCpu| open.iter().any(|asked| asked.cpu == cpu);

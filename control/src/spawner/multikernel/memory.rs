@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// A region that a running kernel was asked to take or to give back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct AskedRegion {
-    span: Span,
+    pub(super) span: Span,
     change: Change,
     mark: String,
     /// What the instance had before.

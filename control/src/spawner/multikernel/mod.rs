@@ -119,9 +119,14 @@ impl MultikernelSpawner {
     ///
     /// # Errors
     /// A sentence that says what was attempted, why it failed and what was done before.
-    pub async fn change_pool(&self, wish: PoolWish, dry_run: bool) -> Result<Vec<String>, String> {
+    pub async fn change_pool(
+        &self,
+        instances: PathBuf,
+        wish: PoolWish,
+        dry_run: bool,
+    ) -> Result<Vec<String>, String> {
         let settings = self.settings.clone();
-        let changed = tokio::task::spawn_blocking(move || pool::change(&settings, wish, dry_run));
+        let changed = tokio::task::spawn_blocking(move || pool::change(&settings, &instances, wish, dry_run));
         changed.await.unwrap_or_else(|panicked| Err(panicked.to_string()))
     }
 
@@ -163,7 +168,7 @@ impl MultikernelSpawner {
     pub(crate) async fn give_back(&self, known: Known) -> Result<(), String> {
         let folder = known.folder.clone();
         self.with_hold(known, move |hold| {
-            hold.release(lock::WAIT_MAX, || false)?;
+            hold.release(&folder, lock::WAIT_MAX, || false)?;
             Record::remove(&folder).map_err(|error| format!("could not forget what was given back: {error}"))
         })
         .await

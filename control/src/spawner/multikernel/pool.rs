@@ -3,14 +3,21 @@
 //! The first time all of it is told at once (the baseline); afterwards each change is an overlay of its own, so that one that fails leaves the
 //! others as they are. Units that an instance has are nobody's to take.
 
+use std::path::Path;
+
 use super::Settings;
+use super::devices::AskedDevice;
+use super::doubts::{self, Asked};
 use super::hold::nonce_of;
 use super::holders::{self, Held};
 use super::host_pci::{Allowed, HostPci, Unfit};
 use super::ids::{Alias, PhysicalCpu, listed};
 use super::interface::{self, Interface, Mounted};
+use super::live::AskedCpu;
 use super::lock::{self, Lock};
+use super::memory::AskedRegion;
 use super::overlay::{Change, Intent, baseline};
+use super::regions::Span;
 use super::transaction;
 use super::tree::{Chunk, PoolTree};
 use crate::api::beside::PoolWish;
@@ -133,6 +140,47 @@ fn check_host(host: &HostPci, now: &[Held], steps: &[Step], allowed: Allowed) ->
     Ok(())
 }
 
+/// Whether what is to go back to the host is certain to be in no kernel of ours: one that was asked for it, and did not answer, may use what is free by
+/// the books.
+fn check_doubts(kernel: &impl Interface, instances: &Path, steps: &[Step]) -> Result<(), String> {
+    for step in steps {
+        let Step::Overlay(intent) = step else { continue };
+        match intent {
+            Intent::PoolCpus { change: Change::Remove, cpus } => {
+                must_be_certain::<AskedCpu>(kernel, instances, |asked| cpus.contains(&asked.cpu))?;
+            }
+            Intent::PoolMemoryRemove { chunk } => {
+                let span = Span { base: chunk.base, bytes: chunk.bytes };
+                must_be_certain::<AskedRegion>(kernel, instances, |asked| asked.span.overlaps(span))?;
+            }
+            Intent::PoolDeviceRemove { function } => {
+                must_be_certain::<AskedDevice>(kernel, instances, |asked| asked.function == *function)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn must_be_certain<A: Asked>(
+    kernel: &impl Interface,
+    instances: &Path,
+    goes: impl Fn(&A) -> bool,
+) -> Result<(), String> {
+    // Where there is no folder yet, no kernel of ours was ever asked.
+    if !instances.try_exists().map_err(|error| format!("{} cannot be read: {error}", instances.display()))? {
+        return Ok(());
+    }
+    let withheld = doubts::withheld_by_any::<A>(kernel, instances, None)?;
+    match withheld.into_iter().find(|(_, asked)| goes(asked)) {
+        None => Ok(()),
+        Some((holder, asked)) => Err(format!(
+            "{} cannot be given back: it may be in use in instance `{holder}`, which was asked for it and did not answer; `tombolo op repair` asks it again, and its end settles it",
+            asked.what()
+        )),
+    }
+}
+
 fn further(now: &PoolTree, wish: &Wish) -> Result<Vec<Step>, String> {
     let mut steps = Vec::new();
     if let Some(wanted) = &wish.cpus {
@@ -202,9 +250,15 @@ fn fitting(chunks: &[Chunk], bytes: u64) -> Result<Vec<Chunk>, String> {
 }
 
 /// Makes the pool as it is wanted, step by step. `dry_run`: only says how. Returns what was done, a line each.
-pub(super) fn change(settings: &Settings, wish: PoolWish, dry_run: bool) -> Result<Vec<String>, String> {
+/// `instances`: where the runtime folders of ours are.
+pub(super) fn change(
+    settings: &Settings,
+    instances: &Path,
+    wish: PoolWish,
+    dry_run: bool,
+) -> Result<Vec<String>, String> {
     let wish = Wish::try_from(wish).map_err(|reason| format!("{reason}; nothing was changed"))?;
-    change_on(&Mounted::at(&settings.root), settings, &wish, dry_run)
+    change_on(&Mounted::at(&settings.root), settings, instances, &wish, dry_run)
 }
 
 impl TryFrom<PoolWish> for Wish {
@@ -239,6 +293,7 @@ impl TryFrom<PoolWish> for Wish {
 pub(super) fn change_on(
     kernel: &impl Interface,
     settings: &Settings,
+    instances: &Path,
     wish: &Wish,
     dry_run: bool,
 ) -> Result<Vec<String>, String> {
@@ -257,6 +312,7 @@ pub(super) fn change_on(
     let steps = plan(&now, &devices, wish).map_err(unchanged)?;
     check_host(&HostPci::of(settings), &devices, &steps, wish.allowed)
         .map_err(|unfit| unchanged(unfit.to_string()))?;
+    check_doubts(kernel, instances, &steps).map_err(unchanged)?;
     let mut done: Vec<String> = Vec::new();
     for step in &steps {
         let told = step.describe();

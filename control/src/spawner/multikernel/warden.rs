@@ -142,7 +142,11 @@ impl Warden {
                 heard = (Instant::now(), self.tail.total);
             }
         }
-        match self.hold().release(RELEASE_WAIT, || self.signals.are_there()) {
+        // The others' folders are beside it.
+        let released = std::env::current_dir()
+            .map_err(|error| format!("could not find the runtime folder: {error}"))
+            .and_then(|dir| self.hold().release(&dir, RELEASE_WAIT, || self.signals.are_there()));
+        match released {
             Ok(()) => {
                 if let Err(error) = Record::remove(Path::new(".")) {
                     say(&format!("what was made is given back, but noted still: {error}"));

@@ -54,6 +54,11 @@ impl Bench {
         self.dir.path().join(".pci")
     }
 
+    /// Where the runtime folders are.
+    pub(super) fn instances(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+
     pub(super) fn lock(&self) -> PathBuf {
         self.dir.path().join("lock")
     }

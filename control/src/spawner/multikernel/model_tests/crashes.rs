@@ -204,7 +204,9 @@ impl Daemon {
             memory_bytes: memory.map(|quarters| quarters * 256 * MIB),
             ..Wish::default()
         };
-        if change_on(&self.bench.model, &self.bench.settings(), &wish, false).is_err() {
+        if change_on(&self.bench.model, &self.bench.settings(), &self.bench.instances(), &wish, false)
+            .is_err()
+        {
             return;
         }
         let world = self.bench.model.world();

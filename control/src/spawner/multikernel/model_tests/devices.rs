@@ -68,7 +68,7 @@ fn both(devices: &[&str]) -> (Vec<String>, Vec<String>) {
 }
 
 /// Those that are free by the host's books.
-fn free(bench: &Bench) -> Vec<String> {
+pub(super) fn free(bench: &Bench) -> Vec<String> {
     let mut free: Vec<String> = bench
         .model
         .world()
@@ -84,7 +84,7 @@ fn free(bench: &Bench) -> Vec<String> {
 }
 
 /// How often a function was reset: the file holds what was written to it last.
-fn was_reset(bench: &Bench, address: &str) -> bool {
+pub(super) fn was_reset(bench: &Bench, address: &str) -> bool {
     let file = bench.pci().join("devices").join(address).join("reset");
     let was = fs::read_to_string(&file).unwrap() == "1";
     fs::write(file, "").unwrap();
@@ -102,7 +102,7 @@ fn web(bench: &Bench, devices: &[&str]) -> Record {
 }
 
 /// The same, running, in a world where kernels find devices on any bus.
-fn running(bench: &Bench, devices: &[&str]) -> Record {
+pub(super) fn running(bench: &Bench, devices: &[&str]) -> Record {
     quirk(bench, Quirk::DeviceNeedsKnownBus, false);
     let mut record = web(bench, devices);
     bench.make(&mut record).unwrap();
@@ -116,7 +116,7 @@ pub(super) fn wish(devices: &[&str]) -> Wish {
 }
 
 pub(super) fn change(bench: &Bench, wish: &Wish) -> Result<Vec<String>, String> {
-    change_on(&bench.model, &bench.settings(), wish, false)
+    change_on(&bench.model, &bench.settings(), &bench.instances(), wish, false)
 }
 
 #[test]

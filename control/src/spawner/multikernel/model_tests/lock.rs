@@ -92,7 +92,7 @@ fn whoever_is_told_to_end_waits_for_the_lock_no_longer() {
     let error = bench.hold(&record).boot(is_called_off).unwrap_err();
     assert!(error.contains("was to end before it was started"), "{error}");
     looks.set(0);
-    let error = bench.hold(&record).release(WAIT_MAX, is_called_off).unwrap_err();
+    let error = bench.hold(&record).release(&bench.folder("web"), WAIT_MAX, is_called_off).unwrap_err();
     assert!(error.contains("could not unload instance `web`"), "{error}");
     assert!(now() - before < Duration::from_secs(1), "it waited until the kernel was not busy");
     assert_eq!(bench.state("web"), Some(State::Loaded), "as it says");

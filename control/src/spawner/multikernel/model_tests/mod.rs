@@ -6,6 +6,7 @@ mod crashes;
 mod deeds;
 mod device_histories;
 mod devices;
+mod doubts;
 mod endings;
 mod ledger;
 mod live;
@@ -31,6 +32,7 @@ fn documented_traps_are_replayed() {
         ("model_tests::live", include_str!("live.rs")),
         ("model_tests::memory", include_str!("memory.rs")),
         ("model_tests::devices", include_str!("devices.rs")),
+        ("model_tests::doubts", include_str!("doubts.rs")),
         ("model_tests::device_histories", include_str!("device_histories.rs")),
         ("functions::tests", include_str!("../functions.rs")),
         ("host_pci::tests", include_str!("../host_pci_tests.rs")),

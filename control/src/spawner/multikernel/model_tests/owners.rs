@@ -115,7 +115,7 @@ fn file_system_that_was_unmounted_proves_nothing() {
     assert!(bench.release("web").is_err() && bench.is_recorded("web"));
     assert!(folder::may_run(&bench.model, &bench.folder("web")));
     let wish = Wish { cpus: Some(vec![PhysicalCpu(2)]), memory_bytes: Some(MIB), ..Wish::default() };
-    let error = change_on(&bench.model, &bench.settings(), &wish, false).unwrap_err();
+    let error = change_on(&bench.model, &bench.settings(), &bench.instances(), &wish, false).unwrap_err();
     assert!(error.contains("nothing was changed"), "{error}");
 
     bench.model.world().faults.is_unmounted = false;
@@ -184,7 +184,7 @@ fn torn_tree_of_the_pool_changes_nothing() {
     // No bytes at all are what a kernel without a pool gives.
     for bytes in 1..whole {
         bench.model.world().faults.tear = Some(("device_tree", bytes));
-        let error = change_on(&bench.model, &bench.settings(), &wish, false).unwrap_err();
+        let error = change_on(&bench.model, &bench.settings(), &bench.instances(), &wish, false).unwrap_err();
         assert!(error.contains("nothing was changed"), "{bytes} of {whole} bytes: {error}");
     }
     assert!(bench.model.world().machine.snapshot().transactions.is_empty());

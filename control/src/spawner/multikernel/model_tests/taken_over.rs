@@ -63,7 +63,7 @@ fn start(bench: &Bench, known: &Known) -> Result<(), String> {
 
 fn give_back(bench: &Bench, known: &Known) -> Result<(), String> {
     let record = known.record(&bench.settings())?.unwrap();
-    Hold::on(&bench.model, &record).release(crate::spawner::multikernel::lock::WAIT_MAX, || false)?;
+    bench.hold(&record).release(&known.folder, crate::spawner::multikernel::lock::WAIT_MAX, || false)?;
     Record::remove(&known.folder).map_err(|error| error.to_string())
 }
 

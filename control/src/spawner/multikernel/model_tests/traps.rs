@@ -16,7 +16,7 @@ fn take_from_host(cpus: &[u32]) -> Intent {
 }
 
 fn wish(bench: &Bench, wish: &Wish) -> Result<Vec<String>, String> {
-    change_on(&bench.model, &bench.settings(), wish, false)
+    change_on(&bench.model, &bench.settings(), &bench.instances(), wish, false)
 }
 
 fn memory(bytes: u64) -> Wish {

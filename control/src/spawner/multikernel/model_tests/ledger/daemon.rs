@@ -350,7 +350,12 @@ impl Daemon {
         }
         let known = self.known(name);
         if let Some(record) = known.record(&self.bench.settings()).unwrap() {
-            if self.bench.hold(&record).release(WAIT_MAX, || false).is_err() {
+            if self
+                .bench
+                .hold(&record)
+                .release(&self.bench.folder(record.name.as_str()), WAIT_MAX, || false)
+                .is_err()
+            {
                 return;
             }
             Record::remove(&known.folder).unwrap();
