@@ -74,7 +74,8 @@ async fn multikernel() -> Option<Bed<MultikernelSpawner>> {
     fs::File::create(&pool.path).unwrap().set_len(pool.len).unwrap();
     bed.spec.pool = Some(pool);
     let wish = PoolWish { cpus: Some(vec![2, 4]), memory_bytes: Some(1 << 30), ..PoolWish::default() };
-    bed.spawner.change_pool(wish, false).await.unwrap();
+    let instances = bed.dir.path().join("instances");
+    bed.spawner.change_pool(instances, wish, false).await.unwrap();
     Some(bed)
 }
 

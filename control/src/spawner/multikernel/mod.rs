@@ -116,6 +116,7 @@ impl MultikernelSpawner {
     }
 
     /// Makes the kernel's pool as it is wanted, or only says how. Returns what was done, a line each.
+    /// `instances`: the folder of the runtime folders of all instances.
     ///
     /// # Errors
     /// A sentence that says what was attempted, why it failed and what was done before.
