@@ -1,6 +1,7 @@
 //! Runs the measuring programs in turns, judges what they found by the goals of the project, and writes the report. `cargo xtask bench`
 //! builds everything and starts this.
 
+mod causes;
 mod judge;
 mod machine;
 mod page;

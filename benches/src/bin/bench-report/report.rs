@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 use tombolo_benches::probe::Reading;
 
+use crate::causes;
 use crate::judge::{Condition, Line};
 use crate::machine::Machine;
 use crate::page::{self, Part};
@@ -107,12 +108,20 @@ pub(crate) fn summary(results: &Results, lines: &[Line]) -> Vec<Part> {
         head: vec!["line", "what", "demanded of it", "found", "goal", "verdict"],
         rows: lines.iter().flat_map(conditions).collect(),
     });
+    parts.extend(lines.iter().filter(|line| line.holds == Some(false)).map(missed));
     let open = lines.iter().filter_map(|line| Some(format!("{}: {}", line.name, line.reason.as_ref()?)));
     let open: Vec<_> = open.collect();
     if !open.is_empty() {
         parts.push(Part::Paragraph(format!("Open. {}.", open.join(". "))));
     }
     parts
+}
+
+/// By how much, the table of demands says.
+fn missed(line: &Line) -> Part {
+    let cause =
+        causes::of(&line.name).unwrap_or("Why is not known: it was not missed where it was profiled.");
+    Part::Paragraph(format!("{} is missed. {cause}", line.name))
 }
 
 /// F below which two cores share a cache, and above which they do not, on the machines seen so far.
@@ -309,6 +318,7 @@ mod tests {
         let cells: Vec<_> = demanded.split('|').map(str::trim).collect();
         assert_eq!(cells[3..7], ["p99 by F", "4.40", "<= 2.5", "MISSED"]);
         assert!(text.contains("0 lines hold, 1 do not, 15 are open."), "{text}");
+        assert!(text.contains("round-trip-56 is missed. Two lines' ways are F"), "{text}");
     }
 
     #[test]
