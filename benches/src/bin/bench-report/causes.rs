@@ -9,12 +9,11 @@ pub(crate) fn of(name: &str) -> Option<&'static str> {
 const CAUSES: [(&str, &str); 5] = [
     (
         "round-trip-56",
-        "Two lines' ways are F; what is over it is our own code on both sides, some 100 ns together when the caches are cold. It is at the goal \
-         where cores are far apart, and by the run on either side of it: F itself moves by half.",
+        "Two lines' ways are F; what is over it is our own code on both sides. By the run it is on either side of the goal, as F itself moves by half.",
     ),
     (
         "one-way-64",
-        "By Aeron, which moves by five times from run to run (its driver takes turns with its ends on two cores); by itself the line moves by a tenth. \
+        "By Aeron, which moves by five times from run to run (its driver takes turns with its ends on two cores); ours moves by a quarter. \
          A message of 64 bytes takes two lines. Tried: 56 of its bytes in the slot (slower: both sides are then at one line of the ring).",
     ),
     (
@@ -30,7 +29,7 @@ const CAUSES: [(&str, &str); 5] = [
     ),
     (
         "heartbeats",
-        "A thread that wakes 200 times a second takes half a percent of a CPU by itself; a look at 511 kernels adds 0.2 to 0.4. Tried: asking \
+        "A thread that wakes 200 times a second takes half a percent of a CPU by itself; a look at 511 kernels added 0 to 0.5, by the run. Tried: asking \
          ahead, pages mapped side by side, two passes (none of them faster).",
     ),
 ];

@@ -119,8 +119,7 @@ pub(crate) fn summary(results: &Results, lines: &[Line]) -> Vec<Part> {
 
 /// By how much, the table of demands says.
 fn missed(line: &Line) -> Part {
-    let cause =
-        causes::of(&line.name).unwrap_or("Why is not known: it was not missed where it was profiled.");
+    let cause = causes::of(&line.name).unwrap_or("Nothing is known of why.");
     Part::Paragraph(format!("{} is missed. {cause}", line.name))
 }
 

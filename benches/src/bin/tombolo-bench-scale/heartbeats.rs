@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use tombolo_benches::duo::{Follower, Leader};
 use tombolo_benches::pin;
+use tombolo_benches::series::Series;
 use tombolo_transport::pool::{Geometry, HeartbeatScan, HeartbeatWriter, Member, Pool, PoolSource};
 
 use crate::process::cpu_time;
@@ -21,17 +22,19 @@ const RUNS: usize = 5;
 pub(crate) fn measure(quick: bool) -> anyhow::Result<()> {
     let time = Duration::from_millis(if quick { 300 } else { 1500 });
     for count in COUNTS {
-        let [least, median, most] = looking_at(count, time)?.map(|share| share * 100.0);
+        let shares = looking_at(count, time)?;
         let note = format!(
-            "a thread wakes for each look, and reads on where a kernel has beaten; each does so every 200 ms; of {RUNS} runs {least:.2} to {most:.2}"
+            "a thread wakes for each look, and reads on where a kernel has beaten; each does so every 200 ms; of {RUNS} runs {:.2} to {:.2}",
+            shares.min(),
+            shares.max()
         );
-        tell("heartbeats/cpu", u64::from(count), median, "% of a CPU", note)?;
+        tell("heartbeats/cpu", u64::from(count), shares.median(), "% of a CPU", note)?;
     }
     tell("heartbeats/kernels", None, f64::from(KERNELS), "kernels", None)
 }
 
-/// The least, the median and the largest share of a CPU.
-fn looking_at(count: u16, time: Duration) -> anyhow::Result<[f64; 3]> {
+/// The share of a CPU in each run, in percent.
+fn looking_at(count: u16, time: Duration) -> anyhow::Result<Series> {
     // Where the daemon has its pool: the pages of a file on a disk are written back, and fault again at the next beat.
     let path = Path::new("/dev/shm").join(format!("tombolo-bench-heartbeats-{}", std::process::id()));
     // The primary is a member too.
@@ -42,12 +45,7 @@ fn looking_at(count: u16, time: Duration) -> anyhow::Result<[f64; 3]> {
         kernels.order("beat")?;
         pin::to_core(pin::two_cores().0);
         let mut scan = pool.heartbeat_scan((1..=count).map(Member));
-        let mut shares = [0.0; RUNS];
-        for share in &mut shares {
-            *share = measured(&mut scan, time)?;
-        }
-        shares.sort_by(f64::total_cmp);
-        Ok([shares[0], shares[RUNS / 2], shares[RUNS - 1]])
+        (0..RUNS).map(|_| Ok(100.0 * measured(&mut scan, time)?)).collect()
     });
     let _ = std::fs::remove_file(&path);
     measured
