@@ -159,10 +159,7 @@ pub(super) fn left_by(
     dir: &Path,
     record: &Record,
 ) -> Result<Vec<PciAddress>, String> {
-    let asked = match Doubts::<AskedDevice>::read(record, dir) {
-        Ok(doubts) => doubts.asked,
-        Err(LiveError::Refused(reason) | LiveError::Unknown(reason)) => return Err(reason),
-    };
+    let asked = Doubts::<AskedDevice>::read(record, dir).map_err(LiveError::into_reason)?.asked;
     let withheld = withheld::<AskedDevice>(kernel, dir)?;
     let is_left = |held: &Held| {
         let is = |asked: &AskedDevice| asked.function == held.function.address;

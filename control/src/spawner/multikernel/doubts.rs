@@ -162,10 +162,7 @@ pub(super) fn withheld_by_any<A: Asked>(
         }
         let record = Record::read(&other).map_err(|error| failed(&other, &error))?;
         let Some(record) = record else { continue };
-        let asked = match Doubts::<A>::read(&record, &other) {
-            Ok(doubts) => doubts.asked,
-            Err(LiveError::Refused(reason) | LiveError::Unknown(reason)) => return Err(reason),
-        };
+        let asked = Doubts::<A>::read(&record, &other).map_err(LiveError::into_reason)?.asked;
         let live = Live { kernel, record: &record, dir: &other };
         // One that has ended uses nothing.
         let runs = match live.status() {

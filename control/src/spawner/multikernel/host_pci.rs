@@ -250,10 +250,8 @@ impl HostPci {
                     let flags = text_or_none(&made.join("flags"))?;
                     let flags = flags.trim().trim_start_matches("0x");
                     // IFF_UP; what is no number is not known to be down.
-                    if !flags.is_empty() && u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & 1 == 0) {
-                        continue;
-                    }
-                    if !flags.is_empty() {
+                    let is_down = u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & 1 == 0);
+                    if !flags.is_empty() && !is_down {
                         uses.push(format!("{name} is up"));
                     }
                 }

@@ -83,6 +83,14 @@ pub(crate) enum LiveError {
     Unknown(String),
 }
 
+impl LiveError {
+    pub(super) fn into_reason(self) -> String {
+        match self {
+            Self::Refused(reason) | Self::Unknown(reason) => reason,
+        }
+    }
+}
+
 /// Both trees, at one moment.
 struct Trees {
     instance: InstanceTree,
