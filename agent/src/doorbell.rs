@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, copy, split};
 use tokio::net::UnixStream;
 use tombolo_transport::paced::{Dial, VsockDial};
 use tombolo_transport::vsock::{VsockConfig, VsockEndpoint, VsockTransport};
-use tombolo_transport::{Addr, Port};
+use tombolo_transport::{Addr, Cid, Port};
 
 use crate::paced::PARENT;
 
@@ -21,8 +21,12 @@ const REDIAL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 const DIAL_MAX: Duration = Duration::from_secs(2);
 
 /// A line to this port of the parent kernel. Must be called on a Tokio runtime.
-pub(crate) fn of_parent(port: Port) -> io::Result<OwnedFd> {
-    let config = VsockConfig { transport: VsockTransport::Multikernel, ..VsockConfig::default() };
+pub(crate) fn of_parent(own: Cid, port: Port) -> io::Result<OwnedFd> {
+    let config = VsockConfig {
+        transport: VsockTransport::Multikernel,
+        local_cid: Some(own),
+        ..VsockConfig::default()
+    };
     let vsock = VsockEndpoint::new(config).map_err(io::Error::other)?;
     dialled(VsockDial::new(vsock, Addr::new(PARENT, port)))
 }

@@ -318,7 +318,7 @@ impl Fabric {
             ),
             (Some(Doorbell::Fd(_)), fd) => fd,
             (Some(Doorbell::Vsock(port)), _) => {
-                Some(doorbell::of_parent(*port).context("making the doorbell")?)
+                Some(doorbell::of_parent(config.cid, *port).context("making the doorbell")?)
             }
             (None, _) => None,
         };

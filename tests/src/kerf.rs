@@ -1,10 +1,55 @@
 //! kerf, the tool that comes with Multikernel Linux: a program that is not ours, run as its users run it.
 
+use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::NamedTempFile;
 
 use crate::bed::Said;
 use crate::prerequisites;
+
+/// `kerf console` that runs. Dropping it ends it.
+#[derive(Debug)]
+pub struct KerfConsole {
+    terminal: Child,
+    shown: NamedTempFile,
+}
+
+impl KerfConsole {
+    /// All that it has shown.
+    ///
+    /// # Panics
+    /// When that cannot be read.
+    pub fn shown(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.shown.path()).unwrap()).into_owned()
+    }
+
+    /// Types into it.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn type_in(&mut self, keys: &str) {
+        self.terminal.stdin.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Leaves it as its users do, and waits until it has closed the console.
+    ///
+    /// # Panics
+    /// When it does not end in good order.
+    pub fn detach(mut self) {
+        self.type_in("\x1d.");
+        let ended = self.terminal.wait().unwrap();
+        assert!(ended.success() && self.shown().contains("Disconnected"), "{ended}: {}", self.shown());
+    }
+}
+
+impl Drop for KerfConsole {
+    fn drop(&mut self) {
+        let _ = self.terminal.kill();
+        let _ = self.terminal.wait();
+    }
+}
 
 /// kerf, where it was fetched.
 #[derive(Clone, Debug)]
@@ -44,6 +89,20 @@ impl Kerf {
         let said = self.run(args);
         assert_eq!(said.code, 0, "`kerf {}` said {said:?}", args.join(" "));
         said
+    }
+
+    /// `kerf console NAME` on a terminal of its own.
+    ///
+    /// # Panics
+    /// When it cannot be run.
+    pub fn console(&self, name: &str) -> KerfConsole {
+        let mut terminal = Command::new("python3");
+        // It insists on a terminal. Its folder is its own: kerf is found by `PYTHONPATH`, pty(3) is Python's.
+        terminal.args(["-c", "import pty, sys; pty.spawn(sys.argv[1:])"]);
+        terminal.arg(self.folder.join("bin/kerf")).args(["console", name]).env("PYTHONPATH", &self.folder);
+        let shown = tempfile::NamedTempFile::new().unwrap();
+        let terminal = terminal.stdin(Stdio::piped()).stdout(shown.reopen().unwrap()).spawn().unwrap();
+        KerfConsole { terminal, shown }
     }
 
     /// Has it die of SIGKILL while it holds its lock.

@@ -10,13 +10,18 @@ use super::{ControlError, InstanceView};
 /// The kernel's own books.
 #[tombolo_rpc::service(name = "tombolo.control.Beside")]
 pub trait Beside {
-    /// What the kernel says of its pool, instances and transactions, those of other programs included.
-    async fn show(&self, cx: &Ctx) -> Result<KernelBooks, ControlError>;
+    /// What the kernel says of its pool, instances and transactions, those of other programs included. With `probe` every kernel that is said to run
+    /// is called, which takes up to a second.
+    async fn show(&self, cx: &Ctx, probe: bool) -> Result<KernelBooks, ControlError>;
+    /// Mounts the kernel's file system where the settings have it. Returns whether it was mounted now, and was not before.
+    async fn mount(&self, cx: &Ctx) -> Result<bool, ControlError>;
     /// Makes the pool as it is wanted: takes CPUs, memory and PCI functions from the host, or gives them back. Returns what was done, or is to be done.
     async fn change(&self, cx: &Ctx, wish: PoolWish, dry_run: bool) -> Result<Vec<String>, ControlError>;
     /// Takes over an instance that another program made, as it is: from now on it is started, stopped and removed as one of ours. Nothing is
     /// changed in the kernel.
     async fn adopt(&self, cx: &Ctx, request: AdoptRequest) -> Result<InstanceView, ControlError>;
+    /// Lends the console of an instance that runs to other programs for so long, a day at most; 0 takes it back. Returns once it is so.
+    async fn lend_console(&self, cx: &Ctx, name: String, lend_ms: u64) -> Result<(), ControlError>;
 }
 
 /// Request of [`Beside::adopt`].
@@ -64,6 +69,8 @@ pub struct KernelBooks {
     pub chunks: Vec<PoolChunk>,
     /// PCI functions of the pool.
     pub devices: Vec<PoolDevice>,
+    /// Why it is not known which functions the pool has; then [`KernelBooks::devices`] is empty.
+    pub devices_unknown: Option<String>,
     /// Instances.
     pub instances: Vec<KernelInstance>,
     /// Transactions, which the kernel never forgets.
@@ -141,6 +148,22 @@ pub struct KernelInstance {
     pub is_ours: bool,
     /// Whether another program made it, and this daemon took it over.
     pub is_taken_over: bool,
+    /// For how long its console is still lent to other programs; `None`: it is not.
+    pub console_lent_ms: Option<u64>,
+    /// What came of a call to it, if that was asked for and it is said to run; `None` too where this host has no vsock to it.
+    pub answers: Option<KernelAnswer>,
+}
+
+/// What came of a call to a kernel, at the port of kerf's agent, which says nothing and hangs up at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema)]
+#[serde(rename_all = "kebab-case")]
+pub enum KernelAnswer {
+    /// Kerf's agent listens there: its user space is up.
+    KerfAgent,
+    /// The kernel refused it: it lives, and nobody listens there, as in kernels that Tombolo boots.
+    Kernel,
+    /// Nobody answered: it is dead, or hangs.
+    Silent,
 }
 
 /// A transaction of the kernel.

@@ -405,6 +405,13 @@ pub enum LogSourceArg {
 pub struct ConsoleArgs {
     /// The instance
     pub name: InstanceName,
+    /// Instead of attaching to it, let other programs (kerf console) have the console for so long, a day at most. What the kernel says meanwhile is not
+    /// recorded, and a panic is not told from another sudden end. Only of kernels of `multikernel`
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "take_back")]
+    pub lend: Option<std::time::Duration>,
+    /// Instead of attaching to it, record it again before that time is over
+    #[arg(long)]
+    pub take_back: bool,
 }
 
 #[derive(Clone, Debug, Args)]

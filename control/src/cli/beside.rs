@@ -6,11 +6,14 @@ use super::args::{AdoptArgs, BesideCommand, CpuList, PoolChangeArgs};
 use super::error::CliError;
 use super::output::{bytes, table, text_of};
 use super::{Context, Outcome, fleet, spec};
-use crate::api::beside::{AdoptRequest, KernelBooks, PoolDevice, PoolWish, SharedMemory};
+use crate::api::beside::{
+    AdoptRequest, KernelAnswer, KernelBooks, KernelInstance, PoolDevice, PoolWish, SharedMemory,
+};
 
 pub(super) async fn multikernel(cx: &Context, command: BesideCommand) -> Outcome {
     match command {
-        BesideCommand::Show { transactions } => show(cx, transactions).await,
+        BesideCommand::Show { transactions, probe } => show(cx, transactions, probe).await,
+        BesideCommand::Mount => mount(cx).await,
         BesideCommand::Pool(args) => pool(cx, args).await,
     }
 }
@@ -33,9 +36,24 @@ pub(super) async fn adopt(cx: &Context, args: AdoptArgs) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn show(cx: &Context, with_transactions: bool) -> Outcome {
+async fn mount(cx: &Context) -> Outcome {
     let client = cx.client().await?;
-    let books = client.ask(client.beside.show()).await?;
+    let is_new = client.ask(client.beside.mount()).await?;
+    if cx.output.json {
+        cx.output.document("mounted", &serde_json::json!({ "is_new": is_new }))?;
+    } else {
+        cx.output.note(if is_new {
+            "the kernel's interface is mounted"
+        } else {
+            "nothing is to be done: it is mounted already"
+        });
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn show(cx: &Context, with_transactions: bool, probe: bool) -> Outcome {
+    let client = cx.client().await?;
+    let books = client.ask(client.beside.show(probe)).await?;
     if cx.output.json {
         cx.output.document("multikernel", &books)?;
         return Ok(ExitCode::SUCCESS);
@@ -43,13 +61,16 @@ async fn show(cx: &Context, with_transactions: bool) -> Outcome {
     cx.output.line(pool_line(&books))?;
     cx.output.line(shared_line(&books.shared_memory))?;
     books.devices.iter().try_for_each(|device| cx.output.line(device_line(device)))?;
+    if let Some(reason) = &books.devices_unknown {
+        cx.output.line(format!("set aside: which devices is not known, because {reason}"))?;
+    }
     let mut rows = table(&["name", "number", "status", "cpus", "memory", "devices", "made by"]);
     for instance in &books.instances {
         let cpus: Vec<String> = instance.cpus.iter().map(u32::to_string).collect();
         rows.add_row([
             instance.name.clone(),
             instance.id.map_or_else(|| "?".into(), |id| id.to_string()),
-            instance.status.clone(),
+            status(instance),
             cpus.join(","),
             bytes(instance.memory_bytes),
             instance.devices.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
@@ -74,6 +95,17 @@ async fn show(cx: &Context, with_transactions: bool) -> Outcome {
         cx.output.line(text_of(&rows))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Its status, and what else is known of it.
+fn status(instance: &KernelInstance) -> String {
+    let answers = instance.answers.map(|answers| match answers {
+        KernelAnswer::KerfAgent => "its kernel answers, and kerf's agent".to_owned(),
+        KernelAnswer::Kernel => "its kernel answers".into(),
+        KernelAnswer::Silent => "its kernel does not answer".into(),
+    });
+    let lent = instance.console_lent_ms.map(|ms| format!("its console is lent for {} s", ms.div_ceil(1000)));
+    [Some(instance.status.clone()), answers, lent].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn pool_line(books: &KernelBooks) -> String {

@@ -3,6 +3,7 @@
 //! Each item is looked at by itself, so that one run of `tombolo doctor` names all that is to be done.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 
 use tombolo_handover::PciAddress;
@@ -11,40 +12,46 @@ use tombolo_transport::Port;
 use super::finding;
 use crate::api::host::{Finding, Level};
 use crate::spawner::multikernel::{
-    InterfaceState, MAKE_A_POOL, Settings, SharedPool, Unfit, interface_state, is_file_system,
-    lock_left_behind, pool_functions, vsock, what_is_missing,
+    InterfaceState, MAKE_A_POOL, NEEDS_VSOCK, Obstacle, Settings, SharedPool, Unfit, interface_state,
+    is_file_system, lock_left_behind, obstacle_by, pool_functions, vsock, what_is_missing,
 };
+
+/// More than any kernel's configuration, in bytes.
+const CONFIG_BYTES_MAX: u64 = 4 << 20;
 
 /// The page that walks through all of it.
 const GUIDE: &str = "docs/multikernel.md";
-
-/// `CAP_SYS_BOOT`, by its number in the masks of /proc/self/status.
-const CAP_SYS_BOOT: u32 = 22;
 
 /// Looks at everything.
 pub(super) fn items(settings: &Settings) -> Vec<Finding> {
     let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let mut items = vec![
         kernel(&filesystems),
+        config(kernel_config().as_deref()),
         interface(settings.root.as_path(), &interface_state(settings)),
         calls(
-            &fs::read_to_string("/proc/self/status").unwrap_or_default(),
-            &fs::read_to_string("/proc/sys/kernel/kexec_load_disabled").unwrap_or_default(),
+            obstacle_by(|path| fs::read_to_string(path).ok()),
             &fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default(),
         ),
         console(settings.console_device()),
         shared_memory(settings, Path::new(SharedPool::HEAP), &filesystems),
         devices(fs::read_dir("/sys/kernel/iommu_groups").is_ok_and(|mut groups| groups.next().is_some())),
     ];
-    items.extend(
-        pool_functions(settings)
-            .into_iter()
-            .flat_map(|(function, troubles)| function_items(function, &troubles)),
-    );
-    items.extend(settings.link_port().map(|port| {
-        // Any port: the daemon may have that one.
+    match pool_functions(settings) {
+        Ok(functions) => items.extend(
+            functions.into_iter().flat_map(|(function, troubles)| function_items(function, &troubles)),
+        ),
+        Err(reason) => items.push(finding(
+            "multikernel device",
+            Level::Warn,
+            format!("which devices are set aside is not known: {reason}"),
+            "look at the kernel's log (dmesg)",
+        )),
+    }
+    items.extend(settings.needs_vsock().then(|| {
+        // Any port: the daemon may have the one.
         let vsock = vsock().and_then(|vsock| vsock.bind(Port::ANY, 1));
-        link(port, vsock.map(drop).map_err(|error| crate::daemon::chain(&error)))
+        link(settings.link_port(), vsock.map(drop).map_err(|error| crate::daemon::chain(&error)))
     }));
     items.extend(lock_left_behind(settings).map(|reason| {
         finding(
@@ -73,7 +80,7 @@ fn interface(root: &Path, state: &InterfaceState) -> Finding {
     match state {
         InterfaceState::Absent => warn(
             format!("the kernel's interface is not mounted at {shown}"),
-            format!("mount -t multikernel none {shown}"),
+            format!("tombolo multikernel mount, or mount -t multikernel none {shown}"),
         ),
         InterfaceState::Old(why) => warn(
             format!(
@@ -97,27 +104,71 @@ fn interface(root: &Path, state: &InterfaceState) -> Finding {
     }
 }
 
-fn calls(status: &str, load_disabled: &str, lockdown: &str) -> Finding {
-    let subject = "multikernel calls";
-    let warn = |detail: &str, remedy: &str| finding(subject, Level::Warn, detail, remedy);
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    if effective & (1 << CAP_SYS_BOOT) == 0 {
-        return warn("kernels cannot be loaded or started: CAP_SYS_BOOT is missing", "run tombolod as root");
+/// What the kernel must be built with, and for what; what may be a module is no less there.
+const SYMBOLS: [(&str, &str); 8] = [
+    ("MULTIKERNEL", "kernels beside this one"),
+    ("KEXEC_FILE", "loading them"),
+    ("CONTIG_ALLOC", "memory for them"),
+    ("MEMORY_HOTPLUG", "memory that comes while one runs"),
+    ("MEMORY_HOTREMOVE", "memory that goes while one runs"),
+    ("MKTTY", "their consoles"),
+    ("MULTIKERNEL_VSOCKETS", "their vsock"),
+    ("DMABUF_HEAPS", "memory that they share"),
+];
+
+/// What this kernel was built with, if it tells.
+fn kernel_config() -> Option<String> {
+    let mut text = String::new();
+    if let Ok(packed) = fs::File::open("/proc/config.gz") {
+        flate2::read::GzDecoder::new(packed).take(CONFIG_BYTES_MAX).read_to_string(&mut text).ok()?;
+        return Some(text);
     }
-    if load_disabled.trim() == "1" {
-        return warn(
-            "kernels cannot be loaded: kernel.kexec_load_disabled is 1, which lasts until this machine is booted anew",
-            "find who sets it (sysctl.d, the initial archive), and boot without that",
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let file = fs::File::open(format!("/boot/config-{release}")).ok()?;
+    file.take(CONFIG_BYTES_MAX).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+fn config(config: Option<&str>) -> Finding {
+    let subject = "multikernel config";
+    let Some(config) = config else {
+        return finding(
+            subject,
+            Level::Ok,
+            "this kernel does not tell what it was built with (no /proc/config.gz, no /boot/config-*)",
+            "",
         );
+    };
+    let is_set = |symbol: &str| {
+        let set = ["y", "m"].map(|value| format!("CONFIG_{symbol}={value}"));
+        config.lines().any(|line| set.iter().any(|set| line == set))
+    };
+    let lacks: Vec<String> = SYMBOLS
+        .iter()
+        .filter(|(symbol, _)| !is_set(symbol))
+        .map(|(symbol, of)| format!("CONFIG_{symbol} ({of})"))
+        .collect();
+    if lacks.is_empty() {
+        return finding(subject, Level::Ok, "this kernel was built with all that it takes", "");
+    }
+    let detail = format!("this kernel was built without {}", lacks.join(", "));
+    finding(subject, Level::Warn, detail, format!("build one with them, as {GUIDE} says"))
+}
+
+fn calls(obstacle: Option<Obstacle>, lockdown: &str) -> Finding {
+    let subject = "multikernel calls";
+    if let Some(Obstacle { what, remedy }) = obstacle {
+        return finding(subject, Level::Warn, what, remedy);
     }
     if lockdown.contains("[integrity]") || lockdown.contains("[confidentiality]") {
-        return warn(
+        return finding(
+            subject,
+            Level::Warn,
             "this kernel is locked down: it loads only signed kernels",
             "sign the kernel to load (kerf sign), or boot without lockdown",
         );
     }
-    finding(subject, Level::Ok, "kernels can be loaded and started", "")
+    finding(subject, Level::Ok, "nothing keeps this process from loading and starting kernels", "")
 }
 
 fn console(path: Option<&Path>) -> Finding {
@@ -129,7 +180,7 @@ fn console(path: Option<&Path>) -> Finding {
             finding(
                 subject,
                 Level::Ok,
-                format!("{path}: consoles are recorded, which leaves none to `kerf console`"),
+                format!("{path}: consoles are recorded, and can be lent (tombolo console --lend)"),
                 "",
             )
         }
@@ -196,23 +247,30 @@ fn shared_memory(settings: &Settings, heap: &Path, filesystems: &str) -> Finding
     )
 }
 
-/// Where kernels share no memory, all depends on the kernel's vsock.
-fn link(port: Port, vsock: Result<(), String>) -> Finding {
+/// Where kernels share no memory all depends on the kernel's vsock; where they do, their bells may. `port`: of the one socket, in the first case.
+fn link(port: Option<Port>, vsock: Result<(), String>) -> Finding {
     let subject = "multikernel link";
-    match vsock {
-        Ok(()) => finding(
+    match (vsock, port) {
+        (Ok(()), Some(port)) => finding(
             subject,
             Level::Ok,
             format!("the settings name no pool: kernels are reached over this kernel's vsock, port {port}"),
             "",
         ),
-        Err(reason) => finding(
+        (Ok(()), None) => finding(subject, Level::Ok, "kernels are woken over this kernel's vsock", ""),
+        (Err(reason), Some(_)) => finding(
             subject,
             Level::Warn,
             format!(
                 "the settings name no pool, and kernels cannot be reached without shared memory: {reason}"
             ),
-            format!("load the module of CONFIG_MULTIKERNEL_VSOCKETS, or set `pool`, as {GUIDE} says"),
+            NEEDS_VSOCK,
+        ),
+        (Err(reason), None) => finding(
+            subject,
+            Level::Warn,
+            format!("kernels are to be woken over this kernel's vsock, and cannot be: {reason}"),
+            NEEDS_VSOCK,
         ),
     }
 }
@@ -283,24 +341,40 @@ mod tests {
 
     #[test]
     fn what_keeps_from_loading_a_kernel_is_named() {
-        let root = "Name:\tx\nCapEff:\t000001ffffffffff\n";
-        assert_eq!(calls(root, "0\n", "[none] integrity confidentiality").level, Level::Ok);
-        assert!(calls("CapEff:\t0000000000000000", "0", "").detail.contains("CAP_SYS_BOOT"));
-        assert!(calls(root, "1\n", "").detail.contains("kexec_load_disabled"));
-        assert!(calls(root, "0", "none [integrity] confidentiality").detail.contains("signed"));
+        assert_eq!(calls(None, "[none] integrity confidentiality").level, Level::Ok);
+        assert!(calls(None, "none [integrity] confidentiality").detail.contains("signed"));
+        let disabled = obstacle_by(|path| path.ends_with("kexec_load_disabled").then(|| "1".into()));
+        let told = calls(disabled, "");
+        assert!(told.level == Level::Warn && told.detail.contains("kexec_load_disabled"), "{told:?}");
+    }
+
+    #[test]
+    fn each_symbol_that_the_kernel_was_built_without_is_named_with_what_it_is_for() {
+        let all: String = SYMBOLS.iter().map(|(symbol, _)| format!("CONFIG_{symbol}=y\n")).collect();
+        assert_eq!(config(Some(&all)).level, Level::Ok);
+        assert_eq!(config(Some(&all.replace("MKTTY=y", "MKTTY=m"))).level, Level::Ok, "a module will do");
+        let without = all.replace("CONFIG_MULTIKERNEL=y", "# CONFIG_MULTIKERNEL is not set");
+        let told = config(Some(&without.replace("CONFIG_KEXEC_FILE=y\n", "")));
+        let named = "CONFIG_MULTIKERNEL (kernels beside this one), CONFIG_KEXEC_FILE (loading them)";
+        assert!(told.level == Level::Warn && told.detail.ends_with(named), "{told:?}");
+        assert_eq!(config(None).level, Level::Ok, "not known is not missing");
     }
 
     #[test]
     fn kernels_without_shared_memory_need_the_vsock() {
-        assert_eq!(link(Port(700), Ok(())).level, Level::Ok);
-        let missing = link(Port(700), Err("no such device".into()));
+        assert_eq!(link(Some(Port(700)), Ok(())).level, Level::Ok);
+        let missing = link(Some(Port(700)), Err("no such device".into()));
         assert_eq!(missing.level, Level::Warn);
         assert!(
             missing.detail.contains("no such device") && missing.remedy.contains("VSOCKETS"),
             "{missing:?}"
         );
         let with_pool: Settings = toml::from_str("pool = { path = \"/p\" }").unwrap();
-        assert_eq!(with_pool.link_port(), None);
+        assert!(!with_pool.needs_vsock());
+        let bells = "pool = { path = \"/p\" }\ndoorbell = { vsock = { port = 30000 } }";
+        assert!(toml::from_str::<Settings>(bells).unwrap().needs_vsock());
+        let missing = link(None, Err("no such device".into()));
+        assert!(missing.level == Level::Warn && missing.detail.contains("woken"), "{missing:?}");
     }
 
     #[test]
@@ -320,7 +394,9 @@ mod tests {
         let refused = Settings { why_no_pool: Some("no room".into()), ..none.clone() };
         let told = shared_memory(&refused, nowhere, "");
         assert!(told.level == Level::Warn && told.detail.contains("no room"), "{told:?}");
-        assert!(link(Port(700), Err("x".into())).remedy.contains("module of CONFIG_MULTIKERNEL_VSOCKETS"));
+        assert!(
+            link(Some(Port(700)), Err("x".into())).remedy.contains("module of CONFIG_MULTIKERNEL_VSOCKETS")
+        );
     }
 
     #[test]
@@ -335,7 +411,7 @@ mod tests {
     fn each_state_of_the_interface_says_what_to_do() {
         let root = Path::new("/sys/fs/multikernel");
         let look = |state| interface(root, &state);
-        assert!(look(InterfaceState::Absent).remedy.starts_with("mount -t multikernel"));
+        assert!(look(InterfaceState::Absent).remedy.contains("mount -t multikernel"));
         assert!(look(InterfaceState::NoPool).remedy.starts_with("tombolo multikernel pool "));
         assert!(look(InterfaceState::Old("x".into())).detail.contains("earlier form"));
         let pool = InterfaceState::Pool { cpus: 4, cpus_free: 2, memory_mib: 512, instances: 1 };

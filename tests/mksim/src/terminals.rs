@@ -1,9 +1,9 @@
 //! What `/dev/mktty` does: terminals that were opened, and the instance each selected.
 //!
-//! The first write of a terminal is a decimal id. Bytes of an instance go to the terminal that selected it last, into a ring
-//! of 16 KiB that drops what does not fit. There is no history, and no end when the instance stops.
+//! The first write of a terminal is a decimal id. Bytes of an instance go to one of the terminals that selected it, the one that was opened
+//! last (drivers/tty/mktty.c), into a ring of 16 KiB that drops what does not fit. There is no history, and no end when the instance stops.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fuser::{PollNotifier, ReplyData};
@@ -24,8 +24,6 @@ struct State {
     /// By handle; handles ascend in the order of opening.
     open: BTreeMap<u64, Terminal>,
     last_handle: u64,
-    /// Handles by instance, in the order they selected it.
-    selected: HashMap<u32, Vec<u64>>,
 }
 
 #[derive(Default)]
@@ -52,11 +50,7 @@ impl Terminals {
     }
 
     pub(crate) fn close(&self, handle: u64) {
-        let mut state = self.lock();
-        state.open.remove(&handle);
-        for handles in state.selected.values_mut() {
-            handles.retain(|known| *known != handle);
-        }
+        self.lock().open.remove(&handle);
     }
 
     /// The instance a terminal selected.
@@ -66,10 +60,8 @@ impl Terminals {
 
     /// Selects an instance for good.
     pub(crate) fn select(&self, handle: u64, id: u32) {
-        let mut state = self.lock();
-        if let Some(terminal) = state.open.get_mut(&handle) {
+        if let Some(terminal) = self.lock().open.get_mut(&handle) {
             terminal.instance = Some(id);
-            state.selected.entry(id).or_default().push(handle);
         }
     }
 
@@ -92,8 +84,7 @@ impl Terminals {
     pub(crate) fn is_readable(&self, handle: u64, notifier: Option<PollNotifier>) -> bool {
         let mut state = self.lock();
         let Some(terminal) = state.open.get_mut(&handle) else { return true };
-        // A read of a terminal that selected nothing fails at once.
-        let readable = !terminal.ring.is_empty() || terminal.instance.is_none();
+        let readable = !terminal.ring.is_empty();
         if !readable && let Some(notifier) = notifier {
             terminal.pollers.retain(|known| known.handle().0 != notifier.handle().0);
             terminal.pollers.push(notifier);
@@ -101,14 +92,13 @@ impl Terminals {
         readable
     }
 
-    /// Bytes that an instance wrote.
-    pub(crate) fn deliver(&self, id: u32, bytes: &[u8]) {
+    /// Bytes that an instance wrote: for the terminal of it that was opened last, or first.
+    pub(crate) fn deliver(&self, id: u32, bytes: &[u8], to_latest: bool) {
         let pollers = {
             let mut state = self.lock();
-            let Some(handle) = state.selected.get(&id).and_then(|handles| handles.last()).copied() else {
-                return;
-            };
-            let Some(terminal) = state.open.get_mut(&handle) else { return };
+            let mut terminals = state.open.values_mut().filter(|terminal| terminal.instance == Some(id));
+            let hears = if to_latest { terminals.next_back() } else { terminals.next() };
+            let Some(terminal) = hears else { return };
             let room = RING_BYTES - terminal.ring.len().min(RING_BYTES);
             terminal.ring.extend(bytes.iter().take(room));
             while let (false, Some(reader)) = (terminal.ring.is_empty(), terminal.readers.pop_front()) {

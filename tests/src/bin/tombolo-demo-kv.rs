@@ -66,6 +66,7 @@ fn run() -> Result<()> {
         ["floor"] => println!("{}", floor::measure()?),
         ["floor-echo"] => floor::echo()?,
         ["set-clock-back", seconds] => inside::set_clock_back(Duration::from_secs(seconds.parse()?))?,
+        ["say-on-console", text] => inside::say_on_console(text)?,
         ["panic"] => inside::panic_kernel()?,
         ["power-off"] => inside::power_off()?,
         ["hog", mib] => inside::hog(mib.parse()?),

@@ -1,6 +1,7 @@
 //! Small programs that show where they run.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -90,6 +91,17 @@ pub fn hog(mib: usize) -> ! {
         thread::park();
         std::hint::black_box(&memory);
     }
+}
+
+/// Says a line on the kernel's console.
+///
+/// # Errors
+/// When no spawner has made it, or it has none.
+pub fn say_on_console(text: &str) -> Result<()> {
+    not_the_hosts()?;
+    let console = File::options().write(true).open("/dev/console");
+    let mut console = console.context("could not open /dev/console")?;
+    writeln!(console, "{text}").context("could not write to /dev/console")
 }
 
 /// Panics the kernel.

@@ -6,7 +6,7 @@ use tombolo_tests::bed::{Bed, eventually, send_signal};
 use super::Beside;
 
 /// Who runs the process that stands for the kernel of `web`.
-fn keeper_of_web(beside: &Beside) -> u32 {
+pub(super) fn keeper_of_web(beside: &Beside) -> u32 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", beside.bed.pid("web"))).unwrap();
     status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok()).unwrap()
 }

@@ -9,6 +9,7 @@ use tombolo_tests::prerequisites;
 use tombolo_tests::standin::{self, StandIn};
 
 mod adopted;
+mod console;
 mod life;
 mod shared_memory;
 mod with_kerf;
@@ -107,6 +108,7 @@ on_the_stand_in!(
         doctor_finds_nothing_wrong;
     without_pool needs Some(()) =>
         kernel_without_shared_memory_is_reached_and_says_over_what,
+        kernels_of_all_are_called_when_that_is_asked_for,
         next_daemon_reaches_a_kernel_without_shared_memory,
         link_that_breaks_or_loses_bytes_is_taken_up_again,
         applications_in_kernels_without_shared_memory_talk_to_each_other_and_to_the_host,
@@ -118,6 +120,9 @@ on_the_stand_in!(
         dead_user_space_without_heartbeat_is_told_from_a_hang;
     shared_memory needs Some(()) =>
         buffer_of_the_heap_is_shared_and_outlives_its_daemon;
+    console needs prerequisites::kerf() =>
+        console_that_is_lent_is_heard_by_kerf_alone_whoever_opened_it_first,
+        lease_of_the_console_ends_at_its_time_and_with_its_kernel;
     with_kerf needs prerequisites::kerf() =>
         kerf_makes_the_pool_and_shows_what_tombolo_starts_in_it,
         instances_of_kerf_are_shown_and_never_touched,

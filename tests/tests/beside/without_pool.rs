@@ -90,6 +90,23 @@ pub(super) fn kernel_without_shared_memory_is_reached_and_says_over_what() {
     beside.nothing_is_left_but(&[]);
 }
 
+pub(super) fn kernels_of_all_are_called_when_that_is_asked_for() {
+    let Some(beside) = Beside::without_shared_memory() else { return };
+    beside.boot(&[]);
+    let answer = || {
+        let said = beside.bed.must(&["--json", "multikernel", "show", "--probe"]).json();
+        said["multikernel"]["instances"][0]["answers"].as_str().map(str::to_owned)
+    };
+    assert_eq!(answer().as_deref(), Some("kernel"));
+    let silent = beside.bed.must(&["--json", "multikernel", "show"]).json();
+    assert!(silent["multikernel"]["instances"][0]["answers"].is_null(), "nobody is called unasked");
+    beside.stand_in.control(&["freeze", "web"]);
+    assert_eq!(answer().as_deref(), Some("silent"));
+    beside.stand_in.control(&["thaw", "web"]);
+    beside.bed.must(&["kill", "web"]);
+    beside.nothing_is_left_but(&[]);
+}
+
 pub(super) fn next_daemon_reaches_a_kernel_without_shared_memory() {
     let Some(mut beside) = boot(&[]) else { return };
     let (boot_id, pid) = (beside.boot_id(), beside.bed.pid("web"));

@@ -96,6 +96,19 @@ pub(super) async fn more_memory_than_the_pool_has_is_refused_and_nothing_is_left
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// This host has no vsock of Multikernel Linux.
+pub(super) async fn kernel_that_could_not_be_reached_is_refused_and_nothing_is_made(
+    bed: Bed<MultikernelSpawner>,
+) {
+    let (mut settings, default) = (bed.spawner.settings().clone(), MultikernelSettings::default());
+    (settings.pool, settings.link) = (None, default.link);
+    let transactions = standin::here().unwrap().transactions();
+    let spawner = MultikernelSpawner::new(KEEPER, settings);
+    let error = spawner.spawn(&bed.spec).await.unwrap_err().to_string();
+    assert!(error.contains("CONFIG_MULTIKERNEL_VSOCKETS"), "{error}");
+    assert_eq!(standin::here().unwrap().transactions(), transactions);
+}
+
 pub(super) async fn names_that_belong_to_others_are_refused<S: Spawner>(mut bed: Bed<S>) {
     bed.spec.agent_config.name = "successor".into();
     let error = bed.spawner.spawn(&bed.spec).await.unwrap_err().to_string();

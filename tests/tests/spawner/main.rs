@@ -511,7 +511,8 @@ mod on_multikernel {
         kernel_that_hangs_is_ended_by_force_and_gives_back_all_it_had, nobody_can_stop_a_kernel_and_let_it_run_on,
         end_of_a_kernel_without_a_console_is_explained_by_nothing,
         more_cpus_than_are_free_are_refused_and_nothing_is_made,
-        more_memory_than_the_pool_has_is_refused_and_nothing_is_left, names_that_belong_to_others_are_refused,
+        more_memory_than_the_pool_has_is_refused_and_nothing_is_left,
+        kernel_that_could_not_be_reached_is_refused_and_nothing_is_made, names_that_belong_to_others_are_refused,
     );
 }
 

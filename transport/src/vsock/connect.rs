@@ -68,10 +68,14 @@ pub(super) fn open(transport: VsockTransport, buffer_bytes: Option<u32>) -> io::
     Ok(fd)
 }
 
+/// Ports that only privileged programs may have, as rresvport(3) gives them, but for the highest: on Multikernel Linux that is the port of kerf's
+/// agent in every kernel, which could not listen there.
+const PRIVILEGED: std::ops::Range<u32> = 512..1023;
+
 /// Binds `socket` to a port that only privileged programs may have, if this is one: whoever accepts it can see that no other program
-/// of this kernel made it. As rresvport(3), from the highest down.
+/// of this kernel made it. From the highest down.
 pub(super) fn bind_privileged(socket: &OwnedFd) -> io::Result<()> {
-    for port in (512..1024).rev().map(Port) {
+    for port in PRIVILEGED.rev().map(Port) {
         match nix::sys::socket::bind(socket.as_raw_fd(), &super::sockaddr(Addr::new(Cid::ANY, port))) {
             Err(nix::Error::EADDRINUSE) => {}
             // Then it is a port like any other.
@@ -108,13 +112,24 @@ pub(super) async fn try_connect(socket: OwnedFd, addr: Addr, deadline: Duration)
     }
 }
 
-/// Whether a kernel says anything to a call, by what came of one: it took it, or refused it itself. An error if nothing was asked of it.
-pub(super) fn answered(outcome: io::Result<VsockStream>) -> io::Result<bool> {
+/// Who answered a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A program that listens there, or will take the call from its backlog.
+    Program,
+    /// The kernel, which refused it: nobody listens there.
+    Kernel,
+    /// Nobody within the deadline.
+    Nobody,
+}
+
+/// Who answered, by what came of a call. An error if nothing was asked of anybody.
+pub(super) fn answered(outcome: io::Result<VsockStream>) -> io::Result<Answer> {
     match outcome {
-        Ok(_) => Ok(true),
+        Ok(_) => Ok(Answer::Program),
         Err(error) => match error.raw_os_error() {
-            Some(libc::ECONNRESET | libc::ECONNREFUSED) => Ok(true),
-            Some(libc::ETIMEDOUT) => Ok(false),
+            Some(libc::ECONNRESET | libc::ECONNREFUSED) => Ok(Answer::Kernel),
+            Some(libc::ETIMEDOUT) => Ok(Answer::Nobody),
             _ => Err(error),
         },
     }
@@ -155,10 +170,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn port_of_the_agent_of_kerf_is_left_to_it() {
+        assert!(!PRIVILEGED.contains(&1023) && PRIVILEGED.end < 1024);
+    }
+
+    #[test]
     fn refusal_is_an_answer_silence_is_none_and_what_leads_nowhere_was_never_asked() {
         let outcome = |errno| answered(Err(io::Error::from_raw_os_error(errno)));
-        assert!(outcome(libc::ECONNRESET).unwrap() && outcome(libc::ECONNREFUSED).unwrap());
-        assert!(!outcome(libc::ETIMEDOUT).unwrap());
+        for refused in [libc::ECONNRESET, libc::ECONNREFUSED] {
+            assert_eq!(outcome(refused).unwrap(), Answer::Kernel);
+        }
+        assert_eq!(outcome(libc::ETIMEDOUT).unwrap(), Answer::Nobody);
         for nowhere in [libc::ENODEV, libc::ENETUNREACH, libc::EADDRNOTAVAIL, libc::EMFILE] {
             assert!(outcome(nowhere).is_err(), "{nowhere}");
         }

@@ -22,6 +22,7 @@ use std::time::Duration;
 use nix::sys::socket::{Backlog, SockaddrLike, VsockAddr};
 use tokio_vsock::VsockListener as TokioListener;
 
+pub use connect::Answer;
 pub use stream::VsockStream;
 
 use crate::addr::{Addr, Cid, Port};
@@ -97,16 +98,16 @@ impl VsockEndpoint {
         self.connect_socket(socket, addr, deadline).await
     }
 
-    /// Whether the kernel of `addr` answers a call within `deadline`, be it by refusing it: its own doing, whatever its user space does. Ask at a
-    /// port where nobody listens. Must be called on a Tokio runtime.
+    /// What comes of a call to `addr` within `deadline`: a program there takes it, or the kernel refuses it, which is its own doing whatever its user
+    /// space does. The connection is closed at once. Must be called on a Tokio runtime.
     ///
     /// # Errors
     /// [`Error::Io`] when it could not be asked: this kernel has no such transport, or none that leads there.
     ///
     /// # Cancel safety
     /// Dropping the future closes the socket.
-    pub async fn answers(&self, addr: Addr, deadline: Duration) -> Result<bool> {
-        let attempt = format!("asking whether the kernel of {addr} answers");
+    pub async fn call(&self, addr: Addr, deadline: Duration) -> Result<Answer> {
+        let attempt = format!("asking whether anybody answers at {addr}");
         let outcome = connect::try_connect(self.socket(&attempt)?, addr, deadline).await;
         connect::answered(outcome).map_err(|source| Error::io(attempt, source))
     }

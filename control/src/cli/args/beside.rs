@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
 use super::SpecArgs;
 use super::handover::parse_size;
@@ -17,7 +17,12 @@ pub enum BesideCommand {
         /// Show the kernel's transactions too
         #[arg(long)]
         transactions: bool,
+        /// Call every kernel that is said to run: whether it answers, and whether kerf's agent listens in it (a second at most)
+        #[arg(long)]
+        probe: bool,
     },
+    /// Mount the kernel's interface, unless it is: nothing else here does that
+    Mount,
     /// Set CPUs, memory and PCI functions aside for other kernels, or give them back to the host
     Pool(PoolChangeArgs),
 }
@@ -35,7 +40,8 @@ pub struct AdoptArgs {
 }
 
 #[derive(Clone, Debug, Args)]
-#[group(id = "wish", required = true, multiple = true, args = ["cpus", "memory", "devices"])]
+#[group(skip)]
+#[command(group = ArgGroup::new("wish").required(true).multiple(true).args(["cpus", "memory", "devices"]))]
 pub struct PoolChangeArgs {
     /// All CPUs that the pool is to have, by their physical numbers (`apicid` in /proc/cpuinfo) such as 4-7,12; or by the
     /// logical ones of CPUs that the host has now, such as cpu2,cpu3; or `none`

@@ -12,6 +12,7 @@ use crate::api::fleet::Fleet;
 use crate::api::{Condition, ControlError, CreateRequest, InstanceDetail, InstanceView, Role};
 use crate::core::State;
 use crate::daemon::instance::Command;
+use crate::spawner::multikernel;
 
 /// Longest piece of a console log that is sent at once, in bytes: well below the longest message of a link.
 const CONSOLE_TAIL_MAX: u64 = 4 << 20;
@@ -160,8 +161,14 @@ impl Fleet for Session {
         socket.set_nonblocking(true).map_err(|error| failed(&error))?;
         let (mut from, mut to) =
             tokio::net::UnixStream::from_std(socket).map_err(|error| failed(&error))?.into_split();
-        // An empty item says that the console is attached.
-        if out.send(Blob::default()).await.is_err() {
+        // The first item says that the console is attached, and perhaps why nothing will be seen.
+        let lent = multikernel::console_lent(kernel.runtime_dir()).map(|left| {
+            format!(
+                "the console of `{name}` is lent to other programs for another {} s: nothing is seen here until then (`tombolo console {name} --take-back`)\r\n",
+                left.as_secs() + 1
+            )
+        });
+        if out.send(Blob(lent.unwrap_or_default().into())).await.is_err() {
             return Ok(());
         }
         let inward = async {

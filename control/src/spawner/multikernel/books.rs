@@ -6,6 +6,7 @@ use super::hold::is_ours;
 use super::holders::{self, Held};
 use super::host_pci::HostPci;
 use super::interface::{self, AskError, Interface, Mounted};
+use super::lease::console_lent;
 use super::record::{Origin, Record};
 use super::shared::Made;
 use super::taken_over::Known;
@@ -17,13 +18,13 @@ use crate::api::beside::{
 };
 
 /// Reads it all. `instances`: ours, by which is told what of it is ours.
-pub(crate) fn books(settings: &Settings, instances: &[Known]) -> Result<KernelBooks, String> {
+pub(crate) fn books<'a>(settings: &Settings, instances: &'a [Known]) -> Result<KernelBooks, String> {
     let kernel = Mounted::at(&settings.root);
     if !kernel.is_mounted() {
         return Err(format!("no kernel interface is mounted at {}", settings.root.display()));
     }
-    let ours: Vec<Record> =
-        instances.iter().filter_map(|known| known.record(settings).ok().flatten()).collect();
+    let record = |known: &'a Known| Some((known, known.record(settings).ok().flatten()?));
+    let ours: Vec<(&Known, Record)> = instances.iter().filter_map(record).collect();
     let pool = interface::pool_or_none(&kernel).map_err(|error| error.to_string())?;
     let cpu =
         |cpu: &super::PhysicalCpu| PoolCpu { physical: cpu.0, is_free: pool.cpus_available.contains(cpu) };
@@ -31,14 +32,16 @@ pub(crate) fn books(settings: &Settings, instances: &[Known]) -> Result<KernelBo
         |chunk: &Chunk| PoolChunk { base: chunk.base, bytes: chunk.bytes, numa_node: chunk.numa_node };
     let mut names = interface::instances(&kernel).map_err(|error| error.to_string())?;
     names.sort();
+    // Where one tree is not understood nothing is said of any, and the rest is shown all the same.
+    let (devices, devices_unknown) = match devices_of_pool(&kernel, settings) {
+        Ok(devices) => (devices, None),
+        Err(reason) => (Vec::new(), Some(reason)),
+    };
     Ok(KernelBooks {
         cpus: pool.cpus.iter().map(cpu).collect(),
         chunks: pool.chunks.iter().map(chunk).collect(),
-        // Where one tree is not understood nothing is said of any, and the rest is shown all the same.
-        devices: devices_of_pool(&kernel, settings).unwrap_or_else(|reason| {
-            tracing::warn!(reason, "the devices of the pool cannot be told");
-            Vec::new()
-        }),
+        devices,
+        devices_unknown,
         instances: names.into_iter().map(|name| instance(&kernel, &ours, name)).collect(),
         transactions: transactions(&kernel).map_err(|error| error.to_string())?,
         shared_memory: SharedMemory::default(),
@@ -146,14 +149,19 @@ fn tree(kernel: &impl Interface, name: &str) -> Option<InstanceTree> {
 }
 
 /// One that cannot be read in part is shown in part: it is another program's, perhaps, of another version.
-fn instance(kernel: &impl Interface, ours: &[Record], name: String) -> KernelInstance {
+fn instance(kernel: &impl Interface, ours: &[(&Known, Record)], name: String) -> KernelInstance {
     let tree = tree(kernel, &name);
     let id = tree.as_ref().map(|tree| tree.id);
-    let is_it = |record: &&Record| record.name.as_str() == name && is_ours(kernel, record) == Ok(true);
+    let is_it =
+        |(_, record): &&(&Known, Record)| record.name.as_str() == name && is_ours(kernel, record) == Ok(true);
     let ours = ours.iter().find(is_it);
     KernelInstance {
         is_ours: ours.is_some(),
-        is_taken_over: ours.is_some_and(|record| record.origin != Origin::Made),
+        is_taken_over: ours.is_some_and(|(_, record)| record.origin != Origin::Made),
+        console_lent_ms: ours
+            .and_then(|(known, _)| console_lent(&known.folder))
+            .map(|left| left.as_millis() as u64),
+        answers: None,
         id: id.map(|id| u32::from(id.0)),
         status: line(kernel, &format!("instances/{name}/status")),
         cpus: tree.iter().flat_map(|tree| &tree.cpus).map(|cpu| cpu.0).collect(),

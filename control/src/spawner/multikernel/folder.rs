@@ -8,6 +8,7 @@ use super::hold::Hold;
 use super::ids::PhysicalCpu;
 use super::interface::{self, InstanceStatus, Interface};
 use super::lock;
+use super::may_load::{self, Obstacle};
 use super::memory;
 use super::record::{Origin, Record};
 use super::regions::Span;
@@ -21,6 +22,9 @@ pub(super) fn make(
     (image, initrd): (BorrowedFd<'_>, BorrowedFd<'_>),
     command_line: &str,
 ) -> Result<(), String> {
+    if let Some(Obstacle { what, remedy }) = may_load::obstacle(kernel) {
+        return Err(format!("{what}: {remedy}; nothing was made"));
+    }
     let lock = Hold::on(kernel, record).lock()?;
     if record.cpus.is_empty() {
         record.cpus = free_cpus(kernel, record.cpus_wanted, &record.cpus_withheld)?;
@@ -70,6 +74,9 @@ pub(super) fn load_taken_over(
 ) -> Result<(), String> {
     let name = record.name.clone();
     let status = Hold::on(kernel, record).ours()?;
+    if let Some(Obstacle { what, remedy }) = may_load::obstacle(kernel) {
+        return Err(format!("{what}: {remedy}; nothing was changed"));
+    }
     if matches!(status, Some(InstanceStatus::Active | InstanceStatus::Failed)) {
         return Err(format!(
             "a kernel runs in instance `{name}`, or may, and was taken over so, without an agent to stop it by: `tombolo kill {name}` ends it by force"

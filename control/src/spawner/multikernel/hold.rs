@@ -193,10 +193,25 @@ impl<'a, I: Interface> Hold<'a, I> {
                 Ok((self.status()? != Some(InstanceStatus::Active)).then_some(()))
             };
             if look_until(self.kernel, END_MAX, LOOK_AGAIN, has_ended)?.is_some() {
-                return Ok(());
+                told("force again");
+                return self.rescue();
             }
         }
         Err(format!("instance `{name}` does not end, told {END_TRIES} times: {last}"))
+    }
+
+    /// Ends what force has missed: it runs on in an instance that is called ended, and another reaches it. Where nothing was missed this changes nothing.
+    fn rescue(&self) -> Result<(), String> {
+        let name = &self.record.name;
+        match self.force() {
+            Err(error) if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {
+                Err(format!("instance `{name}` has ended, and a CPU of it may run on: {error}"))
+            }
+            _ => match self.status()? {
+                Some(InstanceStatus::Active) => Err(format!("instance `{name}` was ended, and runs again")),
+                _ => Ok(()),
+            },
+        }
     }
 
     fn force(&self) -> io::Result<()> {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// What kerf accepts; the kernel's own field would hold up to 2047.
-const INSTANCE_IDS: std::ops::RangeInclusive<u16> = 1..=511;
+pub(super) const INSTANCE_IDS: std::ops::RangeInclusive<u16> = 1..=511;
 
 /// An instance's number: what `reboot(2)` and `kexec_file_load(2)` go by, and its address on the kernel's vsock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use nix::sys::socket::{VsockAddr, getpeername};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 use tombolo_transport::vsock::{VsockConfig, VsockEndpoint, VsockTransport};
-use tombolo_transport::{Cid, Port};
+use tombolo_transport::{Addr, Cid, Port};
 
 use super::record::Record;
 use super::settings::Wake;
@@ -120,10 +120,27 @@ impl Listener {
             Self::Vsock(listener, cid) => loop {
                 let socket = accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC).ok()?;
                 let peer = getpeername::<VsockAddr>(socket.as_raw_fd()).ok();
-                if peer.is_some_and(|peer| peer.cid() == cid.0 && peer.port() < PRIVILEGED) {
+                if peer.is_some_and(|peer| is_of_kernel(*cid, Addr::new(Cid(peer.cid()), Port(peer.port())))) {
                     return Some(socket);
                 }
             },
         }
+    }
+}
+
+/// Whether a caller is of that kernel, and no unprivileged program of it.
+fn is_of_kernel(kernel: Cid, caller: Addr) -> bool {
+    caller.cid == kernel && caller.port.0 < PRIVILEGED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_is_of_the_privileged_programs_of_its_kernel_alone() {
+        let is_taken = |cid, port| is_of_kernel(Cid(4), Addr::new(Cid(cid), Port(port)));
+        assert!(is_taken(4, 1022) && is_taken(4, 512));
+        assert!(!is_taken(4, 1024) && !is_taken(5, 1022) && !is_taken(0, 1022));
     }
 }

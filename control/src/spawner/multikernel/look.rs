@@ -7,8 +7,9 @@ use tombolo_handover::PciAddress;
 use super::Settings;
 use super::holders;
 use super::host_pci::{HostPci, Unfit};
-use super::interface::{self, Mounted};
+use super::interface::{self, AskError, Mounted};
 use super::lock;
+use super::tree::TreeError;
 
 /// How the kernel's interface is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,18 +53,25 @@ pub(crate) fn interface_state(settings: &Settings) -> InterfaceState {
             memory_mib: pool.memory_bytes() >> 20,
             instances: instances.len(),
         },
+        Err(error @ AskError::Tree { source: TreeError::Old(_), .. }) => {
+            InterfaceState::Old(error.to_string())
+        }
         Err(error) => InterfaceState::Unreadable(error.to_string()),
     }
 }
 
-/// The PCI functions that are set aside, each with what keeps it from being fit for that.
-pub(crate) fn pool_functions(settings: &Settings) -> Vec<(PciAddress, Vec<Unfit>)> {
-    let host = HostPci::of(settings);
-    let held = holders::held(&Mounted::at(&settings.root)).unwrap_or_default();
-    held.into_iter()
-        .map(|held| held.function.address)
-        .map(|function| (function, host.troubles(function)))
-        .collect()
+/// The PCI functions that are set aside, each with what keeps it from being fit for that; none where there is no interface.
+///
+/// # Errors
+/// A sentence that says why it is not known which.
+pub(crate) fn pool_functions(settings: &Settings) -> Result<Vec<(PciAddress, Vec<Unfit>)>, String> {
+    let (host, kernel) = (HostPci::of(settings), Mounted::at(&settings.root));
+    if !kernel.is_mounted() {
+        return Ok(Vec::new());
+    }
+    let held = holders::held(&kernel).map_err(|error| error.to_string())?;
+    let functions = held.into_iter().map(|held| held.function.address);
+    Ok(functions.map(|function| (function, host.troubles(function))).collect())
 }
 
 /// What is missing where the interface is not there, and what to do; `filesystems`: the text of /proc/filesystems.
@@ -71,7 +79,7 @@ pub(crate) fn what_is_missing(filesystems: &str, root: &Path) -> (String, String
     match is_file_system("multikernel", filesystems) {
         true => (
             format!("the kernel's interface is not mounted at {}", root.display()),
-            format!("mount -t multikernel none {}", root.display()),
+            format!("tombolo multikernel mount, or mount -t multikernel none {}", root.display()),
         ),
         false => (
             "this kernel cannot have others beside it: it has no file system `multikernel`".into(),
@@ -92,6 +100,8 @@ pub(crate) fn lock_left_behind(settings: &Settings) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
+
     use super::*;
 
     #[test]
@@ -102,6 +112,48 @@ mod tests {
         assert!(remedy.contains("CONFIG_MULTIKERNEL=y") && remedy.contains("boot"), "{remedy}");
         let (what, remedy) = what_is_missing("nodev\tsysfs\nnodev\tmultikernel\n", root);
         assert!(what.contains("not mounted at /sys/fs/multikernel"), "{what}");
-        assert_eq!(remedy, "mount -t multikernel none /sys/fs/multikernel");
+        assert_eq!(remedy, "tombolo multikernel mount, or mount -t multikernel none /sys/fs/multikernel");
+    }
+
+    /// A folder with these files, for the kernel's file system.
+    fn state(files: &[(&str, &[u8])]) -> InterfaceState {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        }
+        interface_state(&Settings { root: dir.path().into(), ..Settings::default() })
+    }
+
+    /// A tree of a pool that has these properties in its resources.
+    fn pool(properties: &[(&str, u64)]) -> Vec<u8> {
+        let mut tree = DeviceTree::new();
+        let mut resources = DeviceTreeNode::new_unchecked("resources");
+        for (name, value) in properties {
+            resources.add_property(DeviceTreeProperty::new_unchecked(*name, value.to_be_bytes().to_vec()));
+        }
+        tree.root.add_child(resources);
+        tree.to_dtb()
+    }
+
+    #[test]
+    fn each_form_of_the_interface_is_known_by_what_it_has() {
+        let (new, none): (_, &[u8]) = (("overlays/new", &b""[..]), b"");
+        let is_old = |state: InterfaceState, part: &str| match state {
+            InterfaceState::Old(why) => assert!(why.contains(part), "{why}"),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(state(&[]), InterfaceState::Absent);
+        is_old(state(&[("instances/web/device_tree_source", none)]), "no overlays/new");
+        is_old(
+            state(&[new, ("instances/web/device_tree_source", none)]),
+            "instances/web has a device_tree_source",
+        );
+        let middle = pool(&[("cpus", 4), ("memory-base", 1 << 32), ("memory-bytes", 1 << 30)]);
+        is_old(state(&[new, ("instances/web/id", b"3"), ("device_tree", &middle)]), "`memory-base`");
+        assert_eq!(state(&[new, ("instances/web/id", b"3"), ("device_tree", none)]), InterfaceState::NoPool);
+        let torn = state(&[new, ("instances/web/id", b"3"), ("device_tree", b"no tree")]);
+        assert!(matches!(torn, InterfaceState::Unreadable(_)), "{torn:?}");
     }
 }

@@ -20,6 +20,7 @@ mod alive;
 mod books;
 mod calls;
 mod clock;
+mod console;
 mod devices;
 mod doubts;
 mod ending;
@@ -31,11 +32,14 @@ mod host_pci;
 mod ids;
 mod image;
 mod interface;
+mod lease;
 mod line;
 mod live;
 mod lock;
 mod look;
+mod may_load;
 mod memory;
+mod mount;
 mod overlay;
 mod pool;
 mod provenance;
@@ -60,15 +64,18 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{MemfdFlags, memfd_create};
 use tombolo_handover::PciAddress;
 
-pub(crate) use self::alive::answers;
+pub(crate) use self::alive::{answers, probe};
 pub(crate) use self::books::{PoolMemory, books, pool_cpus, pool_devices, pool_memory, shared_memory};
 pub(crate) use self::devices::LiveDevice;
 pub(crate) use self::host_pci::Unfit;
+pub(crate) use self::lease::{LEASE_MAX, console_lent, lend_console};
 pub(crate) use self::line::vsock;
 pub(crate) use self::live::{LiveCpu, LiveError};
 pub(crate) use self::look::{
     InterfaceState, interface_state, is_file_system, lock_left_behind, pool_functions, what_is_missing,
 };
+pub(crate) use self::may_load::{Obstacle, obstacle_by};
+pub(crate) use self::mount::mount;
 pub use self::settings::Settings;
 pub(crate) use self::settings::{HostEnd, SharedPool};
 pub use self::taken_over::TakenOver;
@@ -80,6 +87,7 @@ use self::hold::Hold;
 use self::ids::{InstanceId, InstanceName, PhysicalCpu};
 use self::image::{Arch, ImageError, KernelImage, Limits};
 use self::interface::{InstanceStatus, Mounted};
+use self::lease::Lease;
 use self::live::Live;
 use self::memory::LiveMemory;
 use self::record::{Origin, Record};
@@ -95,9 +103,18 @@ const MARK: &str = "tombolo";
 pub(crate) const MAKE_A_POOL: &str =
     "tombolo multikernel pool --cpus LIST --memory SIZE, or kerf init --cpus=LIST --memory=SIZE";
 
+/// What gives this host the vsock by which kernels beside it are reached.
+pub(crate) const NEEDS_VSOCK: &str = "load the module of CONFIG_MULTIKERNEL_VSOCKETS, or set `pool` and `doorbell`, as docs/multikernel.md says";
+
 /// What this spawner adds to a runtime folder.
-pub(super) const FILES: &[&str] =
-    &[initrd::NAME, live::AskedCpu::NAME, memory::AskedRegion::NAME, devices::AskedDevice::NAME];
+pub(super) const FILES: &[&str] = &[
+    initrd::NAME,
+    live::AskedCpu::NAME,
+    memory::AskedRegion::NAME,
+    devices::AskedDevice::NAME,
+    Lease::NAME,
+    Lease::KEPT,
+];
 
 /// Least memory a kernel can boot with, besides twice its initial archive (packed and unpacked), in bytes.
 const MEMORY_BYTES_MIN: u64 = 24 << 20;
@@ -215,6 +232,24 @@ impl MultikernelSpawner {
         Err(SpawnError::NotAKernel { kind: SpawnerKind::Multikernel, path, reason })
     }
 
+    /// Whether this host could reach a kernel at all; else what it lacks, and what to do.
+    fn must_be_reachable(&self) -> Result<(), (String, String)> {
+        if !self.settings.needs_vsock() {
+            return Ok(());
+        }
+        // Any port: the daemon has its own.
+        match vsock().and_then(|vsock| vsock.bind(tombolo_transport::Port::ANY, 1)) {
+            Ok(_) => Ok(()),
+            Err(error) => Err((
+                format!(
+                    "this host cannot be called over the vsock of Multikernel Linux: {}",
+                    crate::daemon::chain(&error)
+                ),
+                NEEDS_VSOCK.into(),
+            )),
+        }
+    }
+
     /// What is to be made for a kernel. Nothing is made yet.
     fn plan(&self, spec: &KernelSpec) -> Result<Record, String> {
         let name: InstanceName = spec.agent_config.name.parse()?;
@@ -274,6 +309,9 @@ impl Spawner for MultikernelSpawner {
 
     async fn spawn(&self, spec: &KernelSpec) -> Result<Kernel, SpawnError> {
         if let Availability::Missing { what, remedy } = self.availability().await {
+            return Err(SpawnError::Unavailable { kind: self.kind(), what, remedy });
+        }
+        if let Err((what, remedy)) = self.must_be_reachable() {
             return Err(SpawnError::Unavailable { kind: self.kind(), what, remedy });
         }
         let image = self.image(spec).await?;

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use tombolo_agent::config::{Daxfs, Doorbell, PacedLine, PoolConfig};
 use tombolo_transport::Port;
 
-use super::ids::InstanceId;
+use super::alive::KERF_AGENT;
+use super::ids::{INSTANCE_IDS, InstanceId};
 use super::record::Record;
 use super::{interface, line, lock};
 use crate::spawner::PoolFile;
@@ -146,7 +147,7 @@ pub enum Way {
     },
 }
 
-/// The port of [`Way::Vsock`]: not that of kerf's agent, 1023.
+/// The port of [`Way::Vsock`].
 const LINK_PORT: u32 = 700;
 
 impl Default for Way {
@@ -208,8 +209,28 @@ impl Settings {
     pub fn read(path: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| format!("could not read the settings {}: {error}", path.display()))?;
-        toml::from_str(&text)
+        let read = toml::from_str::<Self>(&text).map_err(|error| error.to_string());
+        read.and_then(|settings| settings.ports_are_ours().map(|()| settings))
             .map_err(|error| format!("the settings {} are not valid: {error}", path.display()))
+    }
+
+    /// A port of the vsock that is taken on this host cannot be that of kerf's agent, which kernels may have as well.
+    fn ports_are_ours(&self) -> Result<(), String> {
+        let theirs = |first: u32, last: u32| (first..=last).contains(&KERF_AGENT.0);
+        match (&self.link, &self.doorbell) {
+            (Way::Vsock { port }, _) if theirs(*port, *port) => Err(format!(
+                "link: port {KERF_AGENT} is that of kerf's agent: leave it out, or take another below 1024"
+            )),
+            (_, Some(Wake::Vsock { port }))
+                if theirs(*port, port.saturating_add(u32::from(*INSTANCE_IDS.end()))) =>
+            {
+                Err(format!(
+                    "doorbell: instances have the {} ports from {port} on, and {KERF_AGENT} is that of kerf's agent: begin above it",
+                    INSTANCE_IDS.end()
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The device of consoles, where they are recorded.
@@ -262,6 +283,11 @@ impl Settings {
         }
     }
 
+    /// Whether kernels are reached, or woken, over this kernel's vsock.
+    pub(crate) fn needs_vsock(&self) -> bool {
+        self.link_port().is_some() || matches!(self.wake(), Some(Wake::Vsock { .. }))
+    }
+
     /// The same here.
     pub(super) fn link_outside(&self, id: InstanceId) -> Option<HostEnd> {
         self.pool.is_none().then(|| self.link.outside(id))
@@ -298,6 +324,23 @@ mod tests {
         assert_eq!(vsock.doorbell_inside(&record(&vsock)), None, "bells are of shared memory");
         assert_eq!(settings.link_inside(), None);
         assert!(toml::from_str::<Settings>("rot = \"/x\"").is_err(), "a misspelt setting is refused");
+    }
+
+    #[test]
+    fn port_of_the_agent_of_kerf_is_nobodys_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("multikernel.toml");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Settings::read(&path)
+        };
+        for theirs in ["link = { vsock = { port = 1023 } }", "doorbell = { vsock = { port = 600 } }"] {
+            let refused = read(theirs).unwrap_err();
+            assert!(refused.contains("kerf's agent"), "{refused}");
+        }
+        for ours in ["link = { vsock = { port = 1022 } }", "doorbell = { vsock = { port = 1024 } }"] {
+            read(ours).unwrap();
+        }
     }
 
     #[test]

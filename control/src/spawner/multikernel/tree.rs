@@ -52,6 +52,11 @@ pub(super) enum TreeError {
     /// Something that must be there is not.
     #[error("it has no `{0}`: this kernel speaks a form of the interface that is not known here")]
     Lacks(&'static str),
+    /// The whole of it is of an earlier form.
+    #[error(
+        "it tells of the pool's memory as `{0}`: an earlier form of the interface, which kerf 0.1 spoke and which is not spoken here"
+    )]
+    Old(&'static str),
     /// Something is there in another shape.
     #[error("its `{what}` is {found}, not {expected}")]
     Shape { what: &'static str, found: String, expected: &'static str },
@@ -63,6 +68,11 @@ impl PoolTree {
         let root = fdt.root();
         // Before a baseline there is nothing to tell of.
         let Some(resources) = root.child("resources") else { return Ok(Self::default()) };
+        for old in ["memory-base", "memory-bytes"] {
+            if resources.property(old).is_some() {
+                return Err(TreeError::Old(old));
+            }
+        }
         let chunk = |node: FdtNode<'_>| {
             let [base, bytes] = wide::<2>(&node, "reg", "memory@N/reg")?;
             let numa_node = narrow(&node, "numa-node-id", "memory@N/numa-node-id")?;

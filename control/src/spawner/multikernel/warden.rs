@@ -2,7 +2,7 @@
 //!
 //! Its keeper runs it as it would run a kernel (`tombolod warden`, in the runtime folder), so that everything that holds for other kernels holds
 //! here: it ends when the kernel ends, and how it exits says how. It
-//! - opens the kernel's console before it starts it, and carries it to the keeper, which records it;
+//! - opens the kernel's console before it starts it, and carries it to the keeper, which records it, unless it is lent to another program;
 //! - starts the kernel, unless it runs already (a keeper that died, and was replaced);
 //! - carries the doorbell between the keeper and the kernel;
 //! - looks at the kernel's status, of which nothing notifies (there is no event to wait for in the kernel's file system);
@@ -10,10 +10,9 @@
 //! - gives back what the kernel had once it has ended.
 
 use std::cell::Cell;
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
@@ -22,11 +21,14 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal as NixSignal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Signal, getpid, kill_process};
 
+use super::console::Console;
 use super::ending::{Ending, Tail, ending};
 use super::hold::Hold;
 use super::interface::{InstanceStatus, Mounted};
+use super::lease::boot_ms;
 use super::line::Line;
 use super::record::Record;
 use crate::keeper::{Job, names};
@@ -69,7 +71,9 @@ struct Warden {
     record: Record,
     signals: Signals,
     /// The kernel's end of the console; the keeper's is our stdio.
-    console: Option<File>,
+    console: Console,
+    /// Whether nobody can type any more.
+    typing_is_over: bool,
     /// The keeper's end of the doorbell, and the kernel's.
     doorbell: Option<UnixStream>,
     line: Line,
@@ -89,10 +93,12 @@ impl Warden {
         let line =
             Line::open(&record).map_err(|error| format!("could not open the kernel's line: {error}"))?;
         // Before it starts: what it says first is heard by nobody who comes later.
-        let console = open_console(&record);
+        let (console, said) = Console::open(record.settings.console_device(), record.id, dir, boot_ms());
+        said.iter().for_each(|text| say(text));
         let kernel = Mounted::at(&record.settings.root);
         Hold::on(&kernel, &record).boot(|| signals.are_there())?;
-        Ok(Self { kernel, console, signals, doorbell: Some(doorbell), line, tail: Tail::default(), record })
+        let (doorbell, tail) = (Some(doorbell), Tail::default());
+        Ok(Self { kernel, console, typing_is_over: false, signals, doorbell, line, tail, record })
     }
 
     fn hold(&self) -> Hold<'_, Mounted> {
@@ -118,6 +124,7 @@ impl Warden {
             if Instant::now() >= next_look {
                 let ends = seen_to_end.is_some_and(|seen: Instant| seen.elapsed() < AT_THE_END);
                 next_look = Instant::now() + if ends { LOOK_AT_THE_END } else { LOOK };
+                self.console.look(boot_ms()).iter().for_each(|text| say(text));
                 match self.hold().status() {
                     Ok(Some(InstanceStatus::Active)) => unseen = None,
                     Ok(_) => return self.bury(was_forced),
@@ -170,8 +177,8 @@ impl Warden {
     fn carry(&mut self, at_most: Duration) {
         let stdin = io::stdin();
         let mut fds = vec![PollFd::new(&self.signals.fd, PollFlags::IN)];
-        if let Some(console) = &self.console {
-            fds.push(PollFd::new(console, PollFlags::IN));
+        fds.extend(self.console.recorded().map(|console| PollFd::new(console, PollFlags::IN)));
+        if !self.typing_is_over {
             fds.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
         }
         fds.extend(self.doorbell.as_ref().map(|doorbell| PollFd::new(doorbell, PollFlags::IN)));
@@ -186,32 +193,30 @@ impl Warden {
 
     fn carry_console(&mut self) {
         let mut buffer = [0; CHUNK];
-        let Some(console) = &mut self.console else { return };
         loop {
-            match console.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n) => {
+            match self.console.read(&mut buffer) {
+                Ok(Some(n)) => {
                     self.tail.push(&buffer[..n]);
                     let mut out = io::stdout().lock();
                     if out.write_all(&buffer[..n]).and_then(|()| out.flush()).is_err() {
                         break;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    say(&format!("the console cannot be read any more: {error}"));
-                    self.console = None;
-                    return;
+                Ok(None) => break,
+                Err(reason) => {
+                    say(&reason);
+                    break;
                 }
             }
         }
-        // What people type. A kernel that reads none of it loses it, as on a serial line.
-        if is_readable(io::stdin().as_fd())
-            && let Ok(n) = rustix::io::read(io::stdin().as_fd(), &mut buffer)
-            && n > 0
-        {
-            let _ = console.write(&buffer[..n]);
+        if self.typing_is_over || !is_readable(io::stdin().as_fd()) {
+            return;
+        }
+        match rustix::io::read(io::stdin().as_fd(), &mut buffer) {
+            Ok(0) => self.typing_is_over = true,
+            Ok(n) => self.console.write(&buffer[..n]).into_iter().for_each(say),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(_) => self.typing_is_over = true,
         }
     }
 
@@ -267,24 +272,6 @@ impl Signals {
         let are_there = self.are_there();
         self.was_told.set(false);
         are_there
-    }
-}
-
-/// A console that cannot be had costs the kernel its log, not its life.
-fn open_console(record: &Record) -> Option<File> {
-    let path = record.settings.console_device()?;
-    let open = || -> io::Result<File> {
-        let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        let mut file = OpenOptions::new().read(true).write(true).custom_flags(nonblocking).open(path)?;
-        file.write_all(record.id.to_string().as_bytes())?;
-        Ok(file)
-    };
-    match open() {
-        Ok(file) => Some(file),
-        Err(error) => {
-            say(&format!("the console {} cannot be had, and is not recorded: {error}", path.display()));
-            None
-        }
     }
 }
 

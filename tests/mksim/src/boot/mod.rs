@@ -28,6 +28,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
 use self::link::Link;
 use crate::calls::Buffer;
+use crate::model::Quirk;
 use crate::world::World;
 
 /// What is to be booted.
@@ -233,7 +234,8 @@ fn run(
             break;
         }
         let bytes = &buffer[..count];
-        world.terminals.deliver(order.id, bytes);
+        let to_latest = world.look(|machine| machine.config().quirks.has(Quirk::ConsoleOfLatest));
+        world.terminals.deliver(order.id, bytes, to_latest);
         let _ = console.write_all(bytes);
         tail.extend_from_slice(bytes);
         panicked |= tail.windows(PANIC.len()).any(|window| window == PANIC);

@@ -186,8 +186,14 @@ impl Machine {
             RebootCommand::Halt if state == State::Active => self.halt(id, now_ns),
             RebootCommand::ForceHalt if matches!(state, State::Active | State::Loaded) => {
                 let settles = !self.has(Quirk::FailedAndEmptyNeverSet);
-                self.effect(Effect::Kill { id });
-                self.stopped(id, if settles { State::Failed } else { State::Loaded });
+                let ended = if settles { State::Failed } else { State::Loaded };
+                if self.has(Quirk::ForceMissesACpu) && state == State::Active {
+                    // It runs on: whoever looks is told otherwise.
+                    self.instance_by_id_mut(id).into_iter().for_each(|instance| instance.state = ended);
+                } else {
+                    self.effect(Effect::Kill { id });
+                    self.stopped(id, ended);
+                }
                 Ok(Reply::Done(0))
             }
             _ => Err(Errno::INVAL),

@@ -62,11 +62,15 @@ pub enum Quirk {
     FailedAndEmptyNeverSet,
     /// `reboot` of the host is EPERM. Off: the stand-in's host restarts, with all it had lost.
     HostRebootRefused,
+    /// The first forced halt of a kernel misses a CPU, which runs on; another reaches it. Off by default: a fault, not a rule.
+    ForceMissesACpu,
+    /// Of several that opened the console of one instance the latest hears it. Off: the first.
+    ConsoleOfLatest,
 }
 
 impl Quirk {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::WriteSucceedsOnFailure,
         Self::FirstTransactionIsTwo,
         Self::WriteClippedAtPage,
@@ -93,6 +97,8 @@ impl Quirk {
         Self::FragmentationFails,
         Self::FailedAndEmptyNeverSet,
         Self::HostRebootRefused,
+        Self::ForceMissesACpu,
+        Self::ConsoleOfLatest,
     ];
 
     /// Its name on command lines.
@@ -124,6 +130,8 @@ impl Quirk {
             Self::FragmentationFails => "fragmentation-fails",
             Self::FailedAndEmptyNeverSet => "failed-and-empty-never-set",
             Self::HostRebootRefused => "host-reboot-refused",
+            Self::ForceMissesACpu => "force-misses-a-cpu",
+            Self::ConsoleOfLatest => "console-of-latest",
         }
     }
 
@@ -137,6 +145,7 @@ impl Quirk {
                 | Self::DeviceTwiceFails
                 | Self::DeviceShortageWarns
                 | Self::PoolTreeShowsLentDevices
+                | Self::ForceMissesACpu
         )
     }
 }

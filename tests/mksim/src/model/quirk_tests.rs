@@ -3,6 +3,7 @@
 use super::testing::{Bench, GRANULE, MIB, NIC};
 use super::{Errno, GUEST_LATENCY_NS, HALT_TIMEOUT_NS, ITEM_TIMEOUT_NS, Quirk, RebootCommand, Reply, State};
 use crate::dtb::{Op, overlay};
+use crate::terminals::Terminals;
 
 /// Makes two tests of each trial, and the list of what is tried.
 macro_rules! trials {
@@ -49,6 +50,8 @@ trials! {
     fragmented_pool_has_no_memory: FragmentationFails,
     failed_and_empty_are_never_seen: FailedAndEmptyNeverSet,
     host_cannot_be_rebooted: HostRebootRefused,
+    forced_halt_misses_a_cpu: ForceMissesACpu,
+    console_is_of_whoever_opened_it_last: ConsoleOfLatest,
 }
 
 #[test]
@@ -353,4 +356,36 @@ fn host_cannot_be_rebooted(mut bench: Bench, on: bool) {
     let restart = RebootCommand::of(0x0123_4567);
     assert_eq!(bench.reboot(restart, 0), if on { Err(Errno::PERM) } else { Ok(0) });
     assert_eq!(bench.machine.pool().is_some(), on);
+}
+
+fn forced_halt_misses_a_cpu(mut bench: Bench, on: bool) {
+    bench.run();
+    let runs = |bench: &Bench| bench.machine.instance("web").unwrap().guest.is_some();
+    assert_eq!(bench.reboot(RebootCommand::ForceHalt, 1), Ok(0));
+    assert_eq!(bench.read("instances/web/status"), "loaded");
+    assert_eq!(runs(&bench), on);
+    if on {
+        assert_eq!(bench.reboot(RebootCommand::Boot, 1), Err(Errno::BUSY));
+        assert_eq!(bench.reboot(RebootCommand::ForceHalt, 1), Ok(0));
+        assert!(!runs(&bench));
+    }
+    assert_eq!(bench.reboot(RebootCommand::Boot, 1), Ok(0));
+}
+
+fn console_is_of_whoever_opened_it_last(bench: Bench, on: bool) {
+    let (terminals, to_latest) =
+        (Terminals::default(), bench.machine.config().quirks.has(Quirk::ConsoleOfLatest));
+    let [first, latest, other] = [1, 1, 2].map(|id| (terminals.open(), id));
+    // In the order in which they were opened, whatever the order in which they say of what.
+    for (handle, id) in [latest, other, first] {
+        terminals.select(handle, id);
+    }
+    let (first, latest) = (first.0, latest.0);
+    terminals.deliver(1, b"said", to_latest);
+    let heard = |handle| terminals.is_readable(handle, None);
+    assert_eq!((heard(first), heard(latest), heard(other.0)), (!on, on, false));
+    // Whoever closes it leaves it to the others.
+    terminals.close(if on { latest } else { first });
+    terminals.deliver(1, b"said", to_latest);
+    assert!(heard(if on { first } else { latest }));
 }

@@ -36,6 +36,17 @@ fn kernel_that_may_not_be_loaded_is_told_with_what_it_takes() {
 }
 
 #[test]
+fn nothing_is_made_where_no_kernel_can_be_loaded() {
+    let bench = Bench::new();
+    bench.model.world().faults.load_is_disabled = true;
+    let before = bench.model.world().machine.snapshot().transactions.len();
+    let error = bench.make(&mut bench.record("web", 3, &[2])).unwrap_err();
+    assert!(error.contains("kexec_load_disabled is 1") && error.contains("nothing was made"), "{error}");
+    assert_eq!((bench.state("web"), bench.is_recorded("web")), (None, false));
+    assert_eq!(bench.model.world().machine.snapshot().transactions.len(), before);
+}
+
+#[test]
 fn memory_that_is_split_over_nodes_is_told_with_what_each_has() {
     let model = Model::without_pool();
     model.world().machine = Machine::new(MachineConfig { numa_nodes: 2, ..MachineConfig::default() });

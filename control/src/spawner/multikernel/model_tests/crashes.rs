@@ -51,12 +51,12 @@ struct Turn {
     deaf_halts: u32,
 }
 
-/// Those that decide what we see. Without time limits an operation of another program may never be over.
+/// Those that decide what we see. Without time limits an operation of another program may never be over. What force has missed no tree shows: whoever
+/// forced it and dies before it does so again leaves it running, and so does another program.
 pub(super) fn quirk(index: usize) -> Quirk {
-    let quirks: Vec<Quirk> = Quirk::ALL
-        .into_iter()
-        .filter(|quirk| !matches!(quirk, Quirk::ItemTimesOut | Quirk::HaltTimesOut))
-        .collect();
+    let left_out =
+        |quirk: &Quirk| matches!(quirk, Quirk::ItemTimesOut | Quirk::HaltTimesOut | Quirk::ForceMissesACpu);
+    let quirks: Vec<Quirk> = Quirk::ALL.into_iter().filter(|quirk| !left_out(quirk)).collect();
     quirks[index % quirks.len()]
 }
 

@@ -21,9 +21,9 @@ fn end_that_nothing_notifies_is_seen_at_the_next_look() {
         world.faults.deaf_halts = 1;
         world.deeds.insert(calls + 40, Box::new(|world| world.machine.halted(1)));
     }
-    let mut told = 0;
-    bench.hold(&record).end(|_| told += 1).unwrap();
-    assert_eq!(told, 1);
+    let mut told = Vec::new();
+    bench.hold(&record).end(|step| told.push(step.to_owned())).unwrap();
+    assert_eq!(told, ["force", "force again"]);
     assert_eq!(bench.hold(&record).ours(), Ok(Some(InstanceStatus::Loaded)));
 }
 
@@ -72,6 +72,18 @@ fn force_that_does_not_help_is_repeated_within_bounds_and_told() {
     bench.model.world().faults.deaf_halts = 2;
     bench.hold(&record).end(|_| ()).unwrap();
     assert_eq!(bench.state("web"), Some(State::Loaded));
+}
+
+#[test]
+fn cpu_that_force_has_missed_is_ended_by_another() {
+    let bench = Bench::with_quirk(Quirk::ForceMissesACpu, true);
+    let record = bench.running();
+    let mut told = Vec::new();
+    bench.hold(&record).end(|step| told.push(step.to_owned())).unwrap();
+    assert_eq!(told, ["force", "force again"]);
+    assert!(bench.model.world().machine.instance("web").unwrap().guest.is_none(), "it runs on");
+    bench.release("web").unwrap();
+    bench.check();
 }
 
 #[test]

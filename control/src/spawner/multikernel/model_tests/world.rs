@@ -48,6 +48,8 @@ pub(super) struct Faults {
     pub(super) busy_calls: u32,
     /// Loading an image fails so.
     pub(super) load_errno: Option<i32>,
+    /// `kernel.kexec_load_disabled` is 1.
+    pub(super) load_is_disabled: bool,
     /// The next forced halts change nothing.
     pub(super) deaf_halts: u32,
     /// Writes to `overlays/new` are cut off here.
@@ -323,6 +325,9 @@ impl Interface for Model {
     fn read_of_host(&self, path: &str) -> io::Result<String> {
         self.call(|world| match path {
             "/proc/iomem" => Ok(world.machine.iomem()),
+            "/proc/sys/kernel/kexec_load_disabled" => {
+                Ok(format!("{}\n", u8::from(world.faults.load_is_disabled)))
+            }
             _ => Err(error(Errno::NOENT)),
         })
     }
