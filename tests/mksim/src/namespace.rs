@@ -26,6 +26,7 @@ pub(crate) fn lay_out(files: &Path) -> anyhow::Result<()> {
     cover(Path::new("/sys/fs"))?;
     fs::create_dir("/sys/fs/multikernel").context("make the mount point")?;
     cover(Path::new("/dev"))?;
+    keep_terminals()?;
     fs::create_dir_all("/dev/dma_heap").context("make /dev/dma_heap")?;
     for place in ["/dev/mktty", "/dev/dma_heap/multikernel"] {
         File::create(place).with_context(|| format!("make {place}"))?;
@@ -41,6 +42,19 @@ pub(crate) fn lay_out(files: &Path) -> anyhow::Result<()> {
         bind(&files.join(name), Path::new(place))?;
     }
     name_file_system(&files.with_file_name("filesystems"))
+}
+
+/// Opening /dev/ptmx looks for `pts` beside what is bound there, and finds none (`path_pts` in fs/namei.c); one of /dev/pts is as good.
+fn keep_terminals() -> anyhow::Result<()> {
+    let ptmx = Path::new("/dev/ptmx");
+    if !Path::new("/dev/pts/ptmx").exists() {
+        return Ok(());
+    }
+    if ptmx.exists() {
+        umount2(ptmx, MntFlags::MNT_DETACH).context("unbind /dev/ptmx")?;
+        fs::remove_file(ptmx).context("remove /dev/ptmx")?;
+    }
+    symlink("pts/ptmx", ptmx).context("link /dev/ptmx")
 }
 
 /// Has the list of file systems that the kernel knows name one more. `copy`: where the list is kept.

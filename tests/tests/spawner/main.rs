@@ -15,8 +15,8 @@ use tombolo_agent::config::AgentConfig;
 use tombolo_control::api::beside::PoolWish;
 use tombolo_control::keeper::{Exit, ExitHow};
 use tombolo_control::spawner::{
-    Kernel, KernelSpec, KernelStatus, MultikernelSpawner, PoolFile, ProcessSpawner, QemuSpawner, SpawnError,
-    Spawner, UmlSpawner,
+    Kernel, KernelSpec, KernelStatus, MultikernelSettings, MultikernelSpawner, PoolFile, ProcessSpawner,
+    QemuSpawner, SpawnError, Spawner, UmlSpawner,
 };
 use tombolo_tests::wait::{LONG, until};
 use tombolo_tests::{prerequisites, standin};

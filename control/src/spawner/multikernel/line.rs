@@ -120,7 +120,8 @@ impl Listener {
             Self::Vsock(listener, cid) => loop {
                 let socket = accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC).ok()?;
                 let peer = getpeername::<VsockAddr>(socket.as_raw_fd()).ok();
-                if peer.is_some_and(|peer| is_of_kernel(*cid, Addr::new(Cid(peer.cid()), Port(peer.port())))) {
+                if peer.is_some_and(|peer| is_of_kernel(*cid, Addr::new(Cid(peer.cid()), Port(peer.port()))))
+                {
                     return Some(socket);
                 }
             },
