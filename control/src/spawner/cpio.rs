@@ -9,11 +9,13 @@ use super::{FileContent, InitrdFile};
 
 const FOLDER: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
+const SYMLINK: u32 = 0o120_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 
 /// Writes an archive of `files`, with the folders they need and `/dev/console`, which the kernel opens for `/init`.
 ///
-/// Owners are 0:0 and times 0: the same input gives the same bytes.
+/// Owners are 0:0 and times 0: the same input gives the same bytes. Whatever an archive before it has in the place of one of the
+/// files is replaced, and nothing else of it: folders that are links there stay links.
 pub(super) fn write_archive(out: &mut impl Write, files: &[InitrdFile]) -> io::Result<()> {
     let mut archive = Archive { out, written: 0, entries: 0 };
     let mut folders = BTreeSet::from(["dev", "proc", "sys", "run", "tmp"].map(str::to_owned));
@@ -22,12 +24,17 @@ pub(super) fn write_archive(out: &mut impl Write, files: &[InitrdFile]) -> io::R
         folders.extend(path.match_indices('/').map(|(end, _)| path[..end].to_owned()));
     }
     for folder in &folders {
-        archive.entry(folder, FOLDER | 0o755, (0, 0), 0)?;
+        // The kernel removes what is there already and of another kind (`clean_path` in init/initramfs.c). With a slash at its end the
+        // name of a link, such as `lib` to `usr/lib`, is that of the folder behind it.
+        archive.entry(&format!("{folder}/"), FOLDER | 0o755, (0, 0), 0)?;
     }
     archive.entry("dev/console", CHARACTER_DEVICE | 0o600, (5, 1), 0)?;
     for file in files {
         let path = relative(&file.guest_path)?;
         let mode = REGULAR | (file.mode & 0o7777);
+        // A file that is there already would be written over, under all its names: a link in its place takes this name from it.
+        archive.entry(path, SYMLINK | 0o777, (0, 0), 1)?;
+        archive.data(b".")?;
         match &file.content {
             FileContent::Bytes(bytes) => {
                 archive.entry(path, mode, (0, 0), bytes.len() as u64)?;
@@ -123,8 +130,8 @@ mod tests {
         write_archive(&mut out, &[file("/init", b"hello"), file("/etc/tombolo/agent.json", b"{}")]).unwrap();
         assert_eq!(out.len() % 4, 0);
         let find = |name: &str| out.windows(name.len()).position(|window| window == name.as_bytes()).unwrap();
-        assert!(find("etc\0") < find("etc/tombolo\0"));
-        assert!(find("etc/tombolo\0") < find("etc/tombolo/agent.json\0"));
+        assert!(find("etc/\0") < find("etc/tombolo/\0"));
+        assert!(find("etc/tombolo/\0") < find("etc/tombolo/agent.json\0"));
         assert!(find("hello\x00\x00\x00070701") > find("init\0"));
         assert!(find("TRAILER!!!\0") > find("{}\x00\x00070701"));
     }
