@@ -1,5 +1,6 @@
 //! End-to-end tests on real kernels, and what they share.
 
+pub mod archive;
 pub mod attached;
 pub mod bed;
 pub mod guest;

@@ -3,6 +3,7 @@
 //! On user-mode kernels and, what a spawner has a hand in, on kernels in emulated machines as well (the module `qemu`).
 
 use serde_json::Value;
+use tombolo_tests::archive::{self, Newc};
 use tombolo_tests::bed::{Bed, eventually, send_signal};
 use tombolo_tests::prerequisites;
 use tombolo_tests::wait::LONG;
@@ -39,6 +40,49 @@ fn boots_apart_from_the_host_and_powers_off(spawner: &'static str) {
     assert_eq!(inside["boot_id"], bed.view("web")["boot_id"]);
     bed.must(&["stop", "web"]);
     assert_eq!(bed.view("web")["last_end"], "powered-off");
+    bed.nothing_is_left();
+}
+
+#[test]
+fn kernel_has_what_is_in_an_initial_archive_of_the_user_and_boots_into_the_agent() {
+    has_what_is_in_an_initial_archive_of_the_user("uml");
+}
+
+/// One as distributions make them, and one packed behind it: programs behind a link, an /init of its own that ends at once, and has two names.
+fn has_what_is_in_an_initial_archive_of_the_user(spawner: &'static str) {
+    let Some(app) = prerequisites::static_program("tombolo-demo-kv") else { return };
+    let Some(bed) = Bed::start(spawner) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let programs = Newc::default()
+        .with("usr", archive::FOLDER, &[])
+        .with("usr/bin", archive::FOLDER, &[])
+        .with("bin", archive::LINK, b"usr/bin")
+        .with_program_of_two_names(["usr/bin/app", "init"], &std::fs::read(app).unwrap());
+    let data =
+        Newc::default().with("data", archive::FOLDER, &[]).with("data/file", 0o100_644, b"of the user");
+    let initrd = [programs.bytes(), archive::lz4(&data.bytes())].concat();
+    std::fs::write(path("initrd"), initrd).unwrap();
+    std::fs::write(path("ours"), "ours").unwrap();
+
+    let file = format!("{}:/bin/ours", path("ours"));
+    bed.must(&[
+        "up",
+        "web",
+        "--memory",
+        "192",
+        "--restart",
+        "never",
+        "--initrd",
+        &path("initrd"),
+        "--file",
+        &file,
+    ]);
+    for (inside, content) in [("/data/file", "of the user"), ("/usr/bin/ours", "ours")] {
+        bed.must(&["cp", &format!("web:{inside}"), &path("copy")]);
+        assert_eq!(std::fs::read_to_string(path("copy")).unwrap(), content, "{inside}");
+    }
+    assert_eq!(where_am_i(&bed)["boot_id"], bed.view("web")["boot_id"]);
     bed.nothing_is_left();
 }
 
@@ -332,6 +376,11 @@ fn peer_that_never_reads_holds_the_sender_back_and_loses_nothing() {
 /// Kernels in emulated machines.
 mod qemu {
     use super::*;
+
+    #[test]
+    fn kernel_has_what_is_in_an_initial_archive_of_the_user_and_boots_into_the_agent() {
+        has_what_is_in_an_initial_archive_of_the_user("qemu");
+    }
 
     #[test]
     fn kernel_boots_apart_from_the_host_and_powers_off() {

@@ -253,6 +253,9 @@ pub struct SpecArgs {
     /// The kernel image [default: the one the driver finds]
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
+    /// An initial archive (cpio, plain or packed) to unpack before ours, which wins: /init is always the agent
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
     /// Put a file of this host into the kernel
     #[arg(long = "file", value_name = "HOST:GUEST", value_parser = parse_file)]
     pub files: Vec<(PathBuf, String)>,

@@ -31,6 +31,8 @@ pub(super) fn read(args: &SpecArgs) -> Result<InstanceSpec, CliError> {
         spec.devices.get_or_insert_default().extend(&args.devices);
     }
     spec.image = args.image.as_ref().map(std::path::absolute).transpose().map_err(absolute)?.or(spec.image);
+    spec.initrd =
+        args.initrd.as_ref().map(std::path::absolute).transpose().map_err(absolute)?.or(spec.initrd);
     for (source, guest) in &args.files {
         let source = std::path::absolute(source).map_err(absolute)?;
         spec.files.push(FileSpec { guest: guest.clone(), mode: mode_of(&source), source });
@@ -111,7 +113,7 @@ mod tests {
     #[test]
     fn options_become_a_specification() {
         let spec = spec_of(
-            "tombolo create web --memory 128 --restart always --on-hang restart -e A=1 --file /etc/passwd:/p -- /bin/app x",
+            "tombolo create web --memory 128 --restart always --on-hang restart -e A=1 --initrd base.img --file /etc/passwd:/p -- /bin/app x",
         )
         .unwrap();
         assert_eq!(
@@ -122,6 +124,7 @@ mod tests {
         assert_eq!(entrypoint.argv, ["/bin/app", "x"]);
         assert_eq!(entrypoint.env, [("A".to_owned(), "1".to_owned())]);
         assert_eq!(spec.files[0].mode, 0o644);
+        assert_eq!(spec.initrd, Some(std::path::absolute("base.img").unwrap()), "the daemon runs elsewhere");
     }
 
     #[test]

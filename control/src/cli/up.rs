@@ -89,6 +89,7 @@ pub(super) fn read_fleet(file: Option<&Path>, remedy: &str) -> Result<FleetSpec,
     let base = base.parent().unwrap_or_else(|| Path::new("/"));
     for spec in fleet.instance.values_mut() {
         spec.image = spec.image.take().map(|image| base.join(image));
+        spec.initrd = spec.initrd.take().map(|initrd| base.join(initrd));
         for file in &mut spec.files {
             file.source = base.join(&file.source);
         }
@@ -104,11 +105,12 @@ mod tests {
     fn paths_in_a_fleet_file_are_meant_from_where_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fleet.toml");
-        let text = "[instance.web]\nimage = 'linux'\nfiles = [{ guest = '/a', source = 'bin/a' }]";
+        let text = "[instance.web]\nimage = 'linux'\ninitrd = 'base.img'\nfiles = [{ guest = '/a', source = 'bin/a' }]";
         std::fs::write(&path, text).unwrap();
         let fleet = read_fleet(Some(&path), "").unwrap();
         let web = &fleet.instance[&"web".parse().unwrap()];
         assert_eq!(web.image.as_deref(), Some(dir.path().join("linux").as_path()));
+        assert_eq!(web.initrd.as_deref(), Some(dir.path().join("base.img").as_path()));
         assert_eq!(web.files[0].source, dir.path().join("bin/a"));
     }
 

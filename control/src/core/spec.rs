@@ -48,6 +48,10 @@ pub struct InstanceSpec {
     pub devices: Option<Vec<PciAddress>>,
     /// The kernel image. Default: the one the spawner finds.
     pub image: Option<PathBuf>,
+    /// An initial archive of the host, read at each start: cpio (newc), plain or packed in any way that the kernel knows, or several one after another.
+    /// It is unpacked first, then ours, with `files` and `modules`: what both have is ours, above all `/init`, which is the agent. Only where the spawner makes
+    /// kernels. Default none.
+    pub initrd: Option<PathBuf>,
     /// What runs in it. Default: nothing but the agent.
     pub entrypoint: Option<Entrypoint>,
     /// Checks that the agent makes inside. Default none.
@@ -135,6 +139,7 @@ impl Default for InstanceSpec {
             balance: false,
             devices: None,
             image: None,
+            initrd: None,
             entrypoint: None,
             probes: Vec::new(),
             restart: RestartPolicy::default(),
@@ -203,6 +208,12 @@ impl InstanceSpec {
                 ));
             }
             SpawnerKind::Uml | SpawnerKind::Qemu | SpawnerKind::Multikernel | SpawnerKind::Process => {}
+        }
+        if let Some(initrd) = self.initrd.as_ref().filter(|_| !kind.makes_kernels()) {
+            return refuse(format!(
+                "initrd: it is to have {}, and the spawner `{kind}` makes no kernels, which would unpack it",
+                initrd.display()
+            ));
         }
         match self.devices.as_deref() {
             Some([device, ..]) if !kind.can_move_devices() => refuse(format!(
@@ -372,6 +383,7 @@ mod tests {
             ("cpus_max = 4", "CPUs", &[Uml][..]),
             ("cpus = 4", "CPUs", &[Uml]),
             (device, "0000:01:00.0", &[Uml, Process]),
+            ("initrd = '/srv/base.img'", "/srv/base.img", &[Process]),
             ("devices = []\ncpus_min = 1\nmemory_min_mib = 32", "", &[]),
         ] {
             let spec: InstanceSpec = toml::from_str(text).unwrap();
@@ -393,5 +405,12 @@ mod tests {
             serde_json::from_str::<InstanceSpec>(&serde_json::to_string(&spec).unwrap()).unwrap(),
             spec
         );
+    }
+
+    #[test]
+    fn a_spec_that_an_earlier_daemon_stored_has_what_is_new_by_default() {
+        let mut stored = serde_json::to_value(InstanceSpec::default()).unwrap();
+        stored.as_object_mut().unwrap().remove("initrd").expect("it is stored");
+        assert_eq!(serde_json::from_value::<InstanceSpec>(stored).unwrap(), InstanceSpec::default());
     }
 }

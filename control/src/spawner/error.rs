@@ -28,6 +28,14 @@ pub enum SpawnError {
         /// What it is instead.
         reason: String,
     },
+    /// The initial archive is not one that a kernel unpacks.
+    #[error("{path} is not an initial archive that a kernel can unpack: {reason}; nothing was started")]
+    NotAnArchive {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead, and what to do.
+        reason: String,
+    },
     /// The spec asks for what cannot be.
     #[error("kernel `{name}` cannot be spawned: {reason}; nothing was started")]
     BadSpec {

@@ -31,6 +31,7 @@ mod qemu;
 mod spec;
 mod uml;
 mod units;
+mod user_archive;
 
 use std::future::Future;
 use std::os::unix::fs::FileTypeExt as _;

@@ -97,6 +97,12 @@ impl Spawner for ProcessSpawner {
     async fn spawn(&self, spec: &KernelSpec) -> Result<Kernel, SpawnError> {
         let name = &spec.agent_config.name;
         let bad_spec = |reason: String| SpawnError::BadSpec { name: name.clone(), reason };
+        if let Some(path) = &spec.initrd {
+            return Err(bad_spec(format!(
+                "it is to have the initial archive {}, and no kernel boots here that would unpack it",
+                path.display()
+            )));
+        }
         super::check_pool(spec).map_err(bad_spec)?;
         super::check_agent(spec)?;
         let text = |path: &Path| {

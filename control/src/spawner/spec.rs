@@ -164,7 +164,11 @@ pub struct PoolFile {
 pub struct KernelSpec {
     /// The kernel image; `None` lets the spawner find one. Ignored by `process`.
     pub image: Option<PathBuf>,
-    /// The kernel's memory, in bytes (at least 32 MiB, and twice the size of all initrd files). Ignored by `process`.
+    /// An initial archive of the user's, in any form that the kernel unpacks: what is in ours takes the place of what is in it. Refused by
+    /// `process`, where nothing unpacks one.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's memory, in bytes (at least 32 MiB, and twice the size of all initrd files; more if `initrd` is packed). Ignored by
+    /// `process`.
     pub memory_bytes: u64,
     /// The least memory it can be left with while it runs, in bytes: `memory_bytes` or less. Where a kernel has to be told at its boot
     /// what can leave, that is what is beyond this.

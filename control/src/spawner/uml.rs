@@ -29,7 +29,7 @@ const EMPTY_DIR: &str = "empty";
 /// The management console, relative to the runtime folder.
 const MCONSOLE: &str = "uml/k/mconsole";
 
-/// Least memory a kernel can boot with, besides twice its initial archive (packed and unpacked), in bytes.
+/// Least memory a kernel can boot with, besides its initial archive (packed and unpacked), in bytes.
 const MEMORY_BYTES_MIN: u64 = 24 << 20;
 
 /// When a kernel that boots and does not answer is told something else.
@@ -86,13 +86,14 @@ impl Spawner for UmlSpawner {
         super::check_pool(spec).map_err(bad_spec)?;
         check_pool_len(spec.pool.as_ref().map_or(0, |pool| pool.len)).map_err(bad_spec)?;
         super::check_agent(spec)?;
+        let user_archive = initrd::of_user(spec).await?;
         let claim = Claim::take(&spec.runtime_dir).await?;
 
         let mut config = spec.agent_config.clone();
         config.pool = spec.pool.as_ref().map(|pool| PoolConfig::new("/dev/mmapper", pool.len));
         config.doorbell = Some(Doorbell::Path("/dev/ttyS0".into()));
-        let initrd_bytes = initrd::write(spec, config, &modules).await?;
-        initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;
+        let initrd = initrd::write(spec, user_archive, config, &modules).await?;
+        initrd::check_memory(spec, initrd, MEMORY_BYTES_MIN).map_err(bad_spec)?;
         for dir in [UML_DIR, EMPTY_DIR] {
             let path = spec.runtime_dir.join(dir);
             std::fs::create_dir(&path).map_err(|source| SpawnError::File {

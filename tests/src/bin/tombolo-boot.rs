@@ -59,6 +59,7 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<ExitHow> {
     let dir = tempfile::tempdir()?;
     let spec = KernelSpec {
         image,
+        initrd: None,
         memory_bytes: memory_mib << 20,
         memory_min_bytes: memory_mib << 20,
         memory_max_bytes: memory_mib << 20,

@@ -90,6 +90,7 @@ fn bed<S>(spawner: S, init: PathBuf) -> Bed<S> {
     let incarnation = Incarnation::random().unwrap();
     let spec = KernelSpec {
         image: None,
+        initrd: None,
         memory_bytes: 96 << 20,
         memory_min_bytes: 96 << 20,
         memory_max_bytes: 96 << 20,
@@ -362,6 +363,32 @@ async fn image_that_is_no_kernel_is_refused<S: Spawner>(mut bed: Bed<S>) {
     assert!(!bed.spec.runtime_dir.exists());
 }
 
+async fn initial_archive_that_no_kernel_unpacks_is_refused<S: Spawner>(mut bed: Bed<S>) {
+    for (content, why) in
+        [(&b""[..], "it is empty"), (b"not packed", "neither cpio"), (b"070701", "cut short")]
+    {
+        let path = bed.dir.path().join("initrd");
+        fs::write(&path, content).unwrap();
+        bed.spec.initrd = Some(path);
+        let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
+        assert!(matches!(&error, SpawnError::NotAnArchive { reason, .. } if reason.contains(why)), "{error}");
+    }
+    bed.spec.initrd = Some("/no/such/initrd".into());
+    let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
+    assert!(error.to_string().contains("/no/such/initrd"), "{error}");
+    assert!(!bed.spec.runtime_dir.exists());
+}
+
+async fn initial_archive_is_refused_where_nothing_unpacks_it<S: Spawner>(mut bed: Bed<S>) {
+    bed.spec.initrd = Some("/srv/base.img".into());
+    let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
+    assert!(
+        matches!(&error, SpawnError::BadSpec { reason, .. } if reason.contains("/srv/base.img") && reason.contains("no kernel boots")),
+        "{error}"
+    );
+    assert!(!bed.spec.runtime_dir.exists());
+}
+
 async fn too_little_memory_is_refused_with_what_is_needed<S: Spawner>(mut bed: Bed<S>) {
     bed.spec.memory_bytes /= 4;
     let error = bed.spawner.spawn(&bed.spec).await.unwrap_err();
@@ -450,7 +477,7 @@ macro_rules! suite_of_kernels {
     ($spawner:ident) => {
         tests!($spawner:
             panic_is_told_apart, end_of_init_is_a_panic, image_that_is_no_kernel_is_refused,
-            too_little_memory_is_refused_with_what_is_needed,
+            too_little_memory_is_refused_with_what_is_needed, initial_archive_that_no_kernel_unpacks_is_refused,
         );
     };
 }
@@ -521,5 +548,6 @@ mod on_process {
     tests!(process:
         memory_that_is_for_good_cannot_be_changed, nobody_can_ask_a_kernel_that_is_none,
         exit_statuses_are_told_apart, cpus_and_devices_that_are_for_good_cannot_be_changed,
+        initial_archive_is_refused_where_nothing_unpacks_it,
     );
 }

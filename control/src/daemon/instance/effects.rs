@@ -125,6 +125,7 @@ impl Instance {
         });
         self.kernel_spec = Some(Box::new(KernelSpec {
             image: spec.image.clone(),
+            initrd: spec.initrd.clone(),
             memory_bytes: boots_with.memory_bytes,
             memory_min_bytes: boots_with.memory_min_bytes,
             memory_max_bytes: boots_with.memory_max_bytes,

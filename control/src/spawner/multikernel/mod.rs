@@ -86,6 +86,7 @@ use self::doubts::Asked as _;
 use self::hold::Hold;
 use self::ids::{InstanceId, InstanceName, PhysicalCpu};
 use self::image::{Arch, ImageError, KernelImage, Limits};
+pub(super) use self::image::{Compression, first_bytes};
 use self::interface::{InstanceStatus, Mounted};
 use self::lease::Lease;
 use self::live::Live;
@@ -116,7 +117,7 @@ pub(super) const FILES: &[&str] = &[
     Lease::KEPT,
 ];
 
-/// Least memory a kernel can boot with, besides twice its initial archive (packed and unpacked), in bytes.
+/// Least memory a kernel can boot with, besides its initial archive (packed and unpacked), in bytes.
 const MEMORY_BYTES_MIN: u64 = 24 << 20;
 
 /// Starts kernels beside this one.
@@ -324,6 +325,7 @@ impl Spawner for MultikernelSpawner {
             super::check_pool(spec).map_err(bad_spec)?;
         }
         super::check_agent(spec)?;
+        let user_archive = initrd::of_user(spec).await?;
         let claim = Claim::take(&spec.runtime_dir).await?;
         let mut record = self.plan(spec).map_err(bad_spec)?;
 
@@ -331,8 +333,8 @@ impl Spawner for MultikernelSpawner {
         config.pool = spec.pool.as_ref().and_then(|pool| self.settings.pool_inside(pool));
         config.doorbell = self.settings.doorbell_inside(&record);
         config.paced = self.settings.link_inside();
-        let initrd_bytes = initrd::write(spec, config, &[]).await?;
-        initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;
+        let size = initrd::write(spec, user_archive, config, &[]).await?;
+        initrd::check_memory(spec, size, MEMORY_BYTES_MIN).map_err(bad_spec)?;
         let path = spec.runtime_dir.join(initrd::NAME);
         let initrd = File::open(&path).map_err(|source| SpawnError::File {
             action: "read the initial archive",

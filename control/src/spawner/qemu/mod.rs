@@ -61,7 +61,7 @@ const CONSOLE: &str = "console";
 /// How long the monitor may take to answer, or to appear.
 const MONITOR_MAX: Duration = Duration::from_secs(5);
 
-/// Least memory a kernel can boot with, besides twice its initial archive (packed and unpacked), in bytes.
+/// Least memory a kernel can boot with, besides its initial archive (packed and unpacked), in bytes.
 const MEMORY_BYTES_MIN: u64 = 72 << 20;
 /// Where the agent finds the pool: the memory of the ivshmem function.
 const POOL_DEVICE: &str = "pci:1af4:1110";
@@ -200,6 +200,7 @@ impl Spawner for QemuSpawner {
         let bad_spec = |reason: String| SpawnError::BadSpec { name: name.clone(), reason };
         super::check_pool(spec).map_err(bad_spec)?;
         super::check_agent(spec)?;
+        let user_archive = initrd::of_user(spec).await?;
         let can_change = Layout::new(spec, 0).can_change();
         let mut wanted: Vec<String> =
             if can_change { memory::MODULES.map(str::to_owned).to_vec() } else { Vec::new() };
@@ -223,9 +224,9 @@ impl Spawner for QemuSpawner {
         let mut config = spec.agent_config.clone();
         config.pool = spec.pool.as_ref().map(|pool| PoolConfig::new(POOL_DEVICE, pool.len));
         config.doorbell = Some(Doorbell::Path("/dev/ttyS1".into()));
-        let initrd_bytes = initrd::write(spec, config, &modules).await?;
-        initrd::check_memory(spec, initrd_bytes, MEMORY_BYTES_MIN).map_err(bad_spec)?;
-        let layout = Layout::new(spec, MEMORY_BYTES_MIN + 2 * initrd_bytes);
+        let initrd = initrd::write(spec, user_archive, config, &modules).await?;
+        initrd::check_memory(spec, initrd, MEMORY_BYTES_MIN).map_err(bad_spec)?;
+        let layout = Layout::new(spec, MEMORY_BYTES_MIN + initrd.memory_bytes());
         let shares_memory = self.vsock_device.is_some();
         let mut argv =
             arguments(spec, &image, &layout, shares_memory, &acceleration, method).map_err(bad_spec)?;

@@ -28,7 +28,7 @@ pub(super) fn contains(bytes: &[u8], mark: &[u8]) -> bool {
 }
 
 /// The first bytes, for people who know their magic numbers.
-pub(super) fn first_bytes(bytes: &[u8]) -> String {
+pub(crate) fn first_bytes(bytes: &[u8]) -> String {
     let first: Vec<String> = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     first.join(" ")
 }

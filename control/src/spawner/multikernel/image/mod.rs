@@ -35,6 +35,7 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
+pub(crate) use bytes::first_bytes;
 pub(crate) use error::{CommandLineError, ImageError};
 pub(crate) use unpack::Compression;
 

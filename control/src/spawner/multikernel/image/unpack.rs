@@ -40,7 +40,7 @@ pub(crate) enum Compression {
 
 impl Compression {
     /// By the first bytes, as the kernel tells them apart (lib/decompress.c).
-    pub(super) fn of(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn of(bytes: &[u8]) -> Option<Self> {
         let marks: [(&[u8], Self); 7] = [
             (b"\x1f\x8b", Self::Gzip),
             (b"\xfd7zXZ\0", Self::Xz),

@@ -57,6 +57,8 @@ fn documented_traps_are_replayed() {
         ),
         ("daxfs::tests", include_str!("../../../../../agent/src/daxfs.rs")),
         ("tree::tests", include_str!("../tree_tests.rs")),
+        ("spawner::user_archive::tests", include_str!("../../user_archive.rs")),
+        ("spawner::initrd::tests", include_str!("../../initrd.rs")),
         ("image::tests", include_str!("../image/tests/mod.rs")),
         ("image::tests::hostile", include_str!("../image/tests/hostile.rs")),
         ("core::spec::tests", include_str!("../../../core/spec.rs")),
