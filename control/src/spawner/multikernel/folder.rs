@@ -1,12 +1,12 @@
 //! What the runtime folder of an instance says was made for it, and what is done about that: after whatever its maker died of.
 
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use super::devices;
 use super::hold::Hold;
 use super::ids::PhysicalCpu;
 use super::interface::{self, InstanceStatus, Interface};
+use super::load::Load;
 use super::lock;
 use super::may_load::{self, Obstacle};
 use super::memory;
@@ -19,8 +19,7 @@ pub(super) fn make(
     kernel: &impl Interface,
     dir: &Path,
     record: &mut Record,
-    (image, initrd): (BorrowedFd<'_>, BorrowedFd<'_>),
-    command_line: &str,
+    load: Load<'_>,
 ) -> Result<(), String> {
     if let Some(Obstacle { what, remedy }) = may_load::obstacle(kernel) {
         return Err(format!("{what}: {remedy}; nothing was made"));
@@ -38,7 +37,7 @@ pub(super) fn make(
         return Err(format!("{reason}; {left}"));
     }
     drop(lock);
-    Hold::on(kernel, record).load(image, initrd, command_line)
+    Hold::on(kernel, record).load(load)
 }
 
 /// What the kernel gave to an instance that was made just now must not be in use in another, which the kernel cannot know.
@@ -69,8 +68,7 @@ pub(super) fn load_taken_over(
     kernel: &impl Interface,
     dir: &Path,
     record: &mut Record,
-    (image, initrd): (BorrowedFd<'_>, BorrowedFd<'_>),
-    command_line: &str,
+    load: Load<'_>,
 ) -> Result<(), String> {
     let name = record.name.clone();
     let status = Hold::on(kernel, record).ours()?;
@@ -90,7 +88,7 @@ pub(super) fn load_taken_over(
     if status == Some(InstanceStatus::Loaded) {
         hold.unload(|| false)?;
     }
-    hold.load(image, initrd, command_line)
+    hold.load(load)
 }
 
 /// So many CPUs of the pool that no instance has, and none of `withheld`. Whoever holds the lock can be sure of them.

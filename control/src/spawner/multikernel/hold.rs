@@ -1,7 +1,6 @@
 //! An instance of the kernel that is ours, step by step: made, loaded, started, ended, given back. Each step reads back what came of it.
 
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use super::devices;
 use super::host_pci::HostPci;
 use super::ids::listed;
 use super::interface::{self, InstanceStatus, Interface};
+use super::load::Load;
 use super::lock::{self, Lock};
 use super::overlay::{Intent, NewInstance};
 use super::provenance::{self, Maker, Mark};
@@ -115,23 +115,16 @@ impl<'a, I: Interface> Hold<'a, I> {
     }
 
     /// Puts a kernel into it.
-    pub(super) fn load(
-        &self,
-        image: BorrowedFd<'_>,
-        initrd: BorrowedFd<'_>,
-        command_line: &str,
-    ) -> Result<(), String> {
-        let (name, id) = (&self.record.name, self.record.id);
+    pub(super) fn load(&self, load: Load<'_>) -> Result<(), String> {
+        let name = &self.record.name;
         match self.ours()? {
             Some(InstanceStatus::Ready) => {}
             other => return Err(format!("instance `{name}` is to be loaded, and is {}", named(other))),
         }
-        let load = || self.kernel.load(id, image, initrd, command_line);
         // One that is loaded is busy as well, and waiting does not help.
         let is_empty = || self.status() == Ok(Some(InstanceStatus::Ready));
-        unless_busy(self.kernel, BUSY_MAX, load, is_empty).map_err(|error| {
-            format!("could not load a kernel into instance `{name}`: {}", load_reason(&error))
-        })?;
+        load.put(self.kernel, self.record.id, is_empty)
+            .map_err(|reason| format!("could not load a kernel into instance `{name}`: {reason}"))?;
         match self.status()? {
             Some(InstanceStatus::Loaded) => Ok(()),
             other => Err(format!("the kernel took the image, but instance `{name}` is {}", named(other))),
@@ -361,21 +354,6 @@ pub(super) fn nonce_of(what: &str) -> io::Result<String> {
 
 fn named(status: Option<InstanceStatus>) -> String {
     status.map_or_else(|| "gone".into(), |status| format!("{status:?}").to_lowercase())
-}
-
-fn load_reason(error: &io::Error) -> String {
-    let hint = match error.raw_os_error() {
-        Some(libc::EPERM) => "it needs CAP_SYS_BOOT, kernel.kexec_load_disabled = 0, and no lockdown",
-        Some(libc::EBUSY) => "the kernel is busy with another instance, or this one has an image already",
-        Some(libc::ENOEXEC) => "it is not a kernel that this one can load",
-        Some(libc::ENODATA | libc::ENOKEY | libc::EKEYREJECTED) => {
-            "this kernel loads only signed images: sign it (kerf sign)"
-        }
-        Some(libc::ENOENT) => "the kernel has no such instance any more",
-        Some(libc::EINVAL) => "the kernel takes no such image or command line; dmesg says which",
-        _ => return error.to_string(),
-    };
-    format!("{error}: {hint}")
 }
 
 fn boot_reason(error: &io::Error) -> String {

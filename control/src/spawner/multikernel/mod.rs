@@ -35,6 +35,7 @@ mod interface;
 mod lease;
 mod line;
 mod live;
+mod load;
 mod lock;
 mod look;
 mod may_load;
@@ -90,6 +91,7 @@ pub(super) use self::image::{Compression, first_bytes};
 use self::interface::{InstanceStatus, Mounted};
 use self::lease::Lease;
 use self::live::Live;
+use self::load::Load;
 use self::memory::LiveMemory;
 use self::record::{Origin, Record};
 use super::launch::Claim;
@@ -360,15 +362,23 @@ impl Spawner for MultikernelSpawner {
         tracing::info!(name, kernel = image.release().unwrap_or("of no known version"), "a kernel is loaded");
         let made = tokio::task::spawn_blocking(move || {
             // What is loaded is what was looked at, whatever becomes of the file.
-            let image = anonymous(&image.bytes)
-                .map_err(|error| format!("could not set the kernel aside: {error}"))?;
-            let (kernel, files) = (Mounted::at(&record.settings.root), (image.as_fd(), initrd.as_fd()));
+            let aside = |bytes: &[u8]| {
+                anonymous(bytes).map_err(|error| format!("could not set the kernel aside: {error}"))
+            };
+            let (unpacked, signed) = (aside(&image.bytes)?, image.signed_file().map(aside).transpose()?);
+            let load = Load {
+                image: unpacked.as_fd(),
+                signed: signed.as_ref().map(File::as_fd),
+                initrd: initrd.as_fd(),
+                command_line: &line,
+            };
+            let kernel = Mounted::at(&record.settings.root);
             match taken_over {
                 Some(mut taken_over) if Hold::on(&kernel, &taken_over).ours()?.is_some() => {
-                    folder::load_taken_over(&kernel, &dir, &mut taken_over, files, &line)
+                    folder::load_taken_over(&kernel, &dir, &mut taken_over, load)
                 }
                 // It was given back since, or another program removed it.
-                _ => folder::make(&kernel, &dir, &mut record, files, &line),
+                _ => folder::make(&kernel, &dir, &mut record, load),
             }
         });
         let made = made.await.unwrap_or_else(|panicked| Err(panicked.to_string()));

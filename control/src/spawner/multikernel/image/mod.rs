@@ -209,6 +209,11 @@ impl KernelImage {
         })
     }
 
+    /// The file as it was, if it has a signature and `bytes` have not.
+    pub(crate) fn signed_file(&self) -> Option<&[u8]> {
+        self.packed.as_deref().filter(|_| self.is_signed)
+    }
+
     /// Its release, as `uname -r` says it and folders of modules are named: the first word of the version.
     pub(crate) fn release(&self) -> Option<&str> {
         self.version.as_deref()?.split_whitespace().next()

@@ -1,10 +1,10 @@
 //! Bad input that reaches the kernel: what it says, and what is told. The rest is refused before (see the table in `docs/multikernel-traps.md`).
 
 use tombolo_mksim::dtb;
-use tombolo_mksim::model::{Machine, MachineConfig};
+use tombolo_mksim::model::{Machine, MachineConfig, State};
 
 use super::bench::Bench;
-use super::world::{Actor, MIB, Model};
+use super::world::{Actor, Faults, MIB, Model};
 
 #[test]
 fn image_that_is_not_signed_where_that_is_needed_is_told_with_what_to_do() {
@@ -13,6 +13,7 @@ fn image_that_is_not_signed_where_that_is_needed_is_told_with_what_to_do() {
         bench.model.world().faults.load_errno = Some(errno);
         let error = bench.make(&mut bench.record("web", 3, &[2])).unwrap_err();
         assert!(error.contains("loads only signed images: sign it (kerf sign)"), "{error}");
+        assert!(error.contains("boot one here that does not enforce signatures"), "{error}");
         bench.release("web").unwrap();
         assert_eq!((bench.state("web"), bench.is_recorded("web")), (None, false), "it is given back");
         bench.check();
@@ -20,9 +21,69 @@ fn image_that_is_not_signed_where_that_is_needed_is_told_with_what_to_do() {
 }
 
 #[test]
+fn signed_file_is_loaded_as_it_is_where_what_was_unpacked_from_it_is_refused() {
+    let bench = Bench::new();
+    bench.make_of_signed_file(&mut bench.record("web", 3, &[2])).unwrap();
+    assert_eq!(
+        bench.model.world().loads,
+        [false],
+        "where nothing is enforced any kernel takes what was unpacked"
+    );
+
+    for errno in [libc::ENODATA, libc::ENOKEY, libc::EKEYREJECTED, libc::EPERM] {
+        let bench = Bench::new();
+        bench.model.world().faults.load_errno = Some(errno);
+        bench.make_of_signed_file(&mut bench.record("web", 3, &[2])).unwrap();
+        assert_eq!(bench.model.world().loads, [false, true]);
+        assert_eq!(bench.state("web"), Some(State::Loaded));
+        bench.check();
+    }
+}
+
+#[test]
+fn signed_file_that_is_refused_as_well_is_told_with_what_was_tried_and_what_to_do() {
+    for (errno, errno_signed) in [
+        (libc::ENODATA, libc::ENOEXEC),
+        (libc::ENODATA, libc::ENOKEY),
+        (libc::EPERM, libc::EKEYREJECTED),
+        (libc::EPERM, libc::EPERM),
+    ] {
+        let bench = Bench::new();
+        let faults =
+            Faults { load_errno: Some(errno), load_errno_signed: Some(errno_signed), ..Faults::default() };
+        bench.model.world().faults = faults;
+        let error = bench.make_of_signed_file(&mut bench.record("web", 3, &[2])).unwrap_err();
+        for (way, errno) in [("tried unpacked", errno), ("tried as the signed file", errno_signed)] {
+            let said = std::io::Error::from_raw_os_error(errno).to_string();
+            assert!(error.split("; ").any(|part| part.contains(way) && part.contains(&said)), "{error}");
+        }
+        assert!(
+            error.contains("(kerf sign), or boot a kernel here that does not enforce signatures"),
+            "{error}"
+        );
+        assert_eq!(error.contains("CAP_SYS_BOOT"), errno_signed == libc::EPERM, "{error}");
+        bench.release("web").unwrap();
+        assert_eq!((bench.state("web"), bench.is_recorded("web")), (None, false), "it is given back");
+    }
+}
+
+#[test]
+fn refusal_that_is_not_about_signatures_is_told_at_once() {
+    for errno in [libc::ENOEXEC, libc::EINVAL] {
+        let bench = Bench::new();
+        bench.model.world().faults.load_errno = Some(errno);
+        bench.make_of_signed_file(&mut bench.record("web", 3, &[2])).unwrap_err();
+        assert_eq!(bench.model.world().loads, [false]);
+    }
+}
+
+#[test]
 fn kernel_that_may_not_be_loaded_is_told_with_what_it_takes() {
     for (errno, told) in [
-        (libc::EPERM, "CAP_SYS_BOOT, kernel.kexec_load_disabled = 0, and no lockdown"),
+        (
+            libc::EPERM,
+            "CAP_SYS_BOOT, kernel.kexec_load_disabled = 0, and no lockdown or an image that is signed",
+        ),
         (libc::ENOEXEC, "not a kernel that this one can load"),
         (libc::EINVAL, "takes no such image or command line"),
     ] {

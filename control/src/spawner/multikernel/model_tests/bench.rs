@@ -1,6 +1,7 @@
 //! A model with a pool, and a place for locks and records.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
@@ -8,11 +9,12 @@ use tempfile::TempDir;
 use tombolo_mksim::model::{Quirk, State};
 
 use super::deeds::Happening;
-use super::world::{MIB, Model};
+use super::world::{MIB, Model, SIGNED};
 use crate::spawner::multikernel::devices::LiveDevices;
 use crate::spawner::multikernel::hold::Hold;
 use crate::spawner::multikernel::ids::PhysicalCpu;
 use crate::spawner::multikernel::live::{Live, LiveError};
+use crate::spawner::multikernel::load::Load;
 use crate::spawner::multikernel::memory::LiveMemory;
 use crate::spawner::multikernel::record::{Origin, Record};
 use crate::spawner::multikernel::{Settings, folder, host_pci};
@@ -21,6 +23,7 @@ pub(super) struct Bench {
     pub(super) model: Model,
     dir: TempDir,
     nothing: File,
+    signed: File,
 }
 
 impl Bench {
@@ -36,7 +39,9 @@ impl Bench {
         for (group, device) in (1..).zip(devices) {
             host_pci::bench::function(&dir.path().join(".pci"), &device.pci_id, group);
         }
-        Self { model, dir, nothing: File::open("/dev/null").unwrap() }
+        let mut signed = tempfile::tempfile_in(dir.path()).unwrap();
+        signed.write_all(SIGNED).unwrap();
+        Self { model, dir, nothing: File::open("/dev/null").unwrap(), signed }
     }
 
     pub(super) fn with_quirk(quirk: Quirk, on: bool) -> Self {
@@ -115,7 +120,20 @@ impl Bench {
     /// Makes it and loads it, noted in its folder.
     pub(super) fn make(&self, record: &mut Record) -> Result<(), String> {
         let folder = self.folder(record.name.as_str());
-        folder::make(&self.model, &folder, record, (self.nothing.as_fd(), self.nothing.as_fd()), "quiet")
+        folder::make(&self.model, &folder, record, self.image())
+    }
+
+    /// The same of a file that has a signature, and was unpacked.
+    pub(super) fn make_of_signed_file(&self, record: &mut Record) -> Result<(), String> {
+        let folder = self.folder(record.name.as_str());
+        let load = Load { signed: Some(self.signed.as_fd()), ..self.image() };
+        folder::make(&self.model, &folder, record, load)
+    }
+
+    /// A kernel without a signature.
+    pub(super) fn image(&self) -> Load<'_> {
+        let nothing = self.nothing.as_fd();
+        Load { image: nothing, signed: None, initrd: nothing, command_line: "quiet" }
     }
 
     /// `web`, number 1, with CPUs 2 and 4: made and loaded.
@@ -134,7 +152,7 @@ impl Bench {
     }
 
     pub(super) fn load(&self, record: &Record) -> Result<(), String> {
-        self.hold(record).load(self.nothing.as_fd(), self.nothing.as_fd(), "quiet")
+        self.hold(record).load(self.image())
     }
 
     pub(super) fn release(&self, name: &str) -> Result<(), String> {

@@ -1,6 +1,5 @@
 //! Instances of other programs that are taken over on request: what is refused, and that one that is taken over is ours, and nothing else is.
 
-use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use tombolo_mksim::dtb::Op;
@@ -48,14 +47,12 @@ fn known(bench: &Bench, taken_over: TakenOver) -> Known {
 fn start(bench: &Bench, known: &Known) -> Result<(), String> {
     let folder = &known.folder;
     folder::clear(&bench.model, folder)?;
-    let nothing = std::fs::File::open("/dev/null").unwrap();
-    let files = (nothing.as_fd(), nothing.as_fd());
     let mut record = known.record(&bench.settings())?.unwrap();
     match Hold::on(&bench.model, &record).ours()? {
-        Some(_) => folder::load_taken_over(&bench.model, folder, &mut record, files, "quiet")?,
+        Some(_) => folder::load_taken_over(&bench.model, folder, &mut record, bench.image())?,
         None => {
             record = bench.record("web", 7, &[2, 4]);
-            folder::make(&bench.model, folder, &mut record, files, "quiet")?;
+            folder::make(&bench.model, folder, &mut record, bench.image())?;
         }
     }
     bench.hold(&record).boot(|| false)

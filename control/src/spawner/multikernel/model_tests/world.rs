@@ -1,8 +1,10 @@
 //! The model as the spawner's kernel, with faults that a test asks for, other programs in between, and books of who did what.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,6 +25,9 @@ pub(super) const MIB: u64 = 1 << 20;
 pub(super) const POOL_CPUS: [u64; 4] = [2, 4, 6, 1];
 /// Memory of the pool at first, in bytes.
 pub(super) const POOL_BYTES: u64 = 1 << 30;
+
+/// What an image with a signature begins with.
+pub(super) const SIGNED: &[u8] = b"signed";
 
 /// PCI functions of the host; all but the last are in the pool at first.
 pub(super) const DEVICES: [&str; 4] = ["0000:03:00.0", "0000:03:00.1", "0000:04:00.0", "0000:05:00.0"];
@@ -46,10 +51,12 @@ pub(super) struct Faults {
     pub(super) is_unmounted: bool,
     /// The next calls that start, end, load or unload say EBUSY.
     pub(super) busy_calls: u32,
-    /// Loading an image fails so.
+    /// Loading an image without a signature fails so.
     pub(super) load_errno: Option<i32>,
     /// `kernel.kexec_load_disabled` is 1.
     pub(super) load_is_disabled: bool,
+    /// Loading one with a signature fails so.
+    pub(super) load_errno_signed: Option<i32>,
     /// The next forced halts change nothing.
     pub(super) deaf_halts: u32,
     /// Writes to `overlays/new` are cut off here.
@@ -85,6 +92,8 @@ pub(super) struct World {
     pub(super) makers: BTreeMap<String, Actor>,
     /// What we did and should not have.
     pub(super) violations: Vec<String>,
+    /// Images that we gave to the kernel, which was not busy: whether each had a signature.
+    pub(super) loads: Vec<bool>,
     /// Forced halts of ours.
     pub(super) halts: u32,
     results: HashMap<Ticket, Result<u64, Errno>>,
@@ -104,6 +113,7 @@ impl World {
             crash_at: None,
             makers: BTreeMap::new(),
             violations: Vec::new(),
+            loads: Vec::new(),
             halts: 0,
             results: HashMap::new(),
         }
@@ -225,6 +235,12 @@ pub(super) fn dies_of(act: impl FnOnce()) -> bool {
         Err(panicked) if panicked.is::<Crash>() => true,
         Err(panicked) => resume_unwind(panicked),
     }
+}
+
+fn is_signed(image: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut head = [0; SIGNED.len()];
+    let read = File::from(image.try_clone_to_owned()?).read_at(&mut head, 0)?;
+    Ok(head[..read] == *SIGNED)
 }
 
 impl Model {
@@ -360,10 +376,13 @@ impl Interface for Model {
         })
     }
 
-    fn load(&self, id: InstanceId, _: BorrowedFd<'_>, _: BorrowedFd<'_>, _: &str) -> io::Result<()> {
+    fn load(&self, id: InstanceId, image: BorrowedFd<'_>, _: BorrowedFd<'_>, _: &str) -> io::Result<()> {
+        let is_signed = is_signed(image)?;
         self.call(|world| {
             world.note_call("load", id).map_err(error)?;
-            if let Some(errno) = world.faults.load_errno {
+            world.loads.push(is_signed);
+            let Faults { load_errno, load_errno_signed, .. } = world.faults;
+            if let Some(errno) = if is_signed { load_errno_signed } else { load_errno } {
                 return Err(io::Error::from_raw_os_error(errno));
             }
             world.load(u32::from(id.0)).map_err(error)

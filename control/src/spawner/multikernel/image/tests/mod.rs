@@ -261,13 +261,14 @@ fn signature_behind_a_vmlinux_is_seen_and_kept() {
     let image = look(signed(2, 256)).unwrap();
     assert!(image.is_signed);
     assert_eq!(image.bytes, signed(2, 256));
+    assert_eq!(image.signed_file(), None, "it has its signature as it is loaded");
     assert_refused(signed(2, u32::MAX), &["its signature is damaged", "4294967295 bytes"]);
     assert_refused(signed(1, 256), &["PKCS#7"]);
     assert_refused(signed(2, 0), &["its signature is damaged"]);
 }
 
 #[test]
-fn certificates_in_a_bzimage_are_seen() {
+fn bzimage_with_certificates_is_kept_as_it_is_for_a_kernel_that_wants_them() {
     let signed = |at: u32, len: u32| {
         let mut file = bzimage(Compression::Gzip, &vmlinux());
         put(&mut file, 0, b"MZ");
@@ -279,8 +280,11 @@ fn certificates_in_a_bzimage_are_seen() {
         put(&mut file, 0x40 + 24 + 112 + 36, &len.to_le_bytes());
         file
     };
-    assert!(look(signed(64, 128)).unwrap().is_signed);
-    assert!(!look(signed(0, 0)).unwrap().is_signed);
+    let image = look(signed(64, 128)).unwrap();
+    assert!(image.is_signed);
+    assert_eq!((image.signed_file(), &image.bytes), (Some(&signed(64, 128)[..]), &vmlinux()));
+    let unsigned = look(signed(0, 0)).unwrap();
+    assert_eq!((unsigned.is_signed, unsigned.signed_file()), (false, None));
     assert_refused(signed(64, u32::MAX), &["cut short", "certificates"]);
 }
 

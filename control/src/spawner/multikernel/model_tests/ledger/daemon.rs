@@ -1,7 +1,6 @@
 //! The daemon: what it has in memory and on disk, and what it does about instances.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::os::fd::AsFd as _;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::time::Duration;
@@ -296,19 +295,17 @@ impl Daemon {
         };
         let taken = store.taken_over.clone();
         let taken = taken.map(|it| Record { origin: Origin::TakenOver(it), ..made.clone() });
-        let nothing = std::fs::File::open("/dev/null").unwrap();
-        let files = (nothing.as_fd(), nothing.as_fd());
         let is_there = match &taken {
             Some(taken) => Hold::on(&bench.model, taken).ours().ok()?.is_some(),
             None => false,
         };
         let loaded = match taken.filter(|_| is_there) {
             Some(mut taken) => {
-                folder::load_taken_over(&bench.model, &folder, &mut taken, files, "quiet").map(|()| taken)
+                folder::load_taken_over(&bench.model, &folder, &mut taken, bench.image()).map(|()| taken)
             }
             None => {
                 let mut made = made;
-                folder::make(&bench.model, &folder, &mut made, files, "quiet").map(|()| made)
+                folder::make(&bench.model, &folder, &mut made, bench.image()).map(|()| made)
             }
         };
         let Ok(record) = loaded else {
