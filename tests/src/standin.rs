@@ -188,14 +188,24 @@ impl StandIn {
             .collect()
     }
 
-    /// Has it do something: `freeze NAME`, `quirk on NAME` and the like.
+    /// Has it do something: `freeze NAME`, `quirk on NAME` and the like. Gives what it says.
     ///
     /// # Panics
     /// When it does not.
-    pub fn control(&self, words: &[&str]) {
+    pub fn control(&self, words: &[&str]) -> String {
         let program = prerequisites::static_program("tombolo-mksim").expect("it runs");
-        let status = Command::new(program).arg("ctl").arg("--dir").arg(&self.dir).args(words).status();
-        assert!(status.unwrap().success(), "ctl {words:?}");
+        let output = Command::new(program).arg("ctl").arg("--dir").arg(&self.dir).args(words).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "ctl {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// How many writes to the line of `name` have found its ring full.
+    ///
+    /// # Panics
+    /// When it does not tell.
+    pub fn refused(&self, name: &str) -> u64 {
+        self.control(&["refused", name]).trim().parse().unwrap()
     }
 
     /// What its kernel log says.

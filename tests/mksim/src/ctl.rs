@@ -1,7 +1,7 @@
 //! The control socket, `DIR/ctl.sock`: hangs, panics and quirks at will, and a look at everything.
 //!
-//! One line is a request (`freeze NAME`, `thaw NAME`, `panic NAME`, `cut NAME`, `lossy on|off NAME`, `quirk on|off NAME`, `show`); the answer is `ok` or
-//! `error` in its first line, then text, until the end of the stream.
+//! One line is a request (`freeze NAME`, `thaw NAME`, `panic NAME`, `cut NAME`, `lossy on|off NAME`, `full on|off NAME`, `refused NAME`, `quirk on|off NAME`,
+//! `show`); the answer is `ok` or `error` in its first line, then text, until the end of the stream.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -108,6 +108,19 @@ fn act(world: &Arc<World>, line: &str) -> anyhow::Result<String> {
             kernel.set_link_lossy(switch == "on");
             Ok(())
         }),
+        ["full", "on", name] => with_kernel(world, name, |_, kernel| world.rings.fill(kernel.link())),
+        ["full", "off", name] => with_kernel(world, name, |_, kernel| {
+            world.rings.empty(kernel.link());
+            Ok(())
+        }),
+        ["refused", name] => {
+            let mut refused = 0;
+            with_kernel(world, name, |_, kernel| {
+                refused = kernel.link().refused();
+                Ok(())
+            })?;
+            Ok(format!("{refused}\n"))
+        }
         ["panic", name] => with_kernel(world, name, |_, kernel| {
             let deadline = Instant::now() + PANIC_MAX;
             loop {

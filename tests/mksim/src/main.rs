@@ -83,6 +83,9 @@ struct RunArgs {
     /// Seconds of the machine in one second, for its time-outs of 10 s and 30 s
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     clock_speed: f64,
+    /// Look at each write of the command, which then takes longer: `ctl full` has some of them fail
+    #[arg(long)]
+    see_writes: bool,
     /// The command
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -124,6 +127,19 @@ enum Request {
         /// on or off
         #[arg(value_parser = ["on", "off"])]
         switch: String,
+        /// Instance
+        name: String,
+    },
+    /// Its ring is full: what this side writes to its line fails with ENOSPC, and nothing is carried (of `run --see-writes`)
+    Full {
+        /// on or off
+        #[arg(value_parser = ["on", "off"])]
+        switch: String,
+        /// Instance
+        name: String,
+    },
+    /// How many writes to its line have failed for want of room
+    Refused {
         /// Instance
         name: String,
     },
@@ -185,6 +201,7 @@ fn options(args: RunArgs) -> run::Options {
         machine,
         share: args.share,
         clock_speed: args.clock_speed,
+        sees_writes: args.see_writes,
         command: args.command,
     }
 }
@@ -196,6 +213,8 @@ fn ctl(args: &CtlArgs) -> anyhow::Result<u8> {
         Request::Panic { name } => format!("panic {name}"),
         Request::Cut { name } => format!("cut {name}"),
         Request::Lossy { switch, name } => format!("lossy {switch} {name}"),
+        Request::Full { switch, name } => format!("full {switch} {name}"),
+        Request::Refused { name } => format!("refused {name}"),
         Request::Quirk { switch, name } => format!("quirk {switch} {name}"),
         Request::Show => "show".into(),
     };

@@ -11,6 +11,7 @@ use fuser::{Config, MountOption, Session, SessionACL};
 use nix::sys::signal::{SigSet, Signal};
 use rustix::process::Pid;
 
+use crate::boot::Rings;
 use crate::calls;
 use crate::ctl;
 use crate::fuse::Files;
@@ -30,6 +31,8 @@ pub struct Options {
     pub share: Option<PathBuf>,
     /// How many seconds of the machine pass in one. Positive. Default 1.
     pub clock_speed: f64,
+    /// Whether each write of the command is looked at, so that one to a kernel whose ring is full can fail.
+    pub sees_writes: bool,
     /// The command and its arguments.
     pub command: Vec<std::ffi::OsString>,
 }
@@ -62,7 +65,8 @@ pub fn run(options: Options) -> anyhow::Result<u8> {
     std::fs::create_dir_all(dir.join("mnt")).with_context(|| format!("make {}", dir.display()))?;
     eprintln!("tombolo-mksim: STAND-IN: control with `tombolo-mksim ctl --dir {}`", dir.display());
 
-    let world = World::new(Machine::new(options.machine), &dir, options.share, options.clock_speed);
+    let rings = Rings::new(options.sees_writes);
+    let world = World::new(Machine::new(options.machine), &dir, options.share, options.clock_speed, rings);
     let files = dir.join("mnt");
     let session = Session::new(Files::new(Arc::clone(&world)), &files, &mount_options())
         .context("mount the file system (this needs /dev/fuse)")?;
@@ -83,7 +87,7 @@ pub fn run(options: Options) -> anyhow::Result<u8> {
         }
     })?;
     ctl::serve(&world)?;
-    let code = run_command(&world, options.command, passed_on);
+    let code = run_command(&world, options.command, options.sees_writes, passed_on);
     world.kill_all();
     // The session's thread waits for requests that may not end; the process does.
     std::mem::forget(session);
@@ -95,12 +99,13 @@ pub fn run(options: Options) -> anyhow::Result<u8> {
 fn run_command(
     world: &Arc<World>,
     command: Vec<std::ffi::OsString>,
+    sees_writes: bool,
     passed_on: SigSet,
 ) -> anyhow::Result<u8> {
     let (send_listener, listener) = mpsc::channel();
     let (send_child, child) = mpsc::channel::<anyhow::Result<Pid>>();
     let starter = std::thread::Builder::new().name("command".into()).spawn(move || {
-        let listener = calls::install().context("install the filter of system calls")?;
+        let listener = calls::install(sees_writes).context("install the filter of system calls")?;
         let _ = send_listener.send(listener);
         let started = start(&command);
         match started {

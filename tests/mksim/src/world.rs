@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::boot::{BootOrder, Kernel};
+use crate::boot::{BootOrder, Kernel, Rings};
 use crate::calls::Buffer;
 use crate::model::{Effect, Errno, Machine, Range, Reply, Resource, Ticket};
 use crate::terminals::Terminals;
@@ -28,6 +28,8 @@ pub(crate) struct World {
     share: Option<PathBuf>,
     /// What `/dev/mktty` serves.
     pub(crate) terminals: Terminals,
+    /// What answers writes to kernels that take none.
+    pub(crate) rings: Rings,
     log: Mutex<Option<File>>,
 }
 
@@ -40,7 +42,13 @@ struct State {
 }
 
 impl World {
-    pub(crate) fn new(machine: Machine, dir: &Path, share: Option<PathBuf>, clock_speed: f64) -> Arc<Self> {
+    pub(crate) fn new(
+        machine: Machine,
+        dir: &Path,
+        share: Option<PathBuf>,
+        clock_speed: f64,
+        rings: Rings,
+    ) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 machine,
@@ -54,6 +62,7 @@ impl World {
             dir: dir.to_owned(),
             share,
             terminals: Terminals::default(),
+            rings,
             log: Mutex::new(File::create(dir.join("dmesg")).ok()),
         })
     }

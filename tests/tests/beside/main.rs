@@ -80,19 +80,22 @@ impl Beside {
     }
 }
 
-/// Tests that run under a stand-in of their own, where there is what they need: what is missing is said outside of it, where it is seen.
+/// Tests that run under a stand-in of their own, with an option of it or none, where there is what they need: what is missing is said outside of it, where it is seen.
 macro_rules! on_the_stand_in {
-    ($($module:ident needs $needed:expr => $($test:ident),* $(,)?;)*) => {
-        $($(
+    ($($module:ident needs $needed:expr $(, $option:literal)? => $($test:ident),* $(,)?;)*) => {
+        $(on_the_stand_in!(@tests $module $needed, [$($option)?]: $($test)*);)*
+    };
+    (@tests $module:ident $needed:expr, $options:tt: $($test:ident)*) => {
+        $(
             #[test]
             fn $test() {
                 if standin::here().is_some() {
                     $module::$test();
                 } else if $needed.is_some() {
-                    standin::rerun(stringify!($test), &["--device", DEVICE]);
+                    standin::rerun(stringify!($test), &[&["--device", DEVICE][..], &$options].concat());
                 }
             }
-        )*)*
+        )*
     };
 }
 
@@ -118,6 +121,8 @@ on_the_stand_in!(
         kernel_that_is_frozen_for_a_while_is_taken_up_again,
         user_space_that_stood_still_for_long_is_reached_again,
         dead_user_space_without_heartbeat_is_told_from_a_hang;
+    without_pool needs Some(()), "--see-writes" =>
+        full_ring_is_waited_for_and_nothing_is_lost_or_repeated;
     shared_memory needs Some(()) =>
         buffer_of_the_heap_is_shared_and_outlives_its_daemon;
     console needs prerequisites::kerf() =>

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -18,6 +18,8 @@ use super::Beside;
 const WATCHED: Duration = Duration::from_secs(4);
 /// Several times what the link has under way at any time.
 const MANY_BYTES: usize = 300_000;
+/// Writes that fail while a ring is full for a while.
+const REFUSED: u64 = 20;
 
 /// `web` on a machine whose settings name no pool.
 fn boot(options: &[&str]) -> Option<Beside> {
@@ -52,12 +54,28 @@ fn path(beside: &Beside, name: &str) -> PathBuf {
 
 /// Sends many bytes there and has them back.
 fn many_bytes_come_whole(beside: &Beside) {
-    let (sent, got) = (path(beside, "sent"), path(beside, "got"));
-    let content: Vec<u8> = (0..MANY_BYTES).map(|n| (n * 7 % 251) as u8).collect();
-    fs::write(&sent, &content).unwrap();
-    beside.bed.must(&["cp", sent.to_str().unwrap(), "web:/tmp/file"]);
+    let sending = send_many_bytes(beside);
+    they_have_come_whole(beside, sending);
+}
+
+fn many_bytes() -> Vec<u8> {
+    (0..MANY_BYTES).map(|n| (n * 7 % 251) as u8).collect()
+}
+
+/// Sends many bytes there.
+fn send_many_bytes(beside: &Beside) -> Attached {
+    let sent = path(beside, "sent");
+    fs::write(&sent, many_bytes()).unwrap();
+    beside.bed.attach(&["cp", sent.to_str().unwrap(), "web:/tmp/file"])
+}
+
+/// Waits until they are there, and has them back.
+fn they_have_come_whole(beside: &Beside, sending: Attached) {
+    let said = sending.finish();
+    assert_eq!(said.code, 0, "{said:?}");
+    let got = path(beside, "got");
     beside.bed.must(&["cp", "web:/tmp/file", got.to_str().unwrap()]);
-    assert!(fs::read(&got).unwrap() == content, "other bytes came back");
+    assert!(fs::read(&got).unwrap() == many_bytes(), "other bytes came back");
 }
 
 pub(super) fn kernel_without_shared_memory_is_reached_and_says_over_what() {
@@ -144,6 +162,69 @@ pub(super) fn link_that_breaks_or_loses_bytes_is_taken_up_again() {
     beside.nothing_is_left_but(&[]);
 }
 
+pub(super) fn full_ring_is_waited_for_and_nothing_is_lost_or_repeated() {
+    let Some(beside) = boot(&[]) else { return };
+    let boot_id = beside.boot_id();
+    let mut serving = beside.bed.attach(&["exec", "web", "--", "/bin/app", "serve"]);
+    serving.line("service", serves);
+    let is_up = || link(&beside).1 == true;
+    // For a while, and for as long as it takes until the socket counts as dead.
+    for is_given_up in [false, true] {
+        // Both ways at once.
+        let mut streaming = Streaming::of(&beside, "web/kv-bytes");
+        let sending = send_many_bytes(&beside);
+        streaming.read(MANY_BYTES / 10);
+        let before = beside.stand_in.refused("web");
+        beside.stand_in.control(&["full", "on", "web"]);
+        eventually("writes that find no room", || beside.stand_in.refused("web") >= before + REFUSED);
+        if is_given_up {
+            eventually("the link to be down", || !is_up());
+        }
+        beside.stand_in.control(&["full", "off", "web"]);
+        streaming.read(MANY_BYTES / 5);
+        drop(streaming);
+        they_have_come_whole(&beside, sending);
+        eventually("the link to be up", is_up);
+    }
+    drop(serving);
+    assert_eq!(beside.boot_id(), boot_id);
+    assert!(!has(&beside, "hung"), "{:?}", kinds(&beside));
+    beside.bed.must(&["stop", "web"]);
+    assert_eq!(beside.bed.view("web")["last_end"], "powered-off");
+    beside.nothing_is_left_but(&[]);
+}
+
+/// A stream of the demo's application that never ends, read here.
+struct Streaming {
+    child: Child,
+    read: u32,
+}
+
+impl Streaming {
+    fn of(beside: &Beside, target: &str) -> Self {
+        let mut connect = beside.bed.tombolo_command(&["connect", target]);
+        let child = connect.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        Self { child, read: 0 }
+    }
+
+    /// Reads so many bytes, which are those that follow.
+    fn read(&mut self, count: usize) {
+        let mut bytes = vec![0; count];
+        self.child.stdout.as_mut().unwrap().read_exact(&mut bytes).unwrap();
+        let next = self.read + count as u32;
+        let pattern = (self.read..next).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8);
+        assert!(pattern.eq(bytes), "other bytes came after {}", self.read);
+        self.read = next;
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// The demo's application, running on the host.
 fn on_the_host(beside: &Beside, words: &[&str]) -> Attached {
     attached_to(beside, &beside.bed.dir().join("run/broker.sock"), words)
@@ -176,15 +257,7 @@ pub(super) fn applications_in_kernels_without_shared_memory_talk_to_each_other_a
     let said = on_the_host(&beside, &["try", "db/kv"]).finish();
     assert_eq!(said.code, 0, "{said:?}");
     beside.bed.must(&["exec", "web", "--", "/bin/app", "try", "host/kv"]);
-    let mut streaming = beside.bed.tombolo_command(&["connect", "db/kv-bytes"]);
-    let mut streaming = streaming.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut bytes = vec![0; MANY_BYTES];
-    streaming.stdout.as_mut().unwrap().read_exact(&mut bytes).unwrap();
-    let pattern: Vec<u8> =
-        (0..MANY_BYTES as u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    assert!(bytes == pattern, "other bytes came");
-    streaming.kill().unwrap();
-    streaming.wait().unwrap();
+    Streaming::of(&beside, "db/kv-bytes").read(MANY_BYTES);
 
     // From one kernel to the other, once a rule lets it.
     let attempt = ["exec", "web", "--", "/bin/app", "try", "db/kv"];

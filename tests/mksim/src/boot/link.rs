@@ -1,15 +1,15 @@
 //! The first serial line of a kernel, connected to whoever listens at `DIR/link.<id>`.
 //!
 //! While nobody does, it is dialled every 50 ms, and what the kernel sends waits in its socket. A connection that is lost is
-//! dialled anew; bytes that were on their way then are lost with it. It can be broken, and lose bytes without a word, as vsock does.
+//! dialled anew; bytes that were on their way then are lost with it. It can be broken, lose bytes without a word, and have no room, as vsock does.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,12 +21,15 @@ const LOSES_ONE_OF: u32 = 50;
 
 /// A line, while its kernel runs. Clones are the same line.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Link(Arc<Inner>);
+pub(crate) struct Link(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     peer: Mutex<Option<UnixStream>>,
     is_lossy: AtomicBool,
+    is_full: AtomicBool,
+    /// Writes that found no room.
+    refused: AtomicU64,
 }
 
 impl Link {
@@ -52,6 +55,40 @@ impl Link {
         self.0.is_lossy.store(is_lossy, Ordering::Relaxed);
     }
 
+    /// From now on, whether nothing is carried.
+    pub(super) fn set_full(&self, is_full: bool) {
+        self.0.is_full.store(is_full, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.0.is_full.load(Ordering::Relaxed)
+    }
+
+    /// Whether both are the same line.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Whether `socket` is the other end of its connection, or one of before, and there is no room: the write is counted.
+    pub(super) fn refuse(&self, socket: &UnixStream) -> bool {
+        let peer = self.0.peer.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those who were dialled have the name that they listened at.
+        let dialled = peer.as_ref().and_then(|peer| peer.peer_addr().ok());
+        let dialled = dialled.as_ref().and_then(SocketAddr::as_pathname);
+        let is_its =
+            dialled.is_some() && socket.local_addr().is_ok_and(|address| address.as_pathname() == dialled);
+        let refuses = is_its && self.is_full();
+        if refuses {
+            self.0.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        refuses
+    }
+
+    /// How many writes have found no room.
+    pub(crate) fn refused(&self) -> u64 {
+        self.0.refused.load(Ordering::Relaxed)
+    }
+
     fn serve(&self, dir: &Path, id: u32, line: &UnixStream) {
         let mut losses = Losses { link: self, carried: 0 };
         loop {
@@ -59,14 +96,16 @@ impl Link {
                 Ok(peer) => {
                     *self.0.peer.lock().unwrap_or_else(PoisonError::into_inner) = peer.try_clone().ok();
                     if carry(line, &peer, &mut losses).is_ok() {
-                        return;
+                        break;
                     }
                 }
-                Err(_) if is_over(line) => return,
+                Err(_) if is_over(line) => break,
                 Err(_) => {}
             }
             std::thread::sleep(RETRY);
         }
+        // The next kernel has a ring of its own.
+        self.set_full(false);
     }
 }
 
@@ -97,6 +136,13 @@ fn carry(line: &UnixStream, peer: &UnixStream, losses: &mut Losses<'_>) -> io::R
         let mut ends = [PollFd::new(line, PollFlags::IN), PollFd::new(peer, PollFlags::IN)];
         poll(&mut ends, None)?;
         let [of_line, of_peer] = [ends[0].revents(), ends[1].revents()];
+        if losses.link.is_full() {
+            if is_over(line) {
+                return Ok(());
+            }
+            std::thread::sleep(RETRY);
+            continue;
+        }
         if !of_line.is_empty() {
             match (&*line).read(&mut buffer) {
                 Ok(0) | Err(_) => return Ok(()),

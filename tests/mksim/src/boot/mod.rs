@@ -12,6 +12,7 @@ mod alive;
 mod arguments;
 mod link;
 mod mconsole;
+mod ring;
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -26,7 +27,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
-use self::link::Link;
+pub(crate) use self::link::Link;
+pub(crate) use self::ring::Rings;
 use crate::calls::Buffer;
 use crate::model::Quirk;
 use crate::world::World;
@@ -149,6 +151,11 @@ impl Kernel {
     /// Has its line lose bytes, or no more.
     pub(crate) fn set_link_lossy(&self, is_lossy: bool) {
         self.link.set_lossy(is_lossy);
+    }
+
+    /// Its line.
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
     }
 
     /// Makes it panic, if it listens.

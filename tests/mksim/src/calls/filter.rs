@@ -25,12 +25,16 @@ const ARG1_LOW: u32 = 24;
 
 const REFUSE: u32 = SECCOMP_RET_ERRNO | libc::EPERM as u32;
 
-/// Installs the filter on this thread and gives the listener.
-pub(crate) fn install() -> io::Result<OwnedFd> {
-    sys::install(&program())
+/// What writes to a socket.
+pub(super) const WRITES: [libc::c_long; 4] =
+    [libc::SYS_write, libc::SYS_writev, libc::SYS_sendto, libc::SYS_sendmsg];
+
+/// Installs the filter on this thread and gives the listener. `sees_writes`: whether that hears of each write, too.
+pub(crate) fn install(sees_writes: bool) -> io::Result<OwnedFd> {
+    sys::install(&program(if sees_writes { &WRITES } else { &[] }))
 }
 
-fn program() -> Vec<sock_filter> {
+fn program(writes: &[libc::c_long]) -> Vec<sock_filter> {
     let number = |number: libc::c_long| u32::try_from(number).unwrap_or(u32::MAX);
     let mut program = vec![load(ARCH)];
     // Another architecture: two numbers to refuse, and the rest passes.
@@ -50,6 +54,9 @@ fn program() -> Vec<sock_filter> {
     // kexec_load, also under its number for x32.
     for call in [number(libc::SYS_kexec_load), X32 | 528] {
         program.extend([equal(call, 0, 1), give(REFUSE)]);
+    }
+    for call in writes {
+        program.extend([equal(number(*call), 0, 1), give(SECCOMP_RET_USER_NOTIF)]);
     }
     program.extend([
         equal(number(libc::SYS_ioctl), 0, 3),

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
-use super::filter::DMA_HEAP_IOCTL_ALLOC;
+use super::filter::{DMA_HEAP_IOCTL_ALLOC, WRITES};
 use super::heap::Buffer;
 use super::sys;
 use crate::boot;
@@ -61,6 +61,13 @@ fn answer(world: &Arc<World>, listener: &Listener, call: &seccomp_notif) {
             match heap_allocate(world, listener, call) {
                 Some(result) => result,
                 None => return let_through(listener, call.id),
+            }
+        }
+        _ if WRITES.contains(&number) => {
+            let descriptor = || foreign_fd(call.pid, call.data.args[0]).ok();
+            match world.rings.refuse(descriptor) {
+                true => Err(Errno::NOSPC),
+                false => return let_through(listener, call.id),
             }
         }
         _ => Err(Errno::NOSYS),

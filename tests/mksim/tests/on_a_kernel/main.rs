@@ -74,6 +74,11 @@ fn kernel_that_panics_is_loaded() {
 }
 
 #[test]
+fn writes_to_a_full_ring_fail_and_lose_nothing() {
+    on_the_stand_in("tool::full_ring", &["--see-writes"]);
+}
+
+#[test]
 fn heap_memory_is_shared_with_a_kernel() {
     on_the_stand_in("tool::heap", &[]);
 }

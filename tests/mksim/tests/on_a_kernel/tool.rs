@@ -1,7 +1,7 @@
 //! What runs on the stand-in. The tests here are ignored unless `main.rs` asks for one.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
 use tombolo_mksim::dtb::{Op, baseline, overlay};
 
 use crate::sys;
@@ -233,6 +234,41 @@ fn panic() {
     until("the halt notice", || read("instances/web/status") == "loaded");
     assert_eq!(processes(), 0);
     assert!(control(&["show"]).contains("\"state\": \"loaded\""));
+}
+
+#[test]
+#[ignore = "run by writes_to_a_full_ring_fail_and_lose_nothing"]
+fn full_ring() {
+    create();
+    load();
+    let link = UnixListener::bind(dir().join("link.1")).unwrap();
+    let mut console = boot();
+    let (mut peer, _) = link.accept().unwrap();
+    expect(&peer, "link is up");
+    peer.write_all(b"before, ").unwrap();
+    control(&["full", "on", "web"]);
+    let vectored = peer.write_vectored(&[IoSlice::new(b"never"), IoSlice::new(b"said")]);
+    let sent = send(&peer, b"never said", SendFlags::empty()).map_err(io::Error::from);
+    for result in [peer.write(b"never said"), vectored, sent] {
+        assert_eq!(errno(result.map(drop)), Some(Errno::NOSPC));
+    }
+    // It looks as if there were room, and other files have some.
+    let mut ends = [PollFd::new(&peer, PollFlags::OUT)];
+    assert_eq!(poll(&mut ends, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1));
+    fs::write(dir().join("other"), "written").unwrap();
+    assert_eq!(control(&["refused", "web"]), "3\n");
+    control(&["full", "off", "web"]);
+    peer.write_all(b"and after\n").unwrap();
+    console.write_all(b"l\n").unwrap();
+    expect(&console, "before, and after\r\n");
+    assert_eq!(control(&["refused", "web"]), "3\n");
+
+    // The next kernel has a ring of its own.
+    control(&["full", "on", "web"]);
+    sys::reboot(sys::FORCE_HALT, 1).unwrap();
+    let _console = self::boot();
+    let (mut peer, _) = link.accept().unwrap();
+    peer.write_all(b"there is room").unwrap();
 }
 
 #[test]
