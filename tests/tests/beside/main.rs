@@ -1,6 +1,7 @@
 //! Kernels beside this one, as their users meet them: the daemon's `multikernel` spawner on the **stand-in** for Multikernel Linux.
 //!
-//! Each test has a stand-in of its own, under which this program runs again. [`life`] is the life of one kernel, whoever dies;
+//! Each test has a stand-in of its own, under which this program runs again. [`life`] is the life of one kernel, whoever dies, [`unmounted`] what comes of the
+//! file system being unmounted meanwhile;
 //! [`without_pool`] is that of one that shares no memory with the host, [`shared_memory`] that of the memory that the daemon itself makes; [`with_kerf`] is living together with another program that changes the same kernel's
 //! books, [`adopted`] taking over what it made.
 
@@ -12,6 +13,7 @@ mod adopted;
 mod console;
 mod life;
 mod shared_memory;
+mod unmounted;
 mod with_kerf;
 mod without_pool;
 
@@ -109,6 +111,9 @@ on_the_stand_in!(
         cpus_are_in_the_ledger_and_stay_with_a_kernel_that_cannot_name_them,
         device_is_set_aside_booted_with_and_given_back,
         doctor_finds_nothing_wrong;
+    unmounted needs Some(()) =>
+        kernel_runs_on_while_its_file_system_is_unmounted,
+        kernel_that_ends_while_its_file_system_is_unmounted_is_seen_ended_once_that_is_back;
     without_pool needs Some(()) =>
         kernel_without_shared_memory_is_reached_and_says_over_what,
         kernels_of_all_are_called_when_that_is_asked_for,
