@@ -1,7 +1,7 @@
 //! Kernels beside this one, as their users meet them: the daemon's `multikernel` spawner on the **stand-in** for Multikernel Linux.
 //!
 //! Each test has a stand-in of its own, under which this program runs again. [`life`] is the life of one kernel, whoever dies, [`unmounted`] what comes of the
-//! file system being unmounted meanwhile;
+//! file system being unmounted meanwhile, [`said`] what is said of a boot and what is not;
 //! [`without_pool`] is that of one that shares no memory with the host, [`shared_memory`] that of the memory that the daemon itself makes; [`with_kerf`] is living together with another program that changes the same kernel's
 //! books, [`adopted`] taking over what it made.
 
@@ -12,6 +12,7 @@ use tombolo_tests::standin::{self, StandIn};
 mod adopted;
 mod console;
 mod life;
+mod said;
 mod shared_memory;
 mod unmounted;
 mod with_kerf;
@@ -114,6 +115,9 @@ on_the_stand_in!(
     unmounted needs Some(()) =>
         kernel_runs_on_while_its_file_system_is_unmounted,
         kernel_that_ends_while_its_file_system_is_unmounted_is_seen_ended_once_that_is_back;
+    said needs Some(()) =>
+        console_is_recorded_from_the_first_byte_that_the_kernel_writes,
+        secret_of_a_boot_is_in_no_log_and_on_no_command_line;
     without_pool needs Some(()) =>
         kernel_without_shared_memory_is_reached_and_says_over_what,
         kernels_of_all_are_called_when_that_is_asked_for,
