@@ -84,6 +84,39 @@ pub(super) fn instance_that_kerf_made_lives_on_as_ours_once_it_is_adopted() {
     beside.nothing_is_left_but(&[]);
 }
 
+/// What kerf notes of what it loaded, for itself and whoever reads it.
+const NOTED: &str = "/var/lib/kerf/instances/db.json";
+
+pub(super) fn what_kerf_has_noted_of_an_instance_is_left_as_it_is() {
+    let Some((beside, kerf)) = with_pool() else { return };
+    kerf.must(&CREATE);
+    load_by_kerf(&beside, &kerf);
+    let noted = fs::read(NOTED).unwrap();
+    let image = beside.stand_in.image();
+    let document: Value = serde_json::from_slice(&noted).unwrap();
+    assert_eq!(document["kernel"]["path"], json!(image), "{document}");
+    let modified = fs::metadata(NOTED).unwrap().modified().unwrap();
+    let is_as_it_was = |after: &str| {
+        assert!(fs::read(NOTED).unwrap() == noted, "another text after {after}");
+        assert_eq!(fs::metadata(NOTED).unwrap().modified().unwrap(), modified, "written anew by {after}");
+        let names: Vec<_> = fs::read_dir("/var/lib/kerf/instances")
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names, ["db.json"], "after {after}");
+    };
+    beside.bed.must(&["adopt", "db", "--restart", "never"]);
+    is_as_it_was("adopt");
+    assert!(kerf.must(&["show", "db"]).stdout.contains(image.to_str().unwrap()));
+    beside.bed.must(&["start", "db"]);
+    is_as_it_was("start");
+    beside.bed.must(&["stop", "db"]);
+    is_as_it_was("stop");
+    beside.bed.must(&["rm", "db"]);
+    is_as_it_was("rm");
+    beside.nothing_is_left_but(&[]);
+}
+
 pub(super) fn kernel_that_kerf_runs_is_adopted_only_by_force_and_ended_only_by_force() {
     let Some((beside, kerf)) = with_pool() else { return };
     kerf.must(&CREATE);

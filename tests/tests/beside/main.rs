@@ -149,6 +149,7 @@ on_the_stand_in!(
         lock_that_a_killed_kerf_left_is_waited_for_and_removed_when_it_is_old;
     adopted needs prerequisites::kerf() =>
         instance_that_kerf_made_lives_on_as_ours_once_it_is_adopted,
+        what_kerf_has_noted_of_an_instance_is_left_as_it_is,
         kernel_that_kerf_runs_is_adopted_only_by_force_and_ended_only_by_force,
         daemon_killed_at_any_moment_has_adopted_it_or_has_not;
 );
