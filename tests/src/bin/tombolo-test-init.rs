@@ -16,7 +16,7 @@ use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use rustix::system::{RebootCommand, reboot};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
-use tombolo_agent::config::{AgentConfig, DEFAULT_PATH, Doorbell};
+use tombolo_agent::config::{AgentConfig, DEFAULT_PATH, Doorbell, PacedLine};
 
 const SECOND_CPU: &str = "/sys/devices/system/cpu/cpu1/online";
 
@@ -45,7 +45,12 @@ fn run(config: &Path, is_init: bool) {
 
 fn serve(config: &Path, is_init: bool) -> io::Result<()> {
     let config = AgentConfig::read(config).map_err(io::Error::other)?;
-    let doorbell = open_doorbell(config.doorbell.as_ref())?;
+    // Where there is no shared memory the line of the link is as good as a doorbell.
+    let line = match &config.paced {
+        Some(PacedLine::Path(path)) => Some(Doorbell::Path(path.clone())),
+        _ => None,
+    };
+    let doorbell = open_doorbell(config.doorbell.as_ref().or(line.as_ref()))?;
     for module in &config.modules {
         rustix::system::finit_module(&fs::File::open(module)?, c"", 0)?;
     }

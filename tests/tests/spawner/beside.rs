@@ -65,6 +65,22 @@ pub(super) async fn nobody_can_stop_a_kernel_and_let_it_run_on<S: Spawner>(bed: 
     nothing_is_left_of(kernel).await;
 }
 
+/// The spawner stops no kernel here: the stand-in does.
+pub(super) async fn kernel_that_runs_answers_and_one_that_hangs_does_not<S: Spawner>(bed: Bed<S>) {
+    let stand_in = standin::here().unwrap();
+    let kernel = booted(&bed).await;
+    assert_eq!(kernel.answers(LONG).await, Some(true));
+    stand_in.control(&["freeze", "web"]);
+    assert_eq!(kernel.answers(Duration::from_secs(1)).await, Some(false), "it hangs");
+    assert_eq!(kernel.status().await.unwrap(), KernelStatus::Running, "nothing else tells");
+    stand_in.control(&["thaw", "web"]);
+    assert_eq!(kernel.answers(LONG).await, Some(true));
+    kernel.kill().await.unwrap();
+    let answers = kernel.answers(Duration::from_secs(1)).await;
+    assert_ne!(answers, Some(true), "it has ended");
+    nothing_is_left_of(kernel).await;
+}
+
 pub(super) async fn end_of_a_kernel_without_a_console_is_explained_by_nothing(bed: Bed<MultikernelSpawner>) {
     let mut settings = bed.spawner.settings().clone();
     settings.console = "".into();
@@ -130,4 +146,9 @@ async fn try_ring(kernel: &Kernel, byte: u8) -> Option<u8> {
 #[test]
 fn multikernel_does_what_every_spawner_does_on_the_stand_in() {
     standin::rerun("on_multikernel::", &[]);
+}
+
+#[test]
+fn multikernel_without_shared_memory_is_asked_whether_it_lives_on_the_stand_in() {
+    standin::rerun("on_multikernel_without_pool::", &[]);
 }

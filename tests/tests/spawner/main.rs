@@ -68,11 +68,23 @@ async fn qemu_with_vsock() -> Option<Bed<QemuSpawner>> {
 /// Inside the stand-in alone: see [`beside`].
 async fn multikernel() -> Option<Bed<MultikernelSpawner>> {
     let stand_in = standin::here()?;
-    let init = prerequisites::static_program("tombolo-test-init")?;
-    let mut bed = bed(MultikernelSpawner::new(KEEPER, stand_in.settings()), init);
+    let mut bed = multikernel_on(&stand_in).await?;
     let pool = PoolFile { path: stand_in.pool(), len: 1 << 20 };
     fs::File::create(&pool.path).unwrap().set_len(pool.len).unwrap();
     bed.spec.pool = Some(pool);
+    Some(bed)
+}
+
+/// The same where kernels share no memory with the host, which is where the kernel itself can be asked whether it lives.
+async fn multikernel_without_pool() -> Option<Bed<MultikernelSpawner>> {
+    let mut bed = multikernel_on(&standin::here()?.without_shared_memory()).await?;
+    bed.spec.pool = None;
+    Some(bed)
+}
+
+async fn multikernel_on(stand_in: &standin::StandIn) -> Option<Bed<MultikernelSpawner>> {
+    let init = prerequisites::static_program("tombolo-test-init")?;
+    let bed = bed(MultikernelSpawner::new(KEEPER, stand_in.settings()), init);
     let wish = PoolWish { cpus: Some(vec![2, 4]), memory_bytes: Some(1 << 30), ..PoolWish::default() };
     let instances = bed.dir.path().join("instances");
     bed.spawner.change_pool(instances, wish, false).await.unwrap();
@@ -541,6 +553,10 @@ mod on_multikernel {
         more_memory_than_the_pool_has_is_refused_and_nothing_is_left,
         kernel_that_could_not_be_reached_is_refused_and_nothing_is_made, names_that_belong_to_others_are_refused,
     );
+}
+
+mod on_multikernel_without_pool {
+    tests!(multikernel_without_pool: kernel_that_runs_answers_and_one_that_hangs_does_not);
 }
 
 mod on_process {
