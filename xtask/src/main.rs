@@ -10,6 +10,7 @@ mod build;
 mod command;
 mod demo;
 mod device;
+mod dtc;
 mod image;
 mod kerf;
 mod pip;
@@ -47,6 +48,8 @@ enum Task {
     FetchQemu,
     /// Get kerf, the tool of Multikernel Linux that tests run beside, into the user's cache folder, without root
     FetchKerf,
+    /// Get dtc, the device tree compiler that tests hold our device trees against, into the user's cache folder, without root
+    FetchDtc,
     /// Build every program as a static binary, and say where they are
     Build,
 }
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Task::FetchQemu => qemu::find_or_fetch()
             .map(|found| println!("{}\n{}", found.program.display(), found.kernel.display())),
         Task::FetchKerf => kerf::find_or_fetch().map(|folder| println!("{}", folder.display())),
+        Task::FetchDtc => dtc::find_or_fetch().map(|path| println!("{}", path.display())),
         Task::Build => build::static_programs().map(|dir| println!("{}", dir.display())),
     };
     match result {

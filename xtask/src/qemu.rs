@@ -17,7 +17,7 @@ const PACKAGES: [&str; 4] = ["qemu-system-x86", "qemu-system-common", "qemu-syst
 /// Depends on the current kernel for virtual machines, whose own name has its version.
 const KERNEL: &str = "linux-image-cloud-amd64";
 /// Where an unpacked package has its libraries.
-const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
+pub(crate) const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
 /// Libraries need libraries: so many rounds of looking what is missing are enough for every release of Debian so far.
 const ROUNDS_MAX: usize = 8;
 
@@ -87,18 +87,28 @@ fn numbers_in(path: &Path) -> Vec<u64> {
 
 /// Unpacks a kernel into the folder and, if wanted, the program with what it needs.
 fn fill(apt: &Apt, unpacked: &Path, with_program: bool) -> Result<()> {
-    let get = |packages: &[&str]| {
-        apt.download(packages)?.iter().try_for_each(|package| apt::unpack(package, unpacked))
-    };
     let depends = apt.depends(KERNEL)?;
     let kernel = depends.iter().find(|name| name.starts_with("linux-image-"));
-    get(&[kernel.with_context(|| format!("{KERNEL} depends on no kernel but on {depends:?}"))?])?;
+    get(
+        apt,
+        &[kernel.with_context(|| format!("{KERNEL} depends on no kernel but on {depends:?}"))?],
+        unpacked,
+    )?;
     ensure!(kernel_in(&unpacked.join("boot")).is_some(), "the kernel's package holds no kernel");
     if with_program {
-        get(&PACKAGES)?;
-        get_libraries(&unpacked.join("usr/bin").join(PROGRAM), unpacked, get)?;
+        get_with_libraries(apt, &PACKAGES, &format!("usr/bin/{PROGRAM}"), unpacked)?;
     }
     Ok(())
+}
+
+fn get(apt: &Apt, packages: &[&str], unpacked: &Path) -> Result<()> {
+    apt.download(packages)?.iter().try_for_each(|package| apt::unpack(package, unpacked))
+}
+
+/// Unpacks packages, and those of all libraries that `program`, a path in them, needs and the host has not.
+pub(crate) fn get_with_libraries(apt: &Apt, packages: &[&str], program: &str, unpacked: &Path) -> Result<()> {
+    get(apt, packages, unpacked)?;
+    get_libraries(&unpacked.join(program), unpacked, |packages| get(apt, packages, unpacked))
 }
 
 /// Gets the packages of the shared libraries that neither the host nor the unpacked packages have.

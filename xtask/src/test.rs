@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 
 use crate::demo::stand_in;
-use crate::{build, command, device, image, kerf, process, qemu, rerun};
+use crate::{build, command, device, dtc, image, kerf, process, qemu, rerun};
 
 /// Options of the tests.
 #[derive(Clone, Debug, Parser)]
@@ -43,8 +43,15 @@ fn check_all(args: &Args) -> Result<()> {
     checks.check("lints (clippy, warnings are errors)", || {
         cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])
     });
+    // The inner loop fetches nothing: it makes do with what is there.
+    let dtc = if args.quick { None } else { checks.find("find or fetch dtc", dtc::find_or_fetch) };
     checks.check("unit, conformance and doc tests", || {
-        cargo(&["test", "--workspace", "--exclude", "tombolo-tests", "--no-fail-fast"])
+        let mut tests = build::cargo();
+        tests.args(["test", "--workspace", "--exclude", "tombolo-tests", "--no-fail-fast"]);
+        if let Some(dtc) = &dtc {
+            tests.env("TOMBOLO_DTC", dtc).env("TOMBOLO_REQUIRE_DTC", "1");
+        }
+        succeed(&mut tests)
     });
     if args.quick {
         checks.check("end-to-end tests on processes", || {
