@@ -57,6 +57,7 @@ fn check_all(args: &Args) -> Result<()> {
         checks.check("end-to-end tests on processes", || {
             cargo(&["test", "--package", "tombolo-tests", "--no-fail-fast"])
         });
+        checks.skip_where(true, "all that boots kernels (--quick)");
         return checks.finish();
     }
     checks.check("model checking of the rings (loom)", model_checking);
@@ -77,10 +78,8 @@ fn check_all(args: &Args) -> Result<()> {
     let has_qemu = checks.find("find or fetch QEMU", qemu::find_or_fetch).is_some();
     let has_stand_in =
         checks.find("the stand-in runs on this machine", || stand_in::can_run(&programs)).is_some();
-    let kerf = if has_stand_in { checks.find("find or fetch kerf", kerf::find_or_fetch) } else { None };
-    if has_stand_in {
-        checks.check("the stand-in for Multikernel Linux", || stand_in_on_kernels(&kernel));
-    }
+    let kerf = checks.find_where(has_stand_in, "find or fetch kerf", kerf::find_or_fetch);
+    checks.check_where(has_stand_in, "the stand-in for Multikernel Linux", || stand_in_on_kernels(&kernel));
     checks.check("end-to-end tests on real kernels", || {
         let tests = || {
             let mut tests = tests_on_kernels(&kernel, &programs, has_qemu);
@@ -93,19 +92,24 @@ fn check_all(args: &Args) -> Result<()> {
         };
         rerun::forgiving(tests(), tests)
     });
+    checks.skip_where(!has_stand_in, "end-to-end tests on the stand-in");
+    checks.skip_where(kerf.is_none(), "end-to-end tests beside kerf");
+    checks.skip_where(!has_qemu, "end-to-end tests on emulated machines");
     checks.check("the demo on real kernels", || demo(&programs, "uml"));
-    if has_stand_in {
-        checks.check("the demo on the stand-in for Multikernel Linux", || demo(&programs, "multikernel"));
-    }
+    checks.check_where(has_stand_in, "the demo on the stand-in for Multikernel Linux", || {
+        demo(&programs, "multikernel")
+    });
     checks.check("the demo of hand-overs on user-mode kernels", || demo_of_handovers(&programs, "uml"));
-    if has_qemu {
-        checks.check("the demo of hand-overs on emulated machines", || demo_of_handovers(&programs, "qemu"));
-        checks.check("shm conformance between emulated machines", || shm_between_machines(&programs));
-        if let Some(device) = &device {
-            checks.check("hybrid conformance to AF_VSOCK in a machine", || {
-                hybrid_to_a_machine(&programs, device)
-            });
-        }
+    checks.check_where(has_qemu, "the demo of hand-overs on emulated machines", || {
+        demo_of_handovers(&programs, "qemu")
+    });
+    checks.check_where(has_qemu, "shm conformance between emulated machines", || {
+        shm_between_machines(&programs)
+    });
+    if let Some(device) = &device {
+        checks.check_where(has_qemu, "hybrid conformance to AF_VSOCK in a machine", || {
+            hybrid_to_a_machine(&programs, device)
+        });
     }
     checks.finish()
 }
@@ -132,6 +136,32 @@ impl Checks {
     /// Looks for something that some machines cannot have: without it what needs it is skipped, and that is said.
     pub(crate) fn find<T>(&mut self, name: &'static str, run: impl FnOnce() -> Result<T>) -> Option<T> {
         self.make(name, run, Verdict::Skipped, "SKIPPED, with all that needs it")
+    }
+
+    /// The same where `there` is what it takes; skipped elsewhere.
+    fn find_where<T>(
+        &mut self,
+        there: bool,
+        name: &'static str,
+        run: impl FnOnce() -> Result<T>,
+    ) -> Option<T> {
+        self.skip_where(!there, name);
+        if there { self.find(name, run) } else { None }
+    }
+
+    /// Checks where `there` is what it takes; skipped elsewhere.
+    fn check_where(&mut self, there: bool, name: &'static str, run: impl FnOnce() -> Result<()>) {
+        self.skip_where(!there, name);
+        if there {
+            self.check(name, run);
+        }
+    }
+
+    /// Notes that something is not checked, for want of what was looked for.
+    fn skip_where(&mut self, lacking: bool, name: &'static str) {
+        if lacking {
+            self.done.push((name, Duration::ZERO, Verdict::Skipped));
+        }
     }
 
     fn make<T>(
@@ -165,17 +195,27 @@ impl Checks {
             };
             println!("{name:<44}{:>8.1} s  {verdict}", took.as_secs_f64());
         }
-        let is_failed = |(_, _, verdict): &&(_, _, Verdict)| *verdict == Verdict::Failed;
-        let failed: Vec<_> = self.done.iter().filter(is_failed).map(|(name, ..)| *name).collect();
-        ensure!(
-            failed.is_empty(),
-            "{} of {} checks failed: {}",
-            failed.len(),
-            self.done.len(),
-            failed.join(", ")
-        );
-        println!("all {} checks passed", self.done.len());
+        println!("{}", self.outcome()?);
         Ok(())
+    }
+
+    /// The last line: what was checked, and what was not.
+    fn outcome(&self) -> Result<String> {
+        let all = self.done.len();
+        let those = |wanted: Verdict| {
+            let is_wanted = |(_, _, verdict): &&(_, _, Verdict)| *verdict == wanted;
+            self.done.iter().filter(is_wanted).map(|(name, ..)| *name).collect::<Vec<_>>()
+        };
+        let (failed, skipped) = (those(Verdict::Failed), those(Verdict::Skipped));
+        let also = match skipped.as_slice() {
+            [] => String::new(),
+            names => format!("; {} SKIPPED: {}", names.len(), names.join(", ")),
+        };
+        ensure!(failed.is_empty(), "{} of {all} checks failed: {}{also}", failed.len(), failed.join(", "));
+        Ok(match skipped.len() {
+            0 => format!("all {all} checks passed"),
+            count => format!("{} of {all} checks passed{also}", all - count),
+        })
     }
 }
 
@@ -345,4 +385,23 @@ fn demo(programs: &Path, spawner: &str) -> Result<()> {
         must(key, report[key].as_f64().is_some_and(|value| value > 0.0));
     }
     if wrong.is_empty() { Ok(()) } else { bail!("the demo does not hold: {}", wrong.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_line_names_what_was_not_checked() {
+        let mut checks = Checks::default();
+        checks.check("one", || Ok(()));
+        assert_eq!(checks.outcome().unwrap(), "all 1 checks passed");
+        let found: Option<()> = checks.find("kerf", || bail!("there is none"));
+        checks.check_where(found.is_some(), "beside kerf", || bail!("it is not run"));
+        checks.skip_where(false, "what is there");
+        assert_eq!(checks.outcome().unwrap(), "1 of 3 checks passed; 2 SKIPPED: kerf, beside kerf");
+        checks.check("two", || -> Result<()> { bail!("it does not hold") });
+        let error = checks.outcome().unwrap_err().to_string();
+        assert_eq!(error, "1 of 4 checks failed: two; 2 SKIPPED: kerf, beside kerf");
+    }
 }
