@@ -77,3 +77,42 @@ fn documented_traps_are_replayed() {
     }
     assert!(found > 30, "{found} are named");
 }
+
+/// The workspace's folder.
+const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+/// Where the files are that the table names without a folder.
+const BESIDE: &str = "tests/tests/beside";
+
+/// The same for those that it names by their file: `` `file.rs`: `name`, `name` ``.
+#[test]
+fn documented_traps_are_replayed_by_tests_of_other_files() {
+    let document = include_str!("../../../../../docs/multikernel-traps.md");
+    let mut found = 0;
+    for line in document.lines() {
+        // Texts and words of code take turns; a name is of the file before, as long as only names come.
+        let pieces: Vec<&str> = line.split('`').collect();
+        let mut file: Option<(&str, String)> = None;
+        for (before, word) in pieces.iter().zip(&pieces[1..]).step_by(2) {
+            if word.ends_with(".rs") {
+                file = Some((word, source_of(word)));
+                continue;
+            }
+            let follows = matches!(*before, ": " | ", ");
+            let is_name = word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+            file = file.filter(|_| follows && is_name);
+            if let Some((file, source)) = &file {
+                assert!(source.contains(&format!("fn {word}(")), "there is no test {word} in {file}");
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 10, "{found} are named");
+}
+
+/// The text of a file that the table names; one that it does not give the folder of is one of [`BESIDE`].
+fn source_of(file: &str) -> String {
+    let path = if file.contains('/') { file.to_owned() } else { format!("{BESIDE}/{file}") };
+    let path = std::path::Path::new(WORKSPACE).join(path);
+    std::fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{file} is named: {}: {error}", path.display()))
+}
