@@ -74,7 +74,7 @@ pub struct InstanceSpec {
     pub cpu_stuck_ms: u64,
     /// Files of the host that the kernel finds at boot.
     pub files: Vec<FileSpec>,
-    /// Kernel modules to load at boot, in order.
+    /// Kernel modules to load at boot, in order: of the image that `uml` or `qemu` boots, by their names. Default none.
     pub modules: Vec<String>,
     /// Further arguments for the kernel's command line. Never put a secret here: the primary prints it.
     pub extra_args: Vec<String>,
@@ -214,6 +214,17 @@ impl InstanceSpec {
                 "initrd: it is to have {}, and the spawner `{kind}` makes no kernels, which would unpack it",
                 initrd.display()
             ));
+        }
+        if let (Some(module), SpawnerKind::Multikernel | SpawnerKind::Process) = (self.modules.first(), kind)
+        {
+            return refuse(match kind {
+                SpawnerKind::Multikernel => format!(
+                    "modules: it is to have `{module}`, and where those of a kernel beside this one are nobody knows but who built it: put them into an archive, and name that by `initrd`"
+                ),
+                _ => format!(
+                    "modules: it is to have `{module}`, and the spawner `{kind}` makes no kernels, which would load it"
+                ),
+            });
         }
         match self.devices.as_deref() {
             Some([device, ..]) if !kind.can_move_devices() => refuse(format!(
@@ -384,6 +395,7 @@ mod tests {
             ("cpus = 4", "CPUs", &[Uml]),
             (device, "0000:01:00.0", &[Uml, Process]),
             ("initrd = '/srv/base.img'", "/srv/base.img", &[Process]),
+            ("modules = ['nvme']", "`nvme`", &[Multikernel, Process]),
             ("devices = []\ncpus_min = 1\nmemory_min_mib = 32", "", &[]),
         ] {
             let spec: InstanceSpec = toml::from_str(text).unwrap();
