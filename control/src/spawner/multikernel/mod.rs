@@ -46,6 +46,7 @@ mod pool;
 mod provenance;
 mod record;
 mod regions;
+mod running;
 mod settings;
 pub(crate) mod shared;
 mod taken_over;
@@ -63,7 +64,6 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use tombolo_handover::PciAddress;
 
 pub(crate) use self::alive::{answers, probe};
 pub(crate) use self::books::{PoolMemory, books, pool_cpus, pool_devices, pool_memory, shared_memory};
@@ -77,12 +77,15 @@ pub(crate) use self::look::{
 };
 pub(crate) use self::may_load::{Obstacle, obstacle_by};
 pub(crate) use self::mount::mount;
+pub(super) use self::running::{
+    LiveChange, change_cpu, change_device, cpus, devices, memory, moves_cpus, moves_devices, moves_memory,
+    set_memory, settle_memory,
+};
 pub use self::settings::Settings;
 pub(crate) use self::settings::{HostEnd, SharedPool};
 pub use self::taken_over::TakenOver;
 pub(crate) use self::taken_over::{Known, Offer, OfferError};
 
-use self::devices::LiveDevices;
 use self::doubts::Asked as _;
 use self::hold::Hold;
 use self::ids::{InstanceId, InstanceName, PhysicalCpu};
@@ -90,14 +93,12 @@ use self::image::{Arch, ImageError, KernelImage, Limits};
 pub(super) use self::image::{Compression, first_bytes};
 use self::interface::{InstanceStatus, Mounted};
 use self::lease::Lease;
-use self::live::Live;
 use self::load::Load;
-use self::memory::LiveMemory;
 use self::record::{Origin, Record};
 use super::launch::Claim;
-use super::{Availability, Kernel, KernelSpec, MemoryWanted, SpawnError, Spawner, SpawnerKind, initrd};
+use super::{Availability, Kernel, KernelSpec, SpawnError, Spawner, SpawnerKind, initrd};
 use crate::api::beside::PoolWish;
-use crate::keeper::{Job, MemoryState, names};
+use crate::keeper::{Job, names};
 
 /// What every transaction of ours carries.
 const MARK: &str = "tombolo";
@@ -470,134 +471,6 @@ pub(crate) fn may_run(runtime_dir: &Path) -> bool {
 pub(super) fn link_of(runtime_dir: &Path) -> Option<HostEnd> {
     let record = Record::read(runtime_dir).ok().flatten()?;
     record.settings.link_outside(record.id)
-}
-
-/// The CPUs of the kernel of `runtime_dir`, which runs; `None` where they cannot be moved.
-pub(super) async fn cpus(runtime_dir: &Path) -> Result<Option<Vec<LiveCpu>>, LiveError> {
-    on_live(runtime_dir, |live| live.cpus()).await
-}
-
-/// Whether the kernel of `runtime_dir` has CPUs that can be moved: those that the ledger gave it.
-pub(super) fn moves_cpus(runtime_dir: &Path) -> bool {
-    let record = folder::read(runtime_dir).ok().flatten();
-    record.is_some_and(|record| Live::on(&Mounted::at(&record.settings.root), &record, runtime_dir).is_some())
-}
-
-/// Does something about one of them, by its physical number.
-pub(super) async fn change_cpu(
-    runtime_dir: &Path,
-    cpu: u32,
-    change: LiveChange,
-) -> Result<Option<()>, LiveError> {
-    let cpu = PhysicalCpu(cpu);
-    on_live(runtime_dir, move |live| match change {
-        LiveChange::Give => live.give(cpu),
-        LiveChange::Take => live.take(cpu),
-        LiveChange::Settle => live.settle(cpu),
-    })
-    .await
-}
-
-/// Whether the kernel of `runtime_dir` has memory that can be moved: what the ledger gave it.
-pub(super) fn moves_memory(runtime_dir: &Path) -> bool {
-    let record = folder::read(runtime_dir).ok().flatten();
-    record.is_some_and(|record| {
-        LiveMemory::on(&Mounted::at(&record.settings.root), &record, runtime_dir).is_some()
-    })
-}
-
-/// Asks that kernel again for memory that it was asked for and did not answer about.
-pub(super) async fn settle_memory(runtime_dir: &Path) -> Result<Option<()>, LiveError> {
-    on_memory(runtime_dir, |memory| memory.settle()).await
-}
-
-/// The memory of the kernel of `runtime_dir`, which runs; `None` where it cannot be moved.
-pub(super) async fn memory(runtime_dir: &Path) -> Result<Option<MemoryState>, LiveError> {
-    on_memory(runtime_dir, |memory| memory.state()).await
-}
-
-/// Makes it what is wanted, as far as that is to be had.
-pub(super) async fn set_memory(
-    runtime_dir: &Path,
-    wanted: MemoryWanted,
-) -> Result<Option<MemoryState>, LiveError> {
-    on_memory(runtime_dir, move |memory| memory.set(wanted)).await
-}
-
-/// Whether devices can be moved to and from the kernel of `runtime_dir`: whether those that it has are the ledger's.
-pub(super) fn moves_devices(runtime_dir: &Path) -> bool {
-    let record = folder::read(runtime_dir).ok().flatten();
-    record.is_some_and(|record| {
-        LiveDevices::on(&Mounted::at(&record.settings.root), &record, runtime_dir).is_some()
-    })
-}
-
-/// The devices of the kernel of `runtime_dir`, which runs; `None` where they cannot be moved.
-pub(super) async fn devices(runtime_dir: &Path) -> Result<Option<Vec<LiveDevice>>, LiveError> {
-    on_devices(runtime_dir, |devices| devices.all()).await
-}
-
-/// Does something about one of them.
-pub(super) async fn change_device(
-    runtime_dir: &Path,
-    function: PciAddress,
-    change: LiveChange,
-) -> Result<Option<()>, LiveError> {
-    on_devices(runtime_dir, move |devices| match change {
-        LiveChange::Give => devices.give(function),
-        LiveChange::Take => devices.take(function),
-        LiveChange::Settle => devices.settle(function),
-    })
-    .await
-}
-
-/// What is to be done about a CPU or a device of a kernel that runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LiveChange {
-    /// It is to come out of the pool.
-    Give,
-    /// It is to go back there.
-    Take,
-    /// What was asked of that kernel, and may still happen, is asked again.
-    Settle,
-}
-
-async fn on_live<T: Send + 'static>(
-    runtime_dir: &Path,
-    act: impl FnOnce(Live<'_, Mounted>) -> Result<T, LiveError> + Send + 'static,
-) -> Result<Option<T>, LiveError> {
-    on_record(runtime_dir, |kernel, record, dir| Live::on(kernel, record, dir).map(act).transpose()).await
-}
-
-async fn on_memory<T: Send + 'static>(
-    runtime_dir: &Path,
-    act: impl FnOnce(LiveMemory<'_, Mounted>) -> Result<T, LiveError> + Send + 'static,
-) -> Result<Option<T>, LiveError> {
-    on_record(runtime_dir, |kernel, record, dir| LiveMemory::on(kernel, record, dir).map(act).transpose())
-        .await
-}
-
-async fn on_devices<T: Send + 'static>(
-    runtime_dir: &Path,
-    act: impl FnOnce(LiveDevices<'_, Mounted>) -> Result<T, LiveError> + Send + 'static,
-) -> Result<Option<T>, LiveError> {
-    on_record(runtime_dir, |kernel, record, dir| LiveDevices::on(kernel, record, dir).map(act).transpose())
-        .await
-}
-
-async fn on_record<T: Send + 'static>(
-    runtime_dir: &Path,
-    act: impl FnOnce(&Mounted, &Record, &Path) -> Result<T, LiveError> + Send + 'static,
-) -> Result<T, LiveError> {
-    let dir = runtime_dir.to_owned();
-    let acting = move || {
-        let Some(record) = folder::read(&dir).map_err(LiveError::Unknown)? else {
-            return Err(LiveError::Refused("nothing was made for it in the kernel".into()));
-        };
-        act(&Mounted::at(&record.settings.root), &record, &dir)
-    };
-    let acted = tokio::task::spawn_blocking(acting).await;
-    acted.unwrap_or_else(|panicked| Err(LiveError::Unknown(panicked.to_string())))
 }
 
 /// The kernel's interface through which something was made for `runtime_dir`, if anything was.
