@@ -79,6 +79,19 @@ pub(super) fn hang_is_seen_and_ended_by_force() {
     beside.nothing_is_left_but(&[]);
 }
 
+pub(super) fn kernel_that_hangs_when_it_is_to_stop_is_ended_by_force_and_each_step_is_told() {
+    let Some(beside) = Beside::with_pool() else { return };
+    beside.boot(&["--restart", "never"]);
+    beside.stand_in.control(&["freeze", "web"]);
+    beside.bed.must(&["stop", "web", "--grace", "500ms"]);
+    assert_eq!(beside.bed.view("web")["last_end"], "killed");
+    let said = beside.bed.must(&["logs", "--console", "web"]).stdout;
+    let at = |text: &str| said.find(text).unwrap_or_else(|| panic!("{text}: {said}"));
+    assert!(at("the kernel is ended by force\r") < at("the kernel is ended by force again\r"), "{said}");
+    assert!(beside.stand_in.instances().is_empty(), "what it had is given back");
+    beside.nothing_is_left_but(&[]);
+}
+
 pub(super) fn next_daemon_adopts_the_kernel_of_one_that_was_killed() {
     let Some(mut beside) = Beside::with_pool() else { return };
     beside.boot(&[]);

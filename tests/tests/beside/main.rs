@@ -107,6 +107,7 @@ on_the_stand_in!(
         kernel_lives_and_ends_in_good_order,
         panic_is_told_apart_and_restarted,
         hang_is_seen_and_ended_by_force,
+        kernel_that_hangs_when_it_is_to_stop_is_ended_by_force_and_each_step_is_told,
         next_daemon_adopts_the_kernel_of_one_that_was_killed,
         another_keeper_stands_for_the_kernel_of_one_that_was_killed,
         cpus_are_in_the_ledger_and_stay_with_a_kernel_that_cannot_name_them,

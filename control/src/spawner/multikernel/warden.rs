@@ -114,7 +114,7 @@ impl Warden {
             self.carry(next_look.saturating_duration_since(Instant::now()));
             if self.signals.take() {
                 was_forced = true;
-                if let Err(reason) = self.hold().end(|step| say(&format!("{step} halt"))) {
+                if let Err(reason) = self.hold().end(|step| say(&format!("the kernel is ended by {step}"))) {
                     say(&reason);
                 }
             }
