@@ -27,6 +27,7 @@ pub mod inventory;
 pub mod link;
 pub mod logs;
 pub mod measure;
+pub mod mount_table;
 mod net;
 mod paced;
 mod pci;

@@ -1,6 +1,5 @@
 //! The end: everyone is asked to stop, then made to, and the kernel powers off.
 
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use nix::unistd::Pid;
 
 use crate::api::agent::AgentMode;
 use crate::children::{Children, Target};
+use crate::mount_table::unescaped;
 
 /// After SIGKILL: how long the dead are waited for. A process in the middle of a device access dies when that ends.
 const KILL_WAIT: Duration = Duration::from_secs(2);
@@ -124,28 +124,7 @@ fn make_read_only(target: &Path) {
 
 /// proc_pid_mounts(5): `SOURCE TARGET TYPE OPTIONS 0 0`.
 fn mount_points(mounts: &str) -> Vec<PathBuf> {
-    mounts.lines().filter_map(|line| Some(unescape(line.split(' ').nth(1)?))).collect()
-}
-
-/// Spaces, tabs, line ends and backslashes are written as a backslash and three octal digits.
-fn unescape(text: &str) -> PathBuf {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let digits =
-            after.get(..3).filter(|_| *first == b'\\').and_then(|digits| str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[3..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    std::ffi::OsString::from_vec(bytes).into()
+    mounts.lines().filter_map(|line| Some(unescaped(line.split(' ').nth(1)?))).collect()
 }
 
 /// Nothing there would be saved, and the last messages need /dev.

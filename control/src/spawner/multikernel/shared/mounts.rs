@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use tombolo_agent::mount_table::unescaped;
+
 /// A mounted DAXFS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mounted {
@@ -38,26 +40,6 @@ pub(super) fn daxfs_of(mounts: &str, file: &Path) -> Option<Mounted> {
     };
     let file = root.strip_prefix("/").unwrap_or(&root).join(rest);
     Some(Mounted { file, phys: option("phys"), size: option("size") })
-}
-
-/// A path as mountinfo has it, where blanks and the like are three octal digits.
-fn unescaped(text: &str) -> PathBuf {
-    use std::os::unix::ffi::OsStringExt as _;
-    let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
-    while let Some((first, after)) = rest.split_first() {
-        let code = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| *first == b'\\') {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[3..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    std::ffi::OsString::from_vec(bytes).into()
 }
 
 #[cfg(test)]
