@@ -37,7 +37,7 @@ use self::drivers::Drivers;
 use self::handover::Stock;
 #[cfg(test)]
 pub(crate) use self::handover::{
-    Amount, CpusAre, GRANULE_BYTES, Has, Lots, Movable, Tie, Whereabouts, attached, cpu_of_kernels,
+    Amount, GRANULE_BYTES, Has, Lots, Movable, Tie, UnitsAre, Whereabouts, attached, cpu_of_kernels,
     device_of_kernels, find_lot, find_unit, granules_of, held_memory, needs_of, row_of,
 };
 use self::instance::Command;

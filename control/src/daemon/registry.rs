@@ -122,7 +122,7 @@ impl Registry {
         name: &InstanceName,
         spec: &InstanceSpec,
     ) -> Result<(), ControlError> {
-        match self.shared.ledger.cpus_are().device_refusal(kind, is_taken_over, spec) {
+        match self.shared.ledger.units_are().device_refusal(kind, is_taken_over, spec) {
             None => Ok(()),
             Some(reason) => Err(invalid(format!("the specification of `{name}` cannot be: {reason}"))),
         }

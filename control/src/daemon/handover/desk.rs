@@ -196,12 +196,12 @@ impl Desk {
     /// Looks what others have done with the CPUs that they dispose of as well, so that none of these is promised to anybody here. What cannot be looked at is
     /// left as it was: whoever is asked for it will say so.
     async fn compare(&mut self) {
-        if !self.shared.ledger.cpus_are().are_of_kernels() {
+        if !self.shared.ledger.units_are().are_of_kernels() {
             return;
         }
         let settings = self.shared.drivers.multikernel_settings().clone();
         let ours = held_memory(&self.coordinator);
-        let with_devices = self.shared.ledger.cpus_are().devices_are_of_kernels();
+        let with_devices = self.shared.ledger.units_are().devices_are_of_kernels();
         let looking = tokio::task::spawn_blocking(move || {
             let cpus = multikernel::pool_cpus(&settings)?;
             let memory = multikernel::pool_memory(&settings, &ours);
@@ -248,7 +248,7 @@ impl Desk {
         let step = self.memory_step_bytes;
         match request.what {
             What::MemoryBytes(bytes)
-                if self.shared.ledger.cpus_are().are_of_kernels() && !bytes.is_multiple_of(step) =>
+                if self.shared.ledger.units_are().are_of_kernels() && !bytes.is_multiple_of(step) =>
             {
                 let below = bytes / step * step;
                 Err(Refusal::OddSize { bytes, granule_bytes: step, below, above: below.saturating_add(step) })

@@ -33,7 +33,7 @@ use self::desk::Desk;
 #[cfg(test)]
 pub(crate) use self::desk::{granules_of, held_memory, needs_of, row_of};
 use self::mend::Mend;
-pub(crate) use self::movable::{CpusAre, Movable};
+pub(crate) use self::movable::{Movable, UnitsAre};
 pub(crate) use self::search::Unproven;
 use self::witness::Witnesses;
 #[cfg(test)]
@@ -57,7 +57,7 @@ const ORDERS_MAX: usize = 256;
 pub(crate) struct Ledger {
     orders: mpsc::Sender<Order>,
     books: watch::Receiver<Books>,
-    cpus_are: CpusAre,
+    units_are: UnitsAre,
 }
 
 /// What becomes the desk once the instances are known.
@@ -155,8 +155,8 @@ pub(crate) async fn open(store: &Store, stock: &Stock) -> (Ledger, Opening) {
     };
     let (orders, inbox) = mpsc::channel(ORDERS_MAX);
     let (publish, books) = watch::channel(found);
-    let cpus_are = CpusAre::of(stock);
-    (Ledger { orders, books, cpus_are }, Opening { orders: inbox, books: publish, coordinator })
+    let units_are = UnitsAre::of(stock);
+    (Ledger { orders, books, units_are }, Opening { orders: inbox, books: publish, coordinator })
 }
 
 impl Opening {
@@ -251,14 +251,14 @@ impl Ledger {
     }
 
     /// Whose the CPUs are that are moved.
-    pub(crate) fn cpus_are(&self) -> CpusAre {
-        self.cpus_are
+    pub(crate) fn units_are(&self) -> UnitsAre {
+        self.units_are
     }
 
     /// The CPUs set aside for kernels beside this one of which nobody knows who has them.
     pub(crate) fn cpus_in_doubt(&self) -> Vec<u32> {
         let Ok(coordinator) = self.coordinator() else { return Vec::new() };
-        if !self.cpus_are.are_of_kernels() {
+        if !self.units_are.are_of_kernels() {
             return Vec::new();
         }
         let in_doubt =

@@ -4,9 +4,9 @@ use super::{CpuStock, Stock};
 use crate::core::InstanceSpec;
 use crate::spawner::SpawnerKind;
 
-/// Whose the CPUs of the ledger are, and its memory.
+/// Whose the units of the ledger are: its CPUs, its memory and, perhaps, its devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CpusAre {
+pub(crate) enum UnitsAre {
     /// Lent to machines, which are given this host's memory.
     OfMachines,
     /// Set aside for kernels beside this one.
@@ -26,7 +26,7 @@ pub(crate) struct Movable {
     pub(crate) devices: bool,
 }
 
-impl CpusAre {
+impl UnitsAre {
     pub(super) fn of(stock: &Stock) -> Self {
         match stock.cpus {
             CpuStock::Shared(_) | CpuStock::OfHost(_) => Self::OfMachines,
@@ -95,7 +95,7 @@ impl CpusAre {
     }
 }
 
-impl CpusAre {
+impl UnitsAre {
     /// Why a kernel cannot have the devices that it is to have, whatever becomes of them until it is started.
     pub(crate) fn device_refusal(
         self,
@@ -147,14 +147,14 @@ impl CpusAre {
 mod tests {
     use super::*;
 
-    const OF_KERNELS: CpusAre = CpusAre::OfKernels { and_devices: true };
+    const OF_KERNELS: UnitsAre = UnitsAre::OfKernels { and_devices: true };
 
     #[test]
     fn devices_are_of_machines_or_of_kernels_and_not_of_both() {
         use SpawnerKind::{Multikernel, Qemu, Uml};
-        let devices = |are: CpusAre, kind| are.movable(kind, false).devices;
-        let only_machines_have_devices = CpusAre::OfKernels { and_devices: false };
-        assert!(devices(CpusAre::OfMachines, Qemu) && !devices(CpusAre::OfMachines, Multikernel));
+        let devices = |are: UnitsAre, kind| are.movable(kind, false).devices;
+        let only_machines_have_devices = UnitsAre::OfKernels { and_devices: false };
+        assert!(devices(UnitsAre::OfMachines, Qemu) && !devices(UnitsAre::OfMachines, Multikernel));
         assert!(devices(OF_KERNELS, Multikernel) && !devices(OF_KERNELS, Qemu));
         assert!(
             devices(only_machines_have_devices, Qemu) && !devices(only_machines_have_devices, Multikernel)
@@ -163,7 +163,7 @@ mod tests {
         let spec: InstanceSpec = toml::from_str("devices = ['0000:03:00.0']").unwrap();
         assert_eq!(OF_KERNELS.refusal(Multikernel, false, &spec), None);
         for (are, kind, taken_over, remedy) in [
-            (CpusAre::OfMachines, Multikernel, false, "--spawner multikernel, without"),
+            (UnitsAre::OfMachines, Multikernel, false, "--spawner multikernel, without"),
             (only_machines_have_devices, Multikernel, false, "and --device"),
             (OF_KERNELS, Multikernel, true, "leave devices out"),
             (OF_KERNELS, Qemu, false, "with --device"),
@@ -176,14 +176,14 @@ mod tests {
     #[test]
     fn cpus_move_between_kernels_of_one_kind() {
         use SpawnerKind::{Multikernel, Qemu, Uml};
-        let cpus = |are: CpusAre, kind| are.movable(kind, false).cpus;
-        assert!(cpus(CpusAre::OfMachines, Qemu) && !cpus(CpusAre::OfMachines, Multikernel));
+        let cpus = |are: UnitsAre, kind| are.movable(kind, false).cpus;
+        assert!(cpus(UnitsAre::OfMachines, Qemu) && !cpus(UnitsAre::OfMachines, Multikernel));
         assert!(cpus(OF_KERNELS, Multikernel) && !cpus(OF_KERNELS, Qemu));
-        assert!(!cpus(OF_KERNELS, Uml) && !cpus(CpusAre::OfMachines, Uml));
+        assert!(!cpus(OF_KERNELS, Uml) && !cpus(UnitsAre::OfMachines, Uml));
         assert!(!OF_KERNELS.movable(Multikernel, true).cpus, "another program chose them");
-        let memory = |are: CpusAre, kind| are.movable(kind, false).memory;
-        assert!(memory(CpusAre::OfMachines, Qemu) && memory(CpusAre::OfMachines, Uml));
-        assert!(!memory(OF_KERNELS, Qemu) && !memory(CpusAre::OfMachines, Multikernel));
+        let memory = |are: UnitsAre, kind| are.movable(kind, false).memory;
+        assert!(memory(UnitsAre::OfMachines, Qemu) && memory(UnitsAre::OfMachines, Uml));
+        assert!(!memory(OF_KERNELS, Qemu) && !memory(UnitsAre::OfMachines, Multikernel));
         assert!(memory(OF_KERNELS, Multikernel));
         assert!(!OF_KERNELS.movable(Multikernel, true).memory, "nor is its memory");
     }
@@ -195,17 +195,17 @@ mod tests {
         let (one, more) = (spec("cpus = 2"), spec("cpus = 2\ncpus_max = 4"));
         let memory = spec("memory_mib = 256\nmemory_max_mib = 512");
         assert_eq!(OF_KERNELS.refusal(Multikernel, false, &memory), None);
-        assert_eq!(CpusAre::OfMachines.refusal(Uml, false, &memory), None);
-        let refusal = |are: CpusAre, kind, taken_over, spec| are.refusal(kind, taken_over, spec);
+        assert_eq!(UnitsAre::OfMachines.refusal(Uml, false, &memory), None);
+        let refusal = |are: UnitsAre, kind, taken_over, spec| are.refusal(kind, taken_over, spec);
         assert_eq!(refusal(OF_KERNELS, Multikernel, false, &more), None);
-        assert_eq!(refusal(CpusAre::OfMachines, Multikernel, false, &one), None);
-        assert_eq!(refusal(CpusAre::OfMachines, Qemu, false, &more), None);
+        assert_eq!(refusal(UnitsAre::OfMachines, Multikernel, false, &one), None);
+        assert_eq!(refusal(UnitsAre::OfMachines, Qemu, false, &more), None);
         assert_eq!(refusal(OF_KERNELS, Uml, false, &one), None, "it has one anyway");
         for (are, kind, taken_over, spec, remedy) in [
-            (CpusAre::OfMachines, Multikernel, false, &more, "--spawner multikernel"),
+            (UnitsAre::OfMachines, Multikernel, false, &more, "--spawner multikernel"),
             (OF_KERNELS, Multikernel, true, &more, "leave cpus_max out"),
             (OF_KERNELS, Qemu, false, &one, "machines have one"),
-            (CpusAre::OfMachines, Multikernel, false, &memory, "--spawner multikernel"),
+            (UnitsAre::OfMachines, Multikernel, false, &memory, "--spawner multikernel"),
             (OF_KERNELS, Multikernel, true, &memory, "leave memory_max_mib out"),
             (OF_KERNELS, Uml, false, &memory, "leave memory_max_mib out"),
         ] {

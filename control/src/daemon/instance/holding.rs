@@ -31,11 +31,11 @@ impl Instance {
     ) -> Result<BootsWith, String> {
         let spec = &self.record.spec;
         spec.check_for(kind, &self.record.name).map_err(|error| error.to_string())?;
-        let (cpus_are, is_taken_over) = (self.shared.ledger.cpus_are(), self.record.taken_over.is_some());
-        if let Some(reason) = cpus_are.refusal(kind, is_taken_over, spec) {
+        let (units_are, is_taken_over) = (self.shared.ledger.units_are(), self.record.taken_over.is_some());
+        if let Some(reason) = units_are.refusal(kind, is_taken_over, spec) {
             return Err(reason);
         }
-        let movable = cpus_are.movable(kind, is_taken_over);
+        let movable = units_are.movable(kind, is_taken_over);
         let Holding { memory_bytes, cpus, devices } = self.enter_boot(kind, incarnation, movable).await?;
         let (memory_bytes, least, most) = match movable.memory {
             true => {
@@ -84,7 +84,7 @@ impl Instance {
         else {
             return;
         };
-        let movable = self.shared.ledger.cpus_are().movable(kind, self.record.taken_over.is_some());
+        let movable = self.shared.ledger.units_are().movable(kind, self.record.taken_over.is_some());
         // It may have been started by a daemon whose ledger had other CPUs, memory or devices.
         let movable = Movable {
             cpus: movable.cpus && kernel.moves_cpus(),

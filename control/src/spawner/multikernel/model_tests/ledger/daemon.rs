@@ -18,7 +18,7 @@ use super::{Turn, Wish, any_name};
 use crate::core::backoff::RestartPolicy;
 use crate::core::lifecycle::{Effect, End, Found, Input};
 use crate::core::{InstanceSpec, State};
-use crate::daemon::{CpusAre, GRANULE_BYTES, Movable, needs_of, row_of};
+use crate::daemon::{GRANULE_BYTES, Movable, UnitsAre, needs_of, row_of};
 use crate::spawner::SpawnerKind;
 use crate::spawner::multikernel::folder;
 use crate::spawner::multikernel::hold::Hold;
@@ -476,7 +476,7 @@ pub(super) fn row(record: &InstanceRecord) -> Option<InstanceRow> {
 
 /// What of it can be moved.
 pub(super) fn movable(record: &InstanceRecord) -> Movable {
-    CpusAre::OfKernels { and_devices: true }.movable(SpawnerKind::Multikernel, record.taken_over.is_some())
+    UnitsAre::OfKernels { and_devices: true }.movable(SpawnerKind::Multikernel, record.taken_over.is_some())
 }
 
 /// Stores a step; what is to be done then.
