@@ -84,7 +84,7 @@ pub(super) fn kernel_that_hangs_when_it_is_to_stop_is_ended_by_force_and_each_st
     beside.boot(&["--restart", "never"]);
     beside.stand_in.control(&["freeze", "web"]);
     beside.bed.must(&["stop", "web", "--grace", "500ms"]);
-    assert_eq!(beside.bed.view("web")["last_end"], "killed");
+    assert_eq!(beside.bed.view("web")["last_end"], json!({ "signaled": 9 }));
     let said = beside.bed.must(&["logs", "--console", "web"]).stdout;
     let at = |text: &str| said.find(text).unwrap_or_else(|| panic!("{text}: {said}"));
     assert!(at("the kernel is ended by force\r") < at("the kernel is ended by force again\r"), "{said}");
