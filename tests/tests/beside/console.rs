@@ -1,9 +1,11 @@
 //! Who hears the console of a kernel: Tombolo, which records it, or kerf, to which it is lent.
 
-use tombolo_tests::bed::eventually;
+use tombolo_tests::attached::Attached;
+use tombolo_tests::bed::{eventually, send_signal};
 use tombolo_tests::kerf::Kerf;
 
 use super::Beside;
+use super::life::keeper_of_web;
 use super::with_kerf::{shown, with_pool};
 
 /// A kernel that runs, on a stand-in whose console goes to whoever opened it last or first.
@@ -39,12 +41,14 @@ pub(super) fn console_that_is_lent_is_heard_by_kerf_alone_whoever_opened_it_firs
     assert!((1..=3_600_000).contains(&left_ms), "{left_ms}");
     let said = beside.bed.must(&["multikernel", "show"]).stdout;
     assert!(said.contains("its console is lent"), "{said}");
-    theirs.type_in("typed by kerf\n");
+    let mut ours = Attached::run(beside.bed.tombolo_command(&["console", "web"]));
+    ours.line("a word of the lease", |line| line.contains("is lent to other programs"));
+    drop(ours);
 
     // Whoever stands for the kernel after its keeper died lends it as well.
     let pid = beside.bed.pid("web");
-    let keeper = super::life::keeper_of_web(&beside);
-    tombolo_tests::bed::send_signal(keeper, "KILL");
+    let keeper = keeper_of_web(&beside);
+    send_signal(keeper, "KILL");
     eventually("another stands for it", || beside.bed.pid("web") != pid);
     beside.say("the third");
     eventually("kerf shows it", || theirs.shown().contains("the third"));
