@@ -26,6 +26,7 @@ pub mod model;
 mod namespace;
 pub mod run;
 mod terminals;
+mod watchers;
 mod world;
 
 /// What every surface of the stand-in says.

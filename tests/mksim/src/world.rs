@@ -11,6 +11,7 @@ use crate::boot::{BootOrder, Kernel, Rings};
 use crate::calls::Buffer;
 use crate::model::{Effect, Errno, Machine, Range, Reply, Resource, Ticket};
 use crate::terminals::Terminals;
+use crate::watchers::Watchers;
 
 /// Who is told when an operation that waited is over.
 pub(crate) type Waiter = Box<dyn FnOnce(Result<u64, Errno>) + Send>;
@@ -28,6 +29,8 @@ pub(crate) struct World {
     share: Option<PathBuf>,
     /// What `/dev/mktty` serves.
     pub(crate) terminals: Terminals,
+    /// Who has files open that change.
+    pub(crate) watchers: Watchers,
     /// What answers writes to kernels that take none.
     pub(crate) rings: Rings,
     log: Mutex<Option<File>>,
@@ -62,6 +65,7 @@ impl World {
             dir: dir.to_owned(),
             share,
             terminals: Terminals::default(),
+            watchers: Watchers::default(),
             rings,
             log: Mutex::new(File::create(dir.join("dmesg")).ok()),
         })
@@ -110,6 +114,7 @@ impl World {
     fn finish(&self, over: Vec<(Waiter, Result<u64, Errno>)>) {
         over.into_iter().for_each(|(waiter, result)| waiter(result));
         self.changed.notify_all();
+        self.watchers.wake();
     }
 
     fn carry_out(self: &Arc<Self>, state: &mut State) -> Vec<(Waiter, Result<u64, Errno>)> {

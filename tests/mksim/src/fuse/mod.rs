@@ -1,6 +1,6 @@
 //! The files, as a FUSE file system: the model's tree, and `mktty`, `iomem` and `dma_heap` beside it.
 //!
-//! Nothing is cached: every read makes the file anew, as the kernel does, and nobody is told of changes.
+//! Nothing is cached: every read makes the file anew, as the kernel does, and nobody is told of changes, unless the quirk is off that says so.
 
 mod inodes;
 
@@ -16,7 +16,8 @@ use fuser::{
     WriteFlags,
 };
 
-use crate::model::{EntryKind, Errno};
+use crate::model::{EntryKind, Errno, Machine, Quirk};
+use crate::watchers::Watchers;
 use crate::world::World;
 use inodes::{CPUINFO, HEAP, IOMEM, Inodes, MKTTY, TREE};
 
@@ -135,6 +136,24 @@ impl Files {
     }
 }
 
+/// Whether a file of the model is one that the kernel could tell of.
+fn can_be_watched(path: &str) -> bool {
+    path.starts_with("instances/") && path.ends_with("/status")
+}
+
+/// Whether whoever polls a file of the model is told that it changed; if not, `notifier` is told to look again.
+pub(crate) fn tells_of_change(
+    machine: &Machine,
+    watchers: &Watchers,
+    handle: u64,
+    path: &str,
+    notifier: Option<PollNotifier>,
+) -> bool {
+    let notifies = !machine.config().quirks.has(Quirk::NothingNotifies);
+    let content = machine.read(path).unwrap_or_default();
+    can_be_watched(path) && notifies && watchers.has_changed(handle, &content, notifier)
+}
+
 fn errno(errno: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.raw_os_error())
 }
@@ -204,7 +223,9 @@ impl Filesystem for Files {
                 FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_STREAM | FopenFlags::FOPEN_NONSEEKABLE;
             return reply.opened(FileHandle(self.world.terminals.open()), stream);
         }
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
+        let is_watched = Self::model_path(&path).is_some_and(can_be_watched);
+        let handle = if is_watched { self.world.watchers.open() } else { 0 };
+        reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO);
     }
 
     fn read(
@@ -226,6 +247,7 @@ impl Filesystem for Files {
         }
         match self.content(&path) {
             Ok(content) => {
+                self.world.watchers.has_read(fh.0, &content);
                 let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
                 let to = from.saturating_add(len).min(content.len());
                 reply.data(&content[from..to]);
@@ -272,13 +294,21 @@ impl Filesystem for Files {
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        let is_terminal = self.inodes.path(ino).is_some_and(|path| path == MKTTY);
+        let path = self.inodes.path(ino).unwrap_or_default();
         let notifier = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then_some(ph);
-        // Other files are always ready: nobody is told of their changes.
-        let readable = !is_terminal || self.world.terminals.is_readable(fh.0, notifier);
-        let writable = PollEvents::POLLOUT | PollEvents::POLLWRNORM;
-        let reads = if readable { PollEvents::POLLIN | PollEvents::POLLRDNORM } else { PollEvents::empty() };
-        reply.poll(writable | reads);
+        let ready = PollEvents::POLLOUT | PollEvents::POLLWRNORM;
+        let reads = PollEvents::POLLIN | PollEvents::POLLRDNORM;
+        if path == MKTTY {
+            let readable = self.world.terminals.is_readable(fh.0, notifier);
+            return reply.poll(if readable { ready | reads } else { ready });
+        }
+        // Other files are always ready.
+        let watchers = &self.world.watchers;
+        let tells = Self::model_path(&path).is_some_and(|path| {
+            self.world.look(|machine| tells_of_change(machine, watchers, fh.0, path, notifier))
+        });
+        let told = PollEvents::POLLPRI | PollEvents::POLLERR;
+        reply.poll(if tells { ready | reads | told } else { ready | reads });
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
@@ -288,14 +318,17 @@ impl Filesystem for Files {
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.world.terminals.close(fh.0);
+        match self.inodes.path(ino).is_some_and(|path| path == MKTTY) {
+            true => self.world.terminals.close(fh.0),
+            false => self.world.watchers.close(fh.0),
+        }
         reply.ok();
     }
 

@@ -24,6 +24,8 @@ pub enum Quirk {
     HalfAppliedOverlay,
     /// `rmdir` of a transaction undoes all its operations. Off: only those that ran.
     RmdirUndoesWhatNeverRan,
+    /// Nobody who polls a status is told that it changes: `kernfs_notify` is not called. Off: poll(2) says POLLPRI.
+    NothingNotifies,
     /// A panic leaves the state `loaded`. Off: `failed`.
     PanicLooksLikeHalt,
     /// A kernel that hangs stays `active`. Off: `failed`.
@@ -70,7 +72,7 @@ pub enum Quirk {
 
 impl Quirk {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::WriteSucceedsOnFailure,
         Self::FirstTransactionIsTwo,
         Self::WriteClippedAtPage,
@@ -78,6 +80,7 @@ impl Quirk {
         Self::CreateShortageWarns,
         Self::HalfAppliedOverlay,
         Self::RmdirUndoesWhatNeverRan,
+        Self::NothingNotifies,
         Self::PanicLooksLikeHalt,
         Self::HangStaysActive,
         Self::UnloadOfActive,
@@ -111,6 +114,7 @@ impl Quirk {
             Self::CreateShortageWarns => "create-shortage-warns",
             Self::HalfAppliedOverlay => "half-applied-overlay",
             Self::RmdirUndoesWhatNeverRan => "rmdir-undoes-what-never-ran",
+            Self::NothingNotifies => "nothing-notifies",
             Self::PanicLooksLikeHalt => "panic-looks-like-halt",
             Self::HangStaysActive => "hang-stays-active",
             Self::UnloadOfActive => "unload-of-active",

@@ -3,7 +3,9 @@
 use super::testing::{Bench, GRANULE, MIB, NIC};
 use super::{Errno, GUEST_LATENCY_NS, HALT_TIMEOUT_NS, ITEM_TIMEOUT_NS, Quirk, RebootCommand, Reply, State};
 use crate::dtb::{Op, overlay};
+use crate::fuse::tells_of_change;
 use crate::terminals::Terminals;
+use crate::watchers::Watchers;
 
 /// Makes two tests of each trial, and the list of what is tried.
 macro_rules! trials {
@@ -31,6 +33,7 @@ trials! {
     shortage_at_create_only_warns: CreateShortageWarns,
     earlier_operations_of_a_failed_overlay_stay: HalfAppliedOverlay,
     rmdir_undoes_what_never_ran: RmdirUndoesWhatNeverRan,
+    status_changes_without_a_word: NothingNotifies,
     panic_looks_like_halt: PanicLooksLikeHalt,
     hang_stays_active: HangStaysActive,
     unload_of_an_active_instance_is_not_refused: UnloadOfActive,
@@ -118,6 +121,19 @@ fn rmdir_undoes_what_never_ran(mut bench: Bench, on: bool) {
     // What the overlay failed to create was another's, and is gone.
     assert_eq!(bench.machine.instance("web").is_none(), on);
     assert_eq!(bench.rmdir(&path), Err(Errno::NOENT));
+}
+
+fn status_changes_without_a_word(mut bench: Bench, on: bool) {
+    let told = |bench: &Bench| {
+        let watchers = Watchers::default();
+        let handle = watchers.open();
+        watchers.has_read(handle, b"active\n");
+        tells_of_change(&bench.machine, &watchers, handle, "instances/web/status", None)
+    };
+    bench.run();
+    assert!(!told(&bench));
+    bench.machine.halted(1);
+    assert_eq!(told(&bench), !on);
 }
 
 fn panic_looks_like_halt(mut bench: Bench, on: bool) {

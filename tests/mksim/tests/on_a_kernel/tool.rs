@@ -333,6 +333,26 @@ fn files() {
     let mut after = vec![0; before.len() + 8];
     assert_eq!(open.read_at(&mut after, 0).unwrap(), after.len());
 
+    // Nobody who polls a status is told that it changes, unless that is switched off.
+    let status = File::open(root.join("instances/web/status")).unwrap();
+    let is_told = |at_most: Duration| {
+        let mut polled = [PollFd::new(&status, PollFlags::PRI)];
+        poll(&mut polled, Timespec::try_from(at_most).ok().as_ref()).unwrap() > 0
+    };
+    let mut text = [0; 16];
+    assert_eq!(status.read_at(&mut text, 0).unwrap(), b"ready\n".len());
+    load();
+    assert!(!is_told(Duration::ZERO));
+    control(&["quirk", "off", "nothing-notifies"]);
+    assert!(is_told(Duration::ZERO), "it was read before that");
+    status.read_at(&mut text, 0).unwrap();
+    assert!(!is_told(Duration::ZERO));
+    std::thread::scope(|scope| {
+        let told = scope.spawn(|| is_told(PATIENCE));
+        sys::unload(1).unwrap();
+        assert!(told.join().unwrap());
+    });
+
     fs::remove_dir(root.join("overlays/tx_4")).unwrap();
     assert!(!root.join("overlays/tx_4").exists());
     assert!(fs::read_to_string("/proc/mounts").unwrap().contains("STAND-IN"));
