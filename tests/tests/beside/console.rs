@@ -29,7 +29,7 @@ impl Beside {
 
 pub(super) fn console_that_is_lent_is_heard_by_kerf_alone_whoever_opened_it_first() {
     let Some((beside, kerf)) = running(false) else { return };
-    let mut theirs = kerf.console("web");
+    let theirs = kerf.console("web");
     eventually("kerf is there", || theirs.shown().contains("to detach"));
     beside.say("the first");
     eventually("the record has it", || beside.recorded().contains("the first"));
