@@ -47,7 +47,7 @@ pub(crate) fn lay_out(files: &Path) -> anyhow::Result<()> {
 /// Opening /dev/ptmx looks for `pts` beside what is bound there, and finds none (`path_pts` in fs/namei.c); one of /dev/pts is as good.
 fn keep_terminals() -> anyhow::Result<()> {
     let ptmx = Path::new("/dev/ptmx");
-    if !Path::new("/dev/pts/ptmx").exists() {
+    if ptmx.is_symlink() || !Path::new("/dev/pts/ptmx").exists() {
         return Ok(());
     }
     if ptmx.exists() {
