@@ -12,8 +12,9 @@ use tombolo_transport::Port;
 use super::finding;
 use crate::api::host::{Finding, Level};
 use crate::spawner::multikernel::{
-    InterfaceState, MAKE_A_POOL, NEEDS_VSOCK, Obstacle, Settings, SharedPool, Unfit, interface_state,
-    is_file_system, lock_left_behind, obstacle_by, pool_functions, vsock, what_is_missing,
+    InterfaceState, MAKE_A_POOL, NEEDS_VSOCK, Obstacle, Settings, SharedPool, Unfit, can_be_called,
+    how_to_mount, interface_state, is_file_system, lock_left_behind, obstacle_by, pool_functions,
+    what_is_missing,
 };
 
 /// More than any kernel's configuration, in bytes.
@@ -48,11 +49,7 @@ pub(super) fn items(settings: &Settings) -> Vec<Finding> {
             "look at the kernel's log (dmesg)",
         )),
     }
-    items.extend(settings.needs_vsock().then(|| {
-        // Any port: the daemon may have the one.
-        let vsock = vsock().and_then(|vsock| vsock.bind(Port::ANY, 1));
-        link(settings.link_port(), vsock.map(drop).map_err(|error| crate::daemon::chain(&error)))
-    }));
+    items.extend(settings.needs_vsock().then(|| link(settings.link_port(), can_be_called())));
     items.extend(lock_left_behind(settings).map(|reason| {
         finding(
             "multikernel lock",
@@ -78,10 +75,9 @@ fn interface(root: &Path, state: &InterfaceState) -> Finding {
     let warn = |detail: String, remedy: String| finding(subject, Level::Warn, detail, remedy);
     let shown = root.display();
     match state {
-        InterfaceState::Absent => warn(
-            format!("the kernel's interface is not mounted at {shown}"),
-            format!("tombolo multikernel mount, or mount -t multikernel none {shown}"),
-        ),
+        InterfaceState::Absent => {
+            warn(format!("the kernel's interface is not mounted at {shown}"), how_to_mount(root))
+        }
         InterfaceState::Old(why) => warn(
             format!(
                 "the kernel's interface at {shown} is of an earlier form, which is not spoken here: {why}"

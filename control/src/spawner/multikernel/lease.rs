@@ -8,8 +8,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+use tombolo_agent::health::uptime_ms;
 
 use super::record::Record;
 use crate::keeper::{remove_all, write_atomically};
@@ -65,16 +65,9 @@ fn write(lease: Option<Lease>, path: PathBuf) -> io::Result<()> {
     }
 }
 
-/// Milliseconds since this machine started.
-pub(super) fn boot_ms() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    let part = |value: i64, per_ms: fn(u64) -> u64| per_ms(u64::try_from(value).unwrap_or(0));
-    part(now.tv_sec, |s| s.saturating_mul(1000)) + part(now.tv_nsec, |ns| ns / 1_000_000)
-}
-
 /// For how long the console of the kernel of `runtime_dir` is still lent; `None` if it is not.
 pub(crate) fn console_lent(runtime_dir: &Path) -> Option<Duration> {
-    let now_ms = boot_ms();
+    let now_ms = uptime_ms();
     Lease::there(runtime_dir, now_ms)?.left(now_ms)
 }
 
@@ -95,7 +88,7 @@ pub(crate) async fn lend_console(runtime_dir: &Path, time: Option<Duration>) -> 
                 .into(),
         );
     }
-    let wanted = time.map(|time| Lease::of(time.min(LEASE_MAX), boot_ms()));
+    let wanted = time.map(|time| Lease::of(time.min(LEASE_MAX), uptime_ms()));
     let noted = write(wanted, runtime_dir.join(Lease::NAME));
     noted.map_err(|error| format!("could not note it in {}: {error}", runtime_dir.display()))?;
     let until = Instant::now() + ANSWER_MAX;

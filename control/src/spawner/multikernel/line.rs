@@ -44,6 +44,16 @@ pub(crate) fn vsock() -> tombolo_transport::Result<VsockEndpoint> {
     })
 }
 
+/// Whether a kernel beside this one could call this one over it.
+///
+/// # Errors
+/// Why not, in words.
+pub(crate) fn can_be_called() -> Result<(), String> {
+    // Any port: the daemon has its own.
+    let bound = vsock().and_then(|vsock| vsock.bind(Port::ANY, 1));
+    bound.map(drop).map_err(|error| crate::daemon::chain(&error))
+}
+
 /// Where the kernel of that number dials: a port for each, as a process stands for each.
 pub(super) fn vsock_port(first: u32, record: &Record) -> Port {
     Port(first.saturating_add(u32::from(record.id.0)))

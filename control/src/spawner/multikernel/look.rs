@@ -77,15 +77,17 @@ pub(crate) fn pool_functions(settings: &Settings) -> Result<Vec<(PciAddress, Vec
 /// What is missing where the interface is not there, and what to do; `filesystems`: the text of /proc/filesystems.
 pub(crate) fn what_is_missing(filesystems: &str, root: &Path) -> (String, String) {
     match is_file_system("multikernel", filesystems) {
-        true => (
-            format!("the kernel's interface is not mounted at {}", root.display()),
-            format!("tombolo multikernel mount, or mount -t multikernel none {}", root.display()),
-        ),
+        true => (format!("the kernel's interface is not mounted at {}", root.display()), how_to_mount(root)),
         false => (
             "this kernel cannot have others beside it: it has no file system `multikernel`".into(),
             "build and boot one with CONFIG_MULTIKERNEL=y, as docs/multikernel.md says".into(),
         ),
     }
+}
+
+/// What to do where it is there and not mounted.
+pub(crate) fn how_to_mount(root: &Path) -> String {
+    format!("tombolo multikernel mount, or mount -t multikernel none {}", root.display())
 }
 
 /// Whether the kernel knows a file system of this name.

@@ -70,10 +70,11 @@ pub(crate) use self::books::{PoolMemory, books, pool_cpus, pool_devices, pool_me
 pub(crate) use self::devices::LiveDevice;
 pub(crate) use self::host_pci::Unfit;
 pub(crate) use self::lease::{LEASE_MAX, console_lent, lend_console};
-pub(crate) use self::line::vsock;
+pub(crate) use self::line::{can_be_called, vsock};
 pub(crate) use self::live::{LiveCpu, LiveError};
 pub(crate) use self::look::{
-    InterfaceState, interface_state, is_file_system, lock_left_behind, pool_functions, what_is_missing,
+    InterfaceState, how_to_mount, interface_state, is_file_system, lock_left_behind, pool_functions,
+    what_is_missing,
 };
 pub(crate) use self::may_load::{Obstacle, obstacle_by};
 pub(crate) use self::mount::mount;
@@ -241,17 +242,10 @@ impl MultikernelSpawner {
         if !self.settings.needs_vsock() {
             return Ok(());
         }
-        // Any port: the daemon has its own.
-        match vsock().and_then(|vsock| vsock.bind(tombolo_transport::Port::ANY, 1)) {
-            Ok(_) => Ok(()),
-            Err(error) => Err((
-                format!(
-                    "this host cannot be called over the vsock of Multikernel Linux: {}",
-                    crate::daemon::chain(&error)
-                ),
-                NEEDS_VSOCK.into(),
-            )),
-        }
+        can_be_called().map_err(|reason| {
+            let what = format!("this host cannot be called over the vsock of Multikernel Linux: {reason}");
+            (what, NEEDS_VSOCK.into())
+        })
     }
 
     /// What is to be made for a kernel. Nothing is made yet.

@@ -23,12 +23,12 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Signal, getpid, kill_process};
+use tombolo_agent::health::uptime_ms;
 
 use super::console::Console;
 use super::ending::{Ending, Tail, ending};
 use super::hold::Hold;
 use super::interface::{InstanceStatus, Mounted};
-use super::lease::boot_ms;
 use super::line::Line;
 use super::record::Record;
 use crate::keeper::{Job, names};
@@ -93,7 +93,7 @@ impl Warden {
         let line =
             Line::open(&record).map_err(|error| format!("could not open the kernel's line: {error}"))?;
         // Before it starts: what it says first is heard by nobody who comes later.
-        let (console, said) = Console::open(record.settings.console_device(), record.id, dir, boot_ms());
+        let (console, said) = Console::open(record.settings.console_device(), record.id, dir, uptime_ms());
         said.iter().for_each(|text| say(text));
         let kernel = Mounted::at(&record.settings.root);
         Hold::on(&kernel, &record).boot(|| signals.are_there())?;
@@ -124,7 +124,7 @@ impl Warden {
             if Instant::now() >= next_look {
                 let ends = seen_to_end.is_some_and(|seen: Instant| seen.elapsed() < AT_THE_END);
                 next_look = Instant::now() + if ends { LOOK_AT_THE_END } else { LOOK };
-                self.console.look(boot_ms()).iter().for_each(|text| say(text));
+                self.console.look(uptime_ms()).iter().for_each(|text| say(text));
                 match self.hold().status() {
                     Ok(Some(InstanceStatus::Active)) => unseen = None,
                     Ok(_) => return self.bury(was_forced),

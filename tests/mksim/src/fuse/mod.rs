@@ -149,9 +149,11 @@ pub(crate) fn tells_of_change(
     path: &str,
     notifier: Option<PollNotifier>,
 ) -> bool {
-    let notifies = !machine.config().quirks.has(Quirk::NothingNotifies);
+    if !can_be_watched(path) || machine.config().quirks.has(Quirk::NothingNotifies) {
+        return false;
+    }
     let content = machine.read(path).unwrap_or_default();
-    can_be_watched(path) && notifies && watchers.has_changed(handle, &content, notifier)
+    watchers.has_changed(handle, &content, notifier)
 }
 
 fn errno(errno: Errno) -> fuser::Errno {
